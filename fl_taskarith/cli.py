@@ -1,0 +1,79 @@
+"""The command `fl-taskarith`: argument parsing only."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fl_taskarith import config as configuration
+from fl_taskarith.errors import FlTaskarithError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; 0 on success, 1 with the cause on standard error on failure, 2 for wrong usage."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except FlTaskarithError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted. The same command continues the run from its last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fl-taskarith", description="Federated learning under task arithmetic.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    simulate = commands.add_parser(
+        "simulate",
+        help="run a federation in this process",
+        epilog="settings (key=value):\n" + key_reference(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    simulate.add_argument("words", nargs="*", metavar="[CONF.toml] key=value", help="a settings file, then overrides")
+    simulate.set_defaults(run=_simulate)
+
+    plot = commands.add_parser("plot", help="draw the curves of one or more runs (PNG and PDF)")
+    plot.add_argument("folders", nargs="+", type=Path, metavar="RESULTS_FOLDER")
+    plot.add_argument("--output", type=Path, help="path without ending (default: curves in the first folder)")
+    plot.set_defaults(run=_plot)
+    return parser
+
+
+def key_reference() -> str:
+    """Every setting with its default, what it accepts and what it does, one per line."""
+    defaults = configuration.Config().to_run_config()
+    return "\n".join(
+        f"  {key} = {_toml(defaults[key])}\n      {rule.about}; {rule.expected()}"
+        for key, rule in configuration.rules().items()
+    )
+
+
+def _simulate(parsed: argparse.Namespace) -> None:
+    words = list(parsed.words)
+    conf = words.pop(0) if words and "=" not in words[0] else None
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    config = configuration.load(conf, configuration.parse_overrides(words))
+    from fl_taskarith.simulate import simulate
+
+    simulate(config)
+
+
+def _plot(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.study.plots import plot_curves
+
+    output = parsed.output or parsed.folders[0] / "curves"
+    for path in plot_curves(parsed.folders, output):
+        print(path.resolve())
+
+
+def _toml(value: configuration.Scalar) -> str:
+    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""One frozen, checked configuration. Everything a run does follows from it.
+
+TOML files and Flower's run-config spell the keys in kebab-case (`num-clients`), Python in snake_case (`num_clients`).
+Flower carries flat scalars only and checks no types, so every check is here, before any data is touched.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_taskarith.errors import ConfigError
+
+Scalar = bool | int | float | str
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one key may hold: `kind` is bool, int, float or str; `auto` admits the word "auto" beside a number."""
+
+    kind: type
+    about: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+    auto: bool = False
+    exclusive_low: bool = False
+
+    def expected(self) -> str:
+        """The accepted values in words, for error messages and the key reference."""
+        if self.choices:
+            return "one of " + ", ".join(f'"{choice}"' for choice in self.choices)
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}[self.kind]
+        if self.low > -math.inf:
+            words += f" {'above' if self.exclusive_low else 'from'} {self.low:g}"
+        if self.high < math.inf:
+            words += f" up to {self.high:g}"
+        return words + (' or "auto"' if self.auto else "")
+
+    def check(self, key: str, value: object) -> Scalar:
+        """Return `value` as the rule's kind, or raise ConfigError naming the key, the value and what is accepted."""
+        if self.auto and value == AUTO:
+            return AUTO
+        if self.kind is float and type(value) is int and abs(value) <= 2**53:
+            value = float(value)
+        if type(value) is not self.kind or not self._in_range(value):
+            raise ConfigError(f"{key} = {_toml(value)} is not accepted: expected {self.expected()}.")
+        return value
+
+    def _in_range(self, value: Scalar) -> bool:
+        if isinstance(value, str):
+            return (not self.choices or value in self.choices) and value.isprintable()
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        return self.low <= value <= self.high and not (self.exclusive_low and value == self.low)
+
+
+def _key(default: Scalar, about: str, **limits: Any) -> Any:
+    """A dataclass field with its rule. The kind is the default's, or float where the default is "auto"."""
+    kind = float if default == AUTO and "choices" not in limits else type(default)
+    auto = default == AUTO and "choices" not in limits
+    return dataclasses.field(default=default, metadata={"rule": Rule(kind, about, auto=auto, **limits)})
+
+
+def _choice(default: str, about: str, *choices: str) -> Any:
+    return _key(default, about, choices=choices)
+
+
+SCHEDULES = ("constant", "cosine", "step", "exponential")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run. The defaults are the quick start; pyproject.toml repeats them for Flower."""
+
+    # data
+    dataset: str = _choice("digits", "data set", "digits", "cifar100")
+    data_dir: str = _key("~/.cache/fl-taskarith", "folder that holds (or receives) the data set")
+    download: bool = _key(True, "download data and weights that are missing")
+    train_subset: int = _key(0, "training images used, stratified; 0 = all that remain", low=0)
+    test_subset: int = _key(0, "test images used, stratified; 0 = all", low=0)
+    validation_size: int = _key(180, "images carved from training for choices", low=0)
+    calibration_size: int = _key(100, "images carved from training for masks", low=0)
+    augmentation: str = _choice("auto", "of training batches; auto = the data set's own", "auto", "none", "flip", "crop",
+                                "crop-flip")  # fmt: skip
+    # model
+    model: str = _key("vit_glyph", "any timm VisionTransformer by name")
+    weights: str = _key("pretrained", 'path of a .safetensors or .pth file, "pretrained" (timm), or "none" (random)')
+    input_size: int = _key(16, "side of the model's square input in pixels", low=1, high=4096)
+    trainable: str = _choice("backbone", "what clients train", "backbone", "head", "all")
+    trainable_blocks: int = _key(0, "train only the last n blocks (and the final norm); 0 = all", low=0)
+    head: str = _choice("ridge", "classifier: ridge (closed form) or linear (trained)", "ridge", "linear")
+    head_rounds: int = _key(0, "first rounds that train the head alone", low=0)
+    ridge_lambda: float | str = _key(AUTO, "ridge penalty; auto = chosen on validation", low=0, exclusive_low=True)
+    logit_scale: float | str = _key(AUTO, "factor on ridge scores; auto = by validation cross-entropy", low=0,
+                                    exclusive_low=True)  # fmt: skip
+    # federation
+    strategy: str = _choice("fedavg", "aggregation algorithm", "fedavg")
+    num_clients: int = _key(50, "clients, K", low=1, high=1_000_000)
+    participation: float = _key(0.2, "share of clients sampled per round, C", low=0, high=1, exclusive_low=True)
+    sharding: str = _choice("classes", "how clients divide the data", "iid", "classes")
+    classes_per_client: int = _key(2, "classes per client, Nc, under sharding = classes", low=1)
+    num_rounds: int = _key(40, "communication rounds", low=1)
+    server_lr: float = _key(1.0, "step of the server along the aggregated task vector", low=0, exclusive_low=True)
+    # local training
+    local_steps: int = _key(4, "SGDM steps per client and round, J", low=1)
+    local_steps_min: int = _key(0, "with local-steps-max: clients draw their own J; 0 = off", low=0)
+    local_steps_max: int = _key(0, "see local-steps-min", low=0)
+    batch_size: int = _key(16, "examples per local step", low=1)
+    learning_rate: float = _key(0.03, "peak learning rate of the clients", low=0)
+    momentum: float = _key(0.9, "SGDM momentum; starts at zero in every round", low=0, high=1)
+    weight_decay: float = _key(0.0, "L2 penalty", low=0)
+    dampening: float = _key(0.0, "SGDM dampening", low=0, high=1)
+    nesterov: bool = _key(False, "Nesterov momentum")
+    schedule: str = _choice("constant", "of the learning rate over rounds", *SCHEDULES)
+    warmup_rounds: int = _key(0, "rounds of linear warm-up", low=0)
+    # running
+    engine: str = _choice("sequential", "in this process, or on Flower's SuperNodes", "sequential", "flower")
+    device: str = _key("auto", "auto, cpu, cuda, cuda:1, mps")
+    threads: int = _key(0, "CPU threads of torch; 0 = every core this process may use", low=0, high=1024)
+    precision: str = _choice("fp32", "arithmetic of forward and backward", "fp32", "bf16", "fp16")
+    evaluate_every: int = _key(1, "rounds between evaluations; the last round always is", low=1)
+    checkpoint_every: int = _key(10, "rounds between checkpoints", low=1)
+    resume: bool = _key(True, "continue an unfinished run of the same configuration")
+    results_dir: str = _key("", "where results go; empty = results/ of the installed checkout")
+    run_name: str = _key("", "folder of the run; empty = named after its settings")
+    seed: int = _key(0, "of the federation: sampling, batches, augmentation", low=0, high=2**53)
+    shard_seed: int = _key(0, "of the assignment of data to clients", low=0, high=2**53)
+
+    def __post_init__(self) -> None:
+        for key, rule in rules().items():
+            name = snake(key)
+            object.__setattr__(self, name, rule.check(key, getattr(self, name)))
+        _check_combinations(self)
+
+    @property
+    def sampled_clients(self) -> int:
+        """Clients per round: C·K rounded half up, at least one."""
+        return max(1, math.floor(self.participation * self.num_clients + 0.5))
+
+    def to_run_config(self) -> dict[str, Scalar]:
+        """All settings as Flower's flat kebab-case mapping."""
+        return {kebab(name): value for name, value in dataclasses.asdict(self).items()}
+
+    def fingerprint(self) -> str:
+        """Eight hexadecimal digits of the settings that decide the numbers (`IDENTITY_KEYS`)."""
+        identity = {key: value for key, value in self.to_run_config().items() if key in IDENTITY_KEYS}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+    def differing_keys(self, other: Mapping[str, Scalar]) -> list[str]:
+        """Keys of `IDENTITY_KEYS` on which the run-config mapping `other` disagrees with this one."""
+        mine = self.to_run_config()
+        return [key for key in mine if key in IDENTITY_KEYS and other.get(key) != mine[key]]
+
+
+def snake(key: str) -> str:
+    """`num-clients` to `num_clients`."""
+    return key.replace("-", "_")
+
+
+def kebab(name: str) -> str:
+    """`num_clients` to `num-clients`."""
+    return name.replace("_", "-")
+
+
+def rules() -> dict[str, Rule]:
+    """The rule of every key, by its kebab-case name, in order."""
+    return {kebab(field.name): field.metadata["rule"] for field in dataclasses.fields(Config)}
+
+
+# Where a run lives, how often it saves and which engine carries it do not change a number; every other key does.
+OPERATIONAL_KEYS = frozenset(
+    {"data-dir", "download", "engine", "checkpoint-every", "resume", "results-dir", "run-name"}
+)
+IDENTITY_KEYS = frozenset(rules()) - OPERATIONAL_KEYS
+
+
+def from_mapping(settings: Mapping[str, object]) -> Config:
+    """Build a Config from kebab- or snake-case keys.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a wrong type or value, a contradiction.
+    """
+    known = rules()
+    named: dict[str, Any] = {}
+    for key, value in settings.items():
+        if kebab(key) not in known:
+            nearest = difflib.get_close_matches(kebab(key), known, n=1, cutoff=0.5)
+            hint = f'did you mean "{nearest[0]}"?' if nearest else "known keys: " + ", ".join(known)
+            raise ConfigError(f'"{key}" is not a setting; {hint}')
+        if snake(key) in named:
+            raise ConfigError(f'"{kebab(key)}" is given twice.')
+        named[snake(key)] = value
+    return Config(**named)
+
+
+def load(path: Path | str | None = None, overrides: Mapping[str, object] | None = None) -> Config:
+    """Defaults, then the TOML file at `path`, then `overrides` (kebab- or snake-case keys)."""
+    settings: dict[str, object] = {}
+    if path is not None:
+        try:
+            settings = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"Cannot read the configuration {path}: {error}.") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    given = {kebab(key): value for key, value in (overrides or {}).items()}
+    return from_mapping({kebab(key): value for key, value in settings.items()} | given)
+
+
+def parse_overrides(arguments: Iterable[str]) -> dict[str, object]:
+    """Command-line `key=value` words; the value is a TOML scalar, or else taken as a string."""
+    overrides: dict[str, object] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise ConfigError(f'"{argument}" is not of the form key=value (for example num-rounds=10).')
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except (tomllib.TOMLDecodeError, KeyError):
+            value = text
+        if kebab(key) in overrides:
+            raise ConfigError(f'"{kebab(key)}" is given twice on the command line.')
+        overrides[kebab(key)] = value
+    return overrides
+
+
+def _check_combinations(config: Config) -> None:
+    """Settings that are each fine and contradict one another."""
+    low, high = config.local_steps_min, config.local_steps_max
+    contradictions = [
+        (config.nesterov and (config.momentum == 0 or config.dampening != 0),
+         "nesterov = true needs momentum above 0 and dampening = 0."),
+        ((low == 0) != (high == 0) or low > high,
+         f"local-steps-min = {low} and local-steps-max = {high}: set both, with 1 <= min <= max, or leave both 0."),
+        (config.trainable == "head" and config.trainable_blocks > 0,
+         'trainable-blocks has no meaning under trainable = "head": leave it 0.'),
+        (config.head == "linear" and config.trainable == "backbone" and config.head_rounds == 0,
+         'head = "linear" starts at zero and trainable = "backbone" would freeze it there, so nothing could be learnt: '
+         'set head-rounds, or trainable = "all", or head = "ridge".'),
+        (config.head_rounds > config.num_rounds,
+         f"head-rounds = {config.head_rounds} exceeds num-rounds = {config.num_rounds}."),
+        (config.warmup_rounds > config.num_rounds,
+         f"warmup-rounds = {config.warmup_rounds} exceeds num-rounds = {config.num_rounds}."),
+        (config.head == "ridge" and config.validation_size == 0 and AUTO in (config.ridge_lambda, config.logit_scale),
+         "validation-size = 0 leaves nothing to choose the ridge head on: set ridge-lambda and logit-scale."),
+        (config.precision == "fp16" and config.device == "cpu",
+         'precision = "fp16" needs a GPU: use "fp32" on the CPU.'),
+    ]  # fmt: skip
+    for contradiction, message in contradictions:
+        if contradiction:
+            raise ConfigError(message)
+
+
+def _toml(value: object) -> str:
+    """`value` as the user wrote it in TOML, near enough to recognise, and short."""
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

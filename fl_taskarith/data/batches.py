@@ -1,0 +1,78 @@
+"""From uint8 images on the device to normalised model inputs, batched, without PIL and without worker processes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Everything between stored images and the model: input side in pixels, channel statistics, augmentation.
+
+    `mean` and `std` are those of pixel values in [0, 1], as timm states them. `crop_padding` is in pixels of the stored
+    image; 0 means no random crop.
+    """
+
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_padding: int = 0
+    flip: bool = False
+
+    def evaluation_inputs(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] to float32 [B, 3, input_size, input_size]: resize and normalise."""
+        return self._normalise(resize(images.float(), self.input_size))
+
+    def training_inputs(self, images: Tensor, generator: np.random.Generator) -> Tensor:
+        """The same with a random crop and a random flip per image, drawn from `generator`."""
+        count, padding = len(images), self.crop_padding
+        offsets = generator.integers(0, 2 * padding + 1, size=(count, 2))
+        mirrored = generator.random(count) < 0.5
+        if padding:
+            images = crop(images, torch.from_numpy(offsets).to(images.device), padding)
+        if self.flip:
+            images = flip(images, torch.from_numpy(mirrored).to(images.device))
+        return self.evaluation_inputs(images)
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1) * 255
+        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1) * 255
+        return (pixels - mean) / std
+
+
+def resize(pixels: Tensor, size: int) -> Tensor:
+    """float32 [B, C, H, W] in [0, 255] to [B, C, size, size]: bicubic with antialiasing, clamped as 8-bit images are."""
+    if pixels.shape[-2:] == (size, size):
+        return pixels
+    return functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp_(0, 255)
+
+
+def crop(images: Tensor, offsets: Tensor, padding: int) -> Tensor:
+    """Zero-pad by `padding` on every side, then cut [H, W] at each image's own (row, column) of `offsets`, int64 [B, 2]."""
+    count, channels, height, width = images.shape
+    padded = functional.pad(images, (padding,) * 4)
+    rows = offsets[:, :1] + torch.arange(height, device=images.device)
+    columns = offsets[:, 1:] + torch.arange(width, device=images.device)
+    each = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
+    channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
+    return padded[each, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def flip(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror left to right the images where `mirrored`, bool [B], holds."""
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def batch_positions(shard_size: int, batch_size: int, steps: int, generator: np.random.Generator) -> np.ndarray:
+    """Positions into a shard for each local step: int64 [steps, min(batch_size, shard_size)].
+
+    The shard is gone through in random order again and again, so over the steps no example is used more than once more
+    often than another.
+    """
+    batch = min(batch_size, shard_size)
+    passes = -(-steps * batch // shard_size)
+    order = np.concatenate([generator.permutation(shard_size) for _ in range(passes)])
+    return order[: steps * batch].reshape(steps, batch)

@@ -1,0 +1,156 @@
+"""Which client owns which training example. Every example is owned by exactly one client.
+
+Under `classes` each client owns exactly Nc classes, every class has an owner, and shard sizes differ by at most one
+wherever the class counts allow it (McMahan et al. 2017 deal shards of equal size; the exact rule here avoids the two
+known faults of drawing classes independently: classes without an owner, and examples given out twice).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.optimize import linprog
+from scipy.sparse import coo_array, vstack
+
+from fl_taskarith.data.splits import apportion
+from fl_taskarith.errors import ConfigError
+from fl_taskarith.seeding import random_generator
+
+Shards = list[np.ndarray]
+
+
+def make_shards(labels: np.ndarray, num_clients: int, sharding: str, classes_per_client: int, seed: int) -> Shards:
+    """Positions into `labels` [N] of each client's examples: `num_clients` sorted int64 arrays.
+
+    Args:
+        labels: class of every training example, int64 [N].
+        num_clients: K.
+        sharding: "iid" or "classes".
+        classes_per_client: Nc; used by "classes" only.
+        seed: the shard seed.
+
+    Raises:
+        ConfigError: the request is arithmetically impossible; says which inequality fails.
+    """
+    if num_clients > len(labels):
+        raise ConfigError(
+            f"num-clients = {num_clients} exceeds the {len(labels)} training examples: "
+            "every client needs at least one. Lower num-clients or raise train-subset."
+        )
+    if sharding == "iid":
+        order = random_generator(seed, "sharding iid").permutation(len(labels))
+        return [np.sort(shard) for shard in np.array_split(order, num_clients)]
+    return _class_shards(labels, num_clients, classes_per_client, seed)
+
+
+def _class_shards(labels: np.ndarray, num_clients: int, classes_per_client: int, seed: int) -> Shards:
+    classes, counts = np.unique(labels, return_counts=True)
+    _check_feasible(counts, num_clients, classes_per_client)
+    generator = random_generator(seed, "sharding classes")
+    slots = apportion(
+        num_clients * classes_per_client,
+        counts.astype(float),
+        np.ones_like(counts),
+        np.minimum(counts, num_clients),
+    )
+    owned = deal_classes(slots, num_clients, classes_per_client, generator)
+    sizes = balance_sizes(owned, counts, slots)
+
+    shards: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
+    for column, label in enumerate(classes):
+        examples = generator.permutation(np.flatnonzero(labels == label))
+        owners = np.flatnonzero(owned[:, column])
+        for client, part in zip(owners, np.split(examples, np.cumsum(sizes[owners, column])[:-1]), strict=True):
+            shards[client].append(part)
+    return [np.sort(np.concatenate(parts)) for parts in shards]
+
+
+def _check_feasible(counts: np.ndarray, num_clients: int, classes_per_client: int) -> None:
+    """Raise ConfigError unless K clients can own exactly Nc classes each and all classes together."""
+    number, slots = len(counts), num_clients * classes_per_client
+    problem = ""
+    if classes_per_client > number:
+        problem = f"the data set has only {number} classes"
+    elif slots < number:
+        problem = f"K x Nc = {num_clients} x {classes_per_client} = {slots} < {number} classes, so some have no owner"
+    elif np.minimum(counts, num_clients).sum() < slots:
+        problem = (
+            f"K x Nc = {slots} pairs of client and class need an example each, and a class of n examples has at most "
+            f"min(n, K) owners: {np.minimum(counts, num_clients).sum()} in all"
+        )
+    if problem:
+        raise ConfigError(
+            f"classes-per-client = {classes_per_client} with num-clients = {num_clients} is impossible: {problem}."
+        )
+
+
+def deal_classes(
+    slots: np.ndarray, num_clients: int, classes_per_client: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Give each client Nc distinct classes so that class c gets `slots[c]` owners: bool [K, classes].
+
+    Each client takes the classes with most owners still to find, ties broken at random. Taking the largest keeps the
+    rest feasible (Gale-Ryser); with equal slots this deals the classes like decks of cards.
+    """
+    owned = np.zeros((num_clients, len(slots)), dtype=bool)
+    left = slots.copy()
+    for client in generator.permutation(num_clients):
+        chosen = np.lexsort((generator.random(len(left)), -left))[:classes_per_client]
+        owned[client, chosen] = True
+        left[chosen] -= 1
+    return owned
+
+
+def balance_sizes(owned: np.ndarray, counts: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """How many examples of each class each client gets: int [K, classes], at least one wherever `owned`.
+
+    Columns add up to `counts`. Row sums (the shard sizes) are as equal as `owned` permits; within that, the parts of a
+    class stay as close to an equal division among its owners as they can. Each step is a transportation problem, whose
+    constraint matrix is totally unimodular, so the simplex vertex that HiGHS returns is whole.
+    """
+    clients, classes = np.nonzero(owned)
+    num_clients, num_classes = owned.shape
+    edges = np.arange(len(clients))
+    ones = np.ones(len(edges))
+    rows = coo_array((ones, (clients, edges)), shape=(num_clients, len(edges))).tocsr()
+    columns = coo_array((ones, (classes, edges)), shape=(num_classes, len(edges))).tocsr()
+    fair = counts[classes] / slots[classes]
+    total = counts.sum()
+
+    def flow(smallest: int, largest: int, slack: int) -> np.ndarray | None:
+        """Sizes per edge with all shard sizes in [smallest, largest] and parts within `slack` of fair, if any."""
+        low = np.maximum(1, np.floor(fair) - slack)
+        high = np.minimum(counts[classes], np.ceil(fair) + slack)
+        result = linprog(
+            np.zeros(len(edges)),
+            A_ub=vstack([rows, -rows]),
+            b_ub=np.concatenate([np.full(num_clients, largest), np.full(num_clients, -smallest)]),
+            A_eq=columns,
+            b_eq=counts,
+            bounds=np.column_stack([low, high]),
+            method="highs-ds",
+        )
+        return np.rint(result.x).astype(int) if result.status == 0 else None
+
+    # The sizes that can be reached form an integral base polytope: the largest feasible minimum and the smallest
+    # feasible maximum hold together (Frank & Murota 2022, decreasing minimization), so they are sought one by one.
+    widest = int(counts.max())
+    smallest = _bisect(lambda size: flow(size, total, widest) is not None, 1, total // num_clients)
+    largest = -_bisect(lambda size: flow(1, -size, widest) is not None, -total, -(-(-total // num_clients)))
+    slack = 0
+    while (sizes := flow(smallest, largest, slack)) is None:
+        slack = max(1, 2 * slack)
+    result = np.zeros_like(owned, dtype=int)
+    result[clients, classes] = sizes
+    if (result.sum(0) != counts).any():
+        raise AssertionError("the sharding flow is not whole")  # cannot happen by total unimodularity
+    return result
+
+
+def _bisect(feasible: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest number in [low, high] that is `feasible`, where `low` is and feasibility ends once."""
+    if feasible(high):
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if feasible(middle) else (low, middle)
+    return low

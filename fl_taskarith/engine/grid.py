@@ -1,0 +1,79 @@
+"""What strategies see of an engine: a Flower Grid whose node ids are the partition ids 0..K-1, and one more method.
+
+Flower draws node ids at random for every run and returns replies in the order of arrival. Both would make results
+depend on chance, so every engine here answers by partition, in the order asked.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fl_taskarith.config import Config, Scalar, from_mapping
+from fl_taskarith.errors import ClientFailure
+
+
+class PartitionGrid(Grid):
+    """A Grid addressed by partition id.
+
+    `exchange` is the streaming form of `send_and_receive`: rules that can fold one reply at a time need no more memory
+    for a hundred clients than for one.
+    """
+
+    @abstractmethod
+    def exchange(self, messages: Iterable[Message]) -> Iterator[Message]:
+        """Replies one by one, in the order of `messages`.
+
+        A reply's tensors may be overwritten when the next one is asked for: fold or copy them first.
+
+        Raises:
+            ClientFailure: a client raised, or did not answer.
+        """
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Flower's older spelling of the Message constructor."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def set_run(self, run: Run) -> None:
+        """Nothing to do: the engine belongs to one run from its making."""
+
+    @property
+    def run(self) -> Run:
+        """The Flower run; an engine in this process has none."""
+        raise NotImplementedError("this engine is not part of a Flower run")
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Not offered: sending and receiving are one step here."""
+        raise NotImplementedError("use exchange or send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Not offered: sending and receiving are one step here."""
+        raise NotImplementedError("use exchange or send_and_receive")
+
+
+def checked(reply: Message, partition: int) -> Message:
+    """`reply` itself, or ClientFailure with the client's own words if it carries an error."""
+    if reply.has_error():
+        raise ClientFailure(f"Client {partition} failed: {reply.error.reason}")
+    return reply
+
+
+def settings_record(config: Config, server_round: int) -> ConfigRecord:
+    """What every message carries beside tensors: all settings of the run, and the round.
+
+    Clients take their settings from here and not from their own run-config, so that the server's resolved values
+    (threads, for one) hold everywhere, and a client needs to know nothing of how the run was started.
+    """
+    values: dict[str, Scalar] = {**config.to_run_config(), "server-round": server_round}
+    return ConfigRecord(values)  # type: ignore[arg-type]
+
+
+def read_settings(record: ConfigRecord) -> tuple[Config, int]:
+    """The inverse of `settings_record`."""
+    values = dict(record)
+    server_round = values.pop("server-round")
+    return from_mapping(values), int(server_round)  # type: ignore[arg-type]

@@ -1,0 +1,82 @@
+"""Tensors in and out of Flower's records.
+
+Flower's `Array` holds `np.save` bytes, so every conversion copies: 97 ms per direction for 22M parameters. `TensorArray`
+holds the tensor itself and makes those bytes only when somebody asks for them, for instance to send them over a wire.
+"""
+
+import io
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor
+
+NUMPY_STYPE = "numpy.ndarray"  # Flower's name for np.save bytes
+
+
+class TensorArray(Array):
+    """A Flower Array that refers to a tensor instead of copying it.
+
+    Inside one process the reader gets that very tensor. Pickled (Ray) or serialised (a SuperNode), it becomes a plain
+    Array with the same dtype, shape and bytes.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()
+        self.dtype = str(tensor.dtype).removeprefix("torch.")
+        self.shape = tuple(tensor.shape)
+        self.stype = NUMPY_STYPE
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The np.save bytes of the tensor, made anew at each call."""
+        return Array(self.tensor).data
+
+    def numpy(self) -> np.ndarray:
+        """The tensor as an array on the CPU, sharing its memory where it can."""
+        return self.tensor.cpu().numpy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """A record of the tensors by reference, in their order."""
+    record = ArrayRecord()
+    for name, tensor in tensors.items():
+        record[name] = TensorArray(tensor)
+    return record
+
+
+def to_tensors(record: ArrayRecord, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of a record on `device`: the very ones where they are held by reference on it, else copies."""
+    return {
+        name: (array.tensor if isinstance(array, TensorArray) else torch.from_numpy(array.numpy())).to(device)
+        for name, array in record.items()
+    }
+
+
+def payload_bytes(record: ArrayRecord) -> int:
+    """What the record's arrays take when Flower serialises them: Σ (bytes of values + .npy header + name).
+
+    Equal to `record.count_bytes()`, without making the bytes; the headers are 128 bytes each for usual shapes. Message
+    metadata (some hundred bytes) and the configuration sent along are not counted.
+    """
+    return sum(
+        math.prod(array.shape) * np.dtype(array.dtype).itemsize
+        + _npy_header_size(array.dtype, tuple(array.shape))
+        + len(name)
+        for name, array in record.items()
+    )
+
+
+@lru_cache(maxsize=4096)
+def _npy_header_size(dtype: str, shape: tuple[int, ...]) -> int:
+    header = io.BytesIO()
+    descriptor = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, descriptor)
+    return len(header.getvalue())

@@ -1,0 +1,99 @@
+"""Flower's own engine: SuperNodes, simulated by Ray or real ones, seen by partition id."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fl_taskarith.config import Config
+from fl_taskarith.engine.grid import PartitionGrid, checked, settings_record
+from fl_taskarith.errors import ClientFailure, ConfigError
+
+NODES_TIMEOUT = 30.0  # seconds for the SuperNodes to register; simulated ones do so at once
+HANDSHAKE_TIMEOUT = 600.0  # seconds for each to start Python, import torch and say which partition it holds
+HANDSHAKE = "query.partition"
+
+
+class SuperNodeGrid(PartitionGrid):
+    """Wraps the Grid that Flower hands to a ServerApp; translates partition ids to its node ids and back."""
+
+    def __init__(self, grid: Grid, config: Config, nodes_timeout: float = NODES_TIMEOUT) -> None:
+        """Waits for K SuperNodes and asks each for its partition.
+
+        Raises:
+            ConfigError: fewer than K SuperNodes, or partitions missing or held twice; says how to start them.
+        """
+        self._grid = grid
+        node_ids = _wait_for_nodes(grid, config.num_clients, nodes_timeout)
+        self._nodes = _ask_partitions(grid, node_ids, config)
+        self._partitions = {node: partition for partition, node in self._nodes.items()}
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The partition ids 0..K-1."""
+        return range(len(self._nodes))
+
+    @property
+    def run(self) -> Run:
+        """The Flower run."""
+        return self._grid.run
+
+    def exchange(self, messages: Iterable[Message]) -> Iterator[Message]:
+        """Replies in the order of `messages`; all are collected first, since Flower returns them as they arrive."""
+        yield from self.send_and_receive(messages)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """All replies, in the order of `messages`.
+
+        Raises:
+            ClientFailure: an error reply, or none within `timeout` seconds.
+        """
+        sent = list(messages)
+        order = [message.metadata.dst_node_id for message in sent]
+        for message, partition in zip(sent, order, strict=True):
+            message.metadata.dst_node_id = self._nodes[partition]
+        replies = {}
+        for reply in self._grid.send_and_receive(sent, timeout=timeout):
+            partition = self._partitions[reply.metadata.src_node_id]
+            replies[partition] = checked(reply, partition)
+        silent = [partition for partition in order if partition not in replies]
+        if silent:
+            raise ClientFailure(f"No answer from client {', '.join(map(str, silent))}: did its SuperNode stop?")
+        return [replies[partition] for partition in order]
+
+
+def _wait_for_nodes(grid: Grid, num_clients: int, timeout: float) -> list[int]:
+    deadline = time.monotonic() + timeout
+    while len(node_ids := sorted(grid.get_node_ids())) < num_clients:
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f'engine = "flower" needs one SuperNode per client: num-clients = {num_clients}, but {len(node_ids)} '
+                "are connected. In simulation, start the run with\n"
+                f'  flwr run . --stream --federation-config "num-supernodes={num_clients}" '
+                "--run-config \"engine='flower'\"\n"
+                f"or set num-clients = {max(1, len(node_ids))}. In deployment, start more SuperNodes, each with its own "
+                '--node-config "partition-id=N".'
+            )
+        time.sleep(0.5)
+    return node_ids
+
+
+def _ask_partitions(grid: Grid, node_ids: list[int], config: Config) -> dict[int, int]:
+    """Node id by partition id for the partitions 0..K-1; nodes with higher partition ids are left idle."""
+    settings = RecordDict({"config": settings_record(config, 0)})
+    questions = [Message(settings, node_id, HANDSHAKE) for node_id in node_ids]
+    nodes: dict[int, int] = {}
+    for reply in grid.send_and_receive(questions, timeout=HANDSHAKE_TIMEOUT):
+        node_id = reply.metadata.src_node_id
+        partition = int(checked(reply, node_id).content["metrics"]["partition-id"])  # type: ignore[index,arg-type]
+        if partition in nodes:
+            raise ConfigError(f"Two SuperNodes hold partition {partition}: give each its own partition-id.")
+        nodes[partition] = node_id
+    missing = [partition for partition in range(config.num_clients) if partition not in nodes]
+    if missing:
+        raise ConfigError(
+            f"No SuperNode answered for partition {', '.join(map(str, missing[:10]))} ({len(missing)} missing of "
+            f'{config.num_clients}): start them with --node-config "partition-id=N", N from 0.'
+        )
+    return {partition: nodes[partition] for partition in range(config.num_clients)}

@@ -1,0 +1,25 @@
+"""The errors a user can meet. Each message says what was wrong, where, what was expected and what to do."""
+
+
+class FlTaskarithError(Exception):
+    """Base class: anything that is the user's to fix. A traceback is for our own bugs only."""
+
+
+class ConfigError(FlTaskarithError):
+    """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
+
+
+class DataError(FlTaskarithError):
+    """A data set is missing, damaged, or cannot be split or sharded as asked."""
+
+
+class WeightsError(FlTaskarithError):
+    """Pretrained weights are missing, damaged, or do not fit the model."""
+
+
+class CheckpointError(FlTaskarithError):
+    """A results folder or checkpoint cannot be read, written or resumed."""
+
+
+class ClientFailure(FlTaskarithError):
+    """A client raised, diverged or did not answer."""

@@ -1,0 +1,295 @@
+"""The folder of one run: run.json (what was run, on what), rounds.csv (one row per round), and its checkpoints."""
+
+import csv
+import io
+import json
+import logging
+import os
+import platform
+import re
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import torch
+
+from fl_taskarith.checkpoint import Checkpoint, load_latest_checkpoint, save_checkpoint
+from fl_taskarith.config import Config
+from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.files import write_atomically
+from fl_taskarith.paths import checkout, results_root
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder go unnoticed there
+    fcntl = None  # type: ignore[assignment]
+
+COLUMNS = (
+    "round",
+    "learning_rate",
+    "train_loss",
+    "val_loss",
+    "val_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "clients",
+    "uplink_bytes",
+    "downlink_bytes",
+    "train_seconds",
+    "overhead_seconds",
+    "evaluate_seconds",
+)
+TIMING_COLUMNS = ("train_seconds", "overhead_seconds", "evaluate_seconds")
+PACKAGES = ("fl-taskarith", "flwr", "torch", "torchvision", "timm", "numpy")
+
+Row = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+class Logbook:
+    """Writes one run's folder. A context manager: holds the folder's lock, and records how the run ended.
+
+    Attributes:
+        folder: absolute path of the run.
+        rows: the rows of rounds.csv so far, in order.
+        restored: the checkpoint to continue from, if any.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Find the run's folder: an unfinished one of the same name to continue, or a new one (name, name-2, ...).
+
+        Raises:
+            ConfigError: run-name is no plain folder name.
+            CheckpointError: the unfinished run has other settings (names the keys), is being written by another
+                process, or cannot be read.
+        """
+        self.folder, resuming = _choose_folder(config)
+        self.rows: list[Row] = []
+        self.restored: Checkpoint | None = None
+        self._lock = _lock(self.folder)
+        if resuming:
+            self.restored = load_latest_checkpoint(self.checkpoints)
+        self._record: dict[str, Any] = {"status": "running", "config": config.to_run_config()} | _environment()
+        if self.restored is not None:
+            self.rows = self.restored.notes["rows"]
+            self._record |= self.restored.notes["record"]
+            log.info("Continuing %s after round %d.", self.folder, self.restored.round)
+        self._rewrite_rounds()
+        self.note()
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def rounds_csv(self) -> Path:
+        """The table of rounds."""
+        return self.folder / "rounds.csv"
+
+    def note(self, **facts: Any) -> None:
+        """Add facts (JSON values) to run.json."""
+        self._record |= facts
+        write_atomically(self.folder / "run.json", json.dumps(self._record, indent=2) + "\n")
+
+    def write_round(self, row: Row) -> None:
+        """Append one row; columns that it lacks stay empty. The row is in the file when this returns."""
+        unknown = row.keys() - set(COLUMNS)
+        if unknown:
+            raise ValueError(f"not columns of rounds.csv: {sorted(unknown)}")
+        self.rows.append(row)
+        with self._open_rounds("a") as file:
+            file.write(_csv_lines([row]))
+
+    def save_checkpoint(self, server_round: int, weights: dict[str, Any], strategy_state: dict[str, Any]) -> None:
+        """Save the state after `server_round`, with the log up to it."""
+        facts = {key: value for key, value in self._record.items() if key in KEPT_FACTS}
+        notes = {"rows": self.rows, "record": facts}
+        save_checkpoint(self.checkpoints, Checkpoint(server_round, weights, strategy_state, notes))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.note(status="finished", finished=_now())
+            else:
+                self.note(status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed", cause=repr(error))
+        except CheckpointError:
+            if error is None:  # else the run's own error is the one to show
+                raise
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+
+    def _rewrite_rounds(self) -> None:
+        write_atomically(self.rounds_csv, ",".join(COLUMNS) + "\n" + _csv_lines(self.rows))
+
+    def _open_rounds(self, mode: str) -> IO[str]:
+        try:
+            return open(self.rounds_csv, mode, encoding="utf-8", newline="")
+        except OSError as error:
+            raise CheckpointError(f"Cannot write {self.rounds_csv}: {error.strerror}.") from error
+
+
+KEPT_FACTS = ("started", "head", "shards", "parameters", "data")  # of run.json, that a resumed run does not measure again
+
+
+def run_name(config: Config) -> str:
+    """`run-name`, or a name made of the main settings and the fingerprint of all that decide the numbers."""
+    if config.run_name:
+        return config.run_name
+    sharding = "iid" if config.sharding == "iid" else f"nc{config.classes_per_client}"
+    return "-".join(
+        [config.dataset, config.strategy, sharding, f"j{config.local_steps}", f"s{config.seed}", config.fingerprint()]
+    )
+
+
+def read_rounds(folder: Path) -> list[Row]:
+    """rounds.csv of a run folder as one dictionary per row; empty cells are None.
+
+    Raises:
+        CheckpointError: it is missing, its header is not ours, or a row is cut short or not numeric.
+    """
+    path = folder / "rounds.csv"
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"Cannot read {path}: {error}. Expected the folder of a run.") from error
+    if not lines or tuple(lines[0]) != COLUMNS:
+        raise CheckpointError(f"{path} does not begin with the columns {', '.join(COLUMNS)}.")
+    try:
+        return [
+            {name: _number(cell) for name, cell in zip(COLUMNS, line, strict=True)} for line in lines[1:]
+        ]
+    except ValueError as error:
+        raise CheckpointError(f"{path} has a damaged row ({error}): resume the run to rebuild it.") from error
+
+
+def _number(cell: str) -> int | float | None:
+    if not cell:
+        return None
+    return int(cell) if re.fullmatch(r"-?\d+", cell) else float(cell)
+
+
+def _csv_lines(rows: list[Row]) -> str:
+    """Floats are written by repr, so that they read back to the same bits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        writer.writerow(["" if row.get(name) is None else repr(row[name]) for name in COLUMNS])
+    return text.getvalue()
+
+
+def _choose_folder(config: Config) -> tuple[Path, bool]:
+    """The folder to write to, made if need be, and whether it holds a run to continue."""
+    name = run_name(config)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,150}", name):
+        raise ConfigError(
+            f'run-name = "{name}" is no plain folder name: use letters, digits, ".", "_" and "-" (at most 150), '
+            "beginning with a letter, digit or underscore."
+        )
+    root = results_root(config.results_dir)
+    number = 1
+    while (folder := root / (name if number == 1 else f"{name}-{number}")).exists():
+        if config.resume and not _is_finished(folder, config):
+            return folder, True
+        number += 1
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(f"Cannot make the results folder {folder}: {error.strerror}. Set results-dir.") from error
+    return folder, False
+
+
+def _is_finished(folder: Path, config: Config) -> bool:
+    """Whether the run in `folder` has ended well; an unfinished one must have the same settings as `config`."""
+    path = folder / "run.json"
+    if not path.exists():
+        return any(folder.iterdir())  # killed before its first write: an empty folder may be taken over
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        finished, settings = record["status"] == "finished", record["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error!r}), so the run in this folder can be neither continued nor passed over: "
+            "move the folder away, or choose another run-name."
+        ) from error
+    if not finished and (different := config.differing_keys(settings)):
+        changes = "; ".join(f"{key} was {settings.get(key)!r}, now {config.to_run_config()[key]!r}" for key in different)
+        raise CheckpointError(
+            f"The unfinished run in {folder} cannot be continued under other settings: {changes}. Restore them, "
+            "choose another run-name, or set resume = false to begin a new run beside it."
+        )
+    return bool(finished)
+
+
+def _lock(folder: Path) -> IO[str] | None:
+    """Hold the folder for this process; the lock goes with the process, however it ends."""
+    if fcntl is None:
+        return None
+    file = open(folder / ".lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise CheckpointError(
+            f"Another process is writing the run in {folder}: wait for it, or choose another run-name."
+        ) from error
+    return file
+
+
+def _environment() -> dict[str, Any]:
+    """Versions and machine, for run.json."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "started": _now(),
+        "versions": versions,
+        "machine": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "git_commit": _git_commit(),
+    }
+
+
+def describe_device(device: torch.device) -> str:
+    """For example "NVIDIA T4" or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _processor() -> str:
+    """The processor's name; Linux keeps it in /proc."""
+    try:
+        names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor()
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that is installed, with "+" if it has uncommitted changes; None outside a checkout."""
+    root = checkout()
+    if root is None:
+        return None
+    try:
+        return subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

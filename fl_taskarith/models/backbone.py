@@ -1,0 +1,99 @@
+"""The timm VisionTransformer of a run, its weights, and which of its parameters are trained."""
+
+from pathlib import Path
+
+import huggingface_hub
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from fl_taskarith.errors import ConfigError, WeightsError
+from fl_taskarith.models.vit_glyph import VIT_GLYPH_WEIGHTS
+from fl_taskarith.models.weights import load_weights
+
+HEAD_PARAMETERS = ("head.weight", "head.bias")
+
+
+def build_model(
+    name: str, num_classes: int, input_size: int, weights: str, download: bool, seed: int
+) -> VisionTransformer:
+    """A timm VisionTransformer with a zero linear head `head` [num_classes, width] on the class token, on the CPU.
+
+    Args:
+        name: timm's model name, for example "vit_small_patch16_224.dino".
+        num_classes: outputs of the head.
+        input_size: side of the square input in pixels; the position embedding is resampled to it.
+        weights: absolute path of a file, "pretrained" (timm's own for this name) or "none" (random from `seed`).
+        download: whether timm may fetch pretrained weights that are not in the local cache.
+        seed: of the random initialisation; unused where weights are loaded.
+
+    Raises:
+        ConfigError: no such model, not a VisionTransformer, or an input size its patches do not divide.
+        WeightsError: the weights are not to be had or do not fit.
+    """
+    torch.manual_seed(seed)
+    try:
+        model = timm.create_model(name, pretrained=False, num_classes=num_classes, img_size=input_size)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(_explain(name, input_size, error)) from error
+    if not isinstance(model, VisionTransformer):
+        raise ConfigError(f'model = "{name}" is a {type(model).__name__}, expected a timm VisionTransformer.')
+    patch = model.patch_embed.patch_size[0]
+    if input_size % patch:
+        below = max(patch, input_size // patch * patch)
+        raise ConfigError(
+            f"input-size = {input_size} is not a multiple of {name}'s patch size {patch}: "
+            f"use {below} or {input_size // patch * patch + patch}."
+        )
+    if weights == "pretrained":
+        load_weights(model, find_pretrained(model, name, download))
+    elif weights != "none":
+        load_weights(model, Path(weights))
+    torch.nn.init.zeros_(model.head.weight)
+    torch.nn.init.zeros_(model.head.bias)
+    return model
+
+
+def find_pretrained(model: VisionTransformer, name: str, download: bool) -> Path:
+    """The file of timm's pretrained weights for `name`: shipped, in the local hub cache, or downloaded to it."""
+    if name == "vit_glyph":
+        return VIT_GLYPH_WEIGHTS
+    repository = model.pretrained_cfg.get("hf_hub_id")
+    if not repository:
+        raise WeightsError(f"timm has no pretrained weights for {name}: name a file in `weights`.")
+    filename = model.pretrained_cfg.get("hf_hub_filename") or "model.safetensors"
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, filename, local_files_only=not download))
+    except Exception as error:  # the hub client's own errors and those of the network below it
+        raise WeightsError(
+            f"The pretrained weights of {name} ({repository}/{filename}) are not in the local cache and could not be "
+            f"downloaded ({type(error).__name__}). Set download = true on a machine with internet access, or name a "
+            ".safetensors or .pth file that you have in `weights`."
+        ) from error
+
+
+def trained_parameters(model: VisionTransformer, trainable: str, trainable_blocks: int) -> list[str]:
+    """Names of the parameters that clients train, in the model's order.
+
+    Args:
+        trainable: "backbone" (all but the head), "head", or "all".
+        trainable_blocks: if above 0, of the backbone only the last so many blocks and the final norm.
+
+    Raises:
+        ConfigError: the model has fewer blocks.
+    """
+    depth = len(model.blocks)
+    if trainable_blocks > depth:
+        raise ConfigError(f"trainable-blocks = {trainable_blocks}: the model has {depth} blocks.")
+    backbone = [name for name, _ in model.named_parameters() if name not in HEAD_PARAMETERS]
+    if trainable_blocks:
+        unfrozen = tuple(f"blocks.{depth - 1 - back}." for back in range(trainable_blocks)) + ("norm.",)
+        backbone = [name for name in backbone if name.startswith(unfrozen)]
+    return {"backbone": backbone, "head": list(HEAD_PARAMETERS), "all": backbone + list(HEAD_PARAMETERS)}[trainable]
+
+
+def _explain(name: str, input_size: int, error: Exception) -> str:
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*small*")[:5])
+        return f'timm knows no model "{name}"' + (f" (near it: {near})." if near else ".")
+    return f'model = "{name}" cannot be built with input-size = {input_size}: {error}'

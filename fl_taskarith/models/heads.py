@@ -1,0 +1,119 @@
+"""The ridge head: a linear classifier in closed form from sums that add up over clients.
+
+Because the sums are additive, the head of the federation equals the head of the pooled data at any class skew
+(Fed3R, Fanì et al., ICML 2024). Everything is float64; features stay in float32.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn import functional
+
+RIDGE_GRID = tuple(float(value) for value in np.logspace(-2, 6, 17))
+LOG_SCALE_BOUNDS = (-5.0, 8.0)  # natural logarithms of the logit scales that are searched
+
+
+@dataclass(frozen=True)
+class RidgeStatistics:
+    """Sufficient statistics of a ridge regression on one-hot targets; d features, c classes, all float64.
+
+    count: [1] examples; feature_sum: [d]; gram: [d, d] = sum of h hᵀ; class_sums: [d, c] = sum of h yᵀ;
+    class_counts: [c].
+    """
+
+    count: Tensor
+    feature_sum: Tensor
+    gram: Tensor
+    class_sums: Tensor
+    class_counts: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, num_classes: int) -> "RidgeStatistics":
+        """The statistics of features [n, d] with labels int64 [n]."""
+        features = features.double()
+        targets = functional.one_hot(labels, num_classes).double()
+        return cls(
+            count=torch.tensor([float(len(labels))], dtype=torch.float64, device=features.device),
+            feature_sum=features.sum(0),
+            gram=features.T @ features,
+            class_sums=features.T @ targets,
+            class_counts=targets.sum(0),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, for a message."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __add__(self, other: "RidgeStatistics") -> "RidgeStatistics":
+        mine, theirs = self.tensors(), other.tensors()
+        return RidgeStatistics(**{name: mine[name] + theirs[name] for name in mine})
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """Scores = features · weightᵀ + bias; weight [c, d] and bias [c]."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def scores(self, features: Tensor) -> Tensor:
+        """[n, d] to [n, c]."""
+        return features.to(self.weight.dtype) @ self.weight.T + self.bias
+
+    def scaled(self, factor: float) -> "LinearHead":
+        """The head whose scores are `factor` times as large."""
+        return LinearHead(self.weight * factor, self.bias * factor)
+
+
+class RidgeSolver:
+    """Solves the ridge head of some statistics for any penalty, from one eigendecomposition."""
+
+    def __init__(self, statistics: RidgeStatistics) -> None:
+        count = statistics.count
+        self.mean = statistics.feature_sum / count
+        centred_gram = statistics.gram - count * torch.outer(self.mean, self.mean)
+        variance = (centred_gram.diagonal() / count).clamp_min(0)
+        # A constant feature has no spread to divide by; it cannot tell classes apart and gets weight 0.
+        floor = torch.finfo(torch.float64).eps * (statistics.gram.diagonal() / count)
+        self.inverse_std = torch.where(variance > floor, variance.rsqrt(), 0.0)
+        self.class_mean = statistics.class_counts / count
+        correlation = statistics.class_sums - count * torch.outer(self.mean, self.class_mean)
+        standardised = self.inverse_std[:, None] * centred_gram * self.inverse_std
+        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(standardised)
+        self.projected = self.eigenvectors.T @ (self.inverse_std[:, None] * correlation)
+
+    def solve(self, ridge_lambda: float) -> LinearHead:
+        """argmin_W Σ ‖y − Wᵀz − b‖² + λ‖W‖² over standardised features z and an unpenalised intercept b, folded back.
+
+        W = (ZᵀZ + λI)⁻¹ ZᵀY with centred Y, then weight = Wᵀ diag(1/std) and bias = ȳ − weight · mean, so that the
+        result acts on raw features. float64.
+        """
+        shrunk = self.projected / (self.eigenvalues.clamp_min(0) + ridge_lambda)[:, None]
+        weight = (self.inverse_std[:, None] * (self.eigenvectors @ shrunk)).T
+        return LinearHead(weight, self.class_mean - weight @ self.mean)
+
+
+def choose_ridge_lambda(solver: RidgeSolver, features: Tensor, labels: Tensor) -> float:
+    """The penalty of `RIDGE_GRID` with the best accuracy on validation features [n, d]; ties go to the larger one."""
+
+    def accuracy(ridge_lambda: float) -> float:
+        return (solver.solve(ridge_lambda).scores(features).argmax(1) == labels).double().mean().item()
+
+    return max(RIDGE_GRID, key=lambda ridge_lambda: (accuracy(ridge_lambda), ridge_lambda))
+
+
+def fit_logit_scale(scores: Tensor, labels: Tensor) -> float:
+    """The factor s > 0 that minimises the cross-entropy of softmax(s · scores), scores [n, c], labels int64 [n].
+
+    Ridge scores lie near 0 and 1, so their own softmax is almost uniform; s is the inverse temperature of temperature
+    scaling (Guo et al., ICML 2017). The loss is convex in s.
+    """
+
+    def cross_entropy(log_scale: float) -> float:
+        return functional.cross_entropy(scores * float(np.exp(log_scale)), labels).item()
+
+    found = minimize_scalar(cross_entropy, bounds=LOG_SCALE_BOUNDS, method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))

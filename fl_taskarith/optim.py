@@ -1,0 +1,46 @@
+"""The clients' optimizer and the schedule of its learning rate over rounds. Pure numerics."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from fl_taskarith.config import Config
+
+STEP_DECAY = 0.1  # factor of the step schedule at one half and at three quarters of the run
+FINAL_SHARE = 0.01  # share of the peak that the exponential schedule ends on
+
+
+def sgdm(parameters: Iterable[nn.Parameter], config: Config, learning_rate: float) -> torch.optim.SGD:
+    """torch's SGD with the configuration's momentum, dampening, Nesterov flag and weight decay; momentum at zero."""
+    return torch.optim.SGD(
+        parameters,
+        lr=learning_rate,
+        momentum=config.momentum,
+        dampening=config.dampening,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+
+
+def scheduled_learning_rate(schedule: str, peak: float, step: int, total: int, warmup: int) -> float:
+    """Learning rate of step `step` in 1..total.
+
+    The first `warmup` steps rise linearly to `peak`; the rest follow the schedule over t in [0, 1), the share of the
+    remaining steps that is done:
+        constant     peak
+        cosine       peak · ½(1 + cos πt)               (Loshchilov & Hutter 2017, without restarts)
+        step         peak · 0.1 from t = ½, · 0.01 from t = ¾
+        exponential  peak · 0.01^t
+    """
+    if step <= warmup:
+        return peak * step / warmup
+    t = (step - 1 - warmup) / (total - warmup)
+    factor = {
+        "constant": 1.0,
+        "cosine": 0.5 * (1 + math.cos(math.pi * t)),
+        "step": STEP_DECAY ** ((t >= 0.5) + (t >= 0.75)),
+        "exponential": FINAL_SHARE**t,
+    }[schedule]
+    return peak * factor

@@ -1,0 +1,49 @@
+"""Where things lie. Never the working directory: Flower starts the app from wherever its SuperLink was started."""
+
+import json
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from fl_taskarith.errors import ConfigError
+
+
+def checkout() -> Path | None:
+    """The folder of the editable install (PEP 610 `direct_url.json`), or None for any other kind of install.
+
+    Flower runs a copy of this package, so `__file__` would point into Flower's own store.
+    """
+    try:
+        record = metadata.distribution("fl-taskarith").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return None
+    if record is None:
+        return None
+    source = json.loads(record)
+    if not source.get("dir_info", {}).get("editable"):
+        return None
+    return Path(url2pathname(urlparse(source["url"]).path))
+
+
+def resolve(path: str, key: str) -> Path:
+    """`path` made absolute: `~` is the home folder, a relative path lies in the installed checkout.
+
+    Raises:
+        ConfigError: a relative path, and the package is not installed with `pip install -e`; names `key`.
+    """
+    given = Path(path).expanduser()
+    if given.is_absolute():
+        return given
+    root = checkout()
+    if root is None:
+        raise ConfigError(
+            f'{key} = "{path}" is relative, and fl-taskarith is not installed from a checkout (pip install -e .), '
+            f"so there is nothing it could be relative to: give {key} as an absolute path."
+        )
+    return root / given
+
+
+def results_root(results_dir: str) -> Path:
+    """The folder that holds all runs: `results-dir`, or `results/` of the installed checkout when it is empty."""
+    return resolve(results_dir or "results", "results-dir")

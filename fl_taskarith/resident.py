@@ -1,0 +1,167 @@
+"""What one process keeps between messages: the data on the device, the shards, and one resident model.
+
+Loading them costs seconds and a client's work may take milliseconds, so each process builds them once and every virtual
+client, and the server when it shares the process, uses the same.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from fl_taskarith.config import Config
+from fl_taskarith.data.batches import Preprocessing
+from fl_taskarith.data.datasets import SPLIT_SEED, Dataset, ImageSet, load_dataset
+from fl_taskarith.data.sharding import make_shards
+from fl_taskarith.data.splits import Splits, split_training_set, stratified_sample
+from fl_taskarith.errors import ConfigError
+from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model, trained_parameters
+from fl_taskarith.paths import resolve
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of one data set on one device."""
+
+    dataset: Dataset
+    train: ImageSet
+    validation: ImageSet
+    calibration: ImageSet
+    test: ImageSet
+
+
+class Resident:
+    """Data, shards and model of one configuration, on its device. Use `resident(config)` to share one per process.
+
+    Attributes:
+        device: where everything lies.
+        data: train, validation, calibration and test examples.
+        shards: one int64 index tensor into `data.train` per client.
+        model: holds whatever weights were loaded last; `load` before use.
+        pretrained: a copy of the parameters that training may change (`federated_names`), as they started. Not to
+            be written to.
+        preprocessing: from stored images to model inputs.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.device = choose_device(config.device)
+        torch.set_num_threads(config.threads or available_threads())
+        self.data = _load_data(
+            config.dataset,
+            resolve(config.data_dir, "data-dir"),
+            config.download,
+            (config.calibration_size, config.validation_size, config.train_subset, config.test_subset),
+            self.device,
+        )
+        weights = config.weights
+        if weights not in ("pretrained", "none"):
+            weights = str(resolve(weights, "weights"))
+        self.model: VisionTransformer = build_model(
+            config.model,
+            num_classes=len(self.data.dataset.classes),
+            input_size=config.input_size,
+            weights=weights,
+            download=config.download,
+            seed=config.seed,
+        ).to(self.device)
+        self.parameters = dict(self.model.named_parameters())
+        self.pretrained = {name: self.parameters[name].detach().clone() for name in self.federated_names()}
+        self.preprocessing = self._preprocessing()
+
+    @cached_property
+    def shards(self) -> list[Tensor]:
+        """Positions into `data.train` per client."""
+        config = self.config
+        labels = self.data.train.labels.cpu().numpy()
+        shards = make_shards(
+            labels, config.num_clients, config.sharding, config.classes_per_client, config.shard_seed
+        )
+        return [torch.from_numpy(shard).to(self.device) for shard in shards]
+
+    def trained_names(self, server_round: int) -> list[str]:
+        """Names of the parameters that clients train in `server_round`: the head alone in the first `head-rounds`."""
+        in_head_rounds = server_round <= self.config.head_rounds
+        trainable = "head" if in_head_rounds else self.config.trainable
+        return trained_parameters(self.model, trainable, 0 if in_head_rounds else self.config.trainable_blocks)
+
+    def federated_names(self) -> list[str]:
+        """Names of the parameters that can differ from the pretrained ones at some round: what travels to clients.
+
+        The head is among them even when frozen, for it is solved or trained in the federation.
+        """
+        names = set(self.trained_names(self.config.num_rounds)) | set(HEAD_PARAMETERS)
+        return [name for name in self.parameters if name in names]
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Copy tensors into the resident model's parameters of the same names."""
+        for name, value in tensors.items():
+            self.parameters[name].copy_(value)
+
+    def _preprocessing(self) -> Preprocessing:
+        cfg = self.model.pretrained_cfg
+        chosen = self.config.augmentation
+        augmentation = self.data.dataset.augmentation if chosen == "auto" else chosen
+        return Preprocessing(
+            input_size=self.config.input_size,
+            mean=tuple(cfg["mean"]),
+            std=tuple(cfg["std"]),
+            crop_padding=self.data.dataset.crop_padding if "crop" in augmentation else 0,
+            flip="flip" in augmentation,
+        )
+
+
+@lru_cache(maxsize=1)
+def resident(config: Config) -> Resident:
+    """The process's resident of `config`; another configuration replaces it."""
+    return Resident(config)
+
+
+@lru_cache(maxsize=1)
+def _load_data(
+    name: str, data_dir: Path, download: bool, sizes: tuple[int, int, int, int], device: torch.device
+) -> Data:
+    calibration_size, validation_size, train_subset, test_subset = sizes
+    dataset = load_dataset(name, data_dir, download)
+    splits: Splits = split_training_set(
+        dataset.train.labels.numpy(), calibration_size, validation_size, train_subset, SPLIT_SEED
+    )
+    test = dataset.test
+    if test_subset:
+        if not len(dataset.classes) <= test_subset <= len(test):
+            raise ConfigError(
+                f"test-subset = {test_subset}: expected 0 (all {len(test)}) or a number from "
+                f"{len(dataset.classes)} (one per class) up to {len(test)}."
+            )
+        test = test.take(torch.from_numpy(stratified_sample(test.labels.numpy(), test_subset, SPLIT_SEED)))
+    parts = (dataset.train.take(torch.from_numpy(indices)) for indices in
+             (splits.train, splits.validation, splits.calibration))  # fmt: skip
+    return Data(dataset, *(part.to(device) for part in (*parts, test)))
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of `device`; "auto" is the first GPU, or the CPU without one.
+
+    Raises:
+        ConfigError: not a device, or not present on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f'device = "{name}" cannot be used here: {error}. Use "auto" or "cpu".') from error
+    return device
+
+
+def available_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

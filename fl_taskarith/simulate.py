@@ -1,0 +1,97 @@
+"""A whole federation in one process: the function a notebook cell calls, and what `fl-taskarith simulate` runs."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from fl_taskarith import config as configuration
+from fl_taskarith.config import Config
+from fl_taskarith.federation import History, Progress, describe_round, run_federation
+from fl_taskarith.logbook import Row
+
+
+def simulate(conf: Path | str | Config | None = None, **overrides: object) -> History:
+    """Run the app that `flwr run .` runs, in this process, with a progress bar.
+
+    For example `simulate("conf/fedavg-noniid.toml", classes_per_client=5)`. With engine = "flower" the clients run in
+    Ray actors that Flower starts, as many SuperNodes as clients.
+
+    Args:
+        conf: a TOML file of settings, or a Config, or None for the defaults (the quick start).
+        overrides: settings by their Python names.
+
+    Raises:
+        FlTaskarithError: anything the user can mend; the run's folder keeps what was done.
+    """
+    if isinstance(conf, Config):
+        settings: Mapping[str, object] = conf.to_run_config() | {
+            configuration.kebab(key): value for key, value in overrides.items()
+        }
+        config = configuration.from_mapping(settings)
+    else:
+        config = configuration.load(conf, overrides)
+    from client_app import app as client_app
+
+    with _ProgressBar() as bar:
+        if config.engine == "sequential":
+            return run_federation(config, client_app, progress=bar.show)
+        return _run_on_ray(config, bar.show)
+
+
+def _run_on_ray(config: Config, progress: Progress) -> History:
+    """The same on Flower's simulation engine; its run_simulation raises what the ServerApp raises."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.simulation import run_simulation
+
+    from client_app import app as client_app
+    from fl_taskarith.resident import choose_device
+
+    server_app = ServerApp()
+    histories: list[History] = []
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        histories.append(run_federation(config, client_app, grid, progress))
+
+    on_gpu = choose_device(config.device).type == "cuda"
+    run_simulation(
+        server_app,
+        client_app,
+        num_supernodes=config.num_clients,
+        backend_config={"client_resources": {"num_cpus": os.cpu_count() or 1, "num_gpus": 1.0 if on_gpu else 0.0}},
+    )
+    return histories[0]
+
+
+class _ProgressBar:
+    """tqdm on a terminal or in a notebook; a line per round anywhere else."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[None] | None = None
+        self._shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+
+    def __enter__(self) -> "_ProgressBar":
+        return self
+
+    def show(self, server_round: int, num_rounds: int, row: Row) -> None:
+        if not self._shown:
+            print(describe_round(row, num_rounds), flush=True)
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=num_rounds, initial=server_round, unit="round")
+        self._bar.n = server_round
+        measured = {name: f"{row[name]:.4f}" for name in ("train_loss", "val_accuracy", "test_accuracy")
+                    if row.get(name) is not None}  # fmt: skip
+        if "test_accuracy" in measured:
+            self._bar.set_postfix(measured, refresh=False)
+        self._bar.refresh()
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

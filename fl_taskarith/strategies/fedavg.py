@@ -1,0 +1,161 @@
+"""FedAvg (McMahan et al., AISTATS 2017) over task vectors, and the round loop that all our strategies share."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from flwr.serverapp.strategy import Result
+from torch import Tensor
+
+from fl_taskarith.config import Config
+from fl_taskarith.engine.grid import PartitionGrid, settings_record
+from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
+from fl_taskarith.errors import ClientFailure
+from fl_taskarith.merging.aggregate import WeightedMean, all_finite, apply_task_vector
+from fl_taskarith.seeding import random_generator
+
+RoundCallback = Callable[[int, ArrayRecord, MetricRecord], None]
+
+
+@dataclass
+class Traffic:
+    """Bytes of arrays in the messages of one round, as Flower serialises them, summed over its clients."""
+
+    downlink: int = 0
+    uplink: int = 0
+
+
+class FedAvg(FlowerFedAvg):
+    """θ ← θ + η_s Σ_k (n_k / Σ n) τ_k, folded in as the replies come.
+
+    Unlike Flower's: clients are sampled by our own seed over partition ids; replies carry task vectors; a failed client
+    stops the run; rounds may start after the first, to resume. A subclass changes `aggregate`, and `state` and
+    `load_state` if it keeps tensors between rounds.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        super().__init__(fraction_train=config.participation)
+        self.config = config
+        self.device = device
+        self.traffic = Traffic()
+        self._weights: dict[str, Tensor] = {}
+
+    # What a new aggregation rule defines ------------------------------------------------------------------------------
+
+    def aggregate(self, weights: dict[str, Tensor], replies: Iterable[tuple[dict[str, Tensor], float]]) -> dict[str, Tensor]:
+        """New global weights from the old ones and (task vector, number of examples) of each client, in order."""
+        mean = WeightedMean()
+        for task_vector, num_examples in replies:
+            mean.add(task_vector, num_examples)
+        return apply_task_vector(weights, mean.result(), self.config.server_lr)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors kept between rounds, for a checkpoint; FedAvg keeps none."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from the `state` of a checkpoint."""
+
+    # The round loop ---------------------------------------------------------------------------------------------------
+
+    def start(  # type: ignore[override]
+        self,
+        grid: PartitionGrid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int,
+        *,
+        first_round: int = 1,
+        after_round: RoundCallback | None = None,
+    ) -> Result:
+        """Rounds `first_round`..`num_rounds` from `initial_arrays`; `after_round` gets each one's result.
+
+        Raises:
+            ClientFailure: a client raised, diverged or did not answer.
+        """
+        result = Result()
+        result.arrays = initial_arrays
+        for server_round in range(first_round, num_rounds + 1):
+            started = time.perf_counter()
+            messages = self.configure_train(server_round, result.arrays, ConfigRecord(), grid)
+            arrays, metrics = self.aggregate_train(server_round, grid.exchange(messages))
+            if arrays is None or metrics is None:
+                raise ClientFailure(f"Round {server_round} got no reply from any client.")
+            metrics["round-seconds"] = time.perf_counter() - started
+            result.arrays = arrays
+            result.train_metrics_clientapp[server_round] = metrics
+            if after_round is not None:
+                after_round(server_round, arrays, metrics)
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One message with the global weights for each client sampled in this round, by ascending partition id."""
+        self._weights = to_tensors(arrays, self.device)
+        partitions = sorted(grid.get_node_ids())
+        generator = random_generator(self.config.seed, "participation", server_round)
+        chosen = generator.choice(len(partitions), self.config.sampled_clients, replace=False)
+        settings = settings_record(self.config, server_round)
+        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
+        self.traffic = Traffic(downlink=len(chosen) * payload_bytes(arrays))
+        return [Message(content, partitions[index], MessageType.TRAIN) for index in sorted(chosen)]
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """No messages: the global model is evaluated on the server, which holds the validation and test splits."""
+        return []
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The new global weights, and means over clients weighted by their numbers of examples; (None, None) without replies.
+
+        Raises:
+            ClientFailure: a client's loss, or the aggregate, is NaN or infinite.
+        """
+        log: list[MetricRecord] = []
+
+        def incoming() -> Iterable[tuple[dict[str, Tensor], float]]:
+            for reply in replies:
+                metrics = reply.content.metric_records["metrics"]
+                self._check_loss(server_round, reply.metadata.src_node_id, metrics)
+                log.append(metrics)
+                arrays = reply.content.array_records[self.arrayrecord_key]
+                self.traffic.uplink += payload_bytes(arrays)
+                yield to_tensors(arrays, self.device), float(metrics["num-examples"])  # type: ignore[arg-type]
+
+        weights = self.aggregate(self._weights, incoming())
+        if not log:
+            return None, None
+        if not all_finite(weights):
+            raise ClientFailure(
+                f"Round {server_round}: the aggregated weights are not finite although every client's loss was. "
+                "Lower learning-rate (or server-lr)."
+            )
+        return to_record(weights), self._summarise(log)
+
+    def _check_loss(self, server_round: int, client: int, metrics: MetricRecord) -> None:
+        loss = float(metrics["train-loss"])  # type: ignore[arg-type]
+        if not torch.isfinite(torch.tensor(loss)):
+            raise ClientFailure(
+                f"Client {client} diverged in round {server_round}: its training loss is {loss}. Lower learning-rate "
+                f"(now {self.config.learning_rate:g}), or add warmup-rounds."
+            )
+
+    def _summarise(self, log: list[MetricRecord]) -> MetricRecord:
+        examples = [float(metrics["num-examples"]) for metrics in log]  # type: ignore[arg-type]
+        losses = [float(metrics["train-loss"]) for metrics in log]  # type: ignore[arg-type]
+        return MetricRecord(
+            {
+                "train-loss": sum(n * loss for n, loss in zip(examples, losses, strict=True)) / sum(examples),
+                "clients": len(log),
+                "train-seconds": sum(float(metrics["train-seconds"]) for metrics in log),  # type: ignore[arg-type]
+                "downlink-bytes": self.traffic.downlink,
+                "uplink-bytes": self.traffic.uplink,
+            }
+        )

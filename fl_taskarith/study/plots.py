@@ -1,0 +1,93 @@
+"""Figures from results folders: colour-blind safe, readable in print, PNG and PDF. Plots read CSVs and never train."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg", force=False)
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from fl_taskarith.errors import CheckpointError
+from fl_taskarith.logbook import Row, read_rounds
+
+# Okabe & Ito (2008): told apart by every common form of colour blindness; line styles tell them apart in grey print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
+         "legend.frameon": False, "pdf.fonttype": 42}  # fmt: skip
+
+
+def plot_curves(folders: Sequence[Path], output: Path) -> list[Path]:
+    """Test accuracy and losses against rounds for one or more run folders; writes output.png and output.pdf.
+
+    Round 0 is the head on the frozen backbone, before any training: a dotted line marks its accuracy.
+
+    Raises:
+        CheckpointError: a folder holds no readable rounds.csv, or the output cannot be written.
+    """
+    tables = [(label, read_rounds(folder)) for label, folder in zip(_labels(folders), folders, strict=True)]
+    with pyplot.rc_context(STYLE):
+        figure, (accuracy, loss) = pyplot.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained")
+        for index, (label, rows) in enumerate(tables):
+            colour = COLOURS[index % len(COLOURS)]
+            style = STYLES[index % len(STYLES)] if len(tables) > 1 else "-"
+            _draw(accuracy, rows, "test_accuracy", colour, style, label, scale=100)
+            if rows and rows[0]["round"] == 0 and rows[0]["test_accuracy"] is not None:
+                accuracy.axhline(100 * rows[0]["test_accuracy"], color=colour, linewidth=0.8, linestyle=":")
+            if len(tables) == 1:
+                _draw(loss, rows, "train_loss", COLOURS[1], "--", "training (mean of clients)")
+                _draw(loss, rows, "val_loss", COLOURS[2], "-.", "validation")
+                _draw(loss, rows, "test_loss", colour, "-", "test")
+            else:
+                _draw(loss, rows, "test_loss", colour, style, label)
+        accuracy.set_ylabel("test accuracy (%)")
+        loss.set_ylabel("cross-entropy (nats)" if len(tables) == 1 else "test cross-entropy (nats)")
+        for axes in (accuracy, loss):
+            axes.set_xlabel("communication round")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        loss.legend(fontsize=8)
+        if len(tables) == 1:
+            figure.suptitle(tables[0][0], fontsize=9)
+        return _save(figure, output)
+
+
+def _draw(
+    axes: Axes, rows: Sequence[Row], column: str, colour: str, style: str, label: str, scale: float = 1.0
+) -> None:
+    points = [(row["round"], scale * row[column]) for row in rows if row[column] is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, linewidth=1.4, label=label)
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """A folder's name without its fingerprint where that leaves the names distinct."""
+    names = [folder.resolve().name for folder in folders]
+    short = [_setting_name(folder, name) for folder, name in zip(folders, names, strict=True)]
+    return short if len(set(short)) == len(short) else names
+
+
+def _setting_name(folder: Path, name: str) -> str:
+    try:
+        config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
+        if config["run-name"]:
+            return name
+        sharding = "iid" if config["sharding"] == "iid" else f"Nc = {config['classes-per-client']}"
+        return f"{config['dataset']}, {config['strategy']}, {sharding}, J = {config['local-steps']}, seed {config['seed']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return name
+
+
+def _save(figure: pyplot.Figure, output: Path) -> list[Path]:
+    paths = [output.with_name(output.name + suffix) for suffix in (".png", ".pdf")]
+    try:
+        for path in paths:
+            figure.savefig(path, dpi=200)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write the figure {path}: {error.strerror or error}.") from error
+    finally:
+        pyplot.close(figure)
+    return paths

@@ -1,0 +1,121 @@
+"""Local steps, evaluation and features of one resident model. Pure PyTorch: knows neither Flower nor a strategy."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fl_taskarith.data.batches import Preprocessing, batch_positions
+from fl_taskarith.data.datasets import ImageSet
+from fl_taskarith.seeding import torch_seed
+
+AUTOCAST_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy in nats, and accuracy in [0, 1], over `examples` images."""
+
+    loss: float
+    accuracy: float
+    examples: int
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The mixed-precision context of `precision` ("fp32", "bf16", "fp16") on `device`."""
+    dtype = AUTOCAST_TYPES[precision]
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def train_locally(
+    model: VisionTransformer,
+    examples: ImageSet,
+    shard: Tensor,
+    optimizer: torch.optim.Optimizer,
+    preprocessing: Preprocessing,
+    *,
+    local_steps: int,
+    batch_size: int,
+    precision: str,
+    generator: np.random.Generator,
+) -> float:
+    """J steps of `optimizer` on cross-entropy over random batches of one shard, in place; the mean loss of the steps.
+
+    Args:
+        model: holds the global weights; parameters that require a gradient are trained.
+        examples: the training set; `shard`, int64 [n], indexes the client's own.
+        generator: the only source of randomness; its seed also seeds torch, for models with dropout.
+    """
+    device = examples.images.device
+    torch.manual_seed(torch_seed(generator))
+    positions = torch.from_numpy(batch_positions(len(shard), batch_size, local_steps, generator)).to(shard.device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    loss_sum = torch.zeros((), device=device)
+    model.train()
+    for batch in shard[positions]:
+        inputs = preprocessing.training_inputs(examples.images[batch], generator)
+        with autocast(device, precision):
+            loss = functional.cross_entropy(model(inputs), examples.labels[batch])
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        loss_sum += loss.detach()
+    return loss_sum.item() / local_steps
+
+
+@torch.inference_mode()
+def evaluate(
+    model: VisionTransformer, examples: ImageSet, preprocessing: Preprocessing, *, batch_size: int, precision: str
+) -> Evaluation:
+    """Loss and accuracy of `model` on all of `examples`; nan for both where there are none."""
+    if not len(examples):
+        return Evaluation(math.nan, math.nan, 0)
+    device = examples.images.device
+    loss = torch.zeros((), device=device, dtype=torch.float64)
+    correct = torch.zeros((), device=device, dtype=torch.int64)
+    model.eval()
+    for images, labels in _batches(examples, batch_size):
+        with autocast(device, precision):
+            logits = model(preprocessing.evaluation_inputs(images)).float()
+        loss += functional.cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(1) == labels).sum()
+    return Evaluation(loss.item() / len(examples), correct.item() / len(examples), len(examples))
+
+
+@torch.inference_mode()
+def extract_features(
+    model: VisionTransformer, examples: ImageSet, preprocessing: Preprocessing, *, batch_size: int, precision: str
+) -> Tensor:
+    """What the head sees (timm's pre-logits: the normalised class token): float32 [n, width]."""
+    model.eval()
+    parts = [torch.empty(0, model.num_features, device=examples.images.device)]
+    for images, _ in _batches(examples, batch_size):
+        with autocast(examples.images.device, precision):
+            tokens = model.forward_features(preprocessing.evaluation_inputs(images))
+            parts.append(model.forward_head(tokens, pre_logits=True).float())
+    return torch.cat(parts)
+
+
+def set_trained(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
+    """Let exactly the named parameters require a gradient, and return them in the order of `names`.
+
+    A frozen prefix then costs no backward pass: autograd stops at the first trained layer.
+    """
+    parameters = dict(model.named_parameters())
+    wanted = set(names)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in wanted)
+        parameter.grad = None
+    return [parameters[name] for name in names]
+
+
+def _batches(examples: ImageSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(examples), batch_size):
+        yield examples.images[start : start + batch_size], examples.labels[start : start + batch_size]

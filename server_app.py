@@ -1,0 +1,16 @@
+"""The Flower ServerApp. It wires; `fl_taskarith.federation` works."""
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from client_app import app as client_app
+from fl_taskarith.config import from_mapping
+from fl_taskarith.federation import run_federation
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation that the run-config describes; the results folder is printed at the end."""
+    run_federation(from_mapping(context.run_config), client_app, grid)
