@@ -20,6 +20,8 @@ from fl_taskarith.resident import EVALUATION_BATCH, Resident, resident
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.training import extract_features, set_trained, train_locally
 
+MetricValue = int | float | list[int] | list[float]
+
 CLIENT_ERROR = 100  # code of our error replies; Flower's own codes are below
 
 
@@ -70,10 +72,8 @@ def train(message: Message, partition: int) -> RecordDict:
         generator=random_generator(config.seed, "local training", server_round, partition),
     )
     with torch.no_grad():  # in the model's own storage: the next client loads its weights anew
-        task_vector = {
-            name: parameter.sub_(weights[name]) for name, parameter in zip(names, parameters, strict=True)
-        }
-    metrics = {
+        task_vector = {name: parameter.sub_(weights[name]) for name, parameter in zip(names, parameters, strict=True)}
+    metrics: dict[str, MetricValue] = {
         "num-examples": len(shard),
         "train-loss": train_loss,
         "local-steps": local_steps,
@@ -90,7 +90,7 @@ def ridge_statistics(message: Message, partition: int) -> RecordDict:
     home.load(home.pretrained)
     shard = home.data.train.take(home.shards[partition])
     statistics = RidgeStatistics.of(features_of(home, shard), shard.labels, len(home.data.dataset.classes))
-    metrics = {"num-examples": len(shard), "train-seconds": time.perf_counter() - started}
+    metrics: dict[str, MetricValue] = {"num-examples": len(shard), "train-seconds": time.perf_counter() - started}
     return RecordDict({"arrays": to_record(statistics.tensors()), "metrics": MetricRecord(metrics)})
 
 

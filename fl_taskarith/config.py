@@ -51,7 +51,7 @@ class Rule:
             return AUTO
         if self.kind is float and type(value) is int and abs(value) <= 2**53:
             value = float(value)
-        if type(value) is not self.kind or not self._in_range(value):
+        if not isinstance(value, (bool, int, float, str)) or type(value) is not self.kind or not self._in_range(value):
             raise ConfigError(f"{key} = {_toml(value)} is not accepted: expected {self.expected()}.")
         return value
 
@@ -89,8 +89,9 @@ class Config:
     test_subset: int = _key(0, "test images used, stratified; 0 = all", low=0)
     validation_size: int = _key(180, "images carved from training for choices", low=0)
     calibration_size: int = _key(100, "images carved from training for masks", low=0)
-    augmentation: str = _choice("auto", "of training batches; auto = the data set's own", "auto", "none", "flip", "crop",
-                                "crop-flip")  # fmt: skip
+    augmentation: str = _choice(
+        "auto", "of training batches; auto = the data set's own", "auto", "none", "flip", "crop", "crop-flip"
+    )
     # model
     model: str = _key("vit_glyph", "any timm VisionTransformer by name")
     weights: str = _key("pretrained", 'path of a .safetensors or .pth file, "pretrained" (timm), or "none" (random)')
@@ -100,8 +101,9 @@ class Config:
     head: str = _choice("ridge", "classifier: ridge (closed form) or linear (trained)", "ridge", "linear")
     head_rounds: int = _key(0, "first rounds that train the head alone", low=0)
     ridge_lambda: float | str = _key(AUTO, "ridge penalty; auto = chosen on validation", low=0, exclusive_low=True)
-    logit_scale: float | str = _key(AUTO, "factor on ridge scores; auto = by validation cross-entropy", low=0,
-                                    exclusive_low=True)  # fmt: skip
+    logit_scale: float | str = _key(
+        AUTO, "factor on ridge scores; auto = by validation cross-entropy", low=0, exclusive_low=True
+    )
     # federation
     strategy: str = _choice("fedavg", "aggregation algorithm", "fedavg")
     num_clients: int = _key(50, "clients, K", low=1, high=1_000_000)

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from fl_taskarith.client import features_of
 from fl_taskarith.config import AUTO, Config
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
-from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
+from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
 from fl_taskarith.errors import ClientFailure
@@ -135,7 +135,7 @@ class _Run:
             total = statistics if total is None else total + statistics
             row["clients"] += 1
             row["uplink_bytes"] += payload_bytes(arrays)
-            row["train_seconds"] += float(reply.content.metric_records["metrics"]["train-seconds"])  # type: ignore[arg-type]
+            row["train_seconds"] += metric(reply.content.metric_records["metrics"], "train-seconds")
         if total is None:
             raise ClientFailure("No client sent statistics for the ridge head.")
         solver = RidgeSolver(total)
@@ -168,7 +168,7 @@ class _Run:
             "uplink_bytes": metrics["uplink-bytes"],
             "downlink_bytes": metrics["downlink-bytes"],
             "train_seconds": metrics["train-seconds"],
-            "overhead_seconds": float(metrics["round-seconds"]) - float(metrics["train-seconds"]),  # type: ignore[arg-type]
+            "overhead_seconds": metric(metrics, "round-seconds") - metric(metrics, "train-seconds"),
         }
         weights = to_tensors(arrays, self.home.device)
         last = server_round == config.num_rounds

@@ -23,7 +23,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"Cannot write {path}: {error.strerror or error}. What was there before is kept.") from error
+        reason = error.strerror or error
+        raise CheckpointError(f"Cannot write {path}: {reason}. What was there before is kept.") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -45,6 +45,8 @@ COLUMNS = (
 TIMING_COLUMNS = ("train_seconds", "overhead_seconds", "evaluate_seconds")
 PACKAGES = ("fl-taskarith", "flwr", "torch", "torchvision", "timm", "numpy")
 
+KEPT_FACTS = ("started", "head")  # of run.json: what a resumed run does not find out anew
+
 Row = dict[str, Any]
 
 log = logging.getLogger(__name__)
@@ -139,9 +141,6 @@ class Logbook:
             raise CheckpointError(f"Cannot write {self.rounds_csv}: {error.strerror}.") from error
 
 
-KEPT_FACTS = ("started", "head", "shards", "parameters", "data")  # of run.json, that a resumed run does not measure again
-
-
 def run_name(config: Config) -> str:
     """`run-name`, or a name made of the main settings and the fingerprint of all that decide the numbers."""
     if config.run_name:
@@ -167,9 +166,7 @@ def read_rounds(folder: Path) -> list[Row]:
     if not lines or tuple(lines[0]) != COLUMNS:
         raise CheckpointError(f"{path} does not begin with the columns {', '.join(COLUMNS)}.")
     try:
-        return [
-            {name: _number(cell) for name, cell in zip(COLUMNS, line, strict=True)} for line in lines[1:]
-        ]
+        return [{name: _number(cell) for name, cell in zip(COLUMNS, line, strict=True)} for line in lines[1:]]
     except ValueError as error:
         raise CheckpointError(f"{path} has a damaged row ({error}): resume the run to rebuild it.") from error
 
@@ -224,7 +221,8 @@ def _is_finished(folder: Path, config: Config) -> bool:
             "move the folder away, or choose another run-name."
         ) from error
     if not finished and (different := config.differing_keys(settings)):
-        changes = "; ".join(f"{key} was {settings.get(key)!r}, now {config.to_run_config()[key]!r}" for key in different)
+        now = config.to_run_config()
+        changes = "; ".join(f"{key} was {settings.get(key)!r}, now {now[key]!r}" for key in different)
         raise CheckpointError(
             f"The unfinished run in {folder} cannot be continued under other settings: {changes}. Restore them, "
             "choose another run-name, or set resume = false to begin a new run beside it."

@@ -37,10 +37,10 @@ def scheduled_learning_rate(schedule: str, peak: float, step: int, total: int, w
     if step <= warmup:
         return peak * step / warmup
     t = (step - 1 - warmup) / (total - warmup)
-    factor = {
+    factor: float = {
         "constant": 1.0,
         "cosine": 0.5 * (1 + math.cos(math.pi * t)),
-        "step": STEP_DECAY ** ((t >= 0.5) + (t >= 0.75)),
+        "step": STEP_DECAY ** float((t >= 0.5) + (t >= 0.75)),
         "exponential": FINAL_SHARE**t,
     }[schedule]
     return peak * factor

@@ -47,3 +47,21 @@ def resolve(path: str, key: str) -> Path:
 def results_root(results_dir: str) -> Path:
     """The folder that holds all runs: `results-dir`, or `results/` of the installed checkout when it is empty."""
     return resolve(results_dir or "results", "results-dir")
+
+
+def shipped_file(relative: str) -> Path:
+    """A data file of this package, for example "models/vit_glyph.safetensors".
+
+    Flower's app bundle carries source and text files only and runs a copy of the package without its weights, so a file
+    missing beside this module is looked up in the installed package.
+    """
+    beside = Path(__file__).parent / relative
+    if beside.exists():
+        return beside
+    root = checkout()
+    if root is not None:
+        return root / "fl_taskarith" / relative
+    try:
+        return Path(str(metadata.distribution("fl-taskarith").locate_file(f"fl_taskarith/{relative}")))
+    except metadata.PackageNotFoundError:
+        return beside

@@ -19,7 +19,7 @@ from fl_taskarith.data.datasets import SPLIT_SEED, Dataset, ImageSet, load_datas
 from fl_taskarith.data.sharding import make_shards
 from fl_taskarith.data.splits import Splits, split_training_set, stratified_sample
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model, trained_parameters
+from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model, pretrained_settings, trained_parameters
 from fl_taskarith.paths import resolve
 
 EVALUATION_BATCH = 256
@@ -80,9 +80,7 @@ class Resident:
         """Positions into `data.train` per client."""
         config = self.config
         labels = self.data.train.labels.cpu().numpy()
-        shards = make_shards(
-            labels, config.num_clients, config.sharding, config.classes_per_client, config.shard_seed
-        )
+        shards = make_shards(labels, config.num_clients, config.sharding, config.classes_per_client, config.shard_seed)
         return [torch.from_numpy(shard).to(self.device) for shard in shards]
 
     def trained_names(self, server_round: int) -> list[str]:
@@ -106,7 +104,7 @@ class Resident:
             self.parameters[name].copy_(value)
 
     def _preprocessing(self) -> Preprocessing:
-        cfg = self.model.pretrained_cfg
+        cfg = pretrained_settings(self.model)
         chosen = self.config.augmentation
         augmentation = self.data.dataset.augmentation if chosen == "auto" else chosen
         return Preprocessing(

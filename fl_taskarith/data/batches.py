@@ -44,14 +44,14 @@ class Preprocessing:
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
-    """float32 [B, C, H, W] in [0, 255] to [B, C, size, size]: bicubic with antialiasing, clamped as 8-bit images are."""
+    """float32 [B, C, H, W] in [0, 255] to [B, C, size, size]: bicubic, antialiased, clamped as 8-bit images are."""
     if pixels.shape[-2:] == (size, size):
         return pixels
     return functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp_(0, 255)
 
 
 def crop(images: Tensor, offsets: Tensor, padding: int) -> Tensor:
-    """Zero-pad by `padding` on every side, then cut [H, W] at each image's own (row, column) of `offsets`, int64 [B, 2]."""
+    """Zero-pad by `padding` on every side, then cut [H, W] at each image's (row, column): `offsets`, int64 [B, 2]."""
     count, channels, height, width = images.shape
     padded = functional.pad(images, (padding,) * 4)
     rows = offsets[:, :1] + torch.arange(height, device=images.device)

@@ -57,7 +57,7 @@ def load_dataset(name: str, data_dir: Path, download: bool) -> Dataset:
 
 
 def load_digits(data_dir: Path, download: bool) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits (UCI), 8x8, grey levels 0..16 scaled to 0..255, as three equal channels."""
+    """scikit-learn's 1,797 handwritten digits (UCI), 8x8, grey levels 0..16 scaled to 0..255, three equal channels."""
     from sklearn.datasets import load_digits as sklearn_digits
 
     digits = sklearn_digits()

@@ -5,6 +5,7 @@ wherever the class counts allow it (McMahan et al. 2017 deal shards of equal siz
 known faults of drawing classes independently: classes without an owner, and examples given out twice).
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -135,7 +136,7 @@ def balance_sizes(owned: np.ndarray, counts: np.ndarray, slots: np.ndarray) -> n
     # feasible maximum hold together (Frank & Murota 2022, decreasing minimization), so they are sought one by one.
     widest = int(counts.max())
     smallest = _bisect(lambda size: flow(size, total, widest) is not None, 1, total // num_clients)
-    largest = -_bisect(lambda size: flow(1, -size, widest) is not None, -total, -(-(-total // num_clients)))
+    largest = -_bisect(lambda size: flow(1, -size, widest) is not None, -total, -math.ceil(total / num_clients))
     slack = 0
     while (sizes := flow(smallest, largest, slack)) is None:
         slack = max(1, 2 * slack)

@@ -46,7 +46,8 @@ def _carve(candidates: np.ndarray, labels: np.ndarray, size: int, seed: int, key
             f"{key} = {size} cannot be had: {len(candidates)} training images of {classes} classes are left, and a "
             f"stratified split needs at least one image of each class and no more than there are."
         )
-    return candidates[stratified_sample(labels[candidates], size, seed)]
+    chosen: np.ndarray = candidates[stratified_sample(labels[candidates], size, seed)]
+    return chosen
 
 
 def stratified_sample(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -58,7 +59,8 @@ def stratified_sample(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
         generator.permutation(np.flatnonzero(labels == label))[:quota]
         for label, quota in zip(classes, quotas, strict=True)
     ]
-    return np.sort(np.concatenate(chosen))
+    positions: np.ndarray = np.sort(np.concatenate(chosen))
+    return positions
 
 
 def apportion(total: int, weights: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:

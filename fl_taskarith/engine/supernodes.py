@@ -9,6 +9,7 @@ from flwr.supercore.run import Run
 
 from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import PartitionGrid, checked, settings_record
+from fl_taskarith.engine.records import metric
 from fl_taskarith.errors import ClientFailure, ConfigError
 
 NODES_TIMEOUT = 30.0  # seconds for the SuperNodes to register; simulated ones do so at once
@@ -72,8 +73,8 @@ def _wait_for_nodes(grid: Grid, num_clients: int, timeout: float) -> list[int]:
                 "are connected. In simulation, start the run with\n"
                 f'  flwr run . --stream --federation-config "num-supernodes={num_clients}" '
                 "--run-config \"engine='flower'\"\n"
-                f"or set num-clients = {max(1, len(node_ids))}. In deployment, start more SuperNodes, each with its own "
-                '--node-config "partition-id=N".'
+                f"or set num-clients = {max(1, len(node_ids))}. In deployment, start more SuperNodes, each with its "
+                'own --node-config "partition-id=N".'
             )
         time.sleep(0.5)
     return node_ids
@@ -86,7 +87,7 @@ def _ask_partitions(grid: Grid, node_ids: list[int], config: Config) -> dict[int
     nodes: dict[int, int] = {}
     for reply in grid.send_and_receive(questions, timeout=HANDSHAKE_TIMEOUT):
         node_id = reply.metadata.src_node_id
-        partition = int(checked(reply, node_id).content["metrics"]["partition-id"])  # type: ignore[index,arg-type]
+        partition = int(metric(checked(reply, node_id).content.metric_records["metrics"], "partition-id"))
         if partition in nodes:
             raise ConfigError(f"Two SuperNodes hold partition {partition}: give each its own partition-id.")
         nodes[partition] = node_id

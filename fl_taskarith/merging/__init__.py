@@ -1,0 +1,1 @@
+"""Arithmetic on task vectors. Pure: no Flower, no data set."""

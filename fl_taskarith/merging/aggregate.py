@@ -40,7 +40,9 @@ class WeightedMean:
         return {name: value.div_(self.total_weight) for name, value in self._sums.items()}
 
 
-def apply_task_vector(weights: Mapping[str, Tensor], task_vector: Mapping[str, Tensor], step: float) -> dict[str, Tensor]:
+def apply_task_vector(
+    weights: Mapping[str, Tensor], task_vector: Mapping[str, Tensor], step: float
+) -> dict[str, Tensor]:
     """θ + step · τ for the tensors that τ has, the others as they are (McMahan et al. 2017, with a server step)."""
     return {
         name: torch.add(value, task_vector[name], alpha=step) if name in task_vector else value

@@ -1,6 +1,7 @@
 """The timm VisionTransformer of a run, its weights, and which of its parameters are trained."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import huggingface_hub
 import timm
@@ -49,8 +50,9 @@ def build_model(
         load_weights(model, find_pretrained(model, name, download))
     elif weights != "none":
         load_weights(model, Path(weights))
-    torch.nn.init.zeros_(model.head.weight)
-    torch.nn.init.zeros_(model.head.bias)
+    with torch.no_grad():
+        for name in HEAD_PARAMETERS:
+            model.get_parameter(name).zero_()
     return model
 
 
@@ -58,10 +60,11 @@ def find_pretrained(model: VisionTransformer, name: str, download: bool) -> Path
     """The file of timm's pretrained weights for `name`: shipped, in the local hub cache, or downloaded to it."""
     if name == "vit_glyph":
         return VIT_GLYPH_WEIGHTS
-    repository = model.pretrained_cfg.get("hf_hub_id")
+    cfg = pretrained_settings(model)
+    repository = cfg.get("hf_hub_id")
     if not repository:
         raise WeightsError(f"timm has no pretrained weights for {name}: name a file in `weights`.")
-    filename = model.pretrained_cfg.get("hf_hub_filename") or "model.safetensors"
+    filename = cfg.get("hf_hub_filename") or "model.safetensors"
     try:
         return Path(huggingface_hub.hf_hub_download(repository, filename, local_files_only=not download))
     except Exception as error:  # the hub client's own errors and those of the network below it
@@ -70,6 +73,11 @@ def find_pretrained(model: VisionTransformer, name: str, download: bool) -> Path
             f"downloaded ({type(error).__name__}). Set download = true on a machine with internet access, or name a "
             ".safetensors or .pth file that you have in `weights`."
         ) from error
+
+
+def pretrained_settings(model: VisionTransformer) -> dict[str, Any]:
+    """What timm knows of the model's pretraining: channel mean and std of its inputs, where its weights are."""
+    return cast(dict[str, Any], model.pretrained_cfg)
 
 
 def trained_parameters(model: VisionTransformer, trainable: str, trainable_blocks: int) -> list[str]:
@@ -87,7 +95,7 @@ def trained_parameters(model: VisionTransformer, trainable: str, trainable_block
         raise ConfigError(f"trainable-blocks = {trainable_blocks}: the model has {depth} blocks.")
     backbone = [name for name, _ in model.named_parameters() if name not in HEAD_PARAMETERS]
     if trainable_blocks:
-        unfrozen = tuple(f"blocks.{depth - 1 - back}." for back in range(trainable_blocks)) + ("norm.",)
+        unfrozen = (*(f"blocks.{depth - 1 - back}." for back in range(trainable_blocks)), "norm.")
         backbone = [name for name in backbone if name.startswith(unfrozen)]
     return {"backbone": backbone, "head": list(HEAD_PARAMETERS), "all": backbone + list(HEAD_PARAMETERS)}[trainable]
 

@@ -74,7 +74,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
             "or a .pth file that holds tensors only; a file that needs to run code to load is refused."
         ) from error
     if not isinstance(loaded, dict):
-        raise WeightsError(f"The weights file {path} holds a {type(loaded).__name__}, expected a dictionary of tensors.")
+        kind = type(loaded).__name__
+        raise WeightsError(f"The weights file {path} holds a {kind}, expected a dictionary of tensors.")
     return loaded
 
 

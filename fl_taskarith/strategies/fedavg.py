@@ -1,5 +1,6 @@
 """FedAvg (McMahan et al., AISTATS 2017) over task vectors, and the round loop that all our strategies share."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
-from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
+from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.errors import ClientFailure
 from fl_taskarith.merging.aggregate import WeightedMean, all_finite, apply_task_vector
 from fl_taskarith.seeding import random_generator
@@ -44,9 +45,11 @@ class FedAvg(FlowerFedAvg):
         self.traffic = Traffic()
         self._weights: dict[str, Tensor] = {}
 
-    # What a new aggregation rule defines ------------------------------------------------------------------------------
+    # What a new aggregation rule defines
 
-    def aggregate(self, weights: dict[str, Tensor], replies: Iterable[tuple[dict[str, Tensor], float]]) -> dict[str, Tensor]:
+    def aggregate(
+        self, weights: dict[str, Tensor], replies: Iterable[tuple[dict[str, Tensor], float]]
+    ) -> dict[str, Tensor]:
         """New global weights from the old ones and (task vector, number of examples) of each client, in order."""
         mean = WeightedMean()
         for task_vector, num_examples in replies:
@@ -60,7 +63,7 @@ class FedAvg(FlowerFedAvg):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue from the `state` of a checkpoint."""
 
-    # The round loop ---------------------------------------------------------------------------------------------------
+    # The round loop---------------------
 
     def start(  # type: ignore[override]
         self,
@@ -113,7 +116,7 @@ class FedAvg(FlowerFedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The new global weights, and means over clients weighted by their numbers of examples; (None, None) without replies.
+        """The new global weights, and metrics averaged by numbers of examples; (None, None) without replies.
 
         Raises:
             ClientFailure: a client's loss, or the aggregate, is NaN or infinite.
@@ -127,7 +130,7 @@ class FedAvg(FlowerFedAvg):
                 log.append(metrics)
                 arrays = reply.content.array_records[self.arrayrecord_key]
                 self.traffic.uplink += payload_bytes(arrays)
-                yield to_tensors(arrays, self.device), float(metrics["num-examples"])  # type: ignore[arg-type]
+                yield to_tensors(arrays, self.device), metric(metrics, "num-examples")
 
         weights = self.aggregate(self._weights, incoming())
         if not log:
@@ -140,21 +143,21 @@ class FedAvg(FlowerFedAvg):
         return to_record(weights), self._summarise(log)
 
     def _check_loss(self, server_round: int, client: int, metrics: MetricRecord) -> None:
-        loss = float(metrics["train-loss"])  # type: ignore[arg-type]
-        if not torch.isfinite(torch.tensor(loss)):
+        loss = metric(metrics, "train-loss")
+        if not math.isfinite(loss):
             raise ClientFailure(
                 f"Client {client} diverged in round {server_round}: its training loss is {loss}. Lower learning-rate "
                 f"(now {self.config.learning_rate:g}), or add warmup-rounds."
             )
 
     def _summarise(self, log: list[MetricRecord]) -> MetricRecord:
-        examples = [float(metrics["num-examples"]) for metrics in log]  # type: ignore[arg-type]
-        losses = [float(metrics["train-loss"]) for metrics in log]  # type: ignore[arg-type]
+        examples = [metric(metrics, "num-examples") for metrics in log]
+        losses = [metric(metrics, "train-loss") for metrics in log]
         return MetricRecord(
             {
                 "train-loss": sum(n * loss for n, loss in zip(examples, losses, strict=True)) / sum(examples),
                 "clients": len(log),
-                "train-seconds": sum(float(metrics["train-seconds"]) for metrics in log),  # type: ignore[arg-type]
+                "train-seconds": sum(metric(metrics, "train-seconds") for metrics in log),
                 "downlink-bytes": self.traffic.downlink,
                 "uplink-bytes": self.traffic.uplink,
             }

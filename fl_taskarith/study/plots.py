@@ -3,12 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib
 
 matplotlib.use("Agg", force=False)
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fl_taskarith.errors import CheckpointError
@@ -17,8 +19,15 @@ from fl_taskarith.logbook import Row, read_rounds
 # Okabe & Ito (2008): told apart by every common form of colour blindness; line styles tell them apart in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
-STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
-         "legend.frameon": False, "pdf.fonttype": 42}  # fmt: skip
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # TrueType, so that text in the PDF stays text
+}
 
 
 def plot_curves(folders: Sequence[Path], output: Path) -> list[Path]:
@@ -30,7 +39,7 @@ def plot_curves(folders: Sequence[Path], output: Path) -> list[Path]:
         CheckpointError: a folder holds no readable rounds.csv, or the output cannot be written.
     """
     tables = [(label, read_rounds(folder)) for label, folder in zip(_labels(folders), folders, strict=True)]
-    with pyplot.rc_context(STYLE):
+    with pyplot.rc_context(cast(Any, STYLE)):
         figure, (accuracy, loss) = pyplot.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained")
         for index, (label, rows) in enumerate(tables):
             colour = COLOURS[index % len(COLOURS)]
@@ -76,12 +85,14 @@ def _setting_name(folder: Path, name: str) -> str:
         if config["run-name"]:
             return name
         sharding = "iid" if config["sharding"] == "iid" else f"Nc = {config['classes-per-client']}"
-        return f"{config['dataset']}, {config['strategy']}, {sharding}, J = {config['local-steps']}, seed {config['seed']}"
+        return (
+            f"{config['dataset']}, {config['strategy']}, {sharding}, J = {config['local-steps']}, seed {config['seed']}"
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return name
 
 
-def _save(figure: pyplot.Figure, output: Path) -> list[Path]:
+def _save(figure: Figure, output: Path) -> list[Path]:
     paths = [output.with_name(output.name + suffix) for suffix in (".png", ".pdf")]
     try:
         for path in paths:
