@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from fl_taskarith.federation import History
-    from fl_taskarith.simulate import simulate
+    from fl_taskarith.simulation import simulate
 
 __all__ = ["History", "simulate"]
 
@@ -18,7 +18,7 @@ __all__ = ["History", "simulate"]
 def __getattr__(name: str) -> Any:
     """Import the public names when first used: reading the configuration must not cost an import of torch."""
     if name == "simulate":
-        from fl_taskarith.simulate import simulate
+        from fl_taskarith.simulation import simulate
 
         return simulate
     if name == "History":

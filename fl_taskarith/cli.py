@@ -58,7 +58,7 @@ def _simulate(parsed: argparse.Namespace) -> None:
     conf = words.pop(0) if words and "=" not in words[0] else None
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     config = configuration.load(conf, configuration.parse_overrides(words))
-    from fl_taskarith.simulate import simulate
+    from fl_taskarith.simulation import simulate
 
     simulate(config)
 

@@ -64,10 +64,14 @@ class Rule:
 
 
 def _key(default: Scalar, about: str, **limits: Any) -> Any:
-    """A dataclass field with its rule. The kind is the default's, or float where the default is "auto"."""
-    kind = float if default == AUTO and "choices" not in limits else type(default)
-    auto = default == AUTO and "choices" not in limits
-    return dataclasses.field(default=default, metadata={"rule": Rule(kind, about, auto=auto, **limits)})
+    """A dataclass field with its rule; the kind is the default's."""
+    return dataclasses.field(default=default, metadata={"rule": Rule(type(default), about, **limits)})
+
+
+def _auto_number(about: str) -> Any:
+    """A positive number, or "auto", which is the default."""
+    rule = Rule(float, about, low=0, exclusive_low=True, auto=True)
+    return dataclasses.field(default=AUTO, metadata={"rule": rule})
 
 
 def _choice(default: str, about: str, *choices: str) -> Any:
@@ -100,10 +104,8 @@ class Config:
     trainable_blocks: int = _key(0, "train only the last n blocks (and the final norm); 0 = all", low=0)
     head: str = _choice("ridge", "classifier: ridge (closed form) or linear (trained)", "ridge", "linear")
     head_rounds: int = _key(0, "first rounds that train the head alone", low=0)
-    ridge_lambda: float | str = _key(AUTO, "ridge penalty; auto = chosen on validation", low=0, exclusive_low=True)
-    logit_scale: float | str = _key(
-        AUTO, "factor on ridge scores; auto = by validation cross-entropy", low=0, exclusive_low=True
-    )
+    ridge_lambda: float | str = _auto_number("ridge penalty; auto = chosen on validation")
+    logit_scale: float | str = _auto_number("factor on ridge scores; auto = by validation cross-entropy")
     # federation
     strategy: str = _choice("fedavg", "aggregation algorithm", "fedavg")
     num_clients: int = _key(50, "clients, K", low=1, high=1_000_000)

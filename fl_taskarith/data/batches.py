@@ -44,10 +44,16 @@ class Preprocessing:
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
-    """float32 [B, C, H, W] in [0, 255] to [B, C, size, size]: bicubic, antialiased, clamped as 8-bit images are."""
-    if pixels.shape[-2:] == (size, size):
-        return pixels
-    return functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp_(0, 255)
+    """float32 [B, C, H, W] in [0, 255] to [B, C, size, size]: bicubic, antialiased, as Pillow resizes 8-bit images.
+
+    Like Pillow: columns first, clamped after each pass, a = -0.5 (torch's kernel with antialiasing). Unlike it, without
+    rounding to whole grey levels.
+    """
+    height = pixels.shape[-2]
+    for target in ((height, size), (size, size)):
+        if pixels.shape[-2:] != target:
+            pixels = functional.interpolate(pixels, size=target, mode="bicubic", antialias=True).clamp_(0, 255)
+    return pixels
 
 
 def crop(images: Tensor, offsets: Tensor, padding: int) -> Tensor:

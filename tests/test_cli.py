@@ -1,0 +1,101 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fl_taskarith import config as configuration
+from fl_taskarith.cli import main
+from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.paths import checkout, resolve, results_root, shipped_file
+from fl_taskarith.study.plots import plot_curves
+
+ROOT = Path(__file__).parent.parent
+QUICK = ["num-clients=10", "num-rounds=1", "local-steps=1"]
+
+
+def test_simulate_returns_zero_and_prints_where_the_results_are(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fl_taskarith.cli", "simulate", *QUICK, f"results-dir={tmp_path}", "run-name=mine"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    printed = finished.stdout
+    assert str(tmp_path / "mine" / "rounds.csv") in printed
+    assert "test accuracy" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["num-client=3"], "did you mean"),
+        (["nowhere.toml"], "nowhere.toml"),
+        (["learning-rate=1e30", *QUICK], "ClientFailure"),
+        (["dataset=cifar100", "download=false", "data-dir=/nonexistent"], "cifar-100-python"),
+        (["classes-per-client=11"], "only 10 classes"),
+        (["weights=/nonexistent.pth"], "no weights file"),
+        (["device=quantum"], "quantum"),
+    ],
+)
+def test_any_failure_gives_a_nonzero_status_and_its_cause(
+    words: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", *words, f"results-dir={tmp_path}"]) == 1
+    printed = capsys.readouterr().err
+    assert expected in printed
+    assert "Traceback" not in printed
+
+
+def test_the_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["simulate", "--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {key} = " in printed for key in configuration.rules())
+
+
+def test_plot_draws_several_runs_into_one_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        main(["simulate", *QUICK, f"results-dir={tmp_path}", f"seed={seed}", f"run-name=s{seed}"])
+    capsys.readouterr()
+    assert main(["plot", str(tmp_path / "s0"), str(tmp_path / "s1"), "--output", str(tmp_path / "both")]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "both.png"), str(tmp_path / "both.pdf")]
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_of_a_folder_without_results_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"rounds\.csv"):
+        plot_curves([tmp_path], tmp_path / "curves")
+
+
+def test_results_lie_in_the_installed_checkout_wherever_the_process_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert checkout() == ROOT
+    assert results_root("") == ROOT / "results"
+    assert results_root("elsewhere") == ROOT / "elsewhere"
+    assert results_root(str(tmp_path)) == tmp_path
+    assert resolve("~/x", "data-dir") == Path.home() / "x"
+
+
+def test_without_a_checkout_a_relative_path_is_refused_with_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_taskarith.paths.checkout", lambda: None)
+    with pytest.raises(ConfigError, match="results-dir"):
+        results_root("")
+
+
+def test_a_shipped_file_is_found_from_a_copy_of_the_package_that_lacks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fl_taskarith.paths.__file__", str(tmp_path / "paths.py"))
+    assert shipped_file("config.py") == ROOT / "fl_taskarith" / "config.py"
+
+
+def test_reading_the_configuration_imports_neither_torch_nor_ray() -> None:
+    code = "import sys, fl_taskarith.cli; sys.exit(any(name in sys.modules for name in ('torch', 'ray', 'matplotlib')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_package_never_imports_ray_itself() -> None:
+    code = "import sys, fl_taskarith.simulation, client_app, server_app; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=dict(os.environ)).returncode == 0

@@ -1,0 +1,298 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import real_data_folder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as reference
+
+from fl_taskarith.data.batches import Preprocessing, batch_positions, crop, flip, resize
+from fl_taskarith.data.datasets import load_dataset
+from fl_taskarith.data.sharding import make_shards
+from fl_taskarith.data.splits import apportion, split_training_set, stratified_sample
+from fl_taskarith.errors import ConfigError, DataError
+from fl_taskarith.seeding import random_generator
+
+CIFAR_LABELS = np.repeat(np.arange(100), 450)
+
+
+def digits_labels() -> np.ndarray:
+    return load_dataset("digits", Path(), False).train.labels.numpy()
+
+
+# data sets and splits
+
+
+def test_digits_are_the_real_ones_and_the_test_set_is_apart() -> None:
+    digits = load_dataset("digits", Path(), False)
+    assert (len(digits.train), len(digits.test)) == (1437, 360)
+    assert digits.train.images.shape == (1437, 3, 8, 8)
+    assert digits.train.images.dtype == torch.uint8
+    assert digits.train.images.max() == 255
+    assert torch.bincount(digits.test.labels).tolist() == pytest.approx([36] * 10, abs=1)
+    everything = torch.cat([digits.train.images, digits.test.images]).flatten(1)
+    assert len(everything.unique(dim=0)) == 1797
+
+
+def test_cifar100_loads_in_torchvisions_layout(cifar100_folder: Path) -> None:
+    from torchvision.datasets import CIFAR100
+
+    data = load_dataset("cifar100", cifar100_folder, False)
+    original = CIFAR100(str(cifar100_folder), train=True)
+    assert data.train.images.shape == (len(original), 3, 32, 32)
+    assert len(data.classes) == 100
+    assert np.array_equal(data.train.images[2].permute(1, 2, 0).numpy(), original.data[2])
+    assert data.train.labels.tolist() == original.targets
+    if real_data_folder() is not None:
+        assert (len(data.train), len(data.test)) == (50_000, 10_000)
+
+
+def test_cifar100_offline_and_absent_says_what_to_put_where(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cifar-100-python") as caught:
+        load_dataset("cifar100", tmp_path, False)
+    assert str(tmp_path) in str(caught.value)
+    assert "download" in str(caught.value)
+
+
+@given(
+    st.integers(0, 300).filter(lambda size: size == 0 or size >= 10), st.integers(10, 300), st.integers(10, 300),
+    st.integers(0, 5),
+)  # fmt: skip
+@settings(max_examples=30, deadline=None)
+def test_splits_are_disjoint_stratified_and_of_the_asked_size(
+    calibration: int, validation: int, subset: int, seed: int
+) -> None:
+    labels = digits_labels()
+    splits = split_training_set(labels, calibration, validation, subset, seed)
+    parts = [splits.calibration, splits.validation, splits.train]
+    assert [len(part) for part in parts] == [calibration, validation, subset]
+    assert len(np.unique(np.concatenate(parts))) == calibration + validation + subset
+    for part in parts:
+        counts = np.bincount(labels[part], minlength=10)
+        expected = len(part) * np.bincount(labels) / len(labels)
+        assert np.abs(counts - expected).max() < 2
+
+
+def test_without_a_subset_all_that_remains_is_training_data() -> None:
+    splits = split_training_set(digits_labels(), 100, 180, 0, 0)
+    assert len(splits.train) == 1437 - 280
+
+
+@pytest.mark.parametrize(("sizes", "key"), [((5, 20, 0), "calibration-size"), ((20, 2000, 0), "validation-size"),
+                                            ((20, 20, 1400), "train-subset")])  # fmt: skip
+def test_an_impossible_split_names_its_key(sizes: tuple[int, int, int], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        split_training_set(digits_labels(), *sizes, 0)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.floats(0, 1), st.integers(0, 3))
+@settings(max_examples=100, deadline=None)
+def test_apportionment_meets_the_total_and_the_bounds(upper: list[int], share: float, low: int) -> None:
+    highest = np.array(upper)
+    lowest = np.minimum(low, highest)
+    total = int(lowest.sum() + share * (highest - lowest).sum())
+    quotas = apportion(total, highest.astype(float), lowest, highest)
+    assert quotas.sum() == total
+    assert (quotas >= lowest).all()
+    assert (quotas <= highest).all()
+
+
+def test_a_stratified_sample_is_a_function_of_its_seed() -> None:
+    labels = digits_labels()
+    assert np.array_equal(stratified_sample(labels, 50, 1), stratified_sample(labels, 50, 1))
+    assert not np.array_equal(stratified_sample(labels, 50, 1), stratified_sample(labels, 50, 2))
+
+
+# shards
+
+
+def check_shards(labels: np.ndarray, shards: list[np.ndarray], classes_per_client: int) -> None:
+    owned = np.sort(np.concatenate(shards))
+    assert np.array_equal(owned, np.arange(len(labels))), "every example is owned exactly once"
+    for shard in shards:
+        assert len(np.unique(labels[shard])) == classes_per_client
+
+
+@pytest.mark.parametrize("classes_per_client", [1, 5, 10, 50])
+@pytest.mark.parametrize("per_class", [450, 440, 200])
+def test_cifar100_shards_have_exactly_nc_classes_and_equal_sizes(classes_per_client: int, per_class: int) -> None:
+    labels = np.repeat(np.arange(100), per_class)
+    shards = make_shards(labels, 100, "classes", classes_per_client, seed=3)
+    check_shards(labels, shards, classes_per_client)
+    assert {len(shard) for shard in shards} == {per_class}
+    if classes_per_client == 1:
+        assert sorted(labels[shard[0]] for shard in shards) == list(range(100))
+
+
+def test_a_class_is_divided_almost_evenly_among_its_owners() -> None:
+    labels = np.repeat(np.arange(100), 440)
+    shards = make_shards(labels, 100, "classes", 50, seed=0)
+    parts = [np.bincount(labels[shard], minlength=100) for shard in shards]
+    assert {int(count) for part in parts for count in part[part > 0]} <= {8, 9}
+
+
+@pytest.mark.parametrize(
+    ("num_clients", "classes_per_client", "spread"), [(50, 1, 3), (50, 2, 1), (50, 5, 1), (10, 5, 1)]
+)
+def test_digits_shards_differ_as_little_as_the_class_counts_allow(
+    num_clients: int, classes_per_client: int, spread: int
+) -> None:
+    labels = digits_labels()
+    shards = make_shards(labels, num_clients, "classes", classes_per_client, seed=0)
+    check_shards(labels, shards, classes_per_client)
+    sizes = [len(shard) for shard in shards]
+    assert max(sizes) - min(sizes) <= spread
+
+
+def brute_force_spread(counts: list[int], owned: np.ndarray) -> int:
+    """The least max - min of row sums over all divisions of the classes among their owners, by exhaustion."""
+    rows = [tuple([0] * owned.shape[0])]
+    for column, count in enumerate(counts):
+        owners = np.flatnonzero(owned[:, column])
+        divisions = [()]
+        for position in range(len(owners)):
+            last = position == len(owners) - 1
+            divisions = [
+                (*division, part)
+                for division in divisions
+                for part in ([count - sum(division)] if last else range(1, count))
+                if part >= 1 and sum(division) + part <= count
+            ]
+        rows = list(
+            {
+                tuple(row[k] + (division[list(owners).index(k)] if k in owners else 0) for k in range(owned.shape[0]))
+                for row in rows
+                for division in divisions
+            }
+        )
+    return min(max(row) - min(row) for row in rows)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_the_spread_of_sizes_is_the_least_possible_for_the_assignment(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    counts = generator.integers(3, 8, size=3)
+    labels = np.repeat(np.arange(3), counts)
+    num_clients, classes_per_client = int(generator.integers(2, 4)), 2
+    shards = make_shards(labels, num_clients, "classes", classes_per_client, seed)
+    check_shards(labels, shards, classes_per_client)
+    owned = np.array([np.bincount(labels[shard], minlength=3) > 0 for shard in shards])
+    sizes = [len(shard) for shard in shards]
+    assert max(sizes) - min(sizes) == brute_force_spread(counts.tolist(), owned)
+
+
+@given(st.integers(1, 60), st.integers(1, 10), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_any_feasible_request_is_met_and_any_other_refused(
+    num_clients: int, classes_per_client: int, seed: int
+) -> None:
+    labels = np.repeat(np.arange(10), np.random.default_rng(seed).integers(15, 40, size=10))
+    if num_clients * classes_per_client < 10:
+        with pytest.raises(ConfigError, match=r"K x Nc"):
+            make_shards(labels, num_clients, "classes", classes_per_client, seed)
+        return
+    if np.minimum(np.bincount(labels), num_clients).sum() >= num_clients * classes_per_client:
+        check_shards(labels, make_shards(labels, num_clients, "classes", classes_per_client, seed), classes_per_client)
+
+
+@given(st.integers(1, 300), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_iid_shards_partition_the_data_in_equal_sizes(num_clients: int, seed: int) -> None:
+    shards = make_shards(CIFAR_LABELS[:1000], num_clients, "iid", 1, seed)
+    assert np.array_equal(np.sort(np.concatenate(shards)), np.arange(1000))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("num_clients", "classes_per_client", "reason"),
+    [(7, 1, "7 x 1 = 7 < 10"), (5, 11, "only 10 classes"), (2000, 1, "exceeds the 1437")],
+)
+def test_an_infeasible_sharding_says_which_arithmetic_fails(
+    num_clients: int, classes_per_client: int, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        make_shards(digits_labels(), num_clients, "classes", classes_per_client, 0)
+
+
+def test_shards_depend_on_the_shard_seed_alone() -> None:
+    def drawn(seed: int) -> list[list[int]]:
+        return [shard.tolist() for shard in make_shards(CIFAR_LABELS, 100, "classes", 5, seed)]
+
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
+
+
+# batches
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (6, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def pillow_resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    """torchvision's resize of a PIL image, the one in DINO's and timm's own evaluation transforms."""
+    steps = v2.Compose([v2.ToPILImage(), v2.Resize((size, size), interpolation=v2.InterpolationMode.BICUBIC)])
+    return torch.stack([v2.functional.pil_to_tensor(steps(image)) for image in images]).float()
+
+
+@pytest.mark.parametrize("size", [98, 112, 224, 16])
+def test_resize_equals_torchvisions(images: torch.Tensor, size: int) -> None:
+    ours = resize(images.float(), size)
+    theirs = reference.resize(images, [size, size], interpolation=v2.InterpolationMode.BICUBIC, antialias=True).float()
+    assert (ours - theirs).abs().max() <= 1.25, "torchvision rounds to whole grey levels after each of two passes"
+    assert (ours - pillow_resized(images, size)).abs().max() <= 1.25, "and so does Pillow"
+
+
+def test_resize_to_its_own_size_changes_nothing(images: torch.Tensor) -> None:
+    assert torch.equal(resize(images.float(), 32), images.float())
+
+
+def test_crop_and_flip_equal_torchvisions_per_image(images: torch.Tensor) -> None:
+    offsets = torch.tensor([[0, 0], [8, 8], [4, 4], [0, 8], [3, 5], [7, 1]])
+    mirrored = torch.tensor([True, False, True, False, True, False])
+    ours = flip(crop(images, offsets, padding=4), mirrored)
+    for image, (top, left), mirror, result in zip(images, offsets.tolist(), mirrored, ours, strict=True):
+        expected = reference.crop(reference.pad(image, [4]), top, left, 32, 32)
+        assert torch.equal(result, reference.hflip(expected) if mirror else expected)
+
+
+def test_inputs_are_normalised_as_torchvision_normalises(images: torch.Tensor) -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    expected = v2.Normalize(mean, std)(v2.ToDtype(torch.float32, scale=True)(images))
+    assert torch.allclose(Preprocessing(32, mean, std).evaluation_inputs(images), expected, atol=1e-5)
+
+
+def test_augmentation_is_a_function_of_the_generator_and_differs_per_image(images: torch.Tensor) -> None:
+    preprocessing = Preprocessing(32, (0.0,) * 3, (1.0,) * 3, crop_padding=4, flip=True)
+    same = images[:1].expand(64, -1, -1, -1)
+    first = preprocessing.training_inputs(same, random_generator(0, "test"))
+    assert torch.equal(first, preprocessing.training_inputs(same, random_generator(0, "test")))
+    assert len(first.flatten(1).unique(dim=0)) > 32
+
+
+def test_without_augmentation_training_sees_the_evaluation_inputs(images: torch.Tensor) -> None:
+    preprocessing = Preprocessing(48, (0.5,) * 3, (0.5,) * 3)
+    ours = preprocessing.training_inputs(images, random_generator(0, "test"))
+    assert torch.equal(ours, preprocessing.evaluation_inputs(images))
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 12), st.integers(0, 100))
+@settings(max_examples=60, deadline=None)
+def test_batches_go_through_the_shard_evenly(shard: int, batch: int, steps: int, seed: int) -> None:
+    positions = batch_positions(shard, batch, steps, np.random.default_rng(seed))
+    assert positions.shape == (steps, min(batch, shard))
+    counts = np.bincount(positions.ravel(), minlength=shard)
+    assert len(counts) == shard
+    assert counts.max() - counts.min() <= 1
+
+
+def test_streams_of_randomness_are_apart_by_every_coordinate() -> None:
+    coordinates = [(0, "a", 0, 0), (1, "a", 0, 0), (0, "b", 0, 0), (0, "a", 1, 0), (0, "a", 0, 1)]
+    drawn = {random_generator(*each).integers(2**62) for each in coordinates}
+    assert len(drawn) == len(coordinates)
+    assert random_generator(5, "x", 2, 3).integers(2**62) == random_generator(5, "x", 2, 3).integers(2**62)

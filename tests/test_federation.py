@@ -1,0 +1,259 @@
+"""Whole runs: what they write, what they cannot depend on, and how they fail."""
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+
+import client_app
+from fl_taskarith import client, simulate
+from fl_taskarith.checkpoint import Checkpoint, load_latest_checkpoint
+from fl_taskarith.config import Config, load
+from fl_taskarith.data.batches import batch_positions
+from fl_taskarith.engine.records import payload_bytes, to_record
+from fl_taskarith.errors import ClientFailure, ConfigError
+from fl_taskarith.federation import History, run_federation
+from fl_taskarith.logbook import COLUMNS, TIMING_COLUMNS, read_rounds
+from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics
+from fl_taskarith.resident import Resident, resident
+from fl_taskarith.seeding import random_generator, torch_seed
+from fl_taskarith.training import extract_features, set_trained
+
+NUMBERS = tuple(name for name in COLUMNS if name not in TIMING_COLUMNS)
+
+
+def numbers(history: History) -> list[dict[str, object]]:
+    """The rows without their timing columns, as read back from the file."""
+    return [{name: row[name] for name in NUMBERS} for row in read_rounds(history.folder)]
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = load_latest_checkpoint(folder / "checkpoints")
+    assert isinstance(checkpoint, Checkpoint)
+    return checkpoint.weights
+
+
+def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_writes_its_results(quick_config: Config) -> None:
+    history = simulate(quick_config)
+    with open(history.folder / "rounds.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["round"] for row in rows] == ["0", "1", "2", "3"]
+    assert tuple(rows[0]) == COLUMNS
+    assert float(rows[0]["test_accuracy"]) > 0.8, "the ridge head on the frozen backbone, before any training"
+    assert all(0 < float(row["train_loss"]) < 5 for row in rows[1:])
+    assert {row["clients"] for row in rows} == {"10", "2"}
+    record = json.loads((history.folder / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["config"] == quick_config.to_run_config()
+    assert record["parameters"]["trained"] < record["parameters"]["total"]
+    assert record["head"]["ridge_lambda"] > 0
+    assert {"torch", "flwr", "timm", "python"} <= record["versions"].keys()
+    assert (history.folder / "curves.png").stat().st_size > 1000
+    assert (history.folder / "curves.pdf").read_bytes().startswith(b"%PDF")
+    assert list(history.frame()["round"]) == [0, 1, 2, 3]
+
+
+def test_the_rounds_equal_federated_averaging_written_out(quick_config: Config) -> None:
+    """Two rounds recomputed with nothing of the engine, the strategy or the client: the same bits."""
+    config = dataclasses.replace(quick_config, num_rounds=2)
+    history = simulate(config)
+
+    home = Resident(config)
+    statistics = [
+        RidgeStatistics.of(
+            extract_features(home.model, shard, home.preprocessing, batch_size=256, precision="fp32"), shard.labels, 10
+        )
+        for shard in (home.data.train.take(positions) for positions in home.shards)
+    ]
+    total = statistics[0]
+    for each in statistics[1:]:
+        total = total + each
+    noted = json.loads((history.folder / "run.json").read_text())["head"]
+    head = RidgeSolver(total).solve(noted["ridge_lambda"]).scaled(noted["logit_scale"])
+    with torch.no_grad():
+        home.model.head.weight.copy_(head.weight)
+        home.model.head.bias.copy_(head.bias)
+
+    names = [name for name in home.parameters if not name.startswith("head.")]
+    for server_round in (1, 2):
+        before = {name: home.parameters[name].detach().clone() for name in names}
+        sums = {name: torch.zeros_like(value) for name, value in before.items()}
+        chosen = random_generator(config.seed, "participation", server_round).choice(10, 2, replace=False)
+        sizes = {int(partition): len(home.shards[partition]) for partition in chosen}
+        for partition in sorted(sizes):
+            with torch.no_grad():
+                for name in names:
+                    home.parameters[name].copy_(before[name])
+            generator = random_generator(config.seed, "local training", server_round, partition)
+            torch_seed(generator)
+            positions = batch_positions(sizes[partition], config.batch_size, config.local_steps, generator)
+            optimizer = torch.optim.SGD(set_trained(home.model, names), config.learning_rate, momentum=0.9)
+            for batch in positions:
+                examples = home.data.train.take(home.shards[partition][torch.from_numpy(batch)])
+                inputs = home.preprocessing.training_inputs(examples.images, generator)
+                loss = torch.nn.functional.cross_entropy(home.model(inputs), examples.labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            for name in names:
+                sums[name] += sizes[partition] * (home.parameters[name].detach() - before[name])
+        with torch.no_grad():
+            for name in names:
+                home.parameters[name].copy_(before[name] + sums[name] / sum(sizes.values()))
+
+    weights = final_weights(history.folder)
+    for name in names:
+        assert torch.allclose(weights[name], home.parameters[name], rtol=1e-5, atol=1e-7), name
+
+
+def test_the_federated_head_equals_the_pooled_one(quick_config: Config) -> None:
+    history = simulate(quick_config, num_rounds=1, ridge_lambda=10.0, logit_scale=1.0, trainable_blocks=1)
+    home = Resident(quick_config)
+    features = extract_features(home.model, home.data.train, home.preprocessing, batch_size=512, precision="fp32")
+    pooled = RidgeSolver(RidgeStatistics.of(features, home.data.train.labels, 10)).solve(10.0)
+    weights = final_weights(history.folder)
+    assert torch.allclose(weights["head.weight"], pooled.weight.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine_seed", [0, 1])
+def test_a_run_is_a_function_of_its_configuration(quick_config: Config, engine_seed: int) -> None:
+    first = simulate(quick_config, seed=engine_seed, run_name="first")
+    torch.manual_seed(1234)
+    np.random.seed(99)
+    second = simulate(quick_config, seed=engine_seed, run_name="second")
+    assert numbers(first) == numbers(second)
+    assert same_bits(final_weights(first.folder), final_weights(second.folder))
+
+
+def test_seeds_differ(quick_config: Config) -> None:
+    losses = {simulate(quick_config, seed=seed, num_rounds=1).rows[1]["train_loss"] for seed in (0, 1, 2)}
+    assert len(losses) == 3
+
+
+def test_rays_simulation_gives_the_same_bits_as_the_sequential_engine(quick_config: Config) -> None:
+    settings = {"num_clients": 8, "participation": 0.5, "num_rounds": 2, "local_steps_min": 1, "local_steps_max": 3}
+    in_process = simulate(quick_config, run_name="sequential", **settings)
+    on_ray = simulate(quick_config, run_name="ray", engine="flower", **settings)
+    assert numbers(in_process) == numbers(on_ray)
+    assert same_bits(final_weights(in_process.folder), final_weights(on_ray.folder))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"head": "linear", "trainable": "head"},
+        {"head": "linear", "trainable": "all"},
+        {"head": "linear", "trainable": "backbone", "head_rounds": 2},
+        {"trainable": "all", "schedule": "cosine", "warmup_rounds": 1, "nesterov": True},
+        {"trainable_blocks": 2, "sharding": "iid", "weight_decay": 1e-3},
+    ],
+    ids=lambda settings: "-".join(str(value) for value in settings.values()),
+)
+def test_only_what_is_trainable_changes_and_travels(quick_config: Config, settings: dict[str, object]) -> None:
+    history = simulate(quick_config, **settings)
+    config = load(overrides=quick_config.to_run_config() | settings)
+    home = resident(dataclasses.replace(config, results_dir="", threads=2))
+    weights = final_weights(history.folder)
+    trained = set(home.trained_names(1)) | set(home.trained_names(config.num_rounds))
+    assert weights.keys() == set(home.federated_names())
+    for name, value in weights.items():
+        if name.startswith("head.") and config.head == "ridge":
+            continue
+        changed = not torch.equal(value, home.pretrained[name])
+        assert changed == (name in trained), name
+    for row in history.rows[1:]:
+        uplink = payload_bytes(to_record({name: weights[name] for name in home.trained_names(row["round"])}))
+        assert row["uplink_bytes"] == row["clients"] * uplink
+        assert row["downlink_bytes"] == row["clients"] * payload_bytes(to_record(weights))
+
+
+def test_clients_draw_their_own_steps_within_the_bounds() -> None:
+    config = load(overrides={"local_steps_min": 2, "local_steps_max": 5})
+    drawn = [client.draw_local_steps(config, server_round, 3) for server_round in range(200)]
+    assert set(drawn) == {2, 3, 4, 5}
+    assert drawn == [client.draw_local_steps(config, server_round, 3) for server_round in range(200)]
+    assert client.draw_local_steps(load(), 1, 3) == load().local_steps
+
+
+def test_a_server_step_scales_the_first_update(quick_config: Config) -> None:
+    def moved(server_lr: float) -> torch.Tensor:
+        history = simulate(quick_config, num_rounds=1, server_lr=server_lr)
+        home = resident(dataclasses.replace(quick_config, num_rounds=1, server_lr=server_lr))
+        return final_weights(history.folder)["blocks.0.mlp.fc1.weight"] - home.pretrained["blocks.0.mlp.fc1.weight"]
+
+    assert torch.allclose(moved(0.5), 0.5 * moved(1.0), rtol=1e-3, atol=1e-7)
+
+
+def test_evaluation_can_be_rarer_and_the_last_round_is_always_evaluated(quick_config: Config) -> None:
+    rows = simulate(quick_config, num_rounds=3, evaluate_every=2).rows
+    assert [row.get("test_accuracy") is not None for row in rows] == [True, False, True, True]
+
+
+# failures
+
+
+def failing_app(fault: Callable[[Message, int], RecordDict]) -> Callable[[Message, Context], Message]:
+    """The real client app, but training on partition 3 or above goes wrong."""
+
+    def app(message: Message, context: Context) -> Message:
+        partition = int(context.node_config["partition-id"])
+        if message.metadata.message_type == "train" and partition >= 3:
+            return client.answer(fault, message, context)
+        return client_app.app(message, context)
+
+    return app
+
+
+def raises(message: Message, partition: int) -> RecordDict:
+    raise ZeroDivisionError("a bug in client code")
+
+
+def loses_its_loss(message: Message, partition: int) -> RecordDict:
+    reply = client.train(message, partition)
+    reply.metric_records["metrics"]["train-loss"] = math.nan
+    return reply
+
+
+def sends_infinity(message: Message, partition: int) -> RecordDict:
+    reply = client.train(message, partition)
+    next(iter(reply.array_records["arrays"].values())).tensor.fill_(math.inf)
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [(raises, r"Client \d+ failed: ZeroDivisionError: a bug in client code"),
+     (loses_its_loss, r"Client \d+ diverged in round 1"),
+     (sends_infinity, "aggregated weights are not finite")],
+)  # fmt: skip
+def test_a_client_fault_stops_the_run_with_its_cause(
+    quick_config: Config, fault: Callable[[Message, int], RecordDict], expected: str
+) -> None:
+    config = dataclasses.replace(quick_config, participation=1.0, run_name="failing")
+    with pytest.raises(ClientFailure, match=expected):
+        run_federation(config, failing_app(fault))
+    record = json.loads((Path(config.results_dir) / "failing" / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert "ClientFailure" in record["cause"]
+
+
+def test_divergence_is_an_error_and_not_a_finished_run(quick_config: Config) -> None:
+    with pytest.raises(ClientFailure, match="Lower learning-rate"):
+        simulate(quick_config, learning_rate=1e30)
+
+
+def test_an_infeasible_request_leaves_no_folder(quick_config: Config) -> None:
+    with pytest.raises(ConfigError, match="classes-per-client"):
+        simulate(quick_config, classes_per_client=11)
+    assert not Path(quick_config.results_dir).exists()

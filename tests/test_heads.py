@@ -1,0 +1,88 @@
+from functools import reduce
+from operator import add
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+from torch.nn import functional
+
+from fl_taskarith.models.heads import (
+    RIDGE_GRID,
+    RidgeSolver,
+    RidgeStatistics,
+    choose_ridge_lambda,
+    fit_logit_scale,
+)
+
+
+def problem(count: int = 300, width: int = 12, classes: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    centres = torch.randn(classes, width, generator=generator)
+    scale = torch.logspace(-2, 2, width)
+    return (centres[labels] + torch.randn(count, width, generator=generator)) * scale + 3.0, labels
+
+
+@pytest.mark.parametrize("ridge_lambda", [1e-2, 1.0, 100.0, 1e5])
+def test_the_head_equals_scikit_learns_ridge_on_standardised_features(ridge_lambda: float) -> None:
+    features, labels = problem()
+    head = RidgeSolver(RidgeStatistics.of(features, labels, 5)).solve(ridge_lambda)
+    scaler = StandardScaler().fit(features.double().numpy())
+    reference = Ridge(alpha=ridge_lambda).fit(
+        scaler.transform(features.double().numpy()), functional.one_hot(labels, 5).double().numpy()
+    )
+    expected = reference.predict(scaler.transform(features.double().numpy()))
+    assert np.allclose(head.scores(features).numpy(), expected, rtol=1e-8, atol=1e-10)
+
+
+@given(st.integers(1, 40), st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_the_federated_head_equals_the_pooled_one_however_the_data_are_divided(clients: int, seed: int) -> None:
+    features, labels = problem(seed=seed)
+    order = torch.argsort(labels) if seed % 2 else torch.randperm(len(labels))  # by class: the worst skew
+    parts = [RidgeStatistics.of(features[part], labels[part], 5) for part in order.tensor_split(clients)]
+    federated = RidgeSolver(reduce(add, parts)).solve(10.0)
+    pooled = RidgeSolver(RidgeStatistics.of(features, labels, 5)).solve(10.0)
+    for name in ("weight", "bias"):
+        mine, theirs = getattr(federated, name), getattr(pooled, name)
+        assert mine.dtype == torch.float64
+        assert (mine - theirs).norm() <= 1e-6 * theirs.norm()
+
+
+def test_a_constant_feature_gets_no_weight_and_no_nan() -> None:
+    features, labels = problem()
+    features[:, 4] = 7.25
+    head = RidgeSolver(RidgeStatistics.of(features, labels, 5)).solve(1.0)
+    assert torch.isfinite(head.weight).all()
+    assert (head.weight[:, 4] == 0).all()
+
+
+def test_lambda_is_the_best_of_the_grid_on_validation() -> None:
+    features, labels = problem(count=60, width=40)
+    held_out, held_labels = problem(count=200, width=40, seed=1)
+    solver = RidgeSolver(RidgeStatistics.of(features, labels, 5))
+    accuracies = {
+        ridge_lambda: (solver.solve(ridge_lambda).scores(held_out).argmax(1) == held_labels).double().mean().item()
+        for ridge_lambda in RIDGE_GRID
+    }
+    chosen = choose_ridge_lambda(solver, held_out, held_labels)
+    assert accuracies[chosen] == max(accuracies.values())
+
+
+def test_the_logit_scale_minimises_the_cross_entropy() -> None:
+    features, labels = problem()
+    scores = RidgeSolver(RidgeStatistics.of(features, labels, 5)).solve(1.0).scores(features)
+    scale = fit_logit_scale(scores, labels)
+    best = functional.cross_entropy(scores * scale, labels)
+    for factor in (0.9, 0.99, 1.01, 1.1):
+        assert functional.cross_entropy(scores * scale * factor, labels) > best
+
+
+def test_scaling_a_head_scales_its_scores() -> None:
+    features, labels = problem()
+    head = RidgeSolver(RidgeStatistics.of(features, labels, 5)).solve(1.0)
+    assert torch.allclose(head.scaled(3.0).scores(features), 3.0 * head.scores(features))

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_taskarith.merging.aggregate import WeightedMean, all_finite, apply_task_vector
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=12), st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_the_streamed_mean_equals_the_formula(weights: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = [{"a": torch.randn(4, 3, generator=generator), "b": torch.randn(2, generator=generator)} for _ in weights]
+    mean = WeightedMean()
+    for vector, weight in zip(vectors, weights, strict=True):
+        mean.add(vector, weight)
+    result = mean.result()
+    for name in ("a", "b"):
+        expected = sum(w * v[name].double() for v, w in zip(vectors, weights, strict=True)) / sum(weights)
+        assert torch.allclose(result[name].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_adding_reads_a_vector_and_does_not_keep_it() -> None:
+    buffer = {"a": torch.ones(3)}
+    mean = WeightedMean()
+    mean.add(buffer, 1)
+    buffer["a"].fill_(5)
+    mean.add(buffer, 1)
+    assert torch.equal(mean.result()["a"], torch.full((3,), 3.0))
+
+
+@pytest.mark.parametrize(
+    ("second", "weight", "problem"),
+    [({"b": torch.ones(2)}, 1, "a, b"), ({"a": torch.ones(3)}, 1, "shape"), ({"a": torch.ones(2)}, 0, "positive")],
+)
+def test_task_vectors_that_do_not_match_are_refused(second: dict[str, torch.Tensor], weight: int, problem: str) -> None:
+    mean = WeightedMean()
+    mean.add({"a": torch.ones(2)}, 1)
+    with pytest.raises(ValueError, match=problem):
+        mean.add(second, weight)
+
+
+def test_applying_a_task_vector_leaves_the_old_weights_and_the_others_alone() -> None:
+    weights = {"a": torch.ones(2), "b": torch.ones(1)}
+    new = apply_task_vector(weights, {"a": torch.full((2,), 2.0)}, step=0.5)
+    assert torch.equal(new["a"], torch.full((2,), 2.0))
+    assert new["b"] is weights["b"]
+    assert torch.equal(weights["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_any_entry_that_is_not_finite_is_seen(bad: float) -> None:
+    tensors = {"a": torch.zeros(3, 3), "b": torch.zeros(5)}
+    assert all_finite(tensors)
+    tensors["b"][4] = bad
+    assert not all_finite(tensors)
