@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from fl_taskarith.federation import History
+    from fl_taskarith.run import History
     from fl_taskarith.simulation import simulate
 
 __all__ = ["History", "simulate"]
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return simulate
     if name == "History":
-        from fl_taskarith.federation import History
+        from fl_taskarith.run import History
 
         return History
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_taskarith import config as configuration
@@ -37,6 +37,23 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("words", nargs="*", metavar="[CONF.toml] key=value", help="a settings file, then overrides")
     simulate.set_defaults(run=_simulate)
 
+    centralized = commands.add_parser(
+        "centralized", help="train without clients: the baseline (see simulate for settings)"
+    )
+    centralized.add_argument(
+        "words", nargs="*", metavar="[CONF.toml] key=value", help="a settings file, then overrides"
+    )
+    centralized.set_defaults(run=_centralized)
+
+    pretrain = commands.add_parser(
+        "pretrain-glyph", help="remake the shipped weights of vit_glyph from rendered letters"
+    )
+    pretrain.add_argument("--output", type=Path, default=Path("vit_glyph.safetensors"), help="default: %(default)s")
+    pretrain.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    pretrain.add_argument("--steps", type=int, default=4000, help="default: %(default)s, as shipped")
+    pretrain.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    pretrain.set_defaults(run=_pretrain_glyph)
+
     plot = commands.add_parser("plot", help="draw the curves of one or more runs (PNG and PDF)")
     plot.add_argument("folders", nargs="+", type=Path, metavar="RESULTS_FOLDER")
     plot.add_argument("--output", type=Path, help="path without ending (default: curves in the first folder)")
@@ -54,13 +71,28 @@ def key_reference() -> str:
 
 
 def _simulate(parsed: argparse.Namespace) -> None:
-    words = list(parsed.words)
-    conf = words.pop(0) if words and "=" not in words[0] else None
+    _run(parsed.words, {})
+
+
+def _centralized(parsed: argparse.Namespace) -> None:
+    _run(parsed.words, {"strategy": "centralized"})
+
+
+def _run(words: Sequence[str], fixed: Mapping[str, object]) -> None:
+    """Run the settings of an optional file, then of key=value words, then of `fixed`."""
+    conf, assignments = (words[0], words[1:]) if words and "=" not in words[0] else (None, words)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    config = configuration.load(conf, configuration.parse_overrides(words))
+    config = configuration.load(conf, {**configuration.parse_overrides(assignments), **fixed})
     from fl_taskarith.simulation import simulate
 
     simulate(config)
+
+
+def _pretrain_glyph(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.models.glyph_pretraining import pretrain_glyph
+
+    report = pretrain_glyph(parsed.output, seed=parsed.seed, steps=parsed.steps, threads=parsed.threads)
+    print(f"{parsed.output.resolve()}: accuracy on letters of fonts held out {report.held_out_accuracy:.4f}")
 
 
 def _plot(parsed: argparse.Namespace) -> None:

@@ -10,15 +10,14 @@ import torch
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 
 from fl_taskarith.config import Config
-from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.engine.grid import read_settings
 from fl_taskarith.engine.records import to_record, to_tensors
 from fl_taskarith.errors import FlTaskarithError
 from fl_taskarith.models.heads import RidgeStatistics
-from fl_taskarith.optim import scheduled_learning_rate, sgdm
-from fl_taskarith.resident import EVALUATION_BATCH, Resident, resident
+from fl_taskarith.optim import sgdm
+from fl_taskarith.resident import resident
 from fl_taskarith.seeding import random_generator
-from fl_taskarith.training import extract_features, set_trained, train_locally
+from fl_taskarith.training import set_trained, train_locally
 
 MetricValue = int | float | list[int] | list[float]
 
@@ -49,15 +48,12 @@ def tell_partition(message: Message, partition: int) -> RecordDict:
 def train(message: Message, partition: int) -> RecordDict:
     """J local steps from the global weights in the message; replies with the task vector τ = θ_k − θ."""
     started = time.perf_counter()
-    config, server_round = read_settings(message.content.config_records["config"])
+    config, server_round, learning_rate = read_settings(message.content.config_records["config"])
     home = resident(config)
     weights = to_tensors(message.content.array_records["arrays"], home.device)
     home.load(weights)
     names = home.trained_names(server_round)
     parameters = set_trained(home.model, names)
-    learning_rate = scheduled_learning_rate(
-        config.schedule, config.learning_rate, server_round, config.num_rounds, config.warmup_rounds
-    )
     shard = home.shards[partition]
     local_steps = draw_local_steps(config, server_round, partition)
     train_loss = train_locally(
@@ -85,20 +81,13 @@ def train(message: Message, partition: int) -> RecordDict:
 def ridge_statistics(message: Message, partition: int) -> RecordDict:
     """This shard's sums for the ridge head, from features of the pretrained backbone without augmentation."""
     started = time.perf_counter()
-    config, _ = read_settings(message.content.config_records["config"])
+    config, _, _ = read_settings(message.content.config_records["config"])
     home = resident(config)
     home.load(home.pretrained)
     shard = home.data.train.take(home.shards[partition])
-    statistics = RidgeStatistics.of(features_of(home, shard), shard.labels, len(home.data.dataset.classes))
+    statistics = RidgeStatistics.of(home.features(shard), shard.labels, len(home.data.dataset.classes))
     metrics: dict[str, MetricValue] = {"num-examples": len(shard), "train-seconds": time.perf_counter() - started}
     return RecordDict({"arrays": to_record(statistics.tensors()), "metrics": MetricRecord(metrics)})
-
-
-def features_of(home: Resident, examples: ImageSet) -> torch.Tensor:
-    """Features [n, width] of `examples` under the resident model's current weights."""
-    return extract_features(
-        home.model, examples, home.preprocessing, batch_size=EVALUATION_BATCH, precision=home.config.precision
-    )
 
 
 def draw_local_steps(config: Config, server_round: int, partition: int) -> int:

@@ -78,7 +78,7 @@ def _choice(default: str, about: str, *choices: str) -> Any:
     return _key(default, about, choices=choices)
 
 
-SCHEDULES = ("constant", "cosine", "step", "exponential")
+SCHEDULES = ("constant", "cosine", "step", "exponential", "plateau")
 
 
 @dataclass(frozen=True)
@@ -107,32 +107,33 @@ class Config:
     ridge_lambda: float | str = _auto_number("ridge penalty; auto = chosen on validation")
     logit_scale: float | str = _auto_number("factor on ridge scores; auto = by validation cross-entropy")
     # federation
-    strategy: str = _choice("fedavg", "aggregation algorithm", "fedavg")
+    strategy: str = _choice("fedavg", "aggregation algorithm, or no clients at all", "fedavg", "centralized")
     num_clients: int = _key(50, "clients, K", low=1, high=1_000_000)
     participation: float = _key(0.2, "share of clients sampled per round, C", low=0, high=1, exclusive_low=True)
     sharding: str = _choice("classes", "how clients divide the data", "iid", "classes")
     classes_per_client: int = _key(2, "classes per client, Nc, under sharding = classes", low=1)
-    num_rounds: int = _key(40, "communication rounds", low=1)
+    num_rounds: int = _key(80, "communication rounds; epochs under strategy = centralized", low=1)
     server_lr: float = _key(1.0, "step of the server along the aggregated task vector", low=0, exclusive_low=True)
     # local training
     local_steps: int = _key(4, "SGDM steps per client and round, J", low=1)
     local_steps_min: int = _key(0, "with local-steps-max: clients draw their own J; 0 = off", low=0)
     local_steps_max: int = _key(0, "see local-steps-min", low=0)
     batch_size: int = _key(16, "examples per local step", low=1)
-    learning_rate: float = _key(0.03, "peak learning rate of the clients", low=0)
+    learning_rate: float = _key(0.01, "peak learning rate of the clients", low=0)
     momentum: float = _key(0.9, "SGDM momentum; starts at zero in every round", low=0, high=1)
     weight_decay: float = _key(0.0, "L2 penalty", low=0)
     dampening: float = _key(0.0, "SGDM dampening", low=0, high=1)
     nesterov: bool = _key(False, "Nesterov momentum")
-    schedule: str = _choice("constant", "of the learning rate over rounds", *SCHEDULES)
+    schedule: str = _choice("cosine", "of the learning rate over rounds", *SCHEDULES)
     warmup_rounds: int = _key(0, "rounds of linear warm-up", low=0)
     # running
     engine: str = _choice("sequential", "in this process, or on Flower's SuperNodes", "sequential", "flower")
     device: str = _key("auto", "auto, cpu, cuda, cuda:1, mps")
     threads: int = _key(0, "CPU threads of torch; 0 = every core this process may use", low=0, high=1024)
     precision: str = _choice("fp32", "arithmetic of forward and backward", "fp32", "bf16", "fp16")
-    evaluate_every: int = _key(1, "rounds between evaluations; the last round always is", low=1)
-    checkpoint_every: int = _key(10, "rounds between checkpoints", low=1)
+    evaluate_every: int = _key(2, "rounds between evaluations; the last round always is", low=1)
+    checkpoint_every: int = _key(20, "rounds between checkpoints", low=1)
+    save_model: bool = _key(True, "export the final model as model.safetensors")
     resume: bool = _key(True, "continue an unfinished run of the same configuration")
     results_dir: str = _key("", "where results go; empty = results/ of the installed checkout")
     run_name: str = _key("", "folder of the run; empty = named after its settings")
@@ -182,7 +183,7 @@ def rules() -> dict[str, Rule]:
 
 # Where a run lives, how often it saves and which engine carries it do not change a number; every other key does.
 OPERATIONAL_KEYS = frozenset(
-    {"data-dir", "download", "engine", "checkpoint-every", "resume", "results-dir", "run-name"}
+    {"data-dir", "download", "engine", "checkpoint-every", "save-model", "resume", "results-dir", "run-name"}
 )
 IDENTITY_KEYS = frozenset(rules()) - OPERATIONAL_KEYS
 
@@ -256,6 +257,11 @@ def _check_combinations(config: Config) -> None:
          f"warmup-rounds = {config.warmup_rounds} exceeds num-rounds = {config.num_rounds}."),
         (config.head == "ridge" and config.validation_size == 0 and AUTO in (config.ridge_lambda, config.logit_scale),
          "validation-size = 0 leaves nothing to choose the ridge head on: set ridge-lambda and logit-scale."),
+        (config.schedule == "plateau" and (config.validation_size == 0 or config.evaluate_every != 1),
+         'schedule = "plateau" watches the validation loss of every round: it needs validation-size above 0 and '
+         "evaluate-every = 1."),
+        (config.strategy == "centralized" and config.engine == "flower",
+         'strategy = "centralized" has no clients to run on SuperNodes: leave engine = "sequential".'),
         (config.precision == "fp16" and config.device == "cpu",
          'precision = "fp16" needs a GPU: use "fp32" on the CPU.'),
     ]  # fmt: skip

@@ -145,10 +145,11 @@ def run_name(config: Config) -> str:
     """`run-name`, or a name made of the main settings and the fingerprint of all that decide the numbers."""
     if config.run_name:
         return config.run_name
-    sharding = "iid" if config.sharding == "iid" else f"nc{config.classes_per_client}"
-    return "-".join(
-        [config.dataset, config.strategy, sharding, f"j{config.local_steps}", f"s{config.seed}", config.fingerprint()]
-    )
+    words = [config.dataset, config.strategy]
+    if config.strategy != "centralized":
+        sharding = "iid" if config.sharding == "iid" else f"nc{config.classes_per_client}"
+        words += [sharding, f"j{config.local_steps}"]
+    return "-".join([*words, f"s{config.seed}", config.fingerprint()])
 
 
 def read_rounds(folder: Path) -> list[Row]:

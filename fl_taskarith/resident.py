@@ -21,6 +21,7 @@ from fl_taskarith.data.splits import Splits, split_training_set, stratified_samp
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model, pretrained_settings, trained_parameters
 from fl_taskarith.paths import resolve
+from fl_taskarith.training import extract_features
 
 EVALUATION_BATCH = 256
 
@@ -102,6 +103,16 @@ class Resident:
         """Copy tensors into the resident model's parameters of the same names."""
         for name, value in tensors.items():
             self.parameters[name].copy_(value)
+
+    def features(self, examples: ImageSet) -> Tensor:
+        """What the head sees of `examples` under the model's current weights: float32 [n, width]."""
+        return extract_features(
+            self.model,
+            examples,
+            self.preprocessing,
+            batch_size=EVALUATION_BATCH,
+            precision=self.config.precision,
+        )
 
     def _preprocessing(self) -> Preprocessing:
         cfg = pretrained_settings(self.model)

@@ -9,8 +9,9 @@ from tqdm.auto import tqdm
 
 from fl_taskarith import config as configuration
 from fl_taskarith.config import Config
-from fl_taskarith.federation import History, Progress, describe_round, run_federation
+from fl_taskarith.federation import run_federation
 from fl_taskarith.logbook import Row
+from fl_taskarith.run import History, Progress, describe_round
 
 
 def simulate(conf: Path | str | Config | None = None, **overrides: object) -> History:

@@ -66,6 +66,8 @@ def quick_config(tmp_path: Path) -> Config:
             "num_rounds": 3,
             "local_steps": 2,
             "learning_rate": 0.01,
+            "schedule": "constant",
+            "evaluate_every": 1,
             "results_dir": str(tmp_path / "results"),
             "threads": 2,
             "checkpoint_every": 1,

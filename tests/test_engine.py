@@ -46,7 +46,7 @@ def test_pickled_it_becomes_a_plain_array_with_the_same_values() -> None:
 
 def test_settings_travel_and_come_back() -> None:
     config = load(overrides={"num_clients": 7, "ridge_lambda": 3.5, "nesterov": True})
-    assert read_settings(settings_record(config, 12)) == (config, 12)
+    assert read_settings(settings_record(config, 12, 0.125)) == (config, 12, 0.125)
 
 
 # the sequential engine

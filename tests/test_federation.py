@@ -19,10 +19,11 @@ from fl_taskarith.config import Config, load
 from fl_taskarith.data.batches import batch_positions
 from fl_taskarith.engine.records import payload_bytes, to_record
 from fl_taskarith.errors import ClientFailure, ConfigError
-from fl_taskarith.federation import History, run_federation
+from fl_taskarith.federation import run_federation
 from fl_taskarith.logbook import COLUMNS, TIMING_COLUMNS, read_rounds
 from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics
 from fl_taskarith.resident import Resident, resident
+from fl_taskarith.run import History
 from fl_taskarith.seeding import random_generator, torch_seed
 from fl_taskarith.training import extract_features, set_trained
 

@@ -69,8 +69,8 @@ def apportion(total: int, weights: np.ndarray, lower: np.ndarray, upper: np.ndar
     Largest-remainder apportionment within bounds; ties go to the lower index. Needs sum(lower) <= total <= sum(upper).
     """
     exact = total * weights / weights.sum()
-    quotas = np.clip(np.floor(exact).astype(int), lower, upper)
-    while (missing := total - quotas.sum()) != 0:
+    quotas: np.ndarray = np.clip(np.floor(exact).astype(int), lower, upper)
+    while (missing := total - int(quotas.sum())) != 0:
         step = 1 if missing > 0 else -1
         open_ones = quotas < upper if step > 0 else quotas > lower
         need = np.where(open_ones, step * (exact - quotas), -np.inf)

@@ -6,12 +6,13 @@ depend on chance, so every engine here answers by partition, in the order asked.
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fl_taskarith.config import Config, Scalar, from_mapping
+from fl_taskarith.config import Config, from_mapping
 from fl_taskarith.errors import ClientFailure
 
 
@@ -62,18 +63,22 @@ def checked(reply: Message, partition: int) -> Message:
     return reply
 
 
-def settings_record(config: Config, server_round: int) -> ConfigRecord:
-    """What every message carries beside tensors: all settings of the run, and the round.
+def settings_record(config: Config, server_round: int, learning_rate: float) -> ConfigRecord:
+    """What every message carries beside tensors: all settings of the run, the round and its learning rate.
 
     Clients take their settings from here and not from their own run-config, so that the server's resolved values
     (threads, for one) hold everywhere, and a client needs to know nothing of how the run was started.
     """
-    values: dict[str, Scalar] = {**config.to_run_config(), "server-round": server_round}
-    return ConfigRecord(values)  # type: ignore[arg-type]
+    values: dict[str, Any] = {
+        **config.to_run_config(),
+        "server-round": server_round,
+        "round-learning-rate": learning_rate,
+    }
+    return ConfigRecord(values)
 
 
-def read_settings(record: ConfigRecord) -> tuple[Config, int]:
+def read_settings(record: ConfigRecord) -> tuple[Config, int, float]:
     """The inverse of `settings_record`."""
-    values = dict(record)
-    server_round = values.pop("server-round")
-    return from_mapping(values), int(server_round)  # type: ignore[arg-type]
+    values: dict[str, Any] = dict(record)
+    server_round, learning_rate = values.pop("server-round"), values.pop("round-learning-rate")
+    return from_mapping(values), server_round, learning_rate

@@ -82,7 +82,7 @@ def _wait_for_nodes(grid: Grid, num_clients: int, timeout: float) -> list[int]:
 
 def _ask_partitions(grid: Grid, node_ids: list[int], config: Config) -> dict[int, int]:
     """Node id by partition id for the partitions 0..K-1; nodes with higher partition ids are left idle."""
-    settings = RecordDict({"config": settings_record(config, 0)})
+    settings = RecordDict({"config": settings_record(config, 0, 0.0)})
     questions = [Message(settings, node_id, HANDSHAKE) for node_id in node_ids]
     nodes: dict[int, int] = {}
     for reply in grid.send_and_receive(questions, timeout=HANDSHAKE_TIMEOUT):

@@ -1,14 +1,18 @@
 """The timm VisionTransformer of a run, its weights, and which of its parameters are trained."""
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import huggingface_hub
+import safetensors.torch
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from fl_taskarith.errors import ConfigError, WeightsError
+from fl_taskarith.files import write_atomically
 from fl_taskarith.models.vit_glyph import VIT_GLYPH_WEIGHTS
 from fl_taskarith.models.weights import load_weights
 
@@ -73,6 +77,30 @@ def find_pretrained(model: VisionTransformer, name: str, download: bool) -> Path
             f"downloaded ({type(error).__name__}). Set download = true on a machine with internet access, or name a "
             ".safetensors or .pth file that you have in `weights`."
         ) from error
+
+
+def export_model(model: VisionTransformer, path: Path, classes: Sequence[str], facts: Mapping[str, str]) -> None:
+    """Write the whole model in timm's layout, with what is needed to use it as metadata (strings; lists as JSON).
+
+    Load it with timm.create_model(architecture, num_classes=len(classes), img_size=input_size) and
+    load_state_dict(safetensors.torch.load_file(path)).
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    cfg = pretrained_settings(model)
+    metadata = {
+        "architecture": str(cfg["architecture"]),
+        "input_size": str(model.patch_embed.img_size[0]),
+        "mean": json.dumps(list(cfg["mean"])),
+        "std": json.dumps(list(cfg["std"])),
+        "interpolation": "bicubic",
+        "head": "head: linear on the normalised class token",
+        "classes": json.dumps(list(classes)),
+        **facts,
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
 def pretrained_settings(model: VisionTransformer) -> dict[str, Any]:

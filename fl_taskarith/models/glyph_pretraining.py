@@ -23,8 +23,8 @@ from fl_taskarith.models.vit_glyph import vit_glyph
 # One word per class. Letters share a word where case or alphabet makes no visible difference at 8x8 pixels, since the
 # distortions hide a letter's size and position on the line; letters drawn like another class in some font are left out.
 LATIN = "A a B b Cc D d E e F f G g H h Il i J j Kk L Mm N n Oo Pp Q q R r Ss T t Uu Vv Ww Xx Y y Zz"
-GREEK = "Γ Δ Θθ Ξ Π Σ Ψψ Ω β γ δ ε ζ λ μ ξ π σ ω"  # noqa: RUF001 - Greek on purpose
-CYRILLIC = "Б б Д Жж Зз И Л ФфΦφ Ц Ч Ш Щ Ы Ээ Юю Яя"  # noqa: RUF001 - Cyrillic on purpose
+GREEK = "Γ Δ Θθ Ξ Π Σ Ψψ Ω β γ δ ε ζ λ μ ξ π σ ω"
+CYRILLIC = "Б б Д Жж Зз И Л ФфΦφ Ц Ч Ш Щ Ы Ээ Юю Яя"
 LETTER_CLASSES: tuple[str, ...] = tuple(f"{LATIN} {GREEK} {CYRILLIC}".split())
 
 # Fonts whose character map claims letters but whose glyphs are boxes, brackets or calligraphy.

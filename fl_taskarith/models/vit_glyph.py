@@ -9,9 +9,11 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
+from fl_taskarith.paths import shipped_file
+
 __all__ = ["VIT_GLYPH_WEIGHTS", "vit_glyph"]
 
-VIT_GLYPH_WEIGHTS: Path = Path(__file__).with_name("vit_glyph.safetensors")
+VIT_GLYPH_WEIGHTS: Path = shipped_file("models/vit_glyph.safetensors")
 """The pretrained backbone, without a classifier head, in timm's key layout."""
 
 # timm looks these up by this exact name. `file` makes pretrained=True read the shipped weights: there is no address

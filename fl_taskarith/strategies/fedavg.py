@@ -34,14 +34,15 @@ class FedAvg(FlowerFedAvg):
     """θ ← θ + η_s Σ_k (n_k / Σ n) τ_k, folded in as the replies come.
 
     Unlike Flower's: clients are sampled by our own seed over partition ids; replies carry task vectors; a failed client
-    stops the run; rounds may start after the first, to resume. A subclass changes `aggregate`, and `state` and
-    `load_state` if it keeps tensors between rounds.
+    stops the run; rounds may start after the first, to resume. `learning_rate` gives the clients' step size in a round.
+    A subclass changes `aggregate`, and `state` and `load_state` if it keeps tensors between rounds.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, learning_rate: Callable[[int], float]) -> None:
         super().__init__(fraction_train=config.participation)
         self.config = config
         self.device = device
+        self.learning_rate = learning_rate
         self.traffic = Traffic()
         self._weights: dict[str, Tensor] = {}
 
@@ -87,6 +88,7 @@ class FedAvg(FlowerFedAvg):
             arrays, metrics = self.aggregate_train(server_round, grid.exchange(messages))
             if arrays is None or metrics is None:
                 raise ClientFailure(f"Round {server_round} got no reply from any client.")
+            metrics["learning-rate"] = self.learning_rate(server_round)
             metrics["round-seconds"] = time.perf_counter() - started
             result.arrays = arrays
             result.train_metrics_clientapp[server_round] = metrics
@@ -102,7 +104,7 @@ class FedAvg(FlowerFedAvg):
         partitions = sorted(grid.get_node_ids())
         generator = random_generator(self.config.seed, "participation", server_round)
         chosen = generator.choice(len(partitions), self.config.sampled_clients, replace=False)
-        settings = settings_record(self.config, server_round)
+        settings = settings_record(self.config, server_round, self.learning_rate(server_round))
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
         self.traffic = Traffic(downlink=len(chosen) * payload_bytes(arrays))
         return [Message(content, partitions[index], MessageType.TRAIN) for index in sorted(chosen)]

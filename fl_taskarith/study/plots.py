@@ -13,8 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fl_taskarith.errors import CheckpointError
+from fl_taskarith.config import Scalar, from_mapping
+from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.logbook import Row, read_rounds
+
+Settings = dict[str, Scalar]
 
 # Okabe & Ito (2008): told apart by every common form of colour blindness; line styles tell them apart in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -38,7 +41,9 @@ def plot_curves(folders: Sequence[Path], output: Path) -> list[Path]:
     Raises:
         CheckpointError: a folder holds no readable rounds.csv, or the output cannot be written.
     """
-    tables = [(label, read_rounds(folder)) for label, folder in zip(_labels(folders), folders, strict=True)]
+    configs = [_settings(folder) for folder in folders]
+    tables = [(label, read_rounds(folder)) for label, folder in zip(_labels(folders, configs), folders, strict=True)]
+    epochs = [config.get("strategy") == "centralized" for config in configs]
     with pyplot.rc_context(cast(Any, STYLE)):
         figure, (accuracy, loss) = pyplot.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained")
         for index, (label, rows) in enumerate(tables):
@@ -48,7 +53,14 @@ def plot_curves(folders: Sequence[Path], output: Path) -> list[Path]:
             if rows and rows[0]["round"] == 0 and rows[0]["test_accuracy"] is not None:
                 accuracy.axhline(100 * rows[0]["test_accuracy"], color=colour, linewidth=0.8, linestyle=":")
             if len(tables) == 1:
-                _draw(loss, rows, "train_loss", COLOURS[1], "--", "training (mean of clients)")
+                _draw(
+                    loss,
+                    rows,
+                    "train_loss",
+                    COLOURS[1],
+                    "--",
+                    "training" if epochs[0] else "training (mean of clients)",
+                )
                 _draw(loss, rows, "val_loss", COLOURS[2], "-.", "validation")
                 _draw(loss, rows, "test_loss", colour, "-", "test")
             else:
@@ -56,7 +68,7 @@ def plot_curves(folders: Sequence[Path], output: Path) -> list[Path]:
         accuracy.set_ylabel("test accuracy (%)")
         loss.set_ylabel("cross-entropy (nats)" if len(tables) == 1 else "test cross-entropy (nats)")
         for axes in (accuracy, loss):
-            axes.set_xlabel("communication round")
+            axes.set_xlabel("epoch" if all(epochs) else "round or epoch" if any(epochs) else "communication round")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         loss.legend(fontsize=8)
         if len(tables) == 1:
@@ -72,24 +84,29 @@ def _draw(
         axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, linewidth=1.4, label=label)
 
 
-def _labels(folders: Sequence[Path]) -> list[str]:
-    """A folder's name without its fingerprint where that leaves the names distinct."""
+def _labels(folders: Sequence[Path], configs: Sequence[Settings]) -> list[str]:
+    """What was run, in words, where that tells the runs apart; else the folders' names."""
     names = [folder.resolve().name for folder in folders]
-    short = [_setting_name(folder, name) for folder, name in zip(folders, names, strict=True)]
-    return short if len(set(short)) == len(short) else names
+    words = [_in_words(config) or name for config, name in zip(configs, names, strict=True)]
+    return words if len(set(words)) == len(words) else names
 
 
-def _setting_name(folder: Path, name: str) -> str:
+def _in_words(config: Settings) -> str:
+    """The main settings; empty for a run that was given a name, or whose run.json cannot be read."""
+    if not config or config["run-name"]:
+        return ""
+    words = [str(config["dataset"]), str(config["strategy"])]
+    if config["strategy"] != "centralized":
+        words += ["iid" if config["sharding"] == "iid" else f"Nc = {config['classes-per-client']}"]
+        words += [f"J = {config['local-steps']}"]
+    return ", ".join([*words, f"seed {config['seed']}"])
+
+
+def _settings(folder: Path) -> Settings:
     try:
-        config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
-        if config["run-name"]:
-            return name
-        sharding = "iid" if config["sharding"] == "iid" else f"Nc = {config['classes-per-client']}"
-        return (
-            f"{config['dataset']}, {config['strategy']}, {sharding}, J = {config['local-steps']}, seed {config['seed']}"
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return name
+        return from_mapping(json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]).to_run_config()
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        return {}
 
 
 def _save(figure: Figure, output: Path) -> list[Path]:

@@ -1,0 +1,85 @@
+"""The centralized baseline: the same data, model, steps and evaluation, without clients. One round is one epoch."""
+
+import math
+import time
+
+import torch
+
+from fl_taskarith.errors import ClientFailure
+from fl_taskarith.logbook import Row
+from fl_taskarith.models.heads import RidgeStatistics
+from fl_taskarith.optim import sgdm
+from fl_taskarith.run import Run, Weights
+from fl_taskarith.seeding import random_generator
+from fl_taskarith.training import set_trained, train_locally
+
+
+class CentralizedRun(Run):
+    """SGDM over the whole training set; its momentum lives on from epoch to epoch, and in checkpoints."""
+
+    _momentum: Weights | None = None
+
+    def ridge_statistics(self, row: Row) -> RidgeStatistics:
+        """Of the pooled training set."""
+        started = time.perf_counter()
+        self.home.load(self.home.pretrained)
+        examples = self.home.data.train
+        features = self.home.features(examples)
+        row["train_seconds"] = time.perf_counter() - started
+        return RidgeStatistics.of(features, examples.labels, len(self.home.data.dataset.classes))
+
+    def train(self, weights: Weights, first_round: int) -> None:
+        """Epochs `first_round`..num-rounds of ⌈n / batch-size⌉ steps each."""
+        config, home = self.config, self.home
+        self._momentum = self._momentum or {}
+        for epoch in range(first_round, config.num_rounds + 1):
+            started = time.perf_counter()
+            home.load(weights)
+            names = home.trained_names(epoch)
+            optimizer = sgdm(set_trained(home.model, names), config, self.learning_rate(epoch))
+            self._restore_momentum(optimizer, names)
+            train_loss = train_locally(
+                home.model,
+                home.data.train,
+                torch.arange(len(home.data.train), device=home.device),
+                optimizer,
+                home.preprocessing,
+                local_steps=math.ceil(len(home.data.train) / config.batch_size),
+                batch_size=config.batch_size,
+                precision=config.precision,
+                generator=random_generator(config.seed, "centralized training", epoch),
+            )
+            if not math.isfinite(train_loss):
+                raise ClientFailure(f"Epoch {epoch}: the training loss is {train_loss}. Lower learning-rate.")
+            self._keep_momentum(optimizer, names)
+            weights = {name: home.parameters[name].detach().clone() for name in weights}
+            row: Row = {
+                "round": epoch,
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                "train_loss": train_loss,
+                "clients": 0,
+                "uplink_bytes": 0,
+                "downlink_bytes": 0,
+                "train_seconds": time.perf_counter() - started,
+                "overhead_seconds": 0.0,
+            }
+            self.finish_round(row, weights)
+
+    def state(self) -> Weights:
+        """The momentum buffers, by parameter name."""
+        return dict(self._momentum or {})
+
+    def load_state(self, state: Weights) -> None:
+        """The momentum buffers of a checkpoint."""
+        self._momentum = dict(state)
+
+    def _restore_momentum(self, optimizer: torch.optim.SGD, names: list[str]) -> None:
+        for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
+            if name in self.state():
+                optimizer.state[parameter]["momentum_buffer"] = self.state()[name]
+
+    def _keep_momentum(self, optimizer: torch.optim.SGD, names: list[str]) -> None:
+        buffers = (
+            optimizer.state[parameter].get("momentum_buffer") for parameter in optimizer.param_groups[0]["params"]
+        )
+        self._momentum = {name: buffer for name, buffer in zip(names, buffers, strict=True) if buffer is not None}
