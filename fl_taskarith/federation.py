@@ -44,6 +44,8 @@ def run_federation(
     facts = describe(home)  # among them the shards: an infeasible request fails here, before a folder is made
     with Logbook(config) as logbook:
         log.info("Results: %s", logbook.folder)
+        if shards := facts.get("shards"):
+            log.info("Shards: %(clients)d clients with %(smallest)d to %(largest)d examples each", shards)
         logbook.note(threads=shared.threads, **facts)
         run: Run
         if config.strategy == "centralized":
@@ -114,10 +116,10 @@ class FederatedRun(Run):
         self.finish_round(row, to_tensors(arrays, self.home.device))
 
 
-def describe(home: Resident) -> dict[str, object]:
+def describe(home: Resident) -> dict[str, dict[str, int] | str]:
     """Facts about a run for run.json: device, numbers of parameters, examples and shard sizes."""
     trained = home.trained_names(home.config.num_rounds)
-    facts: dict[str, object] = {
+    facts: dict[str, dict[str, int] | str] = {
         "device": describe_device(home.device),
         "parameters": {
             "total": sum(parameter.numel() for parameter in home.parameters.values()),

@@ -60,7 +60,7 @@ def test_conf_files_hold_the_reference_setting_of_the_study() -> None:
         ({"local-steps-min": 4}, "local-steps-max"),
         ({"local-steps-min": 8, "local-steps-max": 4}, "min <= max"),
         ({"head": "linear"}, "head-rounds"),
-        ({"head-rounds": 50}, "num-rounds"),
+        ({"head-rounds": 500}, "num-rounds"),
         ({"validation-size": 0}, "ridge-lambda"),
         ({"trainable": "head", "trainable-blocks": 2}, "trainable-blocks"),
         ({"precision": "fp16", "device": "cpu"}, "fp16"),

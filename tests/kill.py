@@ -1,0 +1,136 @@
+"""Kill runs at random instants, resume them, and compare with runs that nobody killed.
+
+    python tests/kill.py --kills 20          # federated and centralized, 20 SIGKILLs each
+
+Exit status 0 if every resumed run ended with the same rows (timing columns apart) and the same weights, bit for bit.
+"""
+
+import argparse
+import multiprocessing
+import random
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from fl_taskarith.cli import main as command
+from fl_taskarith.logbook import TIMING_COLUMNS, read_rounds
+
+COMMON = ["checkpoint-every=1", "evaluate-every=1", "threads=1"]
+RUNS = {
+    "federated": ["num-clients=10", "participation=0.4", "num-rounds=12", *COMMON],
+    "centralized": ["strategy=centralized", "num-rounds=6", "train-subset=400", "schedule=plateau", *COMMON],
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one run: kills that hit it alive, rounds completed before each kill, and whether it ended identical."""
+
+    kind: str
+    kills: int
+    rounds_at_kill: list[int]
+    same_rows: bool
+    same_weights: bool
+
+    @property
+    def identical(self) -> bool:
+        return self.same_rows and self.same_weights
+
+
+def kill_and_compare(kind: str, kills: int, folder: Path, seed: int = 0) -> Outcome:
+    """Run `kind` undisturbed, then again under `kills` SIGKILLs at random instants, in `folder`.
+
+    A fork server that has torch imported starts the processes, so that a kill hits the run rather than its imports.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fl_taskarith.simulation", "fl_taskarith.study.plots", "client_app"])
+
+    def start(name: str) -> multiprocessing.process.BaseProcess:
+        words = ["simulate", *RUNS[kind], f"results-dir={folder}", f"run-name={name}"]
+        process = context.Process(target=_run, args=(words,))
+        process.start()
+        return process
+
+    undisturbed = start("undisturbed")
+    undisturbed.join()  # the first process pays for the fork server's imports
+    assert undisturbed.exitcode == 0
+    started = time.monotonic()
+    again = start("undisturbed-again")
+    again.join()
+    duration = time.monotonic() - started
+
+    instants = random.Random(seed)
+    rounds_at_kill: list[int] = []
+    while len(rounds_at_kill) < kills:
+        process = start("killed")
+        # Short lives between the kills, so that many fall into one run, at any point of it.
+        process.join(instants.uniform(0.1, 1.0) * 3 * duration / max(kills, 3))
+        if process.exitcode is not None:
+            break  # it finished before this kill
+        process.kill()
+        process.join()
+        rounds_at_kill.append(_rounds_done(folder / "killed"))
+    if not _finished(folder / "killed"):
+        last = start("killed")
+        last.join()
+        assert last.exitcode == 0
+
+    return Outcome(
+        kind,
+        len(rounds_at_kill),
+        rounds_at_kill,
+        _numbers(folder / "undisturbed") == _numbers(folder / "killed"),
+        _same_weights(folder / "undisturbed", folder / "killed"),
+    )
+
+
+def _run(words: list[str]) -> None:
+    sys.stdout = open("/dev/null", "w")
+    sys.exit(command(words))
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "model.safetensors").exists() and (folder / "curves.pdf").exists()
+
+
+def _rounds_done(folder: Path) -> int:
+    try:
+        return (folder / "rounds.csv").read_text().count("\n") - 2
+    except OSError:
+        return -1
+
+
+def _numbers(folder: Path) -> list[dict[str, object]]:
+    return [{name: row[name] for name in row if name not in TIMING_COLUMNS} for row in read_rounds(folder)]
+
+
+def _same_weights(first: Path, second: Path) -> bool:
+    one, two = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (first, second))
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parsed = parser.parse_args()
+    failed = False
+    for kind in RUNS:
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = kill_and_compare(kind, parsed.kills, Path(folder), parsed.seed)
+        failed |= not outcome.identical or outcome.kills < parsed.kills
+        print(
+            f"{kind}: {outcome.kills} kills after rounds {outcome.rounds_at_kill}; rows identical: "
+            f"{outcome.same_rows}; weights identical: {outcome.same_weights}",
+            flush=True,
+        )
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
