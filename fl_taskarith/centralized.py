@@ -5,11 +5,14 @@ import time
 
 import torch
 
+from fl_taskarith.checkpoint import Checkpoint
+from fl_taskarith.config import Config
 from fl_taskarith.errors import ClientFailure
-from fl_taskarith.logbook import Row
+from fl_taskarith.logbook import Logbook, Row
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.optim import sgdm
-from fl_taskarith.run import Run, Weights
+from fl_taskarith.resident import Resident
+from fl_taskarith.run import Progress, Run, Weights
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.training import set_trained, train_locally
 
@@ -17,7 +20,9 @@ from fl_taskarith.training import set_trained, train_locally
 class CentralizedRun(Run):
     """SGDM over the whole training set; its momentum lives on from epoch to epoch, and in checkpoints."""
 
-    _momentum: Weights | None = None
+    def __init__(self, config: Config, home: Resident, logbook: Logbook, progress: Progress | None) -> None:
+        super().__init__(config, home, logbook, progress)
+        self._momentum: Weights = {}
 
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
         """Of the pooled training set."""
@@ -31,7 +36,6 @@ class CentralizedRun(Run):
     def train(self, weights: Weights, first_round: int) -> None:
         """Epochs `first_round`..num-rounds of ⌈n / batch-size⌉ steps each."""
         config, home = self.config, self.home
-        self._momentum = self._momentum or {}
         for epoch in range(first_round, config.num_rounds + 1):
             started = time.perf_counter()
             home.load(weights)
@@ -65,18 +69,18 @@ class CentralizedRun(Run):
             }
             self.finish_round(row, weights)
 
-    def state(self) -> Weights:
-        """The momentum buffers, by parameter name."""
-        return dict(self._momentum or {})
+    def save_checkpoint(self, server_round: int, weights: Weights) -> None:
+        """With the momentum buffers, by parameter name."""
+        self.logbook.save_checkpoint(Checkpoint(server_round, weights, self._momentum, {}))
 
-    def load_state(self, state: Weights) -> None:
-        """The momentum buffers of a checkpoint."""
-        self._momentum = dict(state)
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """The momentum buffers."""
+        self._momentum = dict(checkpoint.strategy_state)
 
     def _restore_momentum(self, optimizer: torch.optim.SGD, names: list[str]) -> None:
         for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
-            if name in self.state():
-                optimizer.state[parameter]["momentum_buffer"] = self.state()[name]
+            if name in self._momentum:
+                optimizer.state[parameter]["momentum_buffer"] = self._momentum[name]
 
     def _keep_momentum(self, optimizer: torch.optim.SGD, names: list[str]) -> None:
         buffers = (

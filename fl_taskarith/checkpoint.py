@@ -1,11 +1,10 @@
 """Checkpoints: one self-verifying file each. Its name carries the checksum of its content, so no index can disagree."""
 
-import hashlib
 import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fl_taskarith.client_state import StateNames
 from fl_taskarith.errors import CheckpointError
-from fl_taskarith.files import write_atomically
+from fl_taskarith.files import CHECKSUM_DIGITS, read_verified, write_verified
 
 KEPT = 2
-CHECKSUM_DIGITS = 32
 _NAME = re.compile(rf"round-(\d{{6,}})-([0-9a-f]{{{CHECKSUM_DIGITS}}})\.safetensors")
 
 log = logging.getLogger(__name__)
@@ -25,12 +24,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after `round` rounds: global weights, the strategy's own tensors, and the log so far (JSON values)."""
+    """A run after `round` rounds.
+
+    weights: the global ones; strategy_state: tensors the strategy keeps; notes: the log so far, JSON values;
+    client_states: file name of each client's own state, by partition, for those that have one.
+    """
 
     round: int
     weights: dict[str, Tensor]
     strategy_state: dict[str, Tensor]
     notes: dict[str, Any]
+    client_states: StateNames = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -40,14 +44,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         CheckpointError: it cannot be written; the earlier ones are untouched.
     """
     tensors = _prefixed("weights", checkpoint.weights) | _prefixed("strategy", checkpoint.strategy_state)
-    content = safetensors.torch.save(tensors, {"round": str(checkpoint.round), "notes": json.dumps(checkpoint.notes)})
-    checksum = hashlib.sha256(content).hexdigest()[:CHECKSUM_DIGITS]
-    path = folder / f"round-{checkpoint.round:06d}-{checksum}.safetensors"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"Cannot make the folder {folder}: {error.strerror}.") from error
-    write_atomically(path, content)
+    metadata = {
+        "round": str(checkpoint.round),
+        "notes": json.dumps(checkpoint.notes),
+        "client_states": json.dumps(checkpoint.client_states),
+    }
+    path = write_verified(folder, f"round-{checkpoint.round:06d}", safetensors.torch.save(tensors, metadata))
     # A run that was resumed may come to a round twice; the later file of the same round is the one just written.
     for _, old in [found for found in list_checkpoints(folder) if found[1] != path][KEPT - 1 :]:
         old.unlink(missing_ok=True)
@@ -82,23 +84,37 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
 
 
+def referenced_client_states(folder: Path) -> list[StateNames]:
+    """The client states that each readable checkpoint in `folder` refers to."""
+    tables = []
+    for _, path in list_checkpoints(folder):
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                tables.append(_state_names(file.metadata()))
+        except (OSError, SafetensorError):
+            continue  # damaged: it will be passed over when read
+    return tables
+
+
 def _read(path: Path) -> Checkpoint | None:
     """The checkpoint at `path`, or None if its content is not what its name says."""
-    try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest()[:CHECKSUM_DIGITS] != path.stem.rsplit("-", 1)[1]:
-            return None
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        tensors = safetensors.torch.load(content)
-    except (OSError, SafetensorError):
+    content = read_verified(path)
+    if content is None:
         return None
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load(content)
     return Checkpoint(
         round=int(metadata["round"]),
         weights=_under("weights", tensors),
         strategy_state=_under("strategy", tensors),
         notes=json.loads(metadata["notes"]),
+        client_states=_state_names(metadata),
     )
+
+
+def _state_names(metadata: Mapping[str, str]) -> StateNames:
+    return {int(partition): name for partition, name in json.loads(metadata["client_states"]).items()}
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

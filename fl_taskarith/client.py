@@ -48,24 +48,24 @@ def tell_partition(message: Message, partition: int) -> RecordDict:
 def train(message: Message, partition: int) -> RecordDict:
     """J local steps from the global weights in the message; replies with the task vector τ = θ_k − θ."""
     started = time.perf_counter()
-    config, server_round, learning_rate = read_settings(message.content.config_records["config"])
+    config, current = read_settings(message.content.config_records["config"])
     home = resident(config)
     weights = to_tensors(message.content.array_records["arrays"], home.device)
     home.load(weights)
-    names = home.trained_names(server_round)
+    names = home.trained_names(current.number)
     parameters = set_trained(home.model, names)
     shard = home.shards[partition]
-    local_steps = draw_local_steps(config, server_round, partition)
+    local_steps = draw_local_steps(config, current.number, partition)
     train_loss = train_locally(
         home.model,
         home.data.train,
         shard,
-        sgdm(parameters, config, learning_rate),
+        sgdm(parameters, config, current.learning_rate),
         home.preprocessing,
         local_steps=local_steps,
         batch_size=config.batch_size,
         precision=config.precision,
-        generator=random_generator(config.seed, "local training", server_round, partition),
+        generator=random_generator(config.seed, "local training", current.number, partition),
     )
     with torch.no_grad():  # in the model's own storage: the next client loads its weights anew
         task_vector = {name: parameter.sub_(weights[name]) for name, parameter in zip(names, parameters, strict=True)}
@@ -81,7 +81,7 @@ def train(message: Message, partition: int) -> RecordDict:
 def ridge_statistics(message: Message, partition: int) -> RecordDict:
     """This shard's sums for the ridge head, from features of the pretrained backbone without augmentation."""
     started = time.perf_counter()
-    config, _, _ = read_settings(message.content.config_records["config"])
+    config, _ = read_settings(message.content.config_records["config"])
     home = resident(config)
     home.load(home.pretrained)
     shard = home.data.train.take(home.shards[partition])

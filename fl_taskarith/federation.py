@@ -9,8 +9,9 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fl_taskarith.centralized import CentralizedRun
+from fl_taskarith.checkpoint import Checkpoint
 from fl_taskarith.config import Config
-from fl_taskarith.engine.grid import PartitionGrid, settings_record
+from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
@@ -67,10 +68,11 @@ class FederatedRun(Run):
         super().__init__(config, home, logbook, progress)
         self.grid = grid
         self.strategy = STRATEGIES[config.strategy](config, home.device, self.learning_rate)
+        self.strategy.state_folder = str(logbook.client_states)
 
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
         """The sum of all clients' statistics, in partition order."""
-        settings = RecordDict({"config": settings_record(self.config, 0, 0.0)})
+        settings = RecordDict({"config": settings_record(self.config, RoundSettings(0))})
         questions = [Message(settings, partition, "query.ridge") for partition in self.grid.get_node_ids()]
         total: RidgeStatistics | None = None
         for reply in self.grid.exchange(questions):
@@ -94,13 +96,15 @@ class FederatedRun(Run):
             after_round=self._after_round,
         )
 
-    def state(self) -> Weights:
-        """The strategy's tensors."""
-        return self.strategy.state()
+    def save_checkpoint(self, server_round: int, weights: Weights) -> None:
+        """With the strategy's tensors and the names of the clients' states."""
+        strategy = self.strategy
+        self.logbook.save_checkpoint(Checkpoint(server_round, weights, strategy.state(), {}, strategy.client_states))
 
-    def load_state(self, state: Weights) -> None:
-        """Back into the strategy."""
-        self.strategy.load_state(state)
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Both back into the strategy."""
+        self.strategy.load_state(checkpoint.strategy_state)
+        self.strategy.client_states = dict(checkpoint.client_states)
 
     def _after_round(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> None:
         row: Row = {

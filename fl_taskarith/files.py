@@ -1,9 +1,12 @@
-"""Files that are either the old one or the new one, whatever happens while they are written."""
+"""Files that are the old one or the new one, whatever happens while they are written, and that can tell damage."""
 
+import hashlib
 import os
 from pathlib import Path
 
 from fl_taskarith.errors import CheckpointError
+
+CHECKSUM_DIGITS = 32  # hexadecimal digits of SHA-256 that a verified file carries in its name
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -25,6 +28,36 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
         reason = error.strerror or error
         raise CheckpointError(f"Cannot write {path}: {reason}. What was there before is kept.") from error
+
+
+def write_verified(folder: Path, stem: str, content: bytes) -> Path:
+    """Write `content` atomically to folder/STEM-CHECKSUM.safetensors; makes `folder`.
+
+    The name carries the checksum, so no index can disagree with the file, and equal content has an equal name.
+
+    Raises:
+        CheckpointError: it cannot be written; names the path.
+    """
+    path = folder / f"{stem}-{_checksum(content)}.safetensors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"Cannot make the folder {folder}: {error.strerror}.") from error
+    write_atomically(path, content)
+    return path
+
+
+def read_verified(path: Path) -> bytes | None:
+    """The content of a file that `write_verified` wrote, or None if it is missing or not what its name says."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return content if path.stem.endswith(f"-{_checksum(content)}") else None
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:CHECKSUM_DIGITS]
 
 
 def _sync_folder(folder: Path) -> None:

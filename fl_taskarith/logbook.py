@@ -1,6 +1,7 @@
 """The folder of one run: run.json (what was run, on what), rounds.csv (one row per round), and its checkpoints."""
 
 import csv
+import dataclasses
 import io
 import json
 import logging
@@ -16,7 +17,8 @@ from typing import IO, Any, Self
 
 import torch
 
-from fl_taskarith.checkpoint import Checkpoint, load_latest_checkpoint, save_checkpoint
+from fl_taskarith.checkpoint import Checkpoint, load_latest_checkpoint, referenced_client_states, save_checkpoint
+from fl_taskarith.client_state import prune_client_states
 from fl_taskarith.config import Config
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.files import write_atomically
@@ -89,6 +91,11 @@ class Logbook:
         return self.folder / "checkpoints"
 
     @property
+    def client_states(self) -> Path:
+        """The folder of what clients keep between rounds."""
+        return self.folder / "client-states"
+
+    @property
     def rounds_csv(self) -> Path:
         """The table of rounds."""
         return self.folder / "rounds.csv"
@@ -107,11 +114,12 @@ class Logbook:
         with self._open_rounds("a") as file:
             file.write(_csv_lines([row]))
 
-    def save_checkpoint(self, server_round: int, weights: dict[str, Any], strategy_state: dict[str, Any]) -> None:
-        """Save the state after `server_round`, with the log up to it."""
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Save a checkpoint with the log up to its round as notes, and drop client states no checkpoint refers to."""
         facts = {key: value for key, value in self._record.items() if key in KEPT_FACTS}
-        notes = {"rows": self.rows, "record": facts}
-        save_checkpoint(self.checkpoints, Checkpoint(server_round, weights, strategy_state, notes))
+        noted = dataclasses.replace(checkpoint, notes={"rows": self.rows, "record": facts})
+        save_checkpoint(self.checkpoints, noted)
+        prune_client_states(self.client_states, referenced_client_states(self.checkpoints))
 
     def __enter__(self) -> Self:
         return self

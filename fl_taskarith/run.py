@@ -1,5 +1,6 @@
 """What a federated and a centralized run share: round 0, evaluation, log, checkpoints, the exported model."""
 
+import dataclasses
 import logging
 import math
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fl_taskarith.checkpoint import Checkpoint
 from fl_taskarith.config import AUTO, Config
 from fl_taskarith.errors import ClientFailure
 from fl_taskarith.logbook import COLUMNS, Logbook, Row
@@ -64,12 +66,12 @@ class Run(ABC):
         """Rounds `first_round`..num-rounds from `weights`; calls `finish_round` after each."""
 
     @abstractmethod
-    def state(self) -> Weights:
-        """Tensors kept between rounds beside the weights, for a checkpoint."""
+    def save_checkpoint(self, server_round: int, weights: Weights) -> None:
+        """Save `weights` and whatever else the rounds keep."""
 
     @abstractmethod
-    def load_state(self, state: Weights) -> None:
-        """Continue from the `state` of a checkpoint."""
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take that back from a checkpoint, whose tensors are on the device."""
 
     def execute(self) -> None:
         """Round 0 or the last checkpoint, the rounds that are left, and the export of the final model."""
@@ -77,8 +79,13 @@ class Run(ABC):
         if restored is None:
             weights, first_round = self._round_zero(), 1
         else:
-            weights, first_round = self._on_device(restored.weights), restored.round + 1
-            self.load_state(self._on_device(restored.strategy_state))
+            restored = dataclasses.replace(
+                restored,
+                weights=self._on_device(restored.weights),
+                strategy_state=self._on_device(restored.strategy_state),
+            )
+            weights, first_round = restored.weights, restored.round + 1
+            self.restore(restored)
         self._final = weights
         self.train(weights, first_round)
         if self.config.save_model:
@@ -107,7 +114,7 @@ class Run(ABC):
         else:
             log.info("%s", describe_round(row, config.num_rounds))
         if last or server_round % config.checkpoint_every == 0:
-            self.logbook.save_checkpoint(server_round, weights, self.state())
+            self.save_checkpoint(server_round, weights)
         self._final = weights
 
     def _on_device(self, tensors: Weights) -> Weights:

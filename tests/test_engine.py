@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fl_taskarith.config import Config, load
 from fl_taskarith.engine import supernodes
-from fl_taskarith.engine.grid import read_settings, settings_record
+from fl_taskarith.engine.grid import RoundSettings, read_settings, settings_record
 from fl_taskarith.engine.records import TensorArray, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.sequential import SequentialGrid, ensure_run_identity
 from fl_taskarith.engine.supernodes import SuperNodeGrid
@@ -46,7 +46,8 @@ def test_pickled_it_becomes_a_plain_array_with_the_same_values() -> None:
 
 def test_settings_travel_and_come_back() -> None:
     config = load(overrides={"num_clients": 7, "ridge_lambda": 3.5, "nesterov": True})
-    assert read_settings(settings_record(config, 12, 0.125)) == (config, 12, 0.125)
+    current = RoundSettings(12, 0.125, "/folder", "name")
+    assert read_settings(settings_record(config, current)) == (config, current)
 
 
 # the sequential engine

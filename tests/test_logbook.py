@@ -53,7 +53,7 @@ def test_an_unfinished_run_is_continued_from_its_checkpoint(config: Config) -> N
     logbook = Logbook(config)
     logbook.note(head={"ridge_lambda": 3.0})
     logbook.write_round({"round": 0, "test_accuracy": 0.5})
-    logbook.save_checkpoint(0, {"w": torch.arange(3.0)}, {"momentum": torch.ones(2)})
+    logbook.save_checkpoint(Checkpoint(0, {"w": torch.arange(3.0)}, {"momentum": torch.ones(2)}, {}))
     logbook.write_round({"round": 1, "test_accuracy": 0.6})
     with open(logbook.rounds_csv, "a") as file:
         file.write("2,0.01,0.7")  # killed in the middle of a line

@@ -4,8 +4,10 @@ Flower draws node ids at random for every run and returns replies in the order o
 depend on chance, so every engine here answers by partition, in the order asked.
 """
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -63,22 +65,33 @@ def checked(reply: Message, partition: int) -> Message:
     return reply
 
 
-def settings_record(config: Config, server_round: int, learning_rate: float) -> ConfigRecord:
-    """What every message carries beside tensors: all settings of the run, the round and its learning rate.
+@dataclass(frozen=True)
+class RoundSettings:
+    """What changes from message to message beside the tensors.
+
+    number: the round, from 1; 0 is the head's. learning_rate: of this round. state_folder: where clients keep state
+    between rounds. state_name: the receiver's newest state file in it; empty for none.
+    """
+
+    number: int
+    learning_rate: float = 0.0
+    state_folder: str = ""
+    state_name: str = ""
+
+
+def settings_record(config: Config, current: RoundSettings) -> ConfigRecord:
+    """All settings of the run and those of the round, as every message carries them.
 
     Clients take their settings from here and not from their own run-config, so that the server's resolved values
     (threads, for one) hold everywhere, and a client needs to know nothing of how the run was started.
     """
-    values: dict[str, Any] = {
-        **config.to_run_config(),
-        "server-round": server_round,
-        "round-learning-rate": learning_rate,
-    }
-    return ConfigRecord(values)
+    of_round = {f"round.{name}": value for name, value in dataclasses.asdict(current).items()}
+    return ConfigRecord({**config.to_run_config(), **of_round})
 
 
-def read_settings(record: ConfigRecord) -> tuple[Config, int, float]:
+def read_settings(record: ConfigRecord) -> tuple[Config, RoundSettings]:
     """The inverse of `settings_record`."""
     values: dict[str, Any] = dict(record)
-    server_round, learning_rate = values.pop("server-round"), values.pop("round-learning-rate")
-    return from_mapping(values), server_round, learning_rate
+    of_round = {name: values.pop(name) for name in list(values) if name.startswith("round.")}
+    current = RoundSettings(**{name.removeprefix("round."): value for name, value in of_round.items()})
+    return from_mapping(values), current

@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fl_taskarith.config import Config
-from fl_taskarith.engine.grid import PartitionGrid, checked, settings_record
+from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, checked, settings_record
 from fl_taskarith.engine.records import metric
 from fl_taskarith.errors import ClientFailure, ConfigError
 
@@ -82,7 +82,7 @@ def _wait_for_nodes(grid: Grid, num_clients: int, timeout: float) -> list[int]:
 
 def _ask_partitions(grid: Grid, node_ids: list[int], config: Config) -> dict[int, int]:
     """Node id by partition id for the partitions 0..K-1; nodes with higher partition ids are left idle."""
-    settings = RecordDict({"config": settings_record(config, 0, 0.0)})
+    settings = RecordDict({"config": settings_record(config, RoundSettings(0))})
     questions = [Message(settings, node_id, HANDSHAKE) for node_id in node_ids]
     nodes: dict[int, int] = {}
     for reply in grid.send_and_receive(questions, timeout=HANDSHAKE_TIMEOUT):

@@ -12,8 +12,9 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Result
 from torch import Tensor
 
+from fl_taskarith.client_state import StateNames
 from fl_taskarith.config import Config
-from fl_taskarith.engine.grid import PartitionGrid, settings_record
+from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.errors import ClientFailure
 from fl_taskarith.merging.aggregate import WeightedMean, all_finite, apply_task_vector
@@ -44,6 +45,8 @@ class FedAvg(FlowerFedAvg):
         self.device = device
         self.learning_rate = learning_rate
         self.traffic = Traffic()
+        self.state_folder = ""  # where clients keep state between rounds
+        self.client_states: StateNames = {}  # what each of them told of it last, for the next message and checkpoints
         self._weights: dict[str, Tensor] = {}
 
     # What a new aggregation rule defines
@@ -104,10 +107,19 @@ class FedAvg(FlowerFedAvg):
         partitions = sorted(grid.get_node_ids())
         generator = random_generator(self.config.seed, "participation", server_round)
         chosen = generator.choice(len(partitions), self.config.sampled_clients, replace=False)
-        settings = settings_record(self.config, server_round, self.learning_rate(server_round))
-        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
         self.traffic = Traffic(downlink=len(chosen) * payload_bytes(arrays))
-        return [Message(content, partitions[index], MessageType.TRAIN) for index in sorted(chosen)]
+        messages = []
+        for partition in sorted(partitions[index] for index in chosen):
+            settings = RoundSettings(
+                server_round,
+                self.learning_rate(server_round),
+                self.state_folder,
+                self.client_states.get(partition, ""),
+            )
+            record = settings_record(self.config, settings)
+            content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: record})
+            messages.append(Message(content, partition, MessageType.TRAIN))
+        return messages
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -130,6 +142,9 @@ class FedAvg(FlowerFedAvg):
                 metrics = reply.content.metric_records["metrics"]
                 self._check_loss(server_round, reply.metadata.src_node_id, metrics)
                 log.append(metrics)
+                if "state" in reply.content.config_records:
+                    name = str(reply.content.config_records["state"]["name"])
+                    self.client_states[reply.metadata.src_node_id] = name
                 arrays = reply.content.array_records[self.arrayrecord_key]
                 self.traffic.uplink += payload_bytes(arrays)
                 yield to_tensors(arrays, self.device), metric(metrics, "num-examples")
