@@ -3,7 +3,7 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from client_app import app as client_app
+from fl_taskarith.client import app as client_app
 from fl_taskarith.config import from_mapping
 from fl_taskarith.federation import run_federation
 

@@ -63,11 +63,15 @@ def load_latest_checkpoint(folder: Path) -> Checkpoint | None:
         CheckpointError: there are checkpoints and all are damaged.
     """
     found = list_checkpoints(folder)
+    damaged: list[Path] = []
     for _, path in found:
         checkpoint = _read(path)
         if checkpoint is not None:
+            for other in damaged:  # out of the way, so that it counts for none of the kept ones
+                other.rename(other.with_suffix(".damaged"))
             return checkpoint
         log.warning("The checkpoint %s is damaged (its checksum does not match); trying the one before.", path)
+        damaged.append(path)
     if found:
         raise CheckpointError(
             f"All checkpoints in {folder} are damaged. Delete the folder to start this run from the beginning, "

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_taskarith import config as configuration
-from fl_taskarith.errors import FlTaskarithError
+from fl_taskarith.errors import ConfigError, FlTaskarithError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     pretrain.add_argument("--output", type=Path, default=Path("vit_glyph.safetensors"), help="default: %(default)s")
     pretrain.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    pretrain.add_argument("--steps", type=int, default=4000, help="default: %(default)s, as shipped")
-    pretrain.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    pretrain.add_argument("--steps", type=_positive, default=4000, help="default: %(default)s, as shipped")
+    pretrain.add_argument("--threads", type=_positive, default=2, help="default: %(default)s")
     pretrain.set_defaults(run=_pretrain_glyph)
 
     plot = commands.add_parser("plot", help="draw the curves of one or more runs (PNG and PDF)")
@@ -61,11 +61,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> int:
+    """An argument that is a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
+    return int(text)
+
+
 def key_reference() -> str:
     """Every setting with its default, what it accepts and what it does, one per line."""
     defaults = configuration.Config().to_run_config()
     return "\n".join(
-        f"  {key} = {_toml(defaults[key])}\n      {rule.about}; {rule.expected()}"
+        f"  {key} = {configuration.to_toml(defaults[key])}\n      {rule.about}; {rule.expected()}"
         for key, rule in configuration.rules().items()
     )
 
@@ -82,7 +89,11 @@ def _run(words: Sequence[str], fixed: Mapping[str, object]) -> None:
     """Run the settings of an optional file, then of key=value words, then of `fixed`."""
     conf, assignments = (words[0], words[1:]) if words and "=" not in words[0] else (None, words)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    config = configuration.load(conf, {**configuration.parse_overrides(assignments), **fixed})
+    overrides = configuration.parse_overrides(assignments)
+    for key, value in fixed.items():
+        if overrides.setdefault(key, value) != value:
+            raise ConfigError(f'This command runs {key} = "{value}": leave {key} out, or use another command.')
+    config = configuration.load(conf, overrides)
     from fl_taskarith.simulation import simulate
 
     simulate(config)
@@ -101,10 +112,6 @@ def _plot(parsed: argparse.Namespace) -> None:
     output = parsed.output or parsed.folders[0] / "curves"
     for path in plot_curves(parsed.folders, output):
         print(path.resolve())
-
-
-def _toml(value: configuration.Scalar) -> str:
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A client's work on one message: local training, or the sums for the ridge head. Called by `client_app.py`.
+"""A client's work on one message: local training, or the sums for the ridge head. `app` is the Flower ClientApp.
 
 A client is stateless: everything it needs is in the message, the data set and its partition id.
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 
 from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import read_settings
@@ -18,6 +19,8 @@ from fl_taskarith.optim import sgdm
 from fl_taskarith.resident import resident
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.training import set_trained, train_locally
+
+app = ClientApp()
 
 MetricValue = int | float | list[int] | list[float]
 
@@ -96,3 +99,21 @@ def draw_local_steps(config: Config, server_round: int, partition: int) -> int:
         return config.local_steps
     generator = random_generator(config.seed, "local steps", server_round, partition)
     return int(generator.integers(config.local_steps_min, config.local_steps_max + 1))
+
+
+@app.query("partition")
+def on_partition(message: Message, context: Context) -> Message:
+    """Which partition this client holds."""
+    return answer(tell_partition, message, context)
+
+
+@app.query("ridge")
+def on_ridge(message: Message, context: Context) -> Message:
+    """The client's sums for the federated ridge head."""
+    return answer(ridge_statistics, message, context)
+
+
+@app.train()
+def on_train(message: Message, context: Context) -> Message:
+    """J local steps; the reply carries the task vector."""
+    return answer(train, message, context)

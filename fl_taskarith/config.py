@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import math
+import numbers
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -49,10 +50,12 @@ class Rule:
         """Return `value` as the rule's kind, or raise ConfigError naming the key, the value and what is accepted."""
         if self.auto and value == AUTO:
             return AUTO
+        if isinstance(value, numbers.Real) and not isinstance(value, (bool, int)):
+            value = int(value) if isinstance(value, numbers.Integral) else float(value)  # numpy's come from sweeps
         if self.kind is float and type(value) is int and abs(value) <= 2**53:
             value = float(value)
         if not isinstance(value, (bool, int, float, str)) or type(value) is not self.kind or not self._in_range(value):
-            raise ConfigError(f"{key} = {_toml(value)} is not accepted: expected {self.expected()}.")
+            raise ConfigError(f"{key} = {_shown(value)} is not accepted: expected {self.expected()}.")
         return value
 
     def _in_range(self, value: Scalar) -> bool:
@@ -70,7 +73,7 @@ def _key(default: Scalar, about: str, **limits: Any) -> Any:
 
 def _auto_number(about: str) -> Any:
     """A positive number, or "auto", which is the default."""
-    rule = Rule(float, about, low=0, exclusive_low=True, auto=True)
+    rule = Rule(float, about, low=0, high=LARGEST, exclusive_low=True, auto=True)
     return dataclasses.field(default=AUTO, metadata={"rule": rule})
 
 
@@ -78,6 +81,7 @@ def _choice(default: str, about: str, *choices: str) -> Any:
     return _key(default, about, choices=choices)
 
 
+LARGEST = 1e6  # of any step size, penalty or scale: beyond it float32 overflows
 SCHEDULES = ("constant", "cosine", "step", "exponential", "plateau")
 
 
@@ -113,24 +117,26 @@ class Config:
     sharding: str = _choice("classes", "how clients divide the data", "iid", "classes")
     classes_per_client: int = _key(2, "classes per client, Nc, under sharding = classes", low=1)
     num_rounds: int = _key(80, "communication rounds; epochs under strategy = centralized", low=1)
-    server_lr: float = _key(1.0, "step of the server along the aggregated task vector", low=0, exclusive_low=True)
+    server_lr: float = _key(
+        1.0, "step of the server along the aggregated task vector", low=0, high=LARGEST, exclusive_low=True
+    )
     # local training
     local_steps: int = _key(4, "SGDM steps per client and round, J", low=1)
     local_steps_min: int = _key(0, "with local-steps-max: clients draw their own J; 0 = off", low=0)
     local_steps_max: int = _key(0, "see local-steps-min", low=0)
     batch_size: int = _key(16, "examples per local step", low=1)
-    learning_rate: float = _key(0.01, "peak learning rate of the clients", low=0)
+    learning_rate: float = _key(0.01, "peak learning rate of the clients", low=0, high=LARGEST)
     momentum: float = _key(0.9, "SGDM momentum; starts at zero in every round", low=0, high=1)
-    weight_decay: float = _key(0.0, "L2 penalty", low=0)
+    weight_decay: float = _key(0.0, "L2 penalty", low=0, high=LARGEST)
     dampening: float = _key(0.0, "SGDM dampening", low=0, high=1)
     nesterov: bool = _key(False, "Nesterov momentum")
     schedule: str = _choice("cosine", "of the learning rate over rounds", *SCHEDULES)
     warmup_rounds: int = _key(0, "rounds of linear warm-up", low=0)
     # running
     engine: str = _choice("sequential", "in this process, or on Flower's SuperNodes", "sequential", "flower")
-    device: str = _key("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = _key("auto", "auto, cpu, cuda, cuda:1, ...")
     threads: int = _key(0, "CPU threads of torch; 0 = every core this process may use", low=0, high=1024)
-    precision: str = _choice("fp32", "arithmetic of forward and backward", "fp32", "bf16", "fp16")
+    precision: str = _choice("fp32", "arithmetic of forward and backward", "fp32", "bf16")
     evaluate_every: int = _key(2, "rounds between evaluations; the last round always is", low=1)
     checkpoint_every: int = _key(20, "rounds between checkpoints", low=1)
     save_model: bool = _key(True, "export the final model as model.safetensors")
@@ -213,7 +219,7 @@ def load(path: Path | str | None = None, overrides: Mapping[str, object] | None 
     if path is not None:
         try:
             settings = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, RuntimeError) as error:
             raise ConfigError(f"Cannot read the configuration {path}: {error}.") from error
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{path} is not valid TOML: {error}.") from error
@@ -262,15 +268,19 @@ def _check_combinations(config: Config) -> None:
          "evaluate-every = 1."),
         (config.strategy == "centralized" and config.engine == "flower",
          'strategy = "centralized" has no clients to run on SuperNodes: leave engine = "sequential".'),
-        (config.precision == "fp16" and config.device == "cpu",
-         'precision = "fp16" needs a GPU: use "fp32" on the CPU.'),
     ]  # fmt: skip
     for contradiction, message in contradictions:
         if contradiction:
             raise ConfigError(message)
 
 
-def _toml(value: object) -> str:
-    """`value` as the user wrote it in TOML, near enough to recognise, and short."""
-    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+def to_toml(value: object) -> str:
+    """`value` as the user would write it in TOML."""
+    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _shown(value: object) -> str:
+    """`value` on one line, short, with what is unprintable escaped."""
+    text = repr(value) if not isinstance(value, (bool, str)) else to_toml(value)
+    text = text if text.isprintable() else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

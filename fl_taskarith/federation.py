@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import sys
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -19,7 +18,7 @@ from fl_taskarith.errors import ClientFailure
 from fl_taskarith.logbook import Logbook, Row, describe_device
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.resident import Resident, available_threads, resident
-from fl_taskarith.run import History, Progress, Run, Weights
+from fl_taskarith.run import History, Progress, Run, Weights, overhead
 from fl_taskarith.strategies import STRATEGIES
 
 log = logging.getLogger("fl_taskarith")
@@ -54,7 +53,7 @@ def run_federation(
         else:
             run = FederatedRun(shared, home, logbook, progress, _choose_engine(shared, client_app, grid))
         run.execute()
-    _draw_curves(logbook.folder)
+        _draw_curves(logbook.folder)
     log.info("Finished: %s", logbook.rounds_csv)
     return History(logbook.folder, logbook.rows)
 
@@ -115,7 +114,7 @@ class FederatedRun(Run):
             "uplink_bytes": metrics["uplink-bytes"],
             "downlink_bytes": metrics["downlink-bytes"],
             "train_seconds": metrics["train-seconds"],
-            "overhead_seconds": metric(metrics, "round-seconds") - metric(metrics, "train-seconds"),
+            "overhead_seconds": overhead(metric(metrics, "round-seconds"), metric(metrics, "train-seconds")),
         }
         self.finish_round(row, to_tensors(arrays, self.home.device))
 
@@ -140,11 +139,16 @@ def describe(home: Resident) -> dict[str, dict[str, int] | str]:
 def show_log() -> None:
     """Send our log to standard output, where `flwr run --stream` and notebooks show it; once per process."""
     if not log.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+        log.addHandler(_Printer())
         log.setLevel(logging.INFO)
         log.propagate = False
+
+
+class _Printer(logging.Handler):
+    """To whatever standard output is at the time: Flower and notebooks replace it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
 
 
 def _choose_engine(config: Config, client_app: ClientCallable, grid: Grid | None) -> PartitionGrid:

@@ -1,5 +1,6 @@
 """Files that are the old one or the new one, whatever happens while they are written, and that can tell damage."""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -61,11 +62,10 @@ def _checksum(content: bytes) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; Windows cannot open folders and does without."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make a rename durable, where the file system lets folders be flushed (Windows and some mounts do not)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

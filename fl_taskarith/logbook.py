@@ -75,15 +75,17 @@ class Logbook:
         self.rows: list[Row] = []
         self.restored: Checkpoint | None = None
         self._lock = _lock(self.folder)
-        if resuming:
-            self.restored = load_latest_checkpoint(self.checkpoints)
         self._record: dict[str, Any] = {"status": "running", "config": config.to_run_config()} | _environment()
+        if resuming:
+            for leftover in self.folder.rglob(".*.tmp"):  # of a process killed while it wrote
+                leftover.unlink(missing_ok=True)
+            self.restored = load_latest_checkpoint(self.checkpoints)
         if self.restored is not None:
             self.rows = self.restored.notes["rows"]
             self._record |= self.restored.notes["record"]
             log.info("Continuing %s after round %d.", self.folder, self.restored.round)
-        self._rewrite_rounds()
         self.note()
+        self._rewrite_rounds()
 
     @property
     def checkpoints(self) -> Path:
@@ -111,8 +113,11 @@ class Logbook:
         if unknown:
             raise ValueError(f"not columns of rounds.csv: {sorted(unknown)}")
         self.rows.append(row)
-        with self._open_rounds("a") as file:
-            file.write(_csv_lines([row]))
+        try:
+            with open(self.rounds_csv, "a", encoding="utf-8", newline="") as file:
+                file.write(_csv_lines([row]))
+        except OSError as error:
+            raise CheckpointError(f"Cannot write {self.rounds_csv}: {error.strerror or error}.") from error
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Save a checkpoint with the log up to its round as notes, and drop client states no checkpoint refers to."""
@@ -142,12 +147,6 @@ class Logbook:
     def _rewrite_rounds(self) -> None:
         write_atomically(self.rounds_csv, ",".join(COLUMNS) + "\n" + _csv_lines(self.rows))
 
-    def _open_rounds(self, mode: str) -> IO[str]:
-        try:
-            return open(self.rounds_csv, mode, encoding="utf-8", newline="")
-        except OSError as error:
-            raise CheckpointError(f"Cannot write {self.rounds_csv}: {error.strerror}.") from error
-
 
 def run_name(config: Config) -> str:
     """`run-name`, or a name made of the main settings and the fingerprint of all that decide the numbers."""
@@ -156,7 +155,8 @@ def run_name(config: Config) -> str:
     words = [config.dataset, config.strategy]
     if config.strategy != "centralized":
         sharding = "iid" if config.sharding == "iid" else f"nc{config.classes_per_client}"
-        words += [sharding, f"j{config.local_steps}"]
+        drawn = f"j{config.local_steps_min}to{config.local_steps_max}"
+        words += [sharding, drawn if config.local_steps_max else f"j{config.local_steps}"]
     return "-".join([*words, f"s{config.seed}", config.fingerprint()])
 
 
@@ -206,6 +206,8 @@ def _choose_folder(config: Config) -> tuple[Path, bool]:
     root = results_root(config.results_dir)
     number = 1
     while (folder := root / (name if number == 1 else f"{name}-{number}")).exists():
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is a file where a run's folder should be: move it away.")
         if config.resume and not _is_finished(folder, config):
             return folder, True
         number += 1
@@ -220,7 +222,7 @@ def _is_finished(folder: Path, config: Config) -> bool:
     """Whether the run in `folder` has ended well; an unfinished one must have the same settings as `config`."""
     path = folder / "run.json"
     if not path.exists():
-        return any(folder.iterdir())  # killed before its first write: an empty folder may be taken over
+        return (folder / "checkpoints").exists()  # else it was killed before its first write and may be taken over
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         finished, settings = record["status"] == "finished", record["config"]
@@ -243,14 +245,20 @@ def _lock(folder: Path) -> IO[str] | None:
     """Hold the folder for this process; the lock goes with the process, however it ends."""
     if fcntl is None:
         return None
-    file = open(folder / ".lock", "w")
+    try:
+        file = open(folder / ".lock", "w")
+    except OSError as error:
+        raise CheckpointError(f"Cannot write to {folder}: {error.strerror or error}.") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         file.close()
         raise CheckpointError(
-            f"Another process is writing the run in {folder}: wait for it, or choose another run-name."
+            f"Another process is writing the run in {folder}: wait for it or stop it (flwr stop RUN-ID for a run that "
+            "flwr run started), or choose another run-name."
         ) from error
+    except OSError as error:  # some network and FUSE file systems have no locks
+        log.warning("%s cannot be locked (%s): do not run the same thing twice at once.", folder, error.strerror)
     return file
 
 

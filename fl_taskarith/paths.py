@@ -32,7 +32,10 @@ def resolve(path: str, key: str) -> Path:
     Raises:
         ConfigError: a relative path, and the package is not installed with `pip install -e`; names `key`.
     """
-    given = Path(path).expanduser()
+    try:
+        given = Path(path).expanduser()
+    except RuntimeError as error:  # ~somebody who is not a user here
+        raise ConfigError(f'{key} = "{path}": {error}.') from error
     if given.is_absolute():
         return given
     root = checkout()

@@ -127,7 +127,7 @@ class Run(ABC):
         weights = dict(self.home.pretrained)
         if self.config.head == "ridge":
             weights |= self._solve_ridge_head(row)
-        row["overhead_seconds"] = time.perf_counter() - started - row["train_seconds"]
+        row["overhead_seconds"] = overhead(time.perf_counter() - started, row["train_seconds"])
         self.finish_round(row, weights)
         return weights
 
@@ -167,6 +167,11 @@ class Run(ABC):
                 raise ClientFailure(f"Round {row['round']}: the {split} loss is {measured.loss}. Lower learning-rate.")
             row[f"{split}_loss"], row[f"{split}_accuracy"] = measured.loss, measured.accuracy
         row["evaluate_seconds"] = time.perf_counter() - started
+
+
+def overhead(wall_seconds: float, client_seconds: float) -> float:
+    """Seconds of a round that no client worked; 0 where clients ran side by side for longer than the round."""
+    return max(0.0, wall_seconds - client_seconds)
 
 
 def describe_round(row: Row, num_rounds: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from fl_taskarith import config as configuration
+from fl_taskarith.client import app as client_app
 from fl_taskarith.config import Config
 from fl_taskarith.federation import run_federation
 from fl_taskarith.logbook import Row
@@ -34,7 +35,6 @@ def simulate(conf: Path | str | Config | None = None, **overrides: object) -> Hi
         config = configuration.from_mapping(settings)
     else:
         config = configuration.load(conf, overrides)
-    from client_app import app as client_app
 
     with _ProgressBar() as bar:
         if config.engine == "sequential":
@@ -50,8 +50,7 @@ def _run_on_ray(config: Config, progress: Progress) -> History:
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
 
-    from client_app import app as client_app
-    from fl_taskarith.resident import choose_device
+    from fl_taskarith.resident import available_threads, choose_device
 
     server_app = ServerApp()
     histories: list[History] = []
@@ -60,12 +59,16 @@ def _run_on_ray(config: Config, progress: Progress) -> History:
     def main(grid: Grid, context: Context) -> None:
         histories.append(run_federation(config, client_app, grid, progress))
 
+    cores = available_threads()  # one actor that has them all: clients take turns, as in the sequential engine
     on_gpu = choose_device(config.device).type == "cuda"
     run_simulation(
         server_app,
         client_app,
         num_supernodes=config.num_clients,
-        backend_config={"client_resources": {"num_cpus": os.cpu_count() or 1, "num_gpus": 1.0 if on_gpu else 0.0}},
+        backend_config={
+            "init_args": {"num_cpus": cores},
+            "client_resources": {"num_cpus": cores, "num_gpus": 1.0 if on_gpu else 0.0},
+        },
     )
     return histories[0]
 

@@ -15,7 +15,7 @@ from fl_taskarith.data.batches import Preprocessing, batch_positions
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.seeding import torch_seed
 
-AUTOCAST_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST_TYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Evaluation:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The mixed-precision context of `precision` ("fp32", "bf16", "fp16") on `device`."""
+    """The mixed-precision context of `precision` ("fp32", "bf16") on `device`."""
     dtype = AUTOCAST_TYPES[precision]
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
@@ -55,7 +55,6 @@ def train_locally(
     device = examples.images.device
     torch.manual_seed(torch_seed(generator))
     positions = torch.from_numpy(batch_positions(len(shard), batch_size, local_steps, generator)).to(shard.device)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     loss_sum = torch.zeros((), device=device)
     model.train()
     for batch in shard[positions]:
@@ -63,9 +62,8 @@ def train_locally(
         with autocast(device, precision):
             loss = functional.cross_entropy(model(inputs), examples.labels[batch])
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        loss.backward()
+        optimizer.step()
         loss_sum += loss.detach()
     return loss_sum.item() / local_steps
 

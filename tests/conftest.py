@@ -3,18 +3,23 @@
 import hashlib
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fl_taskarith.config import Config, load  # isort: skip  (before torch: the package sets how OpenMP waits)
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+
+from fl_taskarith.logbook import TIMING_COLUMNS, Logbook, Row, read_rounds
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-CIFAR_FILES = {"train": 3, "test": 1}  # generated images per class
+CIFAR_FILES = {"train": 14, "test": 1}  # generated images per class
 
 
 def real_data_folder() -> Path | None:
@@ -73,6 +78,49 @@ def quick_config(tmp_path: Path) -> Config:
             "checkpoint_every": 1,
         }
     )
+
+
+class PowerCutError(RuntimeError):
+    """Stands for an interruption at an exact place."""
+
+
+@contextmanager
+def power_cut(after_round: int, before_checkpoint: bool = False) -> Iterator[None]:
+    """Interrupt whatever runs inside after a round was logged, or just before its checkpoint is written."""
+    from fl_taskarith.run import Run
+
+    finish_round, write_round = Run.finish_round, Logbook.write_round
+
+    def cut_later(self: Run, row: Row, weights: dict[str, torch.Tensor]) -> None:
+        finish_round(self, row, weights)
+        if row["round"] == after_round:
+            raise PowerCutError
+
+    def cut_earlier(self: Logbook, row: Row) -> None:
+        write_round(self, row)
+        if row["round"] == after_round:
+            raise PowerCutError
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(PowerCutError):
+        if before_checkpoint:
+            patched.setattr(Logbook, "write_round", cut_earlier)
+        else:
+            patched.setattr(Run, "finish_round", cut_later)
+        yield
+
+
+def numbers(folder: Path) -> list[Row]:
+    """The rows of a run without their timing columns, as read back from the file."""
+    return [{name: row[name] for name in row if name not in TIMING_COLUMNS} for row in read_rounds(folder)]
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The exported model."""
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ Exit status 0 if every resumed run ended with the same rows (timing columns apar
 """
 
 import argparse
+import json
 import multiprocessing
 import random
 import sys
@@ -14,11 +15,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
-import torch
+from conftest import final_weights, numbers, same_bits
 
 from fl_taskarith.cli import main as command
-from fl_taskarith.logbook import TIMING_COLUMNS, read_rounds
 
 COMMON = ["checkpoint-every=1", "evaluate-every=1", "threads=1"]
 RUNS = {
@@ -48,7 +47,7 @@ def kill_and_compare(kind: str, kills: int, folder: Path, seed: int = 0) -> Outc
     A fork server that has torch imported starts the processes, so that a kill hits the run rather than its imports.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fl_taskarith.simulation", "fl_taskarith.study.plots", "client_app"])
+    context.set_forkserver_preload(["fl_taskarith.simulation", "fl_taskarith.study.plots"])
 
     def start(name: str) -> multiprocessing.process.BaseProcess:
         words = ["simulate", *RUNS[kind], f"results-dir={folder}", f"run-name={name}"]
@@ -74,18 +73,21 @@ def kill_and_compare(kind: str, kills: int, folder: Path, seed: int = 0) -> Outc
             break  # it finished before this kill
         process.kill()
         process.join()
+        if process.exitcode == 0:
+            break
         rounds_at_kill.append(_rounds_done(folder / "killed"))
-    if not _finished(folder / "killed"):
+    if json.loads((folder / "killed" / "run.json").read_text())["status"] != "finished":
         last = start("killed")
         last.join()
         assert last.exitcode == 0
+    assert not (folder / "killed-2").exists(), "a killed run was begun anew instead of being continued"
 
     return Outcome(
         kind,
         len(rounds_at_kill),
         rounds_at_kill,
-        _numbers(folder / "undisturbed") == _numbers(folder / "killed"),
-        _same_weights(folder / "undisturbed", folder / "killed"),
+        numbers(folder / "undisturbed") == numbers(folder / "killed"),
+        same_bits(final_weights(folder / "undisturbed"), final_weights(folder / "killed")),
     )
 
 
@@ -94,24 +96,11 @@ def _run(words: list[str]) -> None:
     sys.exit(command(words))
 
 
-def _finished(folder: Path) -> bool:
-    return (folder / "model.safetensors").exists() and (folder / "curves.pdf").exists()
-
-
 def _rounds_done(folder: Path) -> int:
     try:
         return (folder / "rounds.csv").read_text().count("\n") - 2
     except OSError:
         return -1
-
-
-def _numbers(folder: Path) -> list[dict[str, object]]:
-    return [{name: row[name] for name in row if name not in TIMING_COLUMNS} for row in read_rounds(folder)]
-
-
-def _same_weights(first: Path, second: Path) -> bool:
-    one, two = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (first, second))
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def main() -> int:

@@ -29,7 +29,10 @@ def test_simulate_returns_zero_and_prints_where_the_results_are(tmp_path: Path) 
     [
         (["num-client=3"], "did you mean"),
         (["nowhere.toml"], "nowhere.toml"),
-        (["learning-rate=1e30", *QUICK], "ClientFailure"),
+        (["learning-rate=1e6", "weight-decay=1e6", "local-steps=8", "num-clients=10"], "ClientFailure"),
+        (["model=hf-hub:some/model"], "timm knows no model"),
+        (["device=mps"], "neither a CPU nor a CUDA device"),
+        (["data-dir=~nobody-of-that-name/x"], "data-dir"),
         (["dataset=cifar100", "download=false", "data-dir=/nonexistent"], "cifar-100-python"),
         (["classes-per-client=11"], "only 10 classes"),
         (["weights=/nonexistent.pth"], "no weights file"),
@@ -43,6 +46,11 @@ def test_any_failure_gives_a_nonzero_status_and_its_cause(
     printed = capsys.readouterr().err
     assert expected in printed
     assert "Traceback" not in printed
+
+
+def test_centralized_refuses_another_strategy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["centralized", "strategy=fedavg"]) == 1
+    assert 'strategy = "centralized"' in capsys.readouterr().err
 
 
 def test_the_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
+from conftest import final_weights, power_cut
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-import client_app
 from fl_taskarith import client
 from fl_taskarith.client_state import prune_client_states, read_client_state, write_client_state
 from fl_taskarith.config import Config
@@ -17,7 +16,6 @@ from fl_taskarith.engine.grid import read_settings
 from fl_taskarith.engine.records import TensorArray
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.federation import run_federation
-from fl_taskarith.run import Run
 
 
 def train_with_memory(message: Message, partition: int) -> RecordDict:
@@ -52,42 +50,27 @@ def train(message: Message, context: Context) -> Message:
 
 @stateful_app.query("ridge")
 def ridge(message: Message, context: Context) -> Message:
-    return client_app.app(message, context)
-
-
-class PowerCutError(RuntimeError):
-    pass
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(folder / "model.safetensors")
+    return client.app(message, context)
 
 
 def test_a_resumed_run_hands_each_client_the_state_of_the_checkpoint(
-    quick_config: Config, monkeypatch: pytest.MonkeyPatch
+    quick_config: Config,
 ) -> None:
     config = dataclasses.replace(
         quick_config, num_rounds=5, participation=0.6, checkpoint_every=2, learning_rate=0.001, trainable_blocks=1
     )
     whole = run_federation(dataclasses.replace(config, run_name="whole"), stateful_app)
-    forgetful = run_federation(dataclasses.replace(config, run_name="stateless"), client_app.app)
+    forgetful = run_federation(dataclasses.replace(config, run_name="stateless"), client.app)
     assert any(
-        not torch.equal(weights_of(whole.folder)[name], tensor) for name, tensor in weights_of(forgetful.folder).items()
+        not torch.equal(final_weights(whole.folder)[name], tensor)
+        for name, tensor in final_weights(forgetful.folder).items()
     ), "the clients' memory must matter for this test to mean anything"
 
-    finish_round = Run.finish_round
-
-    def cut(self: Run, row: dict[str, object], weights: dict[str, torch.Tensor]) -> None:
-        finish_round(self, row, weights)
-        if row["round"] == 3:  # one round past the checkpoint: clients have written states that must not be used
-            raise PowerCutError
-
-    with monkeypatch.context() as patched, pytest.raises(PowerCutError):
-        patched.setattr(Run, "finish_round", cut)
+    with power_cut(3):  # one round past the checkpoint: clients have written states that must not be used
         run_federation(dataclasses.replace(config, run_name="cut"), stateful_app)
     resumed = run_federation(dataclasses.replace(config, run_name="cut"), stateful_app)
-    for name, tensor in weights_of(whole.folder).items():
-        assert torch.equal(weights_of(resumed.folder)[name], tensor), name
+    for name, tensor in final_weights(whole.folder).items():
+        assert torch.equal(final_weights(resumed.folder)[name], tensor), name
     files = list((resumed.folder / "client-states").glob("*/*.safetensors"))
     assert 0 < len(files) <= 2 * config.num_clients, "two checkpoints refer to at most two states per client"
 

@@ -2,6 +2,7 @@ import dataclasses
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flwr.common.config import fuse_dicts, parse_config_args
 from hypothesis import given
@@ -24,7 +25,7 @@ def test_pyproject_and_dataclass_have_the_same_keys_and_defaults() -> None:
 
 
 @pytest.mark.parametrize("path", CONF_FILES, ids=lambda path: path.name)
-def test_every_conf_file_loads_through_run_config_and_through_simulate(path: Path) -> None:
+def test_every_conf_file_means_the_same_to_flower_and_to_simulate(path: Path) -> None:
     by_flower = fuse_dicts(pyproject_settings(), parse_config_args([str(path)]))
     assert from_mapping(by_flower) == load(path)
 
@@ -44,7 +45,7 @@ def test_conf_files_hold_the_reference_setting_of_the_study() -> None:
         ({"local_step": 5}, '"local-steps"'),
         ({"zzz": 5}, "known keys"),
         ({"num-clients": 0}, "num-clients = 0"),
-        ({"num-clients": "10"}, "num-clients = '10'"),
+        ({"num-clients": "10"}, 'num-clients = "10"'),
         ({"num-clients": True}, "num-clients = true"),
         ({"num-clients": 10.0}, "whole number"),
         ({"participation": 0}, "above 0 up to 1"),
@@ -63,7 +64,10 @@ def test_conf_files_hold_the_reference_setting_of_the_study() -> None:
         ({"head-rounds": 500}, "num-rounds"),
         ({"validation-size": 0}, "ridge-lambda"),
         ({"trainable": "head", "trainable-blocks": 2}, "trainable-blocks"),
-        ({"precision": "fp16", "device": "cpu"}, "fp16"),
+        ({"precision": "fp16"}, '"fp32", "bf16"'),
+        ({"learning-rate": 1e300}, "up to 1e+06"),
+        ({"schedule": "plateau"}, "evaluate-every = 1"),
+        ({"strategy": "centralized", "engine": "flower"}, "no clients"),
     ],
 )
 def test_a_bad_setting_is_named_with_what_is_accepted(settings: dict[str, object], expected: str) -> None:
@@ -75,6 +79,13 @@ def test_a_bad_setting_is_named_with_what_is_accepted(settings: dict[str, object
 def test_a_whole_number_is_accepted_for_a_real_one() -> None:
     assert from_mapping({"learning-rate": 1}).learning_rate == 1.0
     assert from_mapping({"ridge-lambda": 100}).ridge_lambda == 100.0
+
+
+def test_numpys_numbers_are_accepted_as_python_ones() -> None:
+    config = from_mapping({"learning-rate": np.float32(0.5), "num-rounds": np.int64(7)})
+    assert (config.learning_rate, config.num_rounds) == (0.5, 7)
+    assert type(config.learning_rate) is float
+    assert type(config.num_rounds) is int
 
 
 def test_overrides_are_toml_scalars_or_plain_words() -> None:

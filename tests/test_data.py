@@ -135,7 +135,7 @@ def test_a_class_is_divided_almost_evenly_among_its_owners() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_clients", "classes_per_client", "spread"), [(50, 1, 3), (50, 2, 1), (50, 5, 1), (10, 5, 1)]
+    ("num_clients", "classes_per_client", "spread"), [(50, 1, 3), (50, 2, 1), (50, 5, 1), (10, 5, 1), (10, 2, 1)]
 )
 def test_digits_shards_differ_as_little_as_the_class_counts_allow(
     num_clients: int, classes_per_client: int, spread: int

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import final_weights, numbers, power_cut, same_bits
 
+from fl_taskarith import simulate
+from fl_taskarith.config import kebab
 from fl_taskarith.logbook import read_rounds
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +75,20 @@ def test_results_land_in_the_installed_checkout_whatever_the_working_directory(
         assert not list(tmp_path.iterdir())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_flwr_run_continues_what_was_interrupted(flwr_environment: dict[str, str], tmp_path: Path) -> None:
+    settings = {"num_clients": 4, "classes_per_client": 5, "num_rounds": 3, "checkpoint_every": 1, "threads": 2}
+    whole = simulate(**settings, results_dir=str(tmp_path), run_name="whole")
+    with power_cut(1):
+        simulate(**settings, results_dir=str(tmp_path), run_name="cut")
+    words = " ".join(f"{kebab(name)}={value}" for name, value in settings.items())
+    status, log = flwr_run(flwr_environment, tmp_path, f"{words} run-name='cut' results-dir='{tmp_path}'")
+    assert status == "finished:completed", log
+    assert "after round 1" in log
+    assert not (tmp_path / "cut-2").exists()
+    assert numbers(tmp_path / "cut") == numbers(whole.folder)
+    assert same_bits(final_weights(tmp_path / "cut"), final_weights(whole.folder))
 
 
 def test_flowers_engine_runs_one_supernode_per_client(flwr_environment: dict[str, str], tmp_path: Path) -> None:

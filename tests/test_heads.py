@@ -55,10 +55,17 @@ def test_the_federated_head_equals_the_pooled_one_however_the_data_are_divided(c
 
 def test_a_constant_feature_gets_no_weight_and_no_nan() -> None:
     features, labels = problem()
-    features[:, 4] = 7.25
-    head = RidgeSolver(RidgeStatistics.of(features, labels, 5)).solve(1.0)
-    assert torch.isfinite(head.weight).all()
-    assert (head.weight[:, 4] == 0).all()
+    for constant in (7.25, 0.1, -1e4, 3e-7):
+        features[:, 4] = constant
+        for parts in (1, 7, 50):  # the more partial sums, the more rounding in a variance that should be zero
+            statistics = [
+                RidgeStatistics.of(*part, 5)
+                for part in zip(features.tensor_split(parts), labels.tensor_split(parts), strict=True)
+            ]
+            head = RidgeSolver(reduce(add, statistics)).solve(1.0)
+            assert torch.isfinite(head.weight).all()
+            assert (head.weight[:, 4] == 0).all()
+            assert (head.weight[:, 5] != 0).all()
 
 
 def test_lambda_is_the_best_of_the_grid_on_validation() -> None:

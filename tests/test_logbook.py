@@ -87,6 +87,24 @@ def test_other_settings_cannot_continue_a_run_and_the_keys_are_named(config: Con
         assert logbook.folder.name == "mine"
 
 
+def test_a_run_killed_before_its_first_write_is_taken_over(config: Config) -> None:
+    folder = Path(config.results_dir) / run_name(config)
+    folder.mkdir(parents=True)
+    (folder / ".lock").touch()
+    (folder / f".run.json.{os.getpid()}.tmp").touch()
+    with Logbook(config) as logbook:
+        assert logbook.folder == folder
+        assert not list(folder.glob(".*.tmp")), "what a killed process left half written is swept up"
+
+
+def test_a_file_in_the_place_of_a_run_is_named(config: Config) -> None:
+    folder = Path(config.results_dir) / run_name(config)
+    folder.parent.mkdir()
+    folder.touch()
+    with pytest.raises(CheckpointError, match="is a file"):
+        Logbook(config)
+
+
 def test_two_processes_cannot_write_one_run(config: Config) -> None:
     with Logbook(config), pytest.raises(CheckpointError, match="Another process"):
         Logbook(config)
@@ -154,6 +172,15 @@ def test_a_damaged_checkpoint_is_detected_wherever_it_is_hit(tmp_path: Path, cap
     found = load_latest_checkpoint(tmp_path)
     assert found is not None
     assert found.round == 20
+
+
+def test_a_damaged_checkpoint_takes_no_place_among_the_kept_ones(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(10))
+    save_checkpoint(tmp_path, checkpoint(20)).write_bytes(b"damaged")
+    assert load_latest_checkpoint(tmp_path) is not None
+    save_checkpoint(tmp_path, checkpoint(20))
+    assert [found for found, _ in list_checkpoints(tmp_path)] == [20, 10]
+    assert len(list(tmp_path.glob("*.damaged"))) == 1
 
 
 def test_only_damaged_checkpoints_is_an_error_and_none_is_a_fresh_start(tmp_path: Path) -> None:

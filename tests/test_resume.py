@@ -3,19 +3,17 @@
 from pathlib import Path
 
 import pytest
-import torch
+from conftest import final_weights, numbers, power_cut, same_bits
 from kill import RUNS, kill_and_compare
 
 from fl_taskarith import simulate
 from fl_taskarith.config import Config
-from fl_taskarith.logbook import TIMING_COLUMNS, read_rounds
-from fl_taskarith.run import Run
 
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_killed_run_resumes_to_identical_results(kind: str, tmp_path: Path) -> None:
-    outcome = kill_and_compare(kind, 3, tmp_path)
-    assert outcome.kills >= 1
+    outcome = kill_and_compare(kind, 4, tmp_path)
+    assert any(done >= 0 for done in outcome.rounds_at_kill), "no kill fell into the rounds"
     assert outcome.identical
 
 
@@ -27,33 +25,46 @@ def test_many_kills_in_one_run_change_nothing(kind: str, tmp_path: Path) -> None
     assert outcome.identical
 
 
-class PowerCutError(RuntimeError):
-    """Stands for an interruption at an exact place."""
+SETTINGS = {
+    "fedavg": {},
+    "sparse checkpoints": {"checkpoint_every": 2},
+    "head rounds": {"head": "linear", "head_rounds": 2, "trainable": "all"},
+    "centralized with plateau and warm-up": {
+        "strategy": "centralized", "schedule": "plateau", "warmup_rounds": 1, "train_subset": 160,
+    },
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("cut_after", [0, 1, 2])
-@pytest.mark.parametrize("damage", [False, True])
-def test_resuming_after_any_round_gives_the_same_bits(
-    quick_config: Config, cut_after: int, damage: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_resuming_after_any_round_gives_the_same_bits(quick_config: Config, settings: dict[str, object]) -> None:
+    whole = simulate(quick_config, run_name="whole", **settings)
+    for cut_after in (0, 1, 2):
+        name = f"cut-{cut_after}"
+        with power_cut(cut_after, before_checkpoint=cut_after == 1):
+            simulate(quick_config, run_name=name, **settings)
+        resumed = simulate(quick_config, run_name=name, **settings)
+        assert resumed.folder.name == name
+        assert numbers(resumed.folder) == numbers(whole.folder)
+        assert same_bits(final_weights(resumed.folder), final_weights(whole.folder))
+
+
+def test_a_damaged_checkpoint_costs_a_round_and_changes_nothing(quick_config: Config) -> None:
     whole = simulate(quick_config, run_name="whole")
-    finish_round = Run.finish_round
-
-    def cut(self: Run, row: dict[str, object], weights: dict[str, torch.Tensor]) -> None:
-        finish_round(self, row, weights)
-        if row["round"] == cut_after:
-            raise PowerCutError
-
-    with monkeypatch.context() as patched, pytest.raises(PowerCutError):
-        patched.setattr(Run, "finish_round", cut)
+    with power_cut(2):
         simulate(quick_config, run_name="cut")
-    if damage and cut_after > 0:
-        newest = max((Path(quick_config.results_dir) / "cut" / "checkpoints").iterdir())
-        newest.write_bytes(newest.read_bytes()[:-1])
+    newest = max((Path(quick_config.results_dir) / "cut" / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1])
     resumed = simulate(quick_config, run_name="cut")
-    assert resumed.folder.name == "cut"
-
-    def numbers(folder: Path) -> list[dict[str, object]]:
-        return [{name: row[name] for name in row if name not in TIMING_COLUMNS} for row in read_rounds(folder)]
-
     assert numbers(resumed.folder) == numbers(whole.folder)
+    assert same_bits(final_weights(resumed.folder), final_weights(whole.folder))
+
+
+@pytest.mark.slow
+def test_ray_continues_what_the_sequential_engine_began(quick_config: Config) -> None:
+    whole = simulate(quick_config, run_name="whole")
+    with power_cut(1):
+        simulate(quick_config, run_name="cut")
+    resumed = simulate(quick_config, run_name="cut", engine="flower")
+    assert resumed.folder.name == "cut"
+    assert numbers(resumed.folder) == numbers(whole.folder)
+    assert same_bits(final_weights(resumed.folder), final_weights(whole.folder))

@@ -1,8 +1,9 @@
 """Which client owns which training example. Every example is owned by exactly one client.
 
-Under `classes` each client owns exactly Nc classes, every class has an owner, and shard sizes differ by at most one
-wherever the class counts allow it (McMahan et al. 2017 deal shards of equal size; the exact rule here avoids the two
-known faults of drawing classes independently: classes without an owner, and examples given out twice).
+Under `classes` each client owns exactly Nc classes, every class has an owner, and shard sizes are equal +-1 or, where
+no assignment tried allows that, differ as little as the best of them permits. McMahan et al. (2017) deal shards of
+equal size; the exact rule here avoids two known faults of drawing classes independently: classes without an owner, and
+examples given out twice.
 """
 
 import math
@@ -17,6 +18,8 @@ from fl_taskarith.errors import ConfigError
 from fl_taskarith.seeding import random_generator
 
 Shards = list[np.ndarray]
+
+DEALS = 50  # assignments of classes to clients that are tried for equal shard sizes
 
 
 def make_shards(labels: np.ndarray, num_clients: int, sharding: str, classes_per_client: int, seed: int) -> Shards:
@@ -53,8 +56,7 @@ def _class_shards(labels: np.ndarray, num_clients: int, classes_per_client: int,
         np.ones_like(counts),
         np.minimum(counts, num_clients),
     )
-    owned = deal_classes(slots, num_clients, classes_per_client, generator)
-    sizes = balance_sizes(owned, counts, slots)
+    owned, sizes = _best_deal(slots, counts, num_clients, classes_per_client, generator)
 
     shards: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
     for column, label in enumerate(classes):
@@ -63,6 +65,24 @@ def _class_shards(labels: np.ndarray, num_clients: int, classes_per_client: int,
         for client, part in zip(owners, np.split(examples, np.cumsum(sizes[owners, column])[:-1]), strict=True):
             shards[client].append(part)
     return [np.sort(np.concatenate(parts)) for parts in shards]
+
+
+def _best_deal(
+    slots: np.ndarray, counts: np.ndarray, num_clients: int, classes_per_client: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The deal, of up to `DEALS` drawn, whose shard sizes differ least; the first with equal sizes +-1."""
+    best: tuple[np.ndarray, np.ndarray] | None = None
+    least = len(counts) * int(counts.max())
+    for _ in range(DEALS):
+        owned = deal_classes(slots, num_clients, classes_per_client, generator)
+        sizes = balance_sizes(owned, counts, slots)
+        spread = int(np.ptp(sizes.sum(1)))
+        if best is None or spread < least:
+            best, least = (owned, sizes), spread
+        if spread <= 1 or classes_per_client in (1, len(counts)):  # else every deal has the same sizes
+            break
+    assert best is not None
+    return best
 
 
 def _check_feasible(counts: np.ndarray, num_clients: int, classes_per_client: int) -> None:

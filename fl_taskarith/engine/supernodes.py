@@ -13,7 +13,7 @@ from fl_taskarith.engine.records import metric
 from fl_taskarith.errors import ClientFailure, ConfigError
 
 NODES_TIMEOUT = 30.0  # seconds for the SuperNodes to register; simulated ones do so at once
-HANDSHAKE_TIMEOUT = 600.0  # seconds for each to start Python, import torch and say which partition it holds
+HANDSHAKE_TIMEOUT = 300.0  # seconds for those connected to start Python, import torch and tell their partition
 HANDSHAKE = "query.partition"
 
 
@@ -70,11 +70,7 @@ def _wait_for_nodes(grid: Grid, num_clients: int, timeout: float) -> list[int]:
         if time.monotonic() > deadline:
             raise ConfigError(
                 f'engine = "flower" needs one SuperNode per client: num-clients = {num_clients}, but {len(node_ids)} '
-                "are connected. In simulation, start the run with\n"
-                f'  flwr run . --stream --federation-config "num-supernodes={num_clients}" '
-                "--run-config \"engine='flower'\"\n"
-                f"or set num-clients = {max(1, len(node_ids))}. In deployment, start more SuperNodes, each with its "
-                'own --node-config "partition-id=N".'
+                f"are connected. {_how_to_start(num_clients)} Or set num-clients = {max(1, len(node_ids))}."
             )
         time.sleep(0.5)
     return node_ids
@@ -95,6 +91,14 @@ def _ask_partitions(grid: Grid, node_ids: list[int], config: Config) -> dict[int
     if missing:
         raise ConfigError(
             f"No SuperNode answered for partition {', '.join(map(str, missing[:10]))} ({len(missing)} missing of "
-            f'{config.num_clients}): start them with --node-config "partition-id=N", N from 0.'
+            f"{config.num_clients}). {_how_to_start(config.num_clients)}"
         )
     return {partition: nodes[partition] for partition in range(config.num_clients)}
+
+
+def _how_to_start(num_clients: int) -> str:
+    return (
+        "In simulation, start the run with\n"
+        f'  flwr run . --stream --federation-config "num-supernodes={num_clients}" --run-config "engine=\'flower\'"\n'
+        'In deployment, start a SuperNode per client, each with its own --node-config "partition-id=N", N from 0.'
+    )

@@ -1,5 +1,6 @@
 """The timm VisionTransformer of a run, its weights, and which of its parameters are trained."""
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,13 +37,17 @@ def build_model(
         ConfigError: no such model, not a VisionTransformer, or an input size its patches do not divide.
         WeightsError: the weights are not to be had or do not fit.
     """
+    if not timm.is_model(name):
+        near = ", ".join(difflib.get_close_matches(name, timm.list_models("vit_*"), n=3, cutoff=0.4))
+        raise ConfigError(f'timm knows no model "{name}"' + (f" (near it: {near})." if near else "."))
     torch.manual_seed(seed)
     try:
         model = timm.create_model(name, pretrained=False, num_classes=num_classes, img_size=input_size)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ConfigError(_explain(name, input_size, error)) from error
-    if not isinstance(model, VisionTransformer):
-        raise ConfigError(f'model = "{name}" is a {type(model).__name__}, expected a timm VisionTransformer.')
+        raise ConfigError(f'model = "{name}" cannot be built with input-size = {input_size}: {error}') from error
+    if not isinstance(model, VisionTransformer) or hasattr(model, "head_dist"):
+        kind = type(model).__name__
+        raise ConfigError(f'model = "{name}" is a {kind}, expected a timm VisionTransformer with a single head.')
     patch = model.patch_embed.patch_size[0]
     if input_size % patch:
         below = max(patch, input_size // patch * patch)
@@ -126,10 +131,3 @@ def trained_parameters(model: VisionTransformer, trainable: str, trainable_block
         unfrozen = (*(f"blocks.{depth - 1 - back}." for back in range(trainable_blocks)), "norm.")
         backbone = [name for name in backbone if name.startswith(unfrozen)]
     return {"backbone": backbone, "head": list(HEAD_PARAMETERS), "all": backbone + list(HEAD_PARAMETERS)}[trainable]
-
-
-def _explain(name: str, input_size: int, error: Exception) -> str:
-    if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*small*")[:5])
-        return f'timm knows no model "{name}"' + (f" (near it: {near})." if near else ".")
-    return f'model = "{name}" cannot be built with input-size = {input_size}: {error}'

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fl_taskarith.errors import WeightsError
+from fl_taskarith.files import write_atomically
 from fl_taskarith.models.vit_glyph import vit_glyph
 
 # One word per class. Letters share a word where case or alphabet makes no visible difference at 8x8 pixels, since the
@@ -244,6 +245,4 @@ def _write(model: nn.Module, output: Path, result: GlyphReport, seed: int) -> No
     del facts["seconds"]  # equal runs are to give equal bytes
     # One metadata key, because safetensors writes several in random order.
     metadata = {"pretraining": json.dumps({name: str(value) for name, value in facts.items()}, sort_keys=True)}
-    temporary = output.with_name(f".{output.name}.partial")
-    save_file(backbone, temporary, metadata=metadata)
-    temporary.replace(output)
+    write_atomically(output, safetensors.torch.save(backbone, metadata))

@@ -76,8 +76,9 @@ class RidgeSolver:
         self.mean = statistics.feature_sum / count
         centred_gram = statistics.gram - count * torch.outer(self.mean, self.mean)
         variance = (centred_gram.diagonal() / count).clamp_min(0)
-        # A constant feature has no spread to divide by; it cannot tell classes apart and gets weight 0.
-        floor = torch.finfo(torch.float64).eps * (statistics.gram.diagonal() / count)
+        # A constant feature has no spread to divide by; it cannot tell classes apart and gets weight 0. Its variance
+        # here is a difference of two sums over n examples, so it is zero only to about n rounding errors.
+        floor = count * torch.finfo(torch.float64).eps * (statistics.gram.diagonal() / count)
         self.inverse_std = torch.where(variance > floor, variance.rsqrt(), 0.0)
         self.class_mean = statistics.class_counts / count
         correlation = statistics.class_sums - count * torch.outer(self.mean, self.class_mean)

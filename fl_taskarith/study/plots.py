@@ -21,6 +21,7 @@ Settings = dict[str, Scalar]
 
 # Okabe & Ito (2008): told apart by every common form of colour blindness; line styles tell them apart in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+FEW_POINTS = 15  # up to here each point is marked, for the line between says nothing
 STYLES = ("-", "--", "-.", ":")
 STYLE: dict[str, Any] = {
     "font.size": 9,
@@ -49,9 +50,12 @@ def plot_curves(folders: Sequence[Path], output: Path) -> list[Path]:
         for index, (label, rows) in enumerate(tables):
             colour = COLOURS[index % len(COLOURS)]
             style = STYLES[index % len(STYLES)] if len(tables) > 1 else "-"
-            _draw(accuracy, rows, "test_accuracy", colour, style, label, scale=100)
+            _draw(accuracy, rows, "test_accuracy", colour, style, "test" if len(tables) == 1 else label, scale=100)
             if rows and rows[0]["round"] == 0 and rows[0]["test_accuracy"] is not None:
-                accuracy.axhline(100 * rows[0]["test_accuracy"], color=colour, linewidth=0.8, linestyle=":")
+                before = "before training" if index == 0 else None
+                accuracy.axhline(
+                    100 * rows[0]["test_accuracy"], color=colour, linewidth=0.8, linestyle=":", label=before
+                )
             if len(tables) == 1:
                 _draw(
                     loss,
@@ -70,6 +74,7 @@ def plot_curves(folders: Sequence[Path], output: Path) -> list[Path]:
         for axes in (accuracy, loss):
             axes.set_xlabel("epoch" if all(epochs) else "round or epoch" if any(epochs) else "communication round")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        accuracy.legend(fontsize=8)
         loss.legend(fontsize=8)
         if len(tables) == 1:
             figure.suptitle(tables[0][0], fontsize=9)
@@ -81,7 +86,16 @@ def _draw(
 ) -> None:
     points = [(row["round"], scale * row[column]) for row in rows if row[column] is not None]
     if points:
-        axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, linewidth=1.4, label=label)
+        marker = "o" if len(points) <= FEW_POINTS else ""
+        axes.plot(
+            *zip(*points, strict=True),
+            color=colour,
+            linestyle=style,
+            marker=marker,
+            markersize=3,
+            linewidth=1.4,
+            label=label,
+        )
 
 
 def _labels(folders: Sequence[Path], configs: Sequence[Settings]) -> list[str]:
@@ -98,7 +112,8 @@ def _in_words(config: Settings) -> str:
     words = [str(config["dataset"]), str(config["strategy"])]
     if config["strategy"] != "centralized":
         words += ["iid" if config["sharding"] == "iid" else f"Nc = {config['classes-per-client']}"]
-        words += [f"J = {config['local-steps']}"]
+        drawn = f"J = {config['local-steps-min']} to {config['local-steps-max']}"
+        words += [drawn if config["local-steps-max"] else f"J = {config['local-steps']}"]
     return ", ".join([*words, f"seed {config['seed']}"])
 
 
