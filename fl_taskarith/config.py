@@ -116,7 +116,7 @@ class Config:
     participation: float = _key(0.2, "share of clients sampled per round, C", low=0, high=1, exclusive_low=True)
     sharding: str = _choice("classes", "how clients divide the data", "iid", "classes")
     classes_per_client: int = _key(2, "classes per client, Nc, under sharding = classes", low=1)
-    num_rounds: int = _key(80, "communication rounds; epochs under strategy = centralized", low=1)
+    num_rounds: int = _key(24, "communication rounds; epochs under strategy = centralized", low=1)
     server_lr: float = _key(
         1.0, "step of the server along the aggregated task vector", low=0, high=LARGEST, exclusive_low=True
     )
@@ -135,7 +135,9 @@ class Config:
     # running
     engine: str = _choice("sequential", "in this process, or on Flower's SuperNodes", "sequential", "flower")
     device: str = _key("auto", "auto, cpu, cuda, cuda:1, ...")
-    threads: int = _key(0, "CPU threads of torch; 0 = every core this process may use", low=0, high=1024)
+    threads: int = _key(
+        1, "CPU threads of torch, best 1 for tiny models; 0 = every core this process may use", low=0, high=1024
+    )
     precision: str = _choice("fp32", "arithmetic of forward and backward", "fp32", "bf16")
     evaluate_every: int = _key(2, "rounds between evaluations; the last round always is", low=1)
     checkpoint_every: int = _key(20, "rounds between checkpoints", low=1)

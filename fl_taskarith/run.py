@@ -25,7 +25,7 @@ from fl_taskarith.training import evaluate
 if TYPE_CHECKING:
     import pandas
 
-log = logging.getLogger("fl_taskarith")
+log = logging.getLogger(__name__)
 
 Weights = dict[str, torch.Tensor]
 Progress = Callable[[int, int, Row], None]
