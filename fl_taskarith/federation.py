@@ -53,7 +53,7 @@ def run_federation(
         else:
             run = FederatedRun(shared, home, logbook, progress, _choose_engine(shared, client_app, grid))
         run.execute()
-        _draw_curves(logbook.folder)
+        draw_curves(logbook.folder)
     log.info("Finished: %s", logbook.rounds_csv)
     return History(logbook.folder, logbook.rows)
 
@@ -159,7 +159,8 @@ def _choose_engine(config: Config, client_app: ClientCallable, grid: Grid | None
     return SuperNodeGrid(grid, config)
 
 
-def _draw_curves(folder: Path) -> None:
+def draw_curves(folder: Path) -> None:
+    """curves.png and curves.pdf in a run's folder."""
     from fl_taskarith.study.plots import plot_curves
 
     plot_curves([folder], folder / "curves")

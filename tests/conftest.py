@@ -124,5 +124,12 @@ def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
 
 
 @pytest.fixture(autouse=True)
+def _no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes as long as a small run: only tests marked `figures` draw."""
+    if "figures" not in request.keywords:
+        monkeypatch.setattr("fl_taskarith.federation.draw_curves", lambda folder: None)
+
+
+@pytest.fixture(autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(2)

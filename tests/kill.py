@@ -11,14 +11,15 @@ import multiprocessing
 import random
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from conftest import final_weights, numbers, same_bits
 
 from fl_taskarith.cli import main as command
+from fl_taskarith.logbook import TIMING_COLUMNS, read_rounds
 
+START_SECONDS = 0.4  # until a forked process has its data and model
 COMMON = ["checkpoint-every=1", "evaluate-every=1", "threads=1"]
 RUNS = {
     "federated": ["num-clients=10", "participation=0.4", "num-rounds=12", *COMMON],
@@ -56,19 +57,16 @@ def kill_and_compare(kind: str, kills: int, folder: Path, seed: int = 0) -> Outc
         return process
 
     undisturbed = start("undisturbed")
-    undisturbed.join()  # the first process pays for the fork server's imports
+    undisturbed.join()
     assert undisturbed.exitcode == 0
-    started = time.monotonic()
-    again = start("undisturbed-again")
-    again.join()
-    duration = time.monotonic() - started
+    duration = sum(row[name] or 0.0 for row in read_rounds(folder / "undisturbed") for name in TIMING_COLUMNS)
 
     instants = random.Random(seed)
     rounds_at_kill: list[int] = []
     while len(rounds_at_kill) < kills:
         process = start("killed")
         # Short lives between the kills, so that many fall into one run, at any point of it.
-        process.join(instants.uniform(0.1, 1.0) * 3 * duration / max(kills, 3))
+        process.join(instants.uniform(0.1, 1.0) * (START_SECONDS + 1.5 * duration / max(kills, 3)))
         if process.exitcode is not None:
             break  # it finished before this kill
         process.kill()

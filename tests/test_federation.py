@@ -26,6 +26,7 @@ from fl_taskarith.seeding import random_generator, torch_seed
 from fl_taskarith.training import extract_features, set_trained
 
 
+@pytest.mark.figures
 def test_a_run_writes_its_results(quick_config: Config) -> None:
     history = simulate(quick_config)
     with open(history.folder / "rounds.csv", encoding="utf-8") as file:
