@@ -8,6 +8,9 @@ from fl_taskarith.config import SCHEDULES
 from fl_taskarith.optim import scheduled_learning_rate
 
 
+CLOSED_FORMS = [schedule for schedule in SCHEDULES if schedule != "plateau"]  # that one looks at losses
+
+
 def curve(schedule: str, total: int = 100, warmup: int = 0) -> list[float]:
     return [scheduled_learning_rate(schedule, 2.0, step, total, warmup) for step in range(1, total + 1)]
 
@@ -22,7 +25,7 @@ def test_each_schedule_against_its_formula() -> None:
     assert curve("exponential")[50] == pytest.approx(2.0 * 0.01**0.5)
 
 
-@given(st.sampled_from(SCHEDULES), st.integers(1, 50), st.data())
+@given(st.sampled_from(CLOSED_FORMS), st.integers(1, 50), st.data())
 def test_warmup_rises_to_the_peak_and_no_schedule_exceeds_it(schedule: str, total: int, data: st.DataObject) -> None:
     warmup = data.draw(st.integers(0, total))
     rates = curve(schedule, total, warmup)
