@@ -11,6 +11,7 @@ import multiprocessing
 import random
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from conftest import final_weights, numbers, same_bits
 from fl_taskarith.cli import main as command
 from fl_taskarith.logbook import TIMING_COLUMNS, read_rounds
 
-START_SECONDS = 0.4  # until a forked process has its data and model
 COMMON = ["checkpoint-every=1", "evaluate-every=1", "threads=1"]
 RUNS = {
     "federated": ["num-clients=10", "participation=0.4", "num-rounds=12", *COMMON],
@@ -65,8 +65,9 @@ def kill_and_compare(kind: str, kills: int, folder: Path, seed: int = 0) -> Outc
     rounds_at_kill: list[int] = []
     while len(rounds_at_kill) < kills:
         process = start("killed")
-        # Short lives between the kills, so that many fall into one run, at any point of it.
-        process.join(instants.uniform(0.1, 1.0) * (START_SECONDS + 1.5 * duration / max(kills, 3)))
+        # Short lives between the kills, counted from when the run is alive, so that many fall into one run.
+        _wait_until_alive(process, folder / "killed")
+        process.join(instants.uniform(0.0, 2 * duration / max(kills, 3)))
         if process.exitcode is not None:
             break  # it finished before this kill
         process.kill()
@@ -92,6 +93,20 @@ def kill_and_compare(kind: str, kills: int, folder: Path, seed: int = 0) -> Outc
 def _run(words: list[str]) -> None:
     sys.stdout = open("/dev/null", "w")
     sys.exit(command(words))
+
+
+def _wait_until_alive(process: multiprocessing.process.BaseProcess, folder: Path) -> None:
+    """Until the run writes its run.json anew, or ends."""
+
+    def written() -> int:
+        try:
+            return (folder / "run.json").stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    before = written()
+    while process.is_alive() and written() == before:
+        time.sleep(0.005)
 
 
 def _rounds_done(folder: Path) -> int:

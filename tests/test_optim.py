@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from fl_taskarith.config import SCHEDULES
 from fl_taskarith.optim import scheduled_learning_rate
 
-
 CLOSED_FORMS = [schedule for schedule in SCHEDULES if schedule != "plateau"]  # that one looks at losses
 
 
