@@ -8,11 +8,13 @@ import torch
 from fl_taskarith.checkpoint import Checkpoint
 from fl_taskarith.config import Config
 from fl_taskarith.errors import ClientFailure
+from fl_taskarith.global_model import Weights
 from fl_taskarith.logbook import Logbook, Row
+from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.models.heads import RidgeStatistics
-from fl_taskarith.optim import sgdm
+from fl_taskarith.optim import SparseSGDM, sgdm
 from fl_taskarith.resident import Resident
-from fl_taskarith.run import Progress, Run, Weights
+from fl_taskarith.run import Progress, Run
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.training import set_trained, train_locally
 
@@ -33,14 +35,15 @@ class CentralizedRun(Run):
         row["train_seconds"] = time.perf_counter() - started
         return RidgeStatistics.of(features, examples.labels, len(self.home.data.dataset.classes))
 
-    def train(self, weights: Weights, first_round: int) -> None:
-        """Epochs `first_round`..num-rounds of ⌈n / batch-size⌉ steps each."""
+    def train_rounds(self, first_round: int, last_round: int) -> None:
+        """Epochs `first_round`..`last_round` of ⌈n / batch-size⌉ steps each."""
         config, home = self.config, self.home
-        for epoch in range(first_round, config.num_rounds + 1):
+        for epoch in range(first_round, last_round + 1):
             started = time.perf_counter()
-            home.load(weights)
-            names = home.trained_names(epoch)
-            optimizer = sgdm(set_trained(home.model, names), config, self.learning_rate(epoch))
+            home.place(self.model)
+            names, mask = list(self.model.trained), self.model.frozen.mask
+            parameters = set_trained(home.model, names)
+            optimizer = sgdm(zip(names, parameters, strict=True), config, self.learning_rate(epoch), mask)
             self._restore_momentum(optimizer, names)
             train_loss = train_locally(
                 home.model,
@@ -56,33 +59,41 @@ class CentralizedRun(Run):
             if not math.isfinite(train_loss):
                 raise ClientFailure(f"Epoch {epoch}: the training loss is {train_loss}. Lower learning-rate.")
             self._keep_momentum(optimizer, names)
-            weights = {name: home.parameters[name].detach().clone() for name in weights}
+            if mask is None:
+                trained = {name: parameter.detach().clone() for name, parameter in zip(names, parameters, strict=True)}
+            else:
+                trained = mask.gather({name: parameter.detach() for name, parameter in home.parameters.items()})
+            update = {name: value - self.model.trained[name] for name, value in trained.items()}
             row: Row = {
                 "round": epoch,
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 "train_loss": train_loss,
+                "update_norm": task_vector_norm(update),
                 "clients": 0,
                 "uplink_bytes": 0,
                 "downlink_bytes": 0,
                 "train_seconds": time.perf_counter() - started,
                 "overhead_seconds": 0.0,
             }
-            self.finish_round(row, weights)
+            self.finish_round(row, trained)
 
-    def save_checkpoint(self, server_round: int, weights: Weights) -> None:
-        """With the momentum buffers, by parameter name."""
-        self.logbook.save_checkpoint(Checkpoint(server_round, weights, self._momentum, {}))
+    def distribute(self, row: Row) -> None:
+        """There is nobody to send to."""
+
+    def state(self) -> Checkpoint:
+        """The momentum buffers, by parameter name."""
+        return Checkpoint(0, {}, {}, self._momentum)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """The momentum buffers."""
         self._momentum = dict(checkpoint.strategy_state)
 
-    def _restore_momentum(self, optimizer: torch.optim.SGD, names: list[str]) -> None:
+    def _restore_momentum(self, optimizer: SparseSGDM, names: list[str]) -> None:
         for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
             if name in self._momentum:
                 optimizer.state[parameter]["momentum_buffer"] = self._momentum[name]
 
-    def _keep_momentum(self, optimizer: torch.optim.SGD, names: list[str]) -> None:
+    def _keep_momentum(self, optimizer: SparseSGDM, names: list[str]) -> None:
         buffers = (
             optimizer.state[parameter].get("momentum_buffer") for parameter in optimizer.param_groups[0]["params"]
         )

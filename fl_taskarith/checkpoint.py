@@ -19,6 +19,8 @@ from fl_taskarith.files import CHECKSUM_DIGITS, read_verified, write_verified
 KEPT = 2
 _NAME = re.compile(rf"round-(\d{{6,}})-([0-9a-f]{{{CHECKSUM_DIGITS}}})\.safetensors")
 
+_GROUPS = ("trained", "frozen", "strategy_state")
+
 log = logging.getLogger(__name__)
 
 
@@ -26,14 +28,16 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """A run after `round` rounds.
 
-    weights: the global ones; strategy_state: tensors the strategy keeps; notes: the log so far, JSON values;
-    client_states: file name of each client's own state, by partition, for those that have one.
+    trained: the global weights that rounds update (under a mask, its entries); frozen: the tensors of `Frozen`;
+    strategy_state: tensors the strategy keeps; notes: the log so far, JSON values; client_states: file name of each
+    client's own state, by partition, for those that have one.
     """
 
     round: int
-    weights: dict[str, Tensor]
+    trained: dict[str, Tensor]
+    frozen: dict[str, Tensor]
     strategy_state: dict[str, Tensor]
-    notes: dict[str, Any]
+    notes: dict[str, Any] = field(default_factory=dict)
     client_states: StateNames = field(default_factory=dict)
 
 
@@ -43,7 +47,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         CheckpointError: it cannot be written; the earlier ones are untouched.
     """
-    tensors = _prefixed("weights", checkpoint.weights) | _prefixed("strategy", checkpoint.strategy_state)
+    tensors = {
+        f"{group}/{name}": tensor.detach().cpu().contiguous()
+        for group in _GROUPS
+        for name, tensor in getattr(checkpoint, group).items()
+    }
     metadata = {
         "round": str(checkpoint.round),
         "notes": json.dumps(checkpoint.notes),
@@ -110,8 +118,7 @@ def _read(path: Path) -> Checkpoint | None:
     tensors = safetensors.torch.load(content)
     return Checkpoint(
         round=int(metadata["round"]),
-        weights=_under("weights", tensors),
-        strategy_state=_under("strategy", tensors),
+        **{group: _under(group, tensors) for group in _GROUPS},
         notes=json.loads(metadata["notes"]),
         client_states=_state_names(metadata),
     )
@@ -119,10 +126,6 @@ def _read(path: Path) -> Checkpoint | None:
 
 def _state_names(metadata: Mapping[str, str]) -> StateNames:
     return {int(partition): name for partition, name in json.loads(metadata["client_states"]).items()}
-
-
-def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}/{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

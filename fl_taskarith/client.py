@@ -1,22 +1,28 @@
-"""A client's work on one message: local training, or the sums for the ridge head. `app` is the Flower ClientApp.
+"""A client's work on one message: local training, or sums for the head or the mask. `app` is the Flower ClientApp.
 
-A client is stateless: everything it needs is in the message, the data set and its partition id.
+A client is stateless but for files that messages name: everything else it needs is in the message, the data set and its
+partition id.
 """
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fl_taskarith.client_state import read_frozen, write_frozen
 from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import read_settings
 from fl_taskarith.engine.records import to_record, to_tensors
 from fl_taskarith.errors import FlTaskarithError
+from fl_taskarith.global_model import Frozen, GlobalModel
+from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.optim import sgdm
-from fl_taskarith.resident import resident
+from fl_taskarith.resident import Resident, resident
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.training import set_trained, train_locally
 
@@ -48,14 +54,23 @@ def tell_partition(message: Message, partition: int) -> RecordDict:
     return RecordDict({"metrics": MetricRecord({"partition-id": partition})})
 
 
+def keep_frozen(message: Message, partition: int) -> RecordDict:
+    """Keep the frozen head and the mask for the rounds to come."""
+    _, current = read_settings(message.content.config_records["config"])
+    tensors = to_tensors(message.content.array_records["arrays"], torch.device("cpu"))
+    write_frozen(Path(current.state_folder), current.frozen_name, tensors)
+    return RecordDict({"metrics": MetricRecord({"partition-id": partition})})
+
+
 def train(message: Message, partition: int) -> RecordDict:
-    """J local steps from the global weights in the message; replies with the task vector τ = θ_k − θ."""
+    """J local steps from the global model; replies with the task vector τ = θ_k − θ of what is trained."""
     started = time.perf_counter()
     config, current = read_settings(message.content.config_records["config"])
     home = resident(config)
-    weights = to_tensors(message.content.array_records["arrays"], home.device)
-    home.load(weights)
-    names = home.trained_names(current.number)
+    trained = to_tensors(message.content.array_records["arrays"], home.device)
+    frozen = _frozen(home, current.state_folder, current.frozen_name)
+    home.place(GlobalModel(trained, frozen))
+    names = list(trained)
     parameters = set_trained(home.model, names)
     shard = home.shards[partition]
     local_steps = draw_local_steps(config, current.number, partition)
@@ -63,7 +78,7 @@ def train(message: Message, partition: int) -> RecordDict:
         home.model,
         home.data.train,
         shard,
-        sgdm(parameters, config, current.learning_rate),
+        sgdm(zip(names, parameters, strict=True), config, current.learning_rate, frozen.mask),
         home.preprocessing,
         local_steps=local_steps,
         batch_size=config.batch_size,
@@ -71,14 +86,35 @@ def train(message: Message, partition: int) -> RecordDict:
         generator=random_generator(config.seed, "local training", current.number, partition),
     )
     with torch.no_grad():  # in the model's own storage: the next client loads its weights anew
-        task_vector = {name: parameter.sub_(weights[name]) for name, parameter in zip(names, parameters, strict=True)}
+        ends = dict(zip(names, parameters, strict=True)) if frozen.mask is None else frozen.mask.gather(home.parameters)
+        task_vector = {name: end.sub_(trained[name]) for name, end in ends.items()}
     metrics: dict[str, MetricValue] = {
         "num-examples": len(shard),
         "train-loss": train_loss,
+        "update-norm": task_vector_norm(task_vector),
         "local-steps": local_steps,
         "train-seconds": time.perf_counter() - started,
     }
     return RecordDict({"arrays": to_record(task_vector), "metrics": MetricRecord(metrics)})
+
+
+def score_sensitivity(message: Message, partition: int) -> RecordDict:
+    """Summed squared per-example gradients on this shard, or on the first `calibration-per-client` of it at random."""
+    started = time.perf_counter()
+    config, current = read_settings(message.content.config_records["config"])
+    home = resident(config)
+    shapes = {name: parameter.shape for name, parameter in home.parameters.items()}
+    arrays = to_tensors(message.content.array_records["arrays"], torch.device("cpu"))
+    asked = Frozen.of_tensors(arrays, shapes, home.device)
+    assert asked.mask is not None
+    generator = random_generator(config.seed, "client sensitivity", current.number, partition)
+    shard = home.shards[partition]
+    if config.calibration_per_client:
+        chosen = generator.permutation(len(shard))[: config.calibration_per_client]
+        shard = shard[torch.from_numpy(chosen).to(shard.device)]
+    sums = home.sensitivity_sums(asked.weights, asked.mask, home.data.train.take(shard), generator)
+    metrics: dict[str, MetricValue] = {"num-examples": len(shard), "train-seconds": time.perf_counter() - started}
+    return RecordDict({"arrays": to_record(sums), "metrics": MetricRecord(metrics)})
 
 
 def ridge_statistics(message: Message, partition: int) -> RecordDict:
@@ -91,6 +127,13 @@ def ridge_statistics(message: Message, partition: int) -> RecordDict:
     statistics = RidgeStatistics.of(home.features(shard), shard.labels, len(home.data.dataset.classes))
     metrics: dict[str, MetricValue] = {"num-examples": len(shard), "train-seconds": time.perf_counter() - started}
     return RecordDict({"arrays": to_record(statistics.tensors()), "metrics": MetricRecord(metrics)})
+
+
+@lru_cache(maxsize=1)
+def _frozen(home: Resident, folder: str, name: str) -> Frozen:
+    """What is fixed in this round, on the device: read once per process."""
+    shapes = {name: parameter.shape for name, parameter in home.parameters.items()}
+    return Frozen.of_tensors(read_frozen(Path(folder), name), shapes, home.device)
 
 
 def draw_local_steps(config: Config, server_round: int, partition: int) -> int:
@@ -111,6 +154,18 @@ def on_partition(message: Message, context: Context) -> Message:
 def on_ridge(message: Message, context: Context) -> Message:
     """The client's sums for the federated ridge head."""
     return answer(ridge_statistics, message, context)
+
+
+@app.query("sensitivity")
+def on_sensitivity(message: Message, context: Context) -> Message:
+    """The client's scores for a mask that clients choose together."""
+    return answer(score_sensitivity, message, context)
+
+
+@app.query("frozen")
+def on_frozen(message: Message, context: Context) -> Message:
+    """What stays fixed in the rounds to come."""
+    return answer(keep_frozen, message, context)
 
 
 @app.train()

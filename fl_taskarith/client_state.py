@@ -1,4 +1,7 @@
-"""What a client keeps between rounds: one file per partition and version, never overwritten.
+"""What a client keeps between rounds: files that are never overwritten, since their names carry a checksum.
+
+Frozen tensors (the head, the mask) are the same for all clients and sent once: one file, which clients on the same
+machine share. A client's own state is one file per partition and version.
 
 Flower's Context.state would travel with every message, and a client that ran ahead of the last checkpoint could not be
 taken back. Here the server knows each client's newest file by name, a checkpoint holds those names, and a resumed run
@@ -12,9 +15,41 @@ import safetensors.torch
 from torch import Tensor
 
 from fl_taskarith.errors import CheckpointError
-from fl_taskarith.files import read_verified, write_verified
+from fl_taskarith.files import read_verified, verified_name, write_verified
 
 StateNames = dict[int, str]  # file name of the newest state, by partition
+
+
+def frozen_name(tensors: Mapping[str, Tensor]) -> str:
+    """The name of the file that holds these frozen tensors."""
+    return verified_name("frozen", _content(tensors))
+
+
+def write_frozen(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Keep frozen tensors under `name`, which the server made with `frozen_name`; nothing to do if they are there.
+
+    Raises:
+        CheckpointError: it cannot be written, or the tensors that arrived are not those that were sent.
+    """
+    if not (folder / name).exists() and write_verified(folder, "frozen", _content(tensors)).name != name:
+        raise CheckpointError(f"The frozen tensors for {folder / name} arrived damaged: run again.")
+
+
+def read_frozen(folder: Path, name: str) -> dict[str, Tensor]:
+    """The frozen tensors of the file `name`, on the CPU; none for the empty name.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    if not name:
+        return {}
+    content = read_verified(folder / name)
+    if content is None:
+        raise CheckpointError(
+            f"The frozen head and mask in {folder / name} are missing or damaged: delete that file, if it is there, "
+            "and run again; clients are sent it anew."
+        )
+    return safetensors.torch.load(content)
 
 
 def write_client_state(folder: Path, partition: int, version: int, tensors: Mapping[str, Tensor]) -> str:
@@ -23,8 +58,7 @@ def write_client_state(folder: Path, partition: int, version: int, tensors: Mapp
     Raises:
         CheckpointError: it cannot be written.
     """
-    content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    return write_verified(_folder_of(folder, partition), f"round-{version:06d}", content).name
+    return write_verified(_folder_of(folder, partition), f"round-{version:06d}", _content(tensors)).name
 
 
 def read_client_state(folder: Path, partition: int, name: str) -> dict[str, Tensor]:
@@ -51,6 +85,10 @@ def prune_client_states(folder: Path, kept: Iterable[StateNames]) -> None:
     for path in folder.glob("*/*.safetensors"):
         if (int(path.parent.name), path.name) not in wanted:
             path.unlink(missing_ok=True)
+
+
+def _content(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def _folder_of(folder: Path, partition: int) -> Path:

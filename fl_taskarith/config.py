@@ -83,6 +83,9 @@ def _choice(default: str, about: str, *choices: str) -> Any:
 
 LARGEST = 1e6  # of any step size, penalty or scale: beyond it float32 overflows
 SCHEDULES = ("constant", "cosine", "step", "exponential", "plateau")
+SENSITIVITY_RULES = ("least-sensitive", "most-sensitive")
+DATA_FREE_RULES = ("lowest-magnitude", "highest-magnitude", "random")
+MASK_RULES = (*SENSITIVITY_RULES, *DATA_FREE_RULES)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,25 @@ class Config:
     head_rounds: int = _key(0, "first rounds that train the head alone", low=0)
     ridge_lambda: float | str = _auto_number("ridge penalty; auto = chosen on validation")
     logit_scale: float | str = _auto_number("factor on ridge scores; auto = by validation cross-entropy")
+    # mask
+    mask_rule: str = _choice(
+        "least-sensitive", "which backbone weights are updated; none = all of them", "none", *MASK_RULES, "file"
+    )
+    density: float = _key(0.1, "share of maskable weights that are updated", low=0, high=1, exclusive_low=True)
+    sensitivity_threshold: float = _key(
+        0.0, "largest (most-sensitive: smallest) sensitivity updated, in place of density; 0 = off", low=0, high=LARGEST
+    )
+    calibration_rounds: int = _key(4, "rounds of scoring and dropping, R, down to the density", low=1, high=1000)
+    soft_zero: float = _key(0.1, "factor on dropped weights while later rounds score; 1 = no damping", low=0, high=1)
+    mask_source: str = _choice(
+        "server", "who scores: server (calibration split), clients (summed)", "server", "clients"
+    )
+    calibration_per_client: int = _key(0, "examples that each client scores; 0 = its whole shard", low=0)
+    fisher_labels: str = _choice("sampled", "labels of the Fisher information", "sampled", "true", "expected")
+    fisher_score: str = _choice("log-prob", "what it differentiates", "log-prob", "logit")
+    calibration_memory: float = _key(2.0, "GiB for per-example gradients", low=0, high=1024, exclusive_low=True)
+    mask_exclude: str = _key("", "backbone parameters left as pretrained: comma-separated names or patterns with *")
+    mask_file: str = _key("", 'mask.safetensors to use under mask-rule = "file"')
     # federation
     strategy: str = _choice("fedavg", "aggregation algorithm, or no clients at all", "fedavg", "centralized")
     num_clients: int = _key(50, "clients, K", low=1, high=1_000_000)
@@ -130,6 +152,7 @@ class Config:
     weight_decay: float = _key(0.0, "L2 penalty", low=0, high=LARGEST)
     dampening: float = _key(0.0, "SGDM dampening", low=0, high=1)
     nesterov: bool = _key(False, "Nesterov momentum")
+    clip_norm: float = _key(0.0, "largest 2-norm of the updated weights' gradient; 0 = off", low=0, high=LARGEST)
     schedule: str = _choice("cosine", "of the learning rate over rounds", *SCHEDULES)
     warmup_rounds: int = _key(0, "rounds of linear warm-up", low=0)
     # running
@@ -153,6 +176,16 @@ class Config:
             name = snake(key)
             object.__setattr__(self, name, rule.check(key, getattr(self, name)))
         _check_combinations(self)
+
+    @property
+    def masked(self) -> bool:
+        """Whether only a part of the weights is updated."""
+        return self.mask_rule != "none"
+
+    @property
+    def scored(self) -> bool:
+        """Whether the mask comes from sensitivities, and so needs data."""
+        return self.mask_rule in SENSITIVITY_RULES
 
     @property
     def sampled_clients(self) -> int:
@@ -268,6 +301,19 @@ def _check_combinations(config: Config) -> None:
         (config.schedule == "plateau" and (config.validation_size == 0 or config.evaluate_every != 1),
          'schedule = "plateau" watches the validation loss of every round: it needs validation-size above 0 and '
          "evaluate-every = 1."),
+        (config.masked and config.trainable != "backbone",
+         f'mask-rule = "{config.mask_rule}" masks the backbone and keeps the head frozen: it needs trainable = '
+         f'"backbone", not "{config.trainable}", or set mask-rule = "none".'),
+        (config.sensitivity_threshold > 0 and not config.scored,
+         f'sensitivity-threshold needs a rule that scores sensitivity, not mask-rule = "{config.mask_rule}".'),
+        (config.scored and config.mask_source == "server" and config.calibration_size == 0,
+         f'mask-rule = "{config.mask_rule}" with mask-source = "server" scores the calibration split: set '
+         "calibration-size above 0."),
+        (config.scored and config.mask_source == "clients" and config.strategy == "centralized",
+         'strategy = "centralized" has no clients to score: set mask-source = "server".'),
+        ((config.mask_rule == "file") != bool(config.mask_file),
+         f'mask-rule = "{config.mask_rule}" and mask-file = "{config.mask_file}": a mask file is named and used under '
+         'mask-rule = "file" only.'),
         (config.strategy == "centralized" and config.engine == "flower",
          'strategy = "centralized" has no clients to run on SuperNodes: leave engine = "sequential".'),
     ]  # fmt: skip

@@ -4,21 +4,26 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from fl_taskarith.calibrate import Sums
 from fl_taskarith.centralized import CentralizedRun
 from fl_taskarith.checkpoint import Checkpoint
+from fl_taskarith.client_state import frozen_name
 from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
 from fl_taskarith.errors import ClientFailure
+from fl_taskarith.global_model import Frozen, Weights
 from fl_taskarith.logbook import Logbook, Row, describe_device
+from fl_taskarith.masking.mask import Mask
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.resident import Resident, available_threads, resident
-from fl_taskarith.run import History, Progress, Run, Weights, overhead
+from fl_taskarith.run import History, Progress, Run, overhead
 from fl_taskarith.strategies import STRATEGIES
 
 log = logging.getLogger("fl_taskarith")
@@ -85,20 +90,57 @@ class FederatedRun(Run):
             raise ClientFailure("No client sent statistics for the ridge head.")
         return total
 
-    def train(self, weights: Weights, first_round: int) -> None:
+    def client_sums(self, head: Weights, row: Row) -> Sums:
+        """Scores of all clients, added up in partition order; each calibration round sends them what is still alive."""
+
+        def sums(calibration_round: int, alive: Mask) -> tuple[Weights, int]:
+            sent = to_record(Frozen(head, alive).tensors())
+            content = RecordDict(
+                {"config": settings_record(self.config, RoundSettings(calibration_round)), "arrays": sent}
+            )
+            partitions = list(self.grid.get_node_ids())
+            row["downlink_bytes"] += len(partitions) * payload_bytes(sent)
+            questions = [Message(content, partition, "query.sensitivity") for partition in partitions]
+            total = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in alive.tensors.items()}
+            examples = 0
+            for reply in self.grid.exchange(questions):
+                arrays = reply.content.array_records["arrays"]
+                row["uplink_bytes"] += payload_bytes(arrays)
+                row["train_seconds"] += metric(reply.content.metric_records["metrics"], "train-seconds")
+                examples += int(metric(reply.content.metric_records["metrics"], "num-examples"))
+                for name, value in to_tensors(arrays, self.home.device).items():
+                    total[name] += value
+            return total, examples
+
+        return sums
+
+    def distribute(self, row: Row) -> None:
+        """The frozen head and the mask to every client, once; later messages only name them."""
+        tensors = self.model.frozen.tensors()
+        self.strategy.frozen_name = frozen_name(tensors) if tensors else ""
+        if not tensors:
+            return
+        arrays = to_record(tensors)
+        settings = RoundSettings(0, state_folder=self.strategy.state_folder, frozen_name=self.strategy.frozen_name)
+        content = RecordDict({"config": settings_record(self.config, settings), "arrays": arrays})
+        partitions = list(self.grid.get_node_ids())
+        for _ in self.grid.exchange(Message(content, partition, "query.frozen") for partition in partitions):
+            pass  # a client that cannot keep them answers with an error, which the engine raises
+        row["downlink_bytes"] += len(partitions) * payload_bytes(arrays)
+
+    def train_rounds(self, first_round: int, last_round: int) -> None:
         """The strategy's own loop."""
         self.strategy.start(
             self.grid,
-            to_record(weights),
-            self.config.num_rounds,
+            to_record(self.model.trained),
+            last_round,
             first_round=first_round,
             after_round=self._after_round,
         )
 
-    def save_checkpoint(self, server_round: int, weights: Weights) -> None:
-        """With the strategy's tensors and the names of the clients' states."""
-        strategy = self.strategy
-        self.logbook.save_checkpoint(Checkpoint(server_round, weights, strategy.state(), {}, strategy.client_states))
+    def state(self) -> Checkpoint:
+        """The strategy's tensors and the names of the clients' states."""
+        return Checkpoint(0, {}, {}, self.strategy.state(), client_states=self.strategy.client_states)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Both back into the strategy."""
@@ -110,6 +152,8 @@ class FederatedRun(Run):
             "round": server_round,
             "learning_rate": metrics["learning-rate"],
             "train_loss": metrics["train-loss"],
+            "client_update_norm": metrics["client-update-norm"],
+            "update_norm": metrics["update-norm"],
             "clients": metrics["clients"],
             "uplink_bytes": metrics["uplink-bytes"],
             "downlink_bytes": metrics["downlink-bytes"],

@@ -39,13 +39,18 @@ def write_verified(folder: Path, stem: str, content: bytes) -> Path:
     Raises:
         CheckpointError: it cannot be written; names the path.
     """
-    path = folder / f"{stem}-{_checksum(content)}.safetensors"
+    path = folder / verified_name(stem, content)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"Cannot make the folder {folder}: {error.strerror}.") from error
     write_atomically(path, content)
     return path
+
+
+def verified_name(stem: str, content: bytes) -> str:
+    """The name under which `write_verified` writes `content`."""
+    return f"{stem}-{_checksum(content)}.safetensors"
 
 
 def read_verified(path: Path) -> bytes | None:

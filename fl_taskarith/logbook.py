@@ -37,6 +37,9 @@ COLUMNS = (
     "val_accuracy",
     "test_loss",
     "test_accuracy",
+    "client_update_norm",
+    "update_norm",
+    "task_vector_norm",
     "clients",
     "uplink_bytes",
     "downlink_bytes",
@@ -47,7 +50,7 @@ COLUMNS = (
 TIMING_COLUMNS = ("train_seconds", "overhead_seconds", "evaluate_seconds")
 PACKAGES = ("fl-taskarith", "flwr", "torch", "torchvision", "timm", "numpy")
 
-KEPT_FACTS = ("started", "head")  # of run.json: what a resumed run does not find out anew
+KEPT_FACTS = ("started", "head", "mask")  # of run.json: what a resumed run does not find out anew
 
 Row = dict[str, Any]
 

@@ -4,11 +4,13 @@ Loading them costs seconds and a client's work may take milliseconds, so each pr
 client, and the server when it shares the process, uses the same.
 """
 
+import fnmatch
 import os
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -19,6 +21,11 @@ from fl_taskarith.data.datasets import SPLIT_SEED, Dataset, ImageSet, load_datas
 from fl_taskarith.data.sharding import make_shards
 from fl_taskarith.data.splits import Splits, split_training_set, stratified_sample
 from fl_taskarith.errors import ConfigError
+from fl_taskarith.global_model import Frozen, GlobalModel, Weights
+from fl_taskarith.masking.calibration import damped
+from fl_taskarith.masking.mask import Mask
+from fl_taskarith.masking.sensitivity import sensitivity_sums
+from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model, pretrained_settings, trained_parameters
 from fl_taskarith.paths import resolve
 from fl_taskarith.training import extract_features
@@ -85,10 +92,26 @@ class Resident:
         return [torch.from_numpy(shard).to(self.device) for shard in shards]
 
     def trained_names(self, server_round: int) -> list[str]:
-        """Names of the parameters that clients train in `server_round`: the head alone in the first `head-rounds`."""
-        in_head_rounds = server_round <= self.config.head_rounds
-        trainable = "head" if in_head_rounds else self.config.trainable
-        return trained_parameters(self.model, trainable, 0 if in_head_rounds else self.config.trainable_blocks)
+        """Names of the parameters that are trained in `server_round`: the head alone in the first `head-rounds`.
+
+        Under a mask these are the maskable ones, of which the mask selects entries.
+
+        Raises:
+            ConfigError: a pattern of mask-exclude fits no parameter, or all of them are excluded.
+        """
+        if server_round <= self.config.head_rounds:
+            return trained_parameters(self.model, "head", 0)
+        names = trained_parameters(self.model, self.config.trainable, self.config.trainable_blocks)
+        if not self.config.masked:
+            return names
+        patterns = [pattern.strip() for pattern in self.config.mask_exclude.split(",") if pattern.strip()]
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise ConfigError(f'mask-exclude: "{pattern}" fits no trained parameter; they are {", ".join(names)}.')
+        left = [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        if not left:
+            raise ConfigError(f'mask-exclude = "{self.config.mask_exclude}" leaves no parameter to update.')
+        return left
 
     def federated_names(self) -> list[str]:
         """Names of the parameters that can differ from the pretrained ones at some round: what travels to clients.
@@ -99,10 +122,49 @@ class Resident:
         return [name for name in self.parameters if name in names]
 
     @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: Weights) -> None:
         """Copy tensors into the resident model's parameters of the same names."""
         for name, value in tensors.items():
             self.parameters[name].copy_(value)
+
+    def place(self, model: GlobalModel) -> None:
+        """Make the resident model the global one: pretrained, then what is frozen, then what is trained."""
+        trained, frozen = model.trained, model.frozen
+        if frozen.mask is None:
+            self.load(self.pretrained | frozen.weights | trained)
+        else:
+            self.load(self.pretrained | frozen.weights)
+            frozen.mask.scatter_(self.parameters, trained)
+
+    def task_vector_norm(self, model: GlobalModel) -> float:
+        """‖θ − θ₀‖₂ of the backbone: how far the global model has come from the pretrained one."""
+        start = self.pretrained if model.frozen.mask is None else model.frozen.mask.gather(self.pretrained)
+        backbone = {name: value for name, value in model.trained.items() if name not in HEAD_PARAMETERS}
+        return task_vector_norm({name: value - start[name] for name, value in backbone.items()})
+
+    def maskable(self) -> Weights:
+        """The pretrained tensors whose entries a mask chooses among: all that are trained, never the head."""
+        return {name: self.pretrained[name] for name in self.trained_names(self.config.num_rounds)}
+
+    def sensitivity_sums(
+        self, head: Weights, alive: Mask, examples: ImageSet, generator: np.random.Generator
+    ) -> Weights:
+        """Σ over `examples` of squared per-example gradients of the pretrained model under `head`, dropped ones damped.
+
+        float32, by name of the maskable tensors; see `masking.sensitivity`.
+        """
+        self.place(GlobalModel({}, Frozen(head)))
+        return sensitivity_sums(
+            self.model,
+            damped(self.maskable(), alive, self.config.soft_zero),
+            examples.images,
+            examples.labels,
+            self.preprocessing.evaluation_inputs,
+            labels=self.config.fisher_labels,
+            score=self.config.fisher_score,
+            generator=generator,
+            memory=self.config.calibration_memory,
+        )
 
     def features(self, examples: ImageSet) -> Tensor:
         """What the head sees of `examples` under the model's current weights: float32 [n, width]."""

@@ -1,6 +1,7 @@
 """What a federated and a centralized run share: round 0, evaluation, log, checkpoints, the exported model."""
 
 import dataclasses
+import json
 import logging
 import math
 import time
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
+from fl_taskarith.calibrate import Sums, make_mask, mask_facts, server_sums
 from fl_taskarith.checkpoint import Checkpoint
 from fl_taskarith.config import AUTO, Config
 from fl_taskarith.errors import ClientFailure
+from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.logbook import COLUMNS, Logbook, Row
+from fl_taskarith.masking.mask import save_mask
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, export_model
 from fl_taskarith.models.heads import RIDGE_GRID, RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
 from fl_taskarith.optim import learning_rate
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Weights = dict[str, torch.Tensor]
 Progress = Callable[[int, int, Row], None]
 
 
@@ -56,40 +57,51 @@ class Run(ABC):
         self.home = home
         self.logbook = logbook
         self.progress = progress
+        self.model = GlobalModel({})
 
     @abstractmethod
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
         """Of all training examples under the pretrained backbone; adds clients, bytes and seconds to `row`."""
 
     @abstractmethod
-    def train(self, weights: Weights, first_round: int) -> None:
-        """Rounds `first_round`..num-rounds from `weights`; calls `finish_round` after each."""
+    def train_rounds(self, first_round: int, last_round: int) -> None:
+        """Rounds `first_round`..`last_round` from `self.model`; calls `finish_round` after each."""
 
     @abstractmethod
-    def save_checkpoint(self, server_round: int, weights: Weights) -> None:
-        """Save `weights` and whatever else the rounds keep."""
+    def state(self) -> Checkpoint:
+        """A checkpoint that holds what the rounds keep beside the global model; its round and model do not matter."""
 
     @abstractmethod
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take that back from a checkpoint, whose tensors are on the device."""
 
+    def client_sums(self, head: Weights, row: Row) -> Sums:
+        """Sensitivities scored by clients (`calibrate.Sums`); adds their bytes and seconds to `row`."""
+        raise NotImplementedError(f"{type(self).__name__} has no clients")
+
+    @abstractmethod
+    def distribute(self, row: Row) -> None:
+        """Let all clients have what is frozen from now on; adds the bytes to `row`."""
+
     def execute(self) -> None:
-        """Round 0 or the last checkpoint, the rounds that are left, and the export of the final model."""
+        """Round 0 or the last checkpoint, the rounds that are left, and the export of the final model.
+
+        The rounds come in two phases with other tensors to train each: `head-rounds` of the head alone, if any, and
+        the rest.
+        """
         restored = self.logbook.restored
         if restored is None:
-            weights, first_round = self._round_zero(), 1
+            self._round_zero()
+            first_round = 1
         else:
-            restored = dataclasses.replace(
-                restored,
-                weights=self._on_device(restored.weights),
-                strategy_state=self._on_device(restored.strategy_state),
-            )
-            weights, first_round = restored.weights, restored.round + 1
-            self.restore(restored)
-        self._final = weights
-        self.train(weights, first_round)
+            self._restore(restored)
+            first_round = restored.round + 1
+        for last_round in (self.config.head_rounds, self.config.num_rounds):
+            if first_round <= last_round:
+                self.train_rounds(first_round, last_round)
+                first_round = last_round + 1
         if self.config.save_model:
-            self.home.load(self._final)
+            self.home.place(self.model)
             export_model(
                 self.home.model,
                 self.logbook.folder / "model.safetensors",
@@ -102,34 +114,80 @@ class Run(ABC):
         losses = [row.get("val_loss") for row in self.logbook.rows if row["round"] < server_round]
         return learning_rate(self.config, server_round, [loss for loss in losses[1:] if loss is not None])
 
-    def finish_round(self, row: Row, weights: Weights) -> None:
-        """Evaluate where due, write the row, and save a checkpoint where due."""
+    def finish_round(self, row: Row, trained: Weights) -> None:
+        """Take the trained weights over, evaluate where due, write the row, and save a checkpoint where due."""
         server_round, config = row["round"], self.config
+        self.model = GlobalModel(trained, self.model.frozen)
+        if server_round == config.head_rounds:
+            self._freeze(row)
         last = server_round == config.num_rounds
         if last or server_round % config.evaluate_every == 0:
-            self._evaluate(weights, row)
+            self._evaluate(row)
         self.logbook.write_round(row)
         if self.progress is not None:
             self.progress(server_round, config.num_rounds, row)
         else:
             log.info("%s", describe_round(row, config.num_rounds))
         if last or server_round % config.checkpoint_every == 0:
-            self.save_checkpoint(server_round, weights)
-        self._final = weights
+            self.logbook.save_checkpoint(
+                dataclasses.replace(
+                    self.state(),
+                    round=server_round,
+                    trained=self.model.trained,
+                    frozen=self.model.frozen.tensors(),
+                )
+            )
 
-    def _on_device(self, tensors: Weights) -> Weights:
-        return {name: tensor.to(self.home.device) for name, tensor in tensors.items()}
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        def on_device(tensors: Weights) -> Weights:
+            return {name: tensor.to(self.home.device) for name, tensor in tensors.items()}
 
-    def _round_zero(self) -> Weights:
-        """Solve the head on the frozen backbone and evaluate it."""
+        shapes = {name: parameter.shape for name, parameter in self.home.parameters.items()}
+        frozen = Frozen.of_tensors(checkpoint.frozen, shapes, self.home.device)
+        self.model = GlobalModel(on_device(checkpoint.trained), frozen)
+        self.restore(dataclasses.replace(checkpoint, strategy_state=on_device(checkpoint.strategy_state)))
+        self.distribute({"downlink_bytes": 0})  # a client's files may be gone; the row that counts it is written
+
+    def _round_zero(self) -> None:
+        """Solve the head on the frozen backbone, choose the mask, and evaluate."""
         started = time.perf_counter()
         row: Row = {"round": 0, "clients": 0, "uplink_bytes": 0, "downlink_bytes": 0, "train_seconds": 0.0}
-        weights = dict(self.home.pretrained)
+        head = {name: self.home.pretrained[name] for name in HEAD_PARAMETERS}
         if self.config.head == "ridge":
-            weights |= self._solve_ridge_head(row)
+            head = self._solve_ridge_head(row)
         row["overhead_seconds"] = overhead(time.perf_counter() - started, row["train_seconds"])
-        self.finish_round(row, weights)
-        return weights
+        self.finish_round(row, head)
+
+    def _freeze(self, row: Row) -> None:
+        """End the head's phase: fix the head where it is not trained on, choose the mask, and send both to clients.
+
+        What was trained so far, the head, becomes frozen; what is trained from now on starts as pretrained.
+        """
+        head, config = self.model.trained, self.config
+        if config.num_rounds == config.head_rounds:
+            return
+        started, clients_before = time.perf_counter(), row["train_seconds"]
+        trained = {name: (self.home.pretrained | head)[name] for name in self.home.trained_names(config.num_rounds)}
+        frozen = Frozen({name: value for name, value in head.items() if name not in trained})
+        if config.masked:
+            by_clients = config.mask_source == "clients"
+            sums = self.client_sums(head, row) if by_clients else server_sums(self.home, head)
+            calibration = make_mask(self.home, sums)
+            facts = mask_facts(config, calibration)
+            log.info(
+                "Mask: %(updated)d of %(maskable)d weights (density %(density).4g) are updated, by %(rule)s.", facts
+            )
+            self.logbook.note(mask=facts)
+            save_mask(
+                self.logbook.folder / "mask.safetensors",
+                calibration.mask,
+                {"model": config.model, "facts": json.dumps(facts)},
+            )
+            frozen = Frozen(frozen.weights, calibration.mask)
+            trained = calibration.mask.gather(trained)
+        self.model = GlobalModel(trained, frozen)
+        self.distribute(row)
+        row["overhead_seconds"] += overhead(time.perf_counter() - started, row["train_seconds"] - clients_before)
 
     def _solve_ridge_head(self, row: Row) -> Weights:
         """The head's weight and bias; λ and logit scale by validation where they are "auto"."""
@@ -149,10 +207,11 @@ class Run(ABC):
         self.logbook.note(head={"kind": "ridge", "ridge_lambda": ridge_lambda, "logit_scale": logit_scale})
         return dict(zip(HEAD_PARAMETERS, (scaled.weight.float(), scaled.bias.float()), strict=True))
 
-    def _evaluate(self, weights: Weights, row: Row) -> None:
-        """Validation and test loss and accuracy of `weights`, into `row`."""
+    def _evaluate(self, row: Row) -> None:
+        """Validation and test loss and accuracy of the global model, and ‖θ − θ₀‖, into `row`."""
         started = time.perf_counter()
-        self.home.load(weights)
+        self.home.place(self.model)
+        row["task_vector_norm"] = self.home.task_vector_norm(self.model)
         for split, examples in (("val", self.home.data.validation), ("test", self.home.data.test)):
             measured = evaluate(
                 self.home.model,

@@ -69,14 +69,16 @@ def checked(reply: Message, partition: int) -> Message:
 class RoundSettings:
     """What changes from message to message beside the tensors.
 
-    number: the round, from 1; 0 is the head's. learning_rate: of this round. state_folder: where clients keep state
-    between rounds. state_name: the receiver's newest state file in it; empty for none.
+    number: the round, from 1; 0 is the head's; of calibration in messages about masks. learning_rate: of this round.
+    state_folder: where clients keep files between rounds. state_name: the receiver's newest state in it; empty if it
+    has none. frozen_name: the file in it of what is fixed in this round; empty if nothing is.
     """
 
     number: int
     learning_rate: float = 0.0
     state_folder: str = ""
     state_name: str = ""
+    frozen_name: str = ""
 
 
 def settings_record(config: Config, current: RoundSettings) -> ConfigRecord:

@@ -50,7 +50,9 @@ def apply_task_vector(
     }
 
 
-def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether no entry of any tensor is NaN or infinite; one pass, one synchronisation per call."""
-    flags = [torch.isfinite(value).all() for value in tensors.values()]
-    return bool(torch.stack(flags).all()) if flags else True
+def task_vector_norm(task_vector: Mapping[str, Tensor]) -> float:
+    """‖τ‖₂ over all tensors together; NaN or infinite if any entry is. One synchronisation per call."""
+    if not task_vector:
+        return 0.0
+    norms = [torch.linalg.vector_norm(value) for value in task_vector.values()]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))

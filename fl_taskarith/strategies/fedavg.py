@@ -17,7 +17,7 @@ from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.errors import ClientFailure
-from fl_taskarith.merging.aggregate import WeightedMean, all_finite, apply_task_vector
+from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, task_vector_norm
 from fl_taskarith.seeding import random_generator
 
 RoundCallback = Callable[[int, ArrayRecord, MetricRecord], None]
@@ -36,7 +36,8 @@ class FedAvg(FlowerFedAvg):
 
     Unlike Flower's: clients are sampled by our own seed over partition ids; replies carry task vectors; a failed client
     stops the run; rounds may start after the first, to resume. `learning_rate` gives the clients' step size in a round.
-    A subclass changes `aggregate`, and `state` and `load_state` if it keeps tensors between rounds.
+    What travels are the trained tensors, or under a mask their updated entries: an algorithm sees named tensors either
+    way. A subclass changes `aggregate`, and `state` and `load_state` if it keeps tensors between rounds.
     """
 
     def __init__(self, config: Config, device: torch.device, learning_rate: Callable[[int], float]) -> None:
@@ -46,6 +47,7 @@ class FedAvg(FlowerFedAvg):
         self.learning_rate = learning_rate
         self.traffic = Traffic()
         self.state_folder = ""  # where clients keep state between rounds
+        self.frozen_name = ""  # the clients' file of what is fixed
         self.client_states: StateNames = {}  # what each of them told of it last, for the next message and checkpoints
         self._weights: dict[str, Tensor] = {}
 
@@ -54,11 +56,14 @@ class FedAvg(FlowerFedAvg):
     def aggregate(
         self, weights: dict[str, Tensor], replies: Iterable[tuple[dict[str, Tensor], float]]
     ) -> dict[str, Tensor]:
-        """New global weights from the old ones and (task vector, number of examples) of each client, in order."""
+        """The task vector that the server follows by a step of `server-lr`.
+
+        `weights` are the global ones, `replies` (task vector, number of examples) of each client, in order.
+        """
         mean = WeightedMean()
         for task_vector, num_examples in replies:
             mean.add(task_vector, num_examples)
-        return apply_task_vector(weights, mean.result(), self.config.server_lr)
+        return mean.result()
 
     def state(self) -> dict[str, Tensor]:
         """Tensors kept between rounds, for a checkpoint; FedAvg keeps none."""
@@ -115,6 +120,7 @@ class FedAvg(FlowerFedAvg):
                 self.learning_rate(server_round),
                 self.state_folder,
                 self.client_states.get(partition, ""),
+                self.frozen_name,
             )
             record = settings_record(self.config, settings)
             content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: record})
@@ -149,15 +155,18 @@ class FedAvg(FlowerFedAvg):
                 self.traffic.uplink += payload_bytes(arrays)
                 yield to_tensors(arrays, self.device), metric(metrics, "num-examples")
 
-        weights = self.aggregate(self._weights, incoming())
+        task_vector = self.aggregate(self._weights, incoming())
         if not log:
             return None, None
-        if not all_finite(weights):
+        norm = task_vector_norm(task_vector)
+        if not math.isfinite(norm):
             raise ClientFailure(
-                f"Round {server_round}: the aggregated weights are not finite although every client's loss was. "
+                f"Round {server_round}: the aggregated task vector is not finite although every client's loss was. "
                 "Lower learning-rate (or server-lr)."
             )
-        return to_record(weights), self._summarise(log)
+        metrics = self._summarise(log)
+        metrics["update-norm"] = self.config.server_lr * norm
+        return to_record(apply_task_vector(self._weights, task_vector, self.config.server_lr)), metrics
 
     def _check_loss(self, server_round: int, client: int, metrics: MetricRecord) -> None:
         loss = metric(metrics, "train-loss")
@@ -169,10 +178,15 @@ class FedAvg(FlowerFedAvg):
 
     def _summarise(self, log: list[MetricRecord]) -> MetricRecord:
         examples = [metric(metrics, "num-examples") for metrics in log]
-        losses = [metric(metrics, "train-loss") for metrics in log]
+
+        def mean(name: str) -> float:
+            values = (metric(metrics, name) for metrics in log)
+            return sum(n * value for n, value in zip(examples, values, strict=True)) / sum(examples)
+
         return MetricRecord(
             {
-                "train-loss": sum(n * loss for n, loss in zip(examples, losses, strict=True)) / sum(examples),
+                "train-loss": mean("train-loss"),
+                "client-update-norm": mean("update-norm"),
                 "clients": len(log),
                 "train-seconds": sum(metric(metrics, "train-seconds") for metrics in log),
                 "downlink-bytes": self.traffic.downlink,

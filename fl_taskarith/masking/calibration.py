@@ -1,0 +1,82 @@
+"""Multi-round calibration of a mask (Iurada et al., "TaLoS", ICLR 2025, Sec. 4.2)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fl_taskarith.errors import ConfigError
+from fl_taskarith.masking.mask import Mask
+from fl_taskarith.masking.rules import LARGEST_FIRST, keep_extreme, keep_within
+
+Score = Callable[[int, Mask], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A mask and how it came about.
+
+    threshold: the score of the last round that separates: the largest kept one, or the smallest under a rule that keeps
+    the largest. densities: after each round. unscored: updated entries whose score is exactly zero, which a
+    least-sensitive rule always takes (the bias of the keys in attention cannot change a softmax).
+    """
+
+    mask: Mask
+    threshold: float
+    densities: tuple[float, ...]
+    unscored: int
+
+
+def calibrate(
+    score: Score, maskable: Mask, rule: str, *, density: float | None, threshold: float | None, rounds: int
+) -> Calibration:
+    """Drop entries over `rounds` rounds; each scores anew, has one global threshold, and never takes an entry back.
+
+    Round r of R keeps density^(r/R) of all maskable entries, so the last keeps exactly round(density · N). Under an
+    absolute threshold instead, each round keeps the entries alive within it, and the density follows.
+
+    Args:
+        score: of (round from 1, entries still alive): scores by name, of every maskable tensor. It sees the damped
+            model (`damped`); without damping more rounds would only average sampling noise.
+        maskable: all entries that may be updated.
+        rule: decides whether small or large scores are kept.
+        density: in (0, 1], or None under a threshold.
+        threshold: on the score, or None under a density.
+
+    Raises:
+        ConfigError: nothing is left within the threshold, or the density is less than one entry.
+    """
+    if (density is None) == (threshold is None):
+        raise ValueError("give either a density or a threshold")
+    largest = rule in LARGEST_FIRST
+    alive, cut, densities = maskable, 0.0, []
+    for calibration_round in range(1, rounds + 1):
+        scores = score(calibration_round, alive)
+        if density is not None:
+            count = min(round(density ** (calibration_round / rounds) * maskable.size), alive.updated)
+            if count < 1:
+                raise ConfigError(f"density = {density:g} of {maskable.size} maskable weights is less than one weight.")
+            alive, cut = keep_extreme(scores, alive, count, largest)
+        else:
+            assert threshold is not None
+            alive, cut = keep_within(scores, alive, threshold, largest), threshold
+            if not alive.updated:
+                raise ConfigError(_nothing_within(threshold, largest, scores))
+        densities.append(alive.density)
+    unscored = sum(int((scores[name][tensor] == 0).sum()) for name, tensor in alive.tensors.items())
+    return Calibration(alive, cut, tuple(densities), unscored)
+
+
+def damped(weights: Mapping[str, Tensor], alive: Mask, soft_zero: float) -> dict[str, Tensor]:
+    """θ where alive, soft_zero · θ where dropped ("soft zero" of TaLoS), in new storage: θ itself is never touched."""
+    return {name: torch.where(alive.tensors[name], value, value * soft_zero) for name, value in weights.items()}
+
+
+def _nothing_within(threshold: float, largest: bool, scores: Mapping[str, Tensor]) -> str:
+    values = torch.stack([score.max() if largest else score.min() for score in scores.values()])
+    nearest = values.max() if largest else values.min()
+    return (
+        f"sensitivity-threshold = {threshold:g} leaves no weight to update: the {'largest' if largest else 'smallest'} "
+        f"sensitivity is {nearest.item():.3g}. Choose a threshold on the other side of it, or a density."
+    )

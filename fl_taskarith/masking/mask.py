@@ -1,0 +1,148 @@
+"""The mask: which entries of the backbone are updated. In memory boolean, in files and messages one bit per entry."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fl_taskarith.errors import CheckpointError
+from fl_taskarith.files import write_atomically
+
+Shapes = Mapping[str, torch.Size | tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """True where a weight is updated, one bool tensor per maskable parameter, in the model's order.
+
+    Density is the share of True entries over all maskable ones. Only the entries that are True are trained and travel.
+    """
+
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def full(cls, weights: Mapping[str, Tensor]) -> "Mask":
+        """Every entry of `weights` updated."""
+        return cls({name: torch.ones_like(value, dtype=torch.bool) for name, value in weights.items()})
+
+    @cached_property
+    def size(self) -> int:
+        """Maskable entries."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @cached_property
+    def updated(self) -> int:
+        """Entries that are updated."""
+        return sum(len(index) for index in self.indices.values())
+
+    @property
+    def density(self) -> float:
+        """updated / size."""
+        return self.updated / self.size
+
+    @cached_property
+    def indices(self) -> dict[str, Tensor]:
+        """Flat positions of the updated entries, int64 [n], ascending, for each tensor that has any."""
+        found = {name: tensor.flatten().nonzero().flatten() for name, tensor in self.tensors.items()}
+        return {name: index for name, index in found.items() if len(index)}
+
+    def gather(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The updated entries of `weights` (full tensors), each tensor's as [n], in new storage."""
+        return {name: weights[name].flatten().index_select(0, index) for name, index in self.indices.items()}
+
+    @torch.no_grad()
+    def scatter_(self, weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+        """Write values as `gather` returns them into contiguous `weights`, in place; other entries stay.
+
+        Raises:
+            ValueError: `values` has other names or numbers of entries than this mask: it belongs to another one.
+        """
+        sizes = {name: len(index) for name, index in self.indices.items()}
+        given = {name: value.numel() for name, value in values.items()}
+        if sizes != given:
+            wrong = sorted(name for name in sizes.keys() | given.keys() if sizes.get(name) != given.get(name))
+            raise ValueError(f"the values belong to another mask: {', '.join(wrong[:5])} ({len(wrong)} tensors)")
+        for name, index in self.indices.items():
+            weights[name].view(-1).index_copy_(0, index, values[name])
+
+    def to(self, device: torch.device) -> "Mask":
+        """The same mask on `device`."""
+        return Mask({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    def jaccard(self, other: "Mask") -> float:
+        """|both| / |either| over updated entries: 1 for equal masks, 0 for disjoint ones, and 1 if both are empty.
+
+        Raises:
+            ValueError: the masks are of different models.
+        """
+        if {name: value.shape for name, value in self.tensors.items()} != {
+            name: value.shape for name, value in other.tensors.items()
+        }:
+            raise ValueError("the masks cover different tensors, so their overlap has no meaning")
+        both = sum(int((mine & other.tensors[name]).sum()) for name, mine in self.tensors.items())
+        either = self.updated + other.updated - both
+        return both / either if either else 1.0
+
+    def packed(self) -> dict[str, Tensor]:
+        """One bit per entry: uint8 [⌈n / 8⌉] per tensor, most significant bit first."""
+        return {
+            name: torch.from_numpy(np.packbits(tensor.flatten().cpu().numpy())) for name, tensor in self.tensors.items()
+        }
+
+    @classmethod
+    def unpacked(cls, packed: Mapping[str, Tensor], shapes: Shapes) -> "Mask":
+        """The inverse of `packed`, on the CPU, for tensors of these shapes.
+
+        Raises:
+            ValueError: another number of bytes than the shape needs, another dtype, or padding bits that are set.
+        """
+        tensors = {}
+        for name, value in packed.items():
+            count = int(np.prod(shapes[name], dtype=np.int64))
+            if value.dtype != torch.uint8 or value.shape != (-(-count // 8),):
+                raise ValueError(f"{name}: {value.dtype} {tuple(value.shape)} is no packed mask of {count} entries")
+            bits = np.unpackbits(value.cpu().numpy())
+            if bits[count:].any():
+                raise ValueError(f"{name}: bits beyond the last of its {count} entries are set")
+            tensors[name] = torch.from_numpy(bits[:count].astype(bool)).view(tuple(shapes[name]))
+        return cls(tensors)
+
+
+def save_mask(path: Path, mask: Mask, facts: Mapping[str, str]) -> None:
+    """Write a mask bit-packed, with the shapes of its tensors and `facts` (strings) as metadata.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in mask.tensors.items()}
+    metadata = {**facts, "shapes": json.dumps(shapes)}
+    write_atomically(path, safetensors.torch.save(mask.packed(), metadata))
+
+
+def load_mask(path: Path) -> tuple[Mask, dict[str, str]]:
+    """A mask that `save_mask` wrote, on the CPU, and its facts.
+
+    Raises:
+        CheckpointError: missing, or not such a file; nothing in it is ever run as code.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tuple(shape) for name, shape in json.loads(metadata.pop("shapes")).items()}
+        if shapes.keys() != packed.keys():
+            raise ValueError("its tensors are not those of its table of shapes")
+        mask = Mask.unpacked({name: packed[name] for name in shapes}, shapes)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a mask ({error}). Expected a mask.safetensors as a run or `fl-taskarith mask` "
+            "writes it."
+        ) from error
+    return mask, metadata
