@@ -87,7 +87,7 @@ def train(message: Message, partition: int) -> RecordDict:
     )
     with torch.no_grad():  # in the model's own storage: the next client loads its weights anew
         ends = dict(zip(names, parameters, strict=True)) if frozen.mask is None else frozen.mask.gather(home.parameters)
-        task_vector = {name: end.sub_(trained[name]) for name, end in ends.items()}
+        task_vector = {name: end.detach().sub_(trained[name]) for name, end in ends.items()}
     metrics: dict[str, MetricValue] = {
         "num-examples": len(shard),
         "train-loss": train_loss,
@@ -103,9 +103,8 @@ def score_sensitivity(message: Message, partition: int) -> RecordDict:
     started = time.perf_counter()
     config, current = read_settings(message.content.config_records["config"])
     home = resident(config)
-    shapes = {name: parameter.shape for name, parameter in home.parameters.items()}
     arrays = to_tensors(message.content.array_records["arrays"], torch.device("cpu"))
-    asked = Frozen.of_tensors(arrays, shapes, home.device)
+    asked = Frozen.of_tensors(arrays, home.shapes, home.device)
     assert asked.mask is not None
     generator = random_generator(config.seed, "client sensitivity", current.number, partition)
     shard = home.shards[partition]
@@ -132,8 +131,7 @@ def ridge_statistics(message: Message, partition: int) -> RecordDict:
 @lru_cache(maxsize=1)
 def _frozen(home: Resident, folder: str, name: str) -> Frozen:
     """What is fixed in this round, on the device: read once per process."""
-    shapes = {name: parameter.shape for name, parameter in home.parameters.items()}
-    return Frozen.of_tensors(read_frozen(Path(folder), name), shapes, home.device)
+    return Frozen.of_tensors(read_frozen(Path(folder), name), home.shapes, home.device)
 
 
 def draw_local_steps(config: Config, server_round: int, partition: int) -> int:

@@ -33,11 +33,9 @@ class Frozen:
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor], shapes: Shapes, device: torch.device) -> "Frozen":
-        """The inverse of `tensors`, on `device`; `shapes` of the parameters by name."""
-        packed = {name.removeprefix(MASKED): value for name, value in tensors.items() if name.startswith(MASKED)}
-        weights = {
-            name.removeprefix(FROZEN): value.to(device) for name, value in tensors.items() if name.startswith(FROZEN)
-        }
+        """The inverse of `tensors`, on `device`, in the model's order; `shapes` of all its parameters by name."""
+        packed = {name: tensors[MASKED + name] for name in shapes if MASKED + name in tensors}
+        weights = {name: tensors[FROZEN + name].to(device) for name in shapes if FROZEN + name in tensors}
         return cls(weights, Mask.unpacked(packed, shapes).to(device) if packed else None)
 
 

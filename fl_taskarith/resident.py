@@ -51,7 +51,8 @@ class Resident:
         device: where everything lies.
         data: train, validation, calibration and test examples.
         shards: one int64 index tensor into `data.train` per client.
-        model: holds whatever weights were loaded last; `load` before use.
+        model: holds whatever weights were loaded last; `place` or `load` before use.
+        parameters, shapes: of the model, by name, in its order.
         pretrained: a copy of the parameters that training may change (`federated_names`), as they started. Not to
             be written to.
         preprocessing: from stored images to model inputs.
@@ -80,6 +81,7 @@ class Resident:
             seed=config.seed,
         ).to(self.device)
         self.parameters = dict(self.model.named_parameters())
+        self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         self.pretrained = {name: self.parameters[name].detach().clone() for name in self.federated_names()}
         self.preprocessing = self._preprocessing()
 

@@ -142,9 +142,10 @@ class Run(ABC):
         def on_device(tensors: Weights) -> Weights:
             return {name: tensor.to(self.home.device) for name, tensor in tensors.items()}
 
-        shapes = {name: parameter.shape for name, parameter in self.home.parameters.items()}
-        frozen = Frozen.of_tensors(checkpoint.frozen, shapes, self.home.device)
-        self.model = GlobalModel(on_device(checkpoint.trained), frozen)
+        frozen = Frozen.of_tensors(checkpoint.frozen, self.home.shapes, self.home.device)
+        # In the model's order, not the file's: sums over tensors are to have the same bits as if never interrupted.
+        trained = {name: checkpoint.trained[name] for name in self.home.parameters if name in checkpoint.trained}
+        self.model = GlobalModel(on_device(trained), frozen)
         self.restore(dataclasses.replace(checkpoint, strategy_state=on_device(checkpoint.strategy_state)))
         self.distribute({"downlink_bytes": 0})  # a client's files may be gone; the row that counts it is written
 

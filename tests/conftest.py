@@ -71,6 +71,7 @@ def quick_config(tmp_path: Path) -> Config:
             "num_rounds": 3,
             "local_steps": 2,
             "learning_rate": 0.01,
+            "mask_rule": "none",
             "schedule": "constant",
             "evaluate_every": 1,
             "results_dir": str(tmp_path / "results"),

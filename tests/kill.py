@@ -1,6 +1,6 @@
 """Kill runs at random instants, resume them, and compare with runs that nobody killed.
 
-    python tests/kill.py --kills 20          # federated and centralized, 20 SIGKILLs each
+    python tests/kill.py --kills 20          # federated, masked and centralized, 20 SIGKILLs each
 
 Exit status 0 if every resumed run ended with the same rows (timing columns apart) and the same weights, bit for bit.
 """
@@ -22,8 +22,16 @@ from fl_taskarith.logbook import TIMING_COLUMNS, read_rounds
 
 COMMON = ["checkpoint-every=1", "evaluate-every=1", "threads=1"]
 RUNS = {
-    "federated": ["num-clients=10", "participation=0.4", "num-rounds=12", *COMMON],
-    "centralized": ["strategy=centralized", "num-rounds=6", "train-subset=400", "schedule=plateau", *COMMON],
+    "federated": ["num-clients=10", "participation=0.4", "num-rounds=12", "mask-rule=none", *COMMON],
+    "masked": ["num-clients=10", "participation=0.4", "num-rounds=12", "mask-rule=least-sensitive", *COMMON],
+    "centralized": [
+        "strategy=centralized",
+        "num-rounds=6",
+        "train-subset=400",
+        "schedule=plateau",
+        "mask-rule=none",
+        *COMMON,
+    ],
 }
 
 

@@ -53,6 +53,11 @@ def ridge(message: Message, context: Context) -> Message:
     return client.app(message, context)
 
 
+@stateful_app.query("frozen")
+def frozen(message: Message, context: Context) -> Message:
+    return client.app(message, context)
+
+
 def test_a_resumed_run_hands_each_client_the_state_of_the_checkpoint(
     quick_config: Config,
 ) -> None:

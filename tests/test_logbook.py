@@ -53,7 +53,7 @@ def test_an_unfinished_run_is_continued_from_its_checkpoint(config: Config) -> N
     logbook = Logbook(config)
     logbook.note(head={"ridge_lambda": 3.0})
     logbook.write_round({"round": 0, "test_accuracy": 0.5})
-    logbook.save_checkpoint(Checkpoint(0, {"w": torch.arange(3.0)}, {"momentum": torch.ones(2)}, {}))
+    logbook.save_checkpoint(Checkpoint(0, {"w": torch.arange(3.0)}, {"f": torch.zeros(1)}, {"momentum": torch.ones(2)}))
     logbook.write_round({"round": 1, "test_accuracy": 0.6})
     with open(logbook.rounds_csv, "a") as file:
         file.write("2,0.01,0.7")  # killed in the middle of a line
@@ -63,7 +63,8 @@ def test_an_unfinished_run_is_continued_from_its_checkpoint(config: Config) -> N
         assert again.folder == logbook.folder
         assert again.restored is not None
         assert again.restored.round == 0
-        assert torch.equal(again.restored.weights["w"], torch.arange(3.0))
+        assert torch.equal(again.restored.trained["w"], torch.arange(3.0))
+        assert torch.equal(again.restored.frozen["f"], torch.zeros(1))
         assert torch.equal(again.restored.strategy_state["momentum"], torch.ones(2))
         assert [row["round"] for row in read_rounds(again.folder)] == [0]
     assert json.loads((again.folder / "run.json").read_text())["head"] == {"ridge_lambda": 3.0}
@@ -144,7 +145,7 @@ def test_a_table_cut_short_is_an_error(config: Config) -> None:
 
 
 def checkpoint(server_round: int) -> Checkpoint:
-    return Checkpoint(server_round, {"w": torch.full((50,), float(server_round))}, {}, {"rows": []})
+    return Checkpoint(server_round, {"w": torch.full((50,), float(server_round))}, {}, {}, {"rows": []})
 
 
 def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:

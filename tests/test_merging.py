@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_taskarith.merging.aggregate import WeightedMean, all_finite, apply_task_vector
+from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, task_vector_norm
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=12), st.integers(0, 1000))
@@ -49,8 +51,9 @@ def test_applying_a_task_vector_leaves_the_old_weights_and_the_others_alone() ->
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_any_entry_that_is_not_finite_is_seen(bad: float) -> None:
-    tensors = {"a": torch.zeros(3, 3), "b": torch.zeros(5)}
-    assert all_finite(tensors)
+def test_the_norm_of_a_task_vector_shows_any_entry_that_is_not_finite(bad: float) -> None:
+    tensors = {"a": torch.full((3, 3), 2.0), "b": torch.full((5,), -1.0)}
+    assert task_vector_norm(tensors) == pytest.approx(math.sqrt(9 * 4 + 5))
     tensors["b"][4] = bad
-    assert not all_finite(tensors)
+    assert not math.isfinite(task_vector_norm(tensors))
+    assert task_vector_norm({}) == 0.0

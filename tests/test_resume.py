@@ -8,6 +8,7 @@ from kill import RUNS, kill_and_compare
 
 from fl_taskarith import simulate
 from fl_taskarith.config import Config
+from fl_taskarith.masking.mask import load_mask
 
 
 def test_a_killed_run_resumes_to_identical_results(tmp_path: Path) -> None:
@@ -30,6 +31,9 @@ CUTS = {  # settings, and the round after which the power goes
     "after the head rounds": ({"head": "linear", "head_rounds": 2, "trainable": "all"}, 2),
     "centralized": ({"strategy": "centralized", "schedule": "plateau", "warmup_rounds": 1, "train_subset": 160}, 1),
     "after round 0": ({}, 0),
+    "masked": ({"mask_rule": "least-sensitive", "calibration_size": 20}, 1),
+    "masked after the head rounds": ({"mask_rule": "random", "head": "linear", "head_rounds": 1}, 1),
+    "masked and centralized": ({"mask_rule": "random", "strategy": "centralized", "train_subset": 160}, 1),
 }
 
 
@@ -43,6 +47,10 @@ def test_resuming_after_a_cut_gives_the_same_bits(quick_config: Config, case: st
     assert resumed.folder.name == "cut"
     assert numbers(resumed.folder) == numbers(whole.folder)
     assert same_bits(final_weights(resumed.folder), final_weights(whole.folder))
+    masks = [folder / "mask.safetensors" for folder in (whole.folder, resumed.folder)]
+    assert masks[0].exists() == ("masked" in case)
+    if masks[0].exists():
+        assert load_mask(masks[0])[0].jaccard(load_mask(masks[1])[0]) == 1.0
 
 
 def test_a_damaged_checkpoint_costs_a_round_and_changes_nothing(quick_config: Config) -> None:

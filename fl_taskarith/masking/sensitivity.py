@@ -83,7 +83,7 @@ def _sampled_label(logits: Tensor, draw: Tensor) -> Tensor:
 def _add_squares(sums: Mapping[str, Tensor], gradients: Mapping[str, Tensor], shares: Tensor | None = None) -> None:
     """Add Σ_b shares_b · g_b² of per-example gradients [B, ...] to the sums; every share is 1 if none are given."""
     for name, gradient in gradients.items():
-        squares = gradient.square_()
+        squares = gradient.square()  # not in place: two parameters' gradients may be views of the same memory
         if shares is not None:
             squares.mul_(shares.view(-1, *[1] * (squares.ndim - 1)))
         sums[name].add_(squares.sum(0))
