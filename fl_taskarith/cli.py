@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     plot.set_defaults(run=_plot)
 
     study = commands.add_parser("study", help="run the arms of study files over several seeds, and write their tables")
-    study.add_argument("files", nargs="+", type=Path, metavar="STUDY.toml")
+    study.add_argument("words", nargs="+", metavar="STUDY.toml [key=value]", help="study files; settings for all runs")
     study.add_argument("--list", action="store_true", help="say what is done and what is to do; run nothing")
     study.add_argument("--tables", action="store_true", help="write the tables of what is done; run nothing")
     study.add_argument("--jobs", type=_positive, default=1, help="processes to share the arms out to (default: 1)")
@@ -136,7 +136,8 @@ def _study(parsed: argparse.Namespace) -> None:
     from fl_taskarith.paths import results_root
     from fl_taskarith.study.study_file import load_study
 
-    studies = [load_study(path) for path in parsed.files]
+    overrides = configuration.parse_overrides(word for word in parsed.words if "=" in word)
+    studies = [load_study(Path(word), overrides) for word in parsed.words if "=" not in word]
     root = results_root(parsed.results_dir)
     from fl_taskarith.study.listing import list_study
     from fl_taskarith.study.results import StudyResults

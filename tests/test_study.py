@@ -34,6 +34,7 @@ reference = "dense"
 [settings]
 num-clients = 10
 num-rounds = 2
+mask-rule = "none"
 local-steps = 1
 
 [[arm]]
@@ -51,6 +52,7 @@ seeds = [0, 1]
 [settings]
 num-clients = 10
 num-rounds = 2
+mask-rule = "none"
 [search]
 from = 1e-3
 to = 10.0
@@ -92,6 +94,7 @@ class FakeTraining:
                         "test_accuracy": value,
                         "uplink_bytes": 2_000_000 * server_round,
                         "train_seconds": 3.0,
+                        "task_vector_norm": 0.5 * server_round,
                     }
                 )
         return History(logbook.folder, logbook.rows)
@@ -242,6 +245,8 @@ def test_arms_are_run_in_every_group_and_grid_point_and_compared_within_them(tmp
         name = "cells"
         seeds = [0]
         reference = "dense"
+        [settings]
+        mask-rule = "none"
         [grid]
         local-steps = [4, 8]
         [[group]]
@@ -267,7 +272,31 @@ def test_arms_are_run_in_every_group_and_grid_point_and_compared_within_them(tmp
     reference = study.reference_of(last)
     assert reference is not None
     assert reference.title == "Nc = 1: dense, local-steps = 8"
-    assert last.settings == {"classes-per-client": 1, "trainable": "head", "local-steps": 8}
+    assert last.settings == {
+        "mask-rule": "none",
+        "classes-per-client": 1,
+        "trainable": "head",
+        "local-steps": 8,
+    }
+
+
+def test_overrides_reach_every_run_and_no_path_of_this_machine_the_tables(
+    tmp_path: Path, training: FakeTraining
+) -> None:
+    (tmp_path / "study.toml").write_text(STUDY)
+    command = ["study", str(tmp_path / "study.toml"), f"data-dir={tmp_path}/data", "local-steps=3"]
+    assert main([*command, "--results-dir", str(tmp_path)]) == 0
+    assert {(run.data_dir, run.local_steps) for run in training.runs} == {(f"{tmp_path}/data", 3)}
+    written = (tmp_path / "tiny" / "README.md").read_text()
+    assert 'Command: `fl-taskarith study study.toml data-dir="DATA" local-steps=3`' in written
+    assert str(tmp_path) not in written
+    assert main([*command, "seed=1"]) == 1
+
+
+def test_the_density_of_a_masked_arm_is_shown(tmp_path: Path, training: FakeTraining) -> None:
+    masked = '[[arm]]\nname = "masked"\nsettings = { mask-rule = "least-sensitive", density = 0.25 }\n'
+    run_studies([study_of(STUDY + masked, tmp_path)], tmp_path)
+    assert [row["density"] for row in table(tmp_path / "tiny" / "table.csv")] == ["", "", "0.25"]
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "conf" / "study").glob("*.toml")), ids=str)
@@ -445,7 +474,7 @@ def test_the_tables_against_numbers_by_hand(tmp_path: Path, training: FakeTraini
     assert float(second["difference_detectable"]) == pytest.approx((4.302653 + 1.060660) / math.sqrt(3), abs=1e-4)
     written = (tmp_path / "tiny" / "README.md").read_text()
     assert "| dense | 0.01 | 50.00 | 92.00 ± 2.00 | 3 |" in written
-    assert "| +2.00 [-0.48, +4.48] | 3.10 |" in written
+    assert "| +2.00 [-0.48, +4.48] | 3.10 | 1.000 ± 0.000 | 3.00 |" in written
     assert "Command: `fl-taskarith study study.toml`" in written
     assert len(table(tmp_path / "tiny" / "runs.csv")) == 6
 

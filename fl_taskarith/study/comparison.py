@@ -42,9 +42,12 @@ class ArmResults:
 
     @property
     def density(self) -> float | None:
-        """Share of the weights that are trained, where a mask leaves some out."""
-        density = self.settings.get("density")
-        return None if density is None or self.settings.get("mask-rule", "none") == "none" else float(density)
+        """Share of the maskable weights that are updated, as its runs found it, else as set; None without a mask."""
+        if self.settings.get("mask-rule", "none") == "none":
+            return None
+        found = [outcome.record["mask"]["density"] for outcome in self.outcomes.values()
+                 if outcome.record and "density" in outcome.record.get("mask", {})]  # fmt: skip
+        return float(fmean(found) if found else self.settings["density"])
 
     @property
     def causes(self) -> dict[int, str]:

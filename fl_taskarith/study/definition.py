@@ -52,8 +52,8 @@ class Study:
     """A study file.
 
     Attributes:
-        source: the file, as the command that repeats the study names it.
-        shared: the [settings] table.
+        source: the file and the overrides, as the command that repeats the study names them.
+        shared: the [settings] table with the overrides.
         arms: in the order of the tables.
     """
 

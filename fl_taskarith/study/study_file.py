@@ -21,8 +21,14 @@ STUDY_KEYS = ("title", "name", "seeds", "reference", "settings", "search", "grid
 SEARCH_KEYS = ("from", "to", "per-decade", "rounds", "keep", "seed")
 
 
-def load_study(path: Path) -> Study:
+PATH_KEYS = ("data-dir", "weights", "mask-file")  # what lies where differs from machine to machine
+
+
+def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
     """Read and check a study file: its form, and the configuration of every run it asks for.
+
+    Args:
+        overrides: settings that take the place of those in [settings], for example where this machine keeps data.
 
     Raises:
         ConfigError: names the file, the place, what was expected.
@@ -34,12 +40,19 @@ def load_study(path: Path) -> Study:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
     try:
-        return _study(document, path)
+        return _study(document, path, overrides or {})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _study(document: Table, path: Path) -> Study:
+def shown_setting(key: str, value: Scalar) -> str:
+    """`key = value` for readers elsewhere: of a path, the file's name alone."""
+    if key in PATH_KEYS and isinstance(value, str) and "/" in value:
+        value = "DATA" if key == "data-dir" else f"DATA/{Path(value).name}"
+    return f"{key}={to_toml(value)}"
+
+
+def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
     _check_keys(document, STUDY_KEYS, "study")
     name = _value(document, "name", str, "study")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}", name):
@@ -50,7 +63,9 @@ def _study(document: Table, path: Path) -> Study:
     seeds = _whole_numbers(document, "seeds", "study")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds = {list(seeds)}: expected at least one seed, each once.")
-    shared = _settings(document, "study")
+    given = _settings({"settings": dict(overrides)}, "command line")
+    shared = _settings(document, "study") | given
+    words = [path.name if path.is_absolute() else path.as_posix(), *(shown_setting(*item) for item in given.items())]
     search = _search(_value(document, "search", dict, "study")) if "search" in document else None
     if search is not None and "learning-rate" in shared:
         raise ConfigError(
@@ -60,7 +75,7 @@ def _study(document: Table, path: Path) -> Study:
     return Study(
         title=_value(document, "title", str, "study", name),
         name=name,
-        source=path.name if path.is_absolute() else path.as_posix(),
+        source=" ".join(words),
         seeds=seeds,
         reference=_value(document, "reference", str, "study", ""),
         shared=shared,

@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fl_taskarith.config import to_toml
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.study.comparison import Comparison, compare
 from fl_taskarith.study.definition import Study
 from fl_taskarith.study.results import State, StudyResults
 from fl_taskarith.study.statistics import Paired, Summary
+from fl_taskarith.study.study_file import shown_setting
 from fl_taskarith.study.table_plots import plot_arms
 
 BLANK = "–"
@@ -93,7 +93,7 @@ def footnote(results: StudyResults, rows: Sequence[Comparison]) -> str:
         _about_rates(study),
     ]
     if study.shared:
-        notes.append("Settings: " + ", ".join(f"`{key} = {to_toml(value)}`" for key, value in study.shared.items()))
+        notes.append("Settings: " + ", ".join(f"`{shown_setting(*item)}`" for item in study.shared.items()))
     outcomes = [outcome for row in rows for outcome in row.results.outcomes.values() if outcome.record]
     machines = list(dict.fromkeys(_machine(outcome.record or {}) for outcome in outcomes))
     if outcomes:
