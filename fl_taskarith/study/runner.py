@@ -149,7 +149,8 @@ def _run_once(arm: Arm, run: Config, deadline: float | None, *, reported: bool) 
         ):
             simulation.simulate(run)
     except FlTaskarithError as error:
-        failure = {"diverged": isinstance(error, Divergence), "cause": f"{type(error).__name__}: {error}"}
+        diverged = isinstance(error, Divergence)
+        failure = {"diverged": diverged, "cause": str(error) if diverged else f"{type(error).__name__}: {error}"}
         write_atomically(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
     after = inspect(run)
     if after.state in (State.DONE, State.DIVERGED):

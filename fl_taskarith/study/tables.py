@@ -59,7 +59,7 @@ def markdown_table(study: Study, rows: Sequence[Comparison]) -> str:
     """One table; a run that was not done is said to be "not run", never left out."""
     columns = [
         _Column("arm", lambda row: row.results.arm.label, always=True),
-        _Column("density", lambda row: BLANK if row.results.density is None else f"{row.results.density:g}"),
+        _Column("density", lambda row: BLANK if row.results.density is None else f"{row.results.density:.3g}"),
         _Column("learning rate", _rate, always=True),
         _Column("ridge head, test %", lambda row: _spread(row.ridge, with_sd=row.ridge.sd > 0)),
         _Column("test accuracy %", _accuracy, always=True),
