@@ -7,7 +7,7 @@ import torch
 
 from fl_taskarith.checkpoint import Checkpoint
 from fl_taskarith.config import Config
-from fl_taskarith.errors import ClientFailure
+from fl_taskarith.errors import Divergence
 from fl_taskarith.global_model import Weights
 from fl_taskarith.logbook import Logbook, Row
 from fl_taskarith.merging.aggregate import task_vector_norm
@@ -57,7 +57,7 @@ class CentralizedRun(Run):
                 generator=random_generator(config.seed, "centralized training", epoch),
             )
             if not math.isfinite(train_loss):
-                raise ClientFailure(f"Epoch {epoch}: the training loss is {train_loss}. Lower learning-rate.")
+                raise Divergence(f"Epoch {epoch}: the training loss is {train_loss}. Lower learning-rate.")
             self._keep_momentum(optimizer, names)
             if mask is None:
                 trained = {name: parameter.detach().clone() for name, parameter in zip(names, parameters, strict=True)}

@@ -58,7 +58,24 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("folders", nargs="+", type=Path, metavar="RESULTS_FOLDER")
     plot.add_argument("--output", type=Path, help="path without ending (default: curves in the first folder)")
     plot.set_defaults(run=_plot)
+
+    study = commands.add_parser("study", help="run the arms of study files over several seeds, and write their tables")
+    study.add_argument("words", nargs="+", metavar="STUDY.toml [key=value]", help="study files; settings for all runs")
+    study.add_argument("--list", action="store_true", help="say what is done and what is to do; run nothing")
+    study.add_argument("--tables", action="store_true", help="write the tables of what is done; run nothing")
+    study.add_argument("--jobs", type=_positive, default=1, help="processes to share the arms out to (default: 1)")
+    study.add_argument("--budget", type=_seconds, help="start no run after this time, for example 90s, 25m or 3h")
+    study.add_argument("--results-dir", default="", help="folder of the studies (default: results/ of the checkout)")
+    study.set_defaults(run=_study)
     return parser
+
+
+def _seconds(text: str) -> float:
+    """An argument that is a time with its unit, for example 25m."""
+    number, unit = text[:-1], {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    if unit is None or not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a time: expected a whole number and s, m or h, such as 25m")
+    return float(int(number) * unit)
 
 
 def _positive(text: str) -> int:
@@ -112,6 +129,31 @@ def _plot(parsed: argparse.Namespace) -> None:
     output = parsed.output or parsed.folders[0] / "curves"
     for path in plot_curves(parsed.folders, output):
         print(path.resolve())
+
+
+def _study(parsed: argparse.Namespace) -> None:
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    from fl_taskarith.paths import results_root
+    from fl_taskarith.study.study_file import load_study
+
+    overrides = configuration.parse_overrides(word for word in parsed.words if "=" in word)
+    studies = [load_study(Path(word), overrides) for word in parsed.words if "=" not in word]
+    root = results_root(parsed.results_dir)
+    from fl_taskarith.study.listing import list_study
+    from fl_taskarith.study.results import StudyResults
+    from fl_taskarith.study.runner import run_studies
+    from fl_taskarith.study.tables import write_tables
+
+    if not parsed.list and not parsed.tables:
+        run_studies(studies, root, jobs=parsed.jobs, budget=parsed.budget)
+        return
+    for study in studies:
+        results = StudyResults(study, root)
+        if parsed.list:
+            print(*list_study(results), sep="\n")
+        if parsed.tables:
+            write_tables(results)
+            print(results.folder / "README.md")
 
 
 if __name__ == "__main__":

@@ -23,3 +23,11 @@ class CheckpointError(FlTaskarithError):
 
 class ClientFailure(FlTaskarithError):
     """A client raised, diverged or did not answer."""
+
+
+class Divergence(ClientFailure):
+    """Training left the finite numbers: the same settings would do so again."""
+
+
+class StudyError(FlTaskarithError):
+    """Runs of a study failed, or a study could not choose a learning rate; everything else it ran is kept."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fl_taskarith.calibrate import Sums, make_mask, mask_facts, server_sums
 from fl_taskarith.checkpoint import Checkpoint
 from fl_taskarith.config import AUTO, Config
-from fl_taskarith.errors import ClientFailure
+from fl_taskarith.errors import Divergence
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.logbook import COLUMNS, Logbook, Row
 from fl_taskarith.masking.mask import save_mask
@@ -224,7 +224,7 @@ class Run(ABC):
             if not measured.examples:
                 continue
             if not math.isfinite(measured.loss):
-                raise ClientFailure(f"Round {row['round']}: the {split} loss is {measured.loss}. Lower learning-rate.")
+                raise Divergence(f"Round {row['round']}: the {split} loss is {measured.loss}. Lower learning-rate.")
             row[f"{split}_loss"], row[f"{split}_accuracy"] = measured.loss, measured.accuracy
         row["evaluate_seconds"] = time.perf_counter() - started
 

@@ -29,7 +29,7 @@ def test_simulate_returns_zero_and_prints_where_the_results_are(tmp_path: Path) 
     [
         (["num-client=3"], "did you mean"),
         (["nowhere.toml"], "nowhere.toml"),
-        (["learning-rate=1e6", "weight-decay=1e6", "local-steps=8", "num-clients=10"], "ClientFailure"),
+        (["learning-rate=1e6", "weight-decay=1e6", "local-steps=8", "num-clients=10"], "Divergence"),
         (["model=hf-hub:some/model"], "timm knows no model"),
         (["device=mps"], "neither a CPU nor a CUDA device"),
         (["data-dir=~nobody-of-that-name/x"], "data-dir"),

@@ -16,7 +16,7 @@ from fl_taskarith.client_state import StateNames
 from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
-from fl_taskarith.errors import ClientFailure
+from fl_taskarith.errors import ClientFailure, Divergence
 from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, task_vector_norm
 from fl_taskarith.seeding import random_generator
 
@@ -160,7 +160,7 @@ class FedAvg(FlowerFedAvg):
             return None, None
         norm = task_vector_norm(task_vector)
         if not math.isfinite(norm):
-            raise ClientFailure(
+            raise Divergence(
                 f"Round {server_round}: the aggregated task vector is not finite although every client's loss was. "
                 "Lower learning-rate (or server-lr)."
             )
@@ -171,7 +171,7 @@ class FedAvg(FlowerFedAvg):
     def _check_loss(self, server_round: int, client: int, metrics: MetricRecord) -> None:
         loss = metric(metrics, "train-loss")
         if not math.isfinite(loss):
-            raise ClientFailure(
+            raise Divergence(
                 f"Client {client} diverged in round {server_round}: its training loss is {loss}. Lower learning-rate "
                 f"(now {self.config.learning_rate:g}), or add warmup-rounds."
             )

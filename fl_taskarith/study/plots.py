@@ -78,7 +78,7 @@ def plot_curves(folders: Sequence[Path], output: Path) -> list[Path]:
         loss.legend(fontsize=8)
         if len(tables) == 1:
             figure.suptitle(tables[0][0], fontsize=9)
-        return _save(figure, output)
+        return save_figure(figure, output)
 
 
 def _draw(
@@ -124,7 +124,8 @@ def _settings(folder: Path) -> Settings:
         return {}
 
 
-def _save(figure: Figure, output: Path) -> list[Path]:
+def save_figure(figure: Figure, output: Path) -> list[Path]:
+    """Write output.png and output.pdf, and close the figure. Raises CheckpointError if they cannot be written."""
     paths = [output.with_name(output.name + suffix) for suffix in (".png", ".pdf")]
     try:
         for path in paths:

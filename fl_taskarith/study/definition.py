@@ -1,0 +1,171 @@
+"""What a study is: arms, seeds, a reference, and how the learning rate is chosen. Checked before anything runs."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_taskarith import config as configuration
+from fl_taskarith.config import Config, Scalar
+from fl_taskarith.errors import ConfigError
+from fl_taskarith.study.search import Search
+
+LONGEST_SLUG = 90  # leaves room for rate, rounds, seed and fingerprint in a run's folder name
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the study's tables: settings that are run once per seed.
+
+    Attributes:
+        group: the table it stands in; "" where a study has one table.
+        name: as the study file gives it; "" for an arm that a grid alone describes.
+        variant: the grid's part of the label, for example "local-steps = 4"; "" without a grid.
+        settings: kebab-case run settings, without those that the runner sets.
+        same_rate_as: the arm whose learning rate this one takes; "" for its own.
+    """
+
+    group: str
+    name: str
+    variant: str
+    settings: Mapping[str, Scalar]
+    same_rate_as: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name and variant."""
+        return ", ".join(word for word in (self.name, self.variant) if word)
+
+    @property
+    def title(self) -> str:
+        """Label and group, which tell it from every other arm of the study."""
+        return f"{self.group}: {self.label}" if self.group else self.label
+
+    @property
+    def slug(self) -> str:
+        """The title as the beginning of a folder name."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.title.lower()).strip("-.")[:LONGEST_SLUG]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file.
+
+    Attributes:
+        source: the file and the overrides, as the command that repeats the study names them.
+        shared: the [settings] table with the overrides.
+        arms: in the order of the tables.
+    """
+
+    title: str
+    name: str
+    source: str
+    seeds: tuple[int, ...]
+    reference: str
+    shared: Mapping[str, Scalar]
+    search: Search | None
+    arms: tuple[Arm, ...]
+
+    def __post_init__(self) -> None:
+        _check_slugs(self.arms)
+        for arm in self.arms:
+            self._check_rate(arm)
+            if self.reference:
+                self.reference_of(arm)
+            for seed, rate, rounds in self._corners(arm):
+                try:
+                    self.config(arm, rate, rounds, seed, Path("/"))
+                except ConfigError as error:
+                    raise ConfigError(
+                        f'arm "{arm.title}"{f", searched with num-rounds = {rounds}" if rounds else ""}: {error}'
+                    ) from None
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups in order of appearance."""
+        return list(dict.fromkeys(arm.group for arm in self.arms))
+
+    def rate_arm(self, arm: Arm) -> Arm:
+        """The arm whose learning rate `arm` runs at: itself, or the one that same-rate-as names."""
+        return self._find(arm.same_rate_as, arm, "same-rate-as") if arm.same_rate_as else arm
+
+    def reference_of(self, arm: Arm) -> Arm | None:
+        """The arm that `arm` is compared with: in its own group and variant where there is one of that name."""
+        return self._find(self.reference, arm, "reference") if self.reference else None
+
+    def searched(self, arm: Arm) -> Search | None:
+        """The search that finds the rate of `arm` (or of the arm it follows); None if the settings give the rate."""
+        return None if "learning-rate" in self.rate_arm(arm).settings else self.search
+
+    def config(self, arm: Arm, rate: float | None, rounds: int | None, seed: int, runs: Path) -> Config:
+        """The run of `arm` with `seed` under the folder `runs`, its name telling everything that differs.
+
+        Args:
+            rate: learning rate; None for that of the settings.
+            rounds: communication rounds of a search; None for those of the settings.
+        """
+        settings: dict[str, Scalar] = dict(arm.settings) | {"seed": seed, "shard-seed": seed, "save-model": False}
+        if rate is not None:
+            settings["learning-rate"] = rate
+        if rounds is not None:
+            settings["num-rounds"] = rounds
+        config = configuration.from_mapping(settings)
+        name = f"{arm.slug}-lr{config.learning_rate:g}-r{config.num_rounds}-s{seed}-{config.fingerprint()}"
+        return configuration.from_mapping(
+            config.to_run_config() | {"run-name": name.replace("+", ""), "results-dir": str(runs)}
+        )
+
+    def _corners(self, arm: Arm) -> list[tuple[int, float | None, int | None]]:
+        """(seed, rate, rounds) of runs that show whether every run of `arm` has a valid configuration."""
+        search = self.searched(arm)
+        if search is None:
+            return [(seed, None, None) for seed in self.seeds]
+        ends = (search.rates[0], search.rates[-1])
+        trials = [(search.seed, rate, rounds) for rate in ends for rounds in search.rounds]
+        return [*((seed, rate, None) for seed in self.seeds for rate in ends), *trials]
+
+    def _check_rate(self, arm: Arm) -> None:
+        if arm.same_rate_as:
+            if "learning-rate" in arm.settings:
+                raise ConfigError(f'arm "{arm.title}": give same-rate-as or learning-rate, not both.')
+            if self.rate_arm(arm).same_rate_as:
+                raise ConfigError(
+                    f'arm "{arm.title}": same-rate-as = "{arm.same_rate_as}" names an arm that takes its own rate from '
+                    "elsewhere: name an arm with a rate of its own."
+                )
+        if self.searched(arm) is not None and arm.settings.get("validation-size") == 0:
+            raise ConfigError(f'arm "{arm.title}": [search] chooses on validation: set validation-size above 0.')
+
+    def _find(self, name: str, arm: Arm, key: str) -> Arm:
+        """The arm called `name` that is nearest to `arm`: in its group and variant, else in its group, else anywhere.
+
+        Raises:
+            ConfigError: none, or several equally near; names `key`.
+        """
+        named = [other for other in self.arms if name in (other.name, other.label)]
+        for near in (
+            [other for other in named if (other.group, other.variant) == (arm.group, arm.variant)],
+            [other for other in named if other.group == arm.group],
+            named,
+        ):
+            if len(near) == 1:
+                return near[0]
+            if near:
+                titles = ", ".join(f'"{other.title}"' for other in near)
+                raise ConfigError(f'{key} = "{name}" could be any of {titles} for arm "{arm.title}": give a full name.')
+        known = ", ".join(f'"{label}"' for label in dict.fromkeys(other.label for other in self.arms))
+        raise ConfigError(f'{key} = "{name}" is no arm of this study; arms: {known}.')
+
+
+def _check_slugs(arms: tuple[Arm, ...]) -> None:
+    if not arms:
+        raise ConfigError("a study needs at least one [[arm]], or a [grid].")
+    seen: dict[str, Arm] = {}
+    for arm in arms:
+        if not arm.label or not arm.slug:
+            raise ConfigError(f'arm name = "{arm.name}": expected letters or digits in it.')
+        if arm.slug in seen:
+            raise ConfigError(
+                f'arms "{seen[arm.slug].title}" and "{arm.title}" would share folders (both "{arm.slug}"): rename one.'
+            )
+        seen[arm.slug] = arm

@@ -1,0 +1,142 @@
+"""What the folder of a study says about each of its runs. Reads, and never trains."""
+
+import json
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from fl_taskarith.config import Config
+from fl_taskarith.errors import CheckpointError
+from fl_taskarith.logbook import TIMING_COLUMNS, Row, read_rounds
+from fl_taskarith.study.definition import Arm, Study
+from fl_taskarith.study.search import Choice, Trial, choose, open_trials
+
+FAILURE = "failure.json"  # in a run's folder: {"diverged": bool, "cause": str}
+
+
+class State(StrEnum):
+    """How far a run is. A diverged run is not repeated, for it would diverge again; a failed one is."""
+
+    DONE = "done"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+    UNFINISHED = "running or interrupted"
+    TO_DO = "to do"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run's folder holds.
+
+    Attributes:
+        rows: of rounds.csv, of a run that is done.
+        record: run.json, of a run that is done.
+        cause: why it diverged or failed.
+    """
+
+    state: State
+    rows: tuple[Row, ...] = ()
+    record: dict[str, Any] | None = None
+    cause: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """Of work on the run, over all sittings."""
+        return sum(row.get(column) or 0.0 for row in self.rows for column in TIMING_COLUMNS)
+
+    @property
+    def val_accuracy(self) -> float:
+        """Of the last round, in [0, 1]; -inf if the run diverged, nan if there is none."""
+        if self.state is State.DIVERGED:
+            return -math.inf
+        value = self.rows[-1].get("val_accuracy") if self.rows else None
+        return math.nan if value is None else float(value)
+
+
+class StudyResults:
+    """The folder of a study: README.md, table.csv, search.csv, figures, and runs/ with a folder per run."""
+
+    def __init__(self, study: Study, root: Path) -> None:
+        """`root` is the folder that holds all results."""
+        self.study = study
+        self.folder = root / study.name
+        self.runs = self.folder / "runs"
+
+    def final_runs(self, arm: Arm, choice: Choice) -> list[Config]:
+        """The runs that are reported, one per seed."""
+        return [self.study.config(arm, choice.rate, None, seed, self.runs) for seed in self.study.seeds]
+
+    def trial_run(self, arm: Arm, trial: Trial) -> Config:
+        """The run behind one trial of the search of `arm`."""
+        search = self.study.search
+        assert search is not None
+        rate, rounds = trial
+        return self.study.config(arm, rate, rounds, search.seed, self.runs)
+
+    def scores(self, arm: Arm) -> dict[Trial, float]:
+        """Validation accuracy of every trial of the search of `arm` that is done or diverged, rung by rung."""
+        search = self.study.searched(arm)
+        scores: dict[Trial, float] = {}
+        while search is not None and (trials := open_trials(search, scores)):
+            outcomes = {trial: inspect(self.trial_run(arm, trial)) for trial in trials}
+            known = {trial: outcome.val_accuracy for trial, outcome in outcomes.items()
+                     if outcome.state in (State.DONE, State.DIVERGED)}  # fmt: skip
+            scores |= known
+            if len(known) < len(trials):
+                break
+        return scores
+
+    def choice(self, arm: Arm) -> Choice | None:
+        """The rate that `arm` runs at; None while the search is not over.
+
+        Raises:
+            StudyError: every rate of the search diverged.
+        """
+        source = self.study.rate_arm(arm)
+        search = self.study.searched(source)
+        if search is None:
+            return Choice(self.study.config(source, None, None, self.study.seeds[0], self.runs).learning_rate)
+        scores = self.scores(source)
+        return None if open_trials(search, scores) else choose(search, scores)
+
+
+def run_folder(config: Config) -> Path:
+    """The folder of a study's run, whether it exists or not."""
+    return Path(config.results_dir) / config.run_name
+
+
+def inspect(config: Config) -> Outcome:
+    """How far the run of `config` is.
+
+    Raises:
+        CheckpointError: its folder cannot be read, or holds a finished run of other settings.
+    """
+    folder = run_folder(config)
+    record = _read_json(folder / "run.json")
+    if record is not None and record.get("status") == "finished":
+        if different := config.differing_keys(record.get("config", {})):
+            raise CheckpointError(
+                f"{folder} holds a finished run of other settings ({', '.join(different)}), although its name says "
+                "otherwise: move it away."
+            )
+        return Outcome(State.DONE, tuple(read_rounds(folder)), record)
+    failure = _read_json(folder / FAILURE)
+    if failure is not None:
+        state = State.DIVERGED if failure.get("diverged") else State.FAILED
+        return Outcome(state, cause=str(failure.get("cause", "")))
+    return Outcome(State.TO_DO if record is None else State.UNFINISHED)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None if there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Cannot read {path} ({error}): move the folder away to run it again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object: move the folder away to run it again.")
+    return content

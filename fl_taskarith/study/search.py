@@ -1,0 +1,127 @@
+"""Which learning rate to run next, and which one won: a log grid under successive halving. Pure logic, no training.
+
+Successive halving: Jamieson & Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
+AISTATS 2016. Every rate runs for the first number of rounds, the best `keep` of them for the next, and so on.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fl_taskarith.errors import ConfigError, StudyError
+
+Trial = tuple[float, int]  # (learning rate, rounds)
+Scores = Mapping[Trial, float]  # validation accuracy in [0, 1]; -inf for a run that diverged
+
+DECADES = 4  # a narrower grid says little about where the optimum lies
+LARGEST_PER_DECADE = 12  # beyond it, rates rounded to three digits would meet
+
+
+@dataclass(frozen=True)
+class Search:
+    """The [search] table of a study file.
+
+    Attributes:
+        low, high: the ends of the grid, both in it.
+        per_decade: rates per factor of ten.
+        rounds: communication rounds of each rung, rising.
+        keep: rates that go on from one rung to the next.
+        seed: of every run of the search; one seed, for it chooses and does not report.
+    """
+
+    low: float
+    high: float
+    per_decade: int
+    rounds: tuple[int, ...]
+    keep: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        decades = math.log10(self.high / self.low) if 0 < self.low < self.high < math.inf else 0.0
+        if decades < DECADES - 1e-9:
+            raise ConfigError(
+                f"from = {self.low:g} and to = {self.high:g} do not span {DECADES} decades above 0: expected "
+                f"to >= {10**DECADES:g} * from, so that an optimum inside the grid means something."
+            )
+        if not 1 <= self.per_decade <= LARGEST_PER_DECADE:
+            raise ConfigError(f"per-decade = {self.per_decade}: expected 1 to {LARGEST_PER_DECADE}.")
+        steps = decades * self.per_decade
+        if abs(steps - round(steps)) > 1e-6:
+            raise ConfigError(
+                f"per-decade = {self.per_decade} does not divide the range from {self.low:g} to {self.high:g}: "
+                "expected to = from * 10^(whole number / per-decade)."
+            )
+        rising = all(first < second for first, second in zip(self.rounds, self.rounds[1:], strict=False))
+        if not self.rounds or self.rounds[0] < 1 or not rising:
+            raise ConfigError(f"rounds = {list(self.rounds)}: expected rising whole numbers from 1, one per rung.")
+        if not 1 <= self.keep <= len(self.rates):
+            raise ConfigError(f"keep = {self.keep}: expected 1 to {len(self.rates)}, the number of rates.")
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The grid, ascending, rounded to three significant digits."""
+        steps = round(math.log10(self.high / self.low) * self.per_decade)
+        return tuple(float(f"{self.low * 10 ** (step / self.per_decade):.3g}") for step in range(steps + 1))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rate an arm runs at; `edge`: the search chose it at an end of its grid, so it is not tuned."""
+
+    rate: float
+    edge: bool = False
+
+
+def open_trials(search: Search, scores: Scores) -> list[Trial]:
+    """The trials of the first rung that is not complete, in order of the rate; empty once the search is over."""
+    for rung in _rungs(search, scores):
+        if missing := [trial for trial in rung if trial not in scores]:
+            return missing
+    return []
+
+
+def choose(search: Search, scores: Scores) -> Choice:
+    """The best rate of the last rung; ties go to the smaller rate.
+
+    Raises:
+        ValueError: trials are still open.
+        StudyError: every rate of a rung diverged.
+    """
+    if open_trials(search, scores):
+        raise ValueError("the search is not over")
+    last = _rungs(search, scores)[-1]
+    best = _best(last, scores, 1)
+    if not best:
+        raise StudyError(
+            f"Every learning rate from {last[0][0]:g} to {last[-1][0]:g} diverged within {last[0][1]} rounds: "
+            "lower [search] from."
+        )
+    return Choice(best[0], edge=best[0] in (search.rates[0], search.rates[-1]))
+
+
+def trials_left(search: Search, scores: Scores) -> list[int]:
+    """Rounds of each trial that is still to come, as many as if none diverged: for estimates of time."""
+    complete = [all(trial in scores for trial in rung) for rung in _rungs(search, scores)]
+    left = [rounds for _, rounds in open_trials(search, scores)]
+    if left:
+        left += [rounds for rounds in search.rounds[len(complete) :] for _ in range(search.keep)]
+    return left
+
+
+def _rungs(search: Search, scores: Scores) -> list[list[Trial]]:
+    """The rungs that are known: the first, and each whose predecessor is complete and left a rate standing."""
+    rungs = [[(rate, search.rounds[0]) for rate in search.rates]]
+    for rounds in search.rounds[1:]:
+        if not all(trial in scores for trial in rungs[-1]):
+            break
+        kept = sorted(_best(rungs[-1], scores, search.keep))
+        if not kept:
+            break
+        rungs.append([(rate, rounds) for rate in kept])
+    return rungs
+
+
+def _best(rung: list[Trial], scores: Scores, count: int) -> list[float]:
+    """The `count` best rates of a rung that did not diverge, best first."""
+    standing = [trial for trial in rung if scores[trial] > -math.inf]
+    return [rate for rate, _ in sorted(standing, key=lambda trial: (-scores[trial], trial[0]))[:count]]

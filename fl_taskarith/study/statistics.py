@@ -1,0 +1,64 @@
+"""What a handful of seeds can and cannot say: mean, spread, paired intervals, the smallest detectable difference."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from scipy.stats import t as student
+
+CONFIDENCE = 0.95
+POWER = 0.80
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and sample standard deviation (ddof = 1) of n values; nan where n is too small to have one."""
+
+    mean: float
+    sd: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences matched by seed.
+
+    Attributes:
+        mean, sd, n: of the differences; nan where n is too small.
+        low, high: 95 % t interval of the mean, mean ± t_{0.975, n-1} sd / √n; nan for n < 2.
+        detectable: sd (t_{0.975, n-1} + t_{0.80, n-1}) / √n, the true difference that a two-sided paired t test at 5 %
+            finds with 80 % power if the differences spread as these do; nan for n < 2. With few seeds sd is itself
+            uncertain by a lot, and so is this.
+    """
+
+    mean: float
+    sd: float
+    n: int
+    low: float
+    high: float
+    detectable: float
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean, sd and n of `values`."""
+    count = len(values)
+    return Summary(fmean(values) if count else math.nan, stdev(values) if count > 1 else math.nan, count)
+
+
+def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> Paired:
+    """`values` minus `reference` over the seeds that both have."""
+    seeds = sorted(values.keys() & reference.keys())
+    summary = summarise([values[seed] - reference[seed] for seed in seeds])
+    if summary.n < 2:
+        return Paired(summary.mean, summary.sd, summary.n, math.nan, math.nan, math.nan)
+    quantile = float(student.ppf(0.5 + CONFIDENCE / 2, summary.n - 1))
+    standard_error = summary.sd / math.sqrt(summary.n)
+    return Paired(
+        mean=summary.mean,
+        sd=summary.sd,
+        n=summary.n,
+        low=summary.mean - quantile * standard_error,
+        high=summary.mean + quantile * standard_error,
+        detectable=standard_error * (quantile + float(student.ppf(POWER, summary.n - 1))),
+    )

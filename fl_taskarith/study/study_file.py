@@ -1,0 +1,202 @@
+"""A study from its TOML file; the README's section on studies shows one."""
+
+import difflib
+import itertools
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fl_taskarith.config import Scalar, kebab, to_toml
+from fl_taskarith.errors import ConfigError
+from fl_taskarith.study.definition import Arm, Study
+from fl_taskarith.study.search import Search
+
+Table = Mapping[str, Any]
+
+# What the runner itself decides for every run.
+RUNNER_KEYS = ("seed", "shard-seed", "results-dir", "run-name", "resume", "save-model")
+STUDY_KEYS = ("title", "name", "seeds", "reference", "settings", "search", "grid", "group", "arm")
+SEARCH_KEYS = ("from", "to", "per-decade", "rounds", "keep", "seed")
+
+
+PATH_KEYS = ("data-dir", "weights", "mask-file")  # what lies where differs from machine to machine
+
+
+def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
+    """Read and check a study file: its form, and the configuration of every run it asks for.
+
+    Args:
+        overrides: settings that take the place of those in [settings], for example where this machine keeps data.
+
+    Raises:
+        ConfigError: names the file, the place, what was expected.
+    """
+    try:
+        document = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:
+        raise ConfigError(f"Cannot read the study {path}: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    try:
+        return _study(document, path, overrides or {})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def shown_setting(key: str, value: Scalar) -> str:
+    """`key = value` for readers elsewhere: of a path, the file's name alone."""
+    if key in PATH_KEYS and isinstance(value, str) and "/" in value:
+        value = "DATA" if key == "data-dir" else f"DATA/{Path(value).name}"
+    return f"{key}={to_toml(value)}"
+
+
+def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
+    _check_keys(document, STUDY_KEYS, "study")
+    name = _value(document, "name", str, "study")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}", name):
+        raise ConfigError(
+            f'name = "{name}" is no plain folder name: use letters, digits, ".", "_" and "-", beginning with a letter, '
+            "digit or underscore."
+        )
+    seeds = _whole_numbers(document, "seeds", "study")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds = {list(seeds)}: expected at least one seed, each once.")
+    given = _settings({"settings": dict(overrides)}, "command line")
+    shared = _settings(document, "study") | given
+    words = [path.name if path.is_absolute() else path.as_posix(), *(shown_setting(*item) for item in given.items())]
+    search = _search(_value(document, "search", dict, "study")) if "search" in document else None
+    if search is not None and "learning-rate" in shared:
+        raise ConfigError(
+            "[settings] learning-rate contradicts [search], which chooses it: leave one out, or give a learning-rate "
+            "to the arms that are not to be searched."
+        )
+    return Study(
+        title=_value(document, "title", str, "study", name),
+        name=name,
+        source=" ".join(words),
+        seeds=seeds,
+        reference=_value(document, "reference", str, "study", ""),
+        shared=shared,
+        search=search,
+        arms=_arms(document, shared),
+    )
+
+
+def _search(table: Table) -> Search:
+    place = "[search]"
+    _check_keys(table, SEARCH_KEYS, place)
+    try:
+        return Search(
+            low=_number(table, "from", place),
+            high=_number(table, "to", place),
+            per_decade=_value(table, "per-decade", int, place, 2),
+            rounds=_whole_numbers(table, "rounds", place),
+            keep=_value(table, "keep", int, place, 2),
+            seed=_value(table, "seed", int, place, 0),
+        )
+    except ConfigError as error:
+        message = str(error)
+        raise ConfigError(message if message.startswith(place) else f"{place} {message}") from None
+
+
+def _arms(document: Table, shared: Mapping[str, Scalar]) -> tuple[Arm, ...]:
+    """Every arm in every group (an arm that names its group: in that one), times the grid, group by group."""
+    groups: dict[str, Mapping[str, Scalar]] = {}
+    for table in _tables(document, "group"):
+        _check_keys(table, ("name", "settings"), "[[group]]")
+        name = _value(table, "name", str, "[[group]]")
+        if name in groups:
+            raise ConfigError(f'[[group]] "{name}" is given twice.')
+        groups[name] = _settings(table, f'[[group]] "{name}"')
+    everywhere = list(groups) or [""]
+    variants = _variants(document)
+    arms = []
+    for table in _tables(document, "arm") or ([{"name": ""}] if "grid" in document else []):
+        _check_keys(table, ("name", "group", "settings", "same-rate-as"), "[[arm]]")
+        name = _value(table, "name", str, "[[arm]]")
+        place = f'[[arm]] "{name}"'
+        settings, same_rate_as = _settings(table, place), _value(table, "same-rate-as", str, place, "")
+        for group in [_value(table, "group", str, place)] if "group" in table else everywhere:
+            for variant, varied in variants:
+                merged = {**shared, **groups.get(group, {}), **settings, **varied}
+                arms.append(Arm(group, name, variant, merged, same_rate_as))
+    order = list(dict.fromkeys([*groups, *(arm.group for arm in arms)]))
+    return tuple(sorted(arms, key=lambda arm: order.index(arm.group)))
+
+
+def _variants(document: Table) -> list[tuple[str, dict[str, Scalar]]]:
+    """The cartesian product of the [grid]'s lists, each with its label; one empty variant without a grid."""
+    grid = _value(document, "grid", dict, "study", {})
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"[grid] {key} = {values!r}: expected a list of values, for example [4, 8].")
+        _refuse_runner_key(kebab(key), "[grid]")
+    products = itertools.product(*grid.values())
+    settings = [dict(zip(map(kebab, grid), values, strict=True)) for values in products]
+    return [(", ".join(f"{key} = {_plain(value)}" for key, value in one.items()), one) for one in settings]
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else to_toml(value)
+
+
+def _settings(table: Table, place: str) -> dict[str, Scalar]:
+    """The `settings` of a table in kebab-case; their values are checked with the runs they make."""
+    settings = _value(table, "settings", dict, place, {})
+    for key in settings:
+        _refuse_runner_key(kebab(key), f"{place} settings")
+    return {kebab(key): value for key, value in settings.items()}
+
+
+def _refuse_runner_key(key: str, place: str) -> None:
+    if key in RUNNER_KEYS:
+        raise ConfigError(
+            f"{place}: {key} is set by the study itself (seeds gives the seeds, --results-dir the place): leave it out."
+        )
+
+
+def _tables(document: Table, key: str) -> list[Table]:
+    tables = _value(document, key, list, "study", [])
+    if not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{key}: expected tables, each beginning with a line [[{key}]].")
+    return list(tables)
+
+
+def _check_keys(table: Table, known: tuple[str, ...], place: str) -> None:
+    for key in table:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f'did you mean "{nearest[0]}"?' if nearest else "known keys: " + ", ".join(known)
+            raise ConfigError(f'{place}: "{key}" is not a key; {hint}')
+
+
+def _value(table: Table, key: str, kind: type, place: str, default: Any = None) -> Any:
+    """table[key] if it is of `kind`, else an error that names both; `default` if the key is absent and may be."""
+    if key not in table and default is not None:
+        return default
+    words = {str: "a string", int: "a whole number", dict: "a table", list: "a list"}[kind]
+    if key not in table:
+        raise ConfigError(f"{place}: {key} is missing; expected {words}.")
+    if type(table[key]) is not kind:
+        raise ConfigError(f"{place}: {key} = {table[key]!r}: expected {words}.")
+    return table[key]
+
+
+def _number(table: Table, key: str, place: str) -> float:
+    value = table.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(
+            f"{place}: {key} = {value!r}: expected a number."
+            if key in table
+            else f"{place}: {key} is missing; expected a number."
+        )
+    return float(value)
+
+
+def _whole_numbers(table: Table, key: str, place: str) -> tuple[int, ...]:
+    values = _value(table, key, list, place)
+    if any(type(value) is not int for value in values):
+        raise ConfigError(f"{place}: {key} = {values!r}: expected whole numbers, for example [0, 1, 2].")
+    return tuple(values)

@@ -1,0 +1,58 @@
+"""The figure of a study's table: accuracy per arm, each seed visible."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+from fl_taskarith.study.comparison import Comparison
+from fl_taskarith.study.plots import COLOURS, STYLE, save_figure
+
+ROW_HEIGHT = 0.36  # inches per arm
+ABOVE, BELOW, LOWEST = -0.16, 0.04, 0.3  # of an arm's line: the mean, the first and the last seed, so none is hidden
+
+
+def plot_arms(rows: Sequence[Comparison], title: str, output: Path) -> list[Path]:
+    """Test accuracy of the arms of one table: mean ± sd, every seed a point, the ridge head a mark.
+
+    Writes output.png and output.pdf; draws nothing, and returns no path, while no run is done.
+
+    Raises:
+        CheckpointError: the output cannot be written.
+    """
+    if not any(row.test.n for row in rows):
+        return []
+    with pyplot.rc_context(cast(Any, STYLE)):
+        figure, axes = pyplot.subplots(figsize=(6.3, 1.3 + ROW_HEIGHT * len(rows)), layout="constrained")
+        for place, row in enumerate(rows):
+            _draw_arm(axes, place, row)
+        axes.set_yticks(range(len(rows)), [row.results.arm.label for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.margins(x=0.08)
+        axes.set_xlabel("test accuracy (%)")
+        axes.set_title(title, fontsize=9, loc="left")
+        handles, labels = axes.get_legend_handles_labels()
+        shown = dict(zip(labels, handles, strict=True))  # every arm brings the same three
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), fontsize=8)
+        return save_figure(figure, output)
+
+
+def _draw_arm(axes: Axes, place: int, row: Comparison) -> None:
+    values = list(row.results.test.values())
+    if not values:
+        axes.annotate("not run", (0.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, alpha=0.6)
+        return
+    if row.ridge.n:
+        axes.plot(row.ridge.mean, place, marker="|", color="black", markersize=11, markeredgewidth=1.2, linestyle="",
+                  label="ridge head, no training")  # fmt: skip
+    step = (LOWEST - BELOW) / max(1, len(values) - 1)
+    heights = [place + BELOW + step * index for index in range(len(values))]
+    axes.plot(values, heights, marker="o", linestyle="", markersize=4, markerfacecolor="none", color=COLOURS[0],
+              label="one seed")  # fmt: skip
+    if len(values) > 1:
+        axes.errorbar(row.test.mean, place + ABOVE, xerr=row.test.sd, fmt="D", markersize=4.5, capsize=3, linewidth=1.4,
+                      color=COLOURS[1], label="mean ± sd")  # fmt: skip

@@ -1,0 +1,243 @@
+"""The tables of a study: README.md to read, table.csv, runs.csv and search.csv to compute with, and figures."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fl_taskarith.errors import CheckpointError
+from fl_taskarith.files import write_atomically
+from fl_taskarith.study.comparison import Comparison, compare
+from fl_taskarith.study.definition import Study
+from fl_taskarith.study.results import State, StudyResults
+from fl_taskarith.study.statistics import Paired, Summary
+from fl_taskarith.study.study_file import shown_setting
+from fl_taskarith.study.table_plots import plot_arms
+
+BLANK = "–"
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Of the Markdown tables; left out of a group's table where every cell is blank, unless `always`."""
+
+    title: str
+    cell: Callable[[Comparison], str]
+    always: bool = False
+
+
+def write_tables(results: StudyResults) -> None:
+    """Write README.md, the CSVs and a figure per group into the study's folder, from what its runs left there.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
+    study, rows = results.study, compare(results)
+    try:
+        results.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"Cannot make the folder {results.folder}: {error.strerror}.") from error
+    parts = [f"# {study.title}"]
+    for group in study.groups:
+        members = [row for row in rows if row.results.arm.group == group]
+        parts += [f"## {group}"] if group else []
+        parts += [markdown_table(study, members), _failures(members)]
+        figure = "accuracy" + (f"-{re.sub(r'[^a-z0-9.]+', '-', group.lower()).strip('-.')}" if group else "")
+        if plot_arms(members, group or study.title, results.folder / figure):
+            parts.append(f"![test accuracy]({figure}.png)")
+    parts.append(footnote(results, rows))
+    write_atomically(results.folder / "README.md", "\n\n".join(part for part in parts if part) + "\n")
+    write_atomically(results.folder / "table.csv", _csv([_arm_record(row) for row in rows]))
+    write_atomically(results.folder / "runs.csv", _csv([record for row in rows for record in _run_records(row)]))
+    if study.search is not None:
+        write_atomically(results.folder / "search.csv", _csv(_trial_records(results, rows)))
+
+
+def markdown_table(study: Study, rows: Sequence[Comparison]) -> str:
+    """One table; a run that was not done is said to be "not run", never left out."""
+    columns = [
+        _Column("arm", lambda row: row.results.arm.label, always=True),
+        _Column("density", lambda row: BLANK if row.results.density is None else f"{row.results.density:.3g}"),
+        _Column("learning rate", _rate, always=True),
+        _Column("ridge head, test %", lambda row: _spread(row.ridge, with_sd=row.ridge.sd > 0)),
+        _Column("test accuracy %", _accuracy, always=True),
+        _Column("n", lambda row: _count(row, len(study.seeds)), always=True),
+        _Column("val accuracy %", lambda row: _spread(row.val)),
+        _Column("gain over ridge head [95 % CI]", lambda row: _interval(row.gain)),
+        _Column(f"difference to {study.reference or 'reference'} [95 % CI]", _difference),
+        _Column("detectable", lambda row: _detectable(row.difference)),
+        _Column("‖τ‖, last round", lambda row: _spread(row.norm, digits=3)),
+        _Column("uplink MB per round", lambda row: _number(row.uplink.mean)),
+    ]
+    shown = [
+        (column, [column.cell(row) for row in rows])
+        for column in columns
+        if column.always or any(column.cell(row) != BLANK for row in rows)
+    ]
+    lines = ["| " + " | ".join(column.title for column, _ in shown) + " |", "|" + "---|" * len(shown)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in zip(*(cells for _, cells in shown), strict=True)]
+    return "\n".join(line.replace("\n", " ") for line in lines)
+
+
+def footnote(results: StudyResults, rows: Sequence[Comparison]) -> str:
+    """How the rates were chosen, what ± and the intervals mean, the machine, and the command."""
+    study = results.study
+    seeds = ", ".join(str(seed) for seed in study.seeds)
+    notes = [
+        f"± is the sample standard deviation over n seeds (of {seeds}; each is both seed and shard-seed). Gains and "
+        "differences are in percentage points, matched by seed, with 95 % t intervals. Detectable: the true difference "
+        "that a paired two-sided t test at 5 % would find with 80 % power, given the spread of these differences. "
+        "Ridge head: round 0, before any training.",
+        _about_rates(study),
+    ]
+    if study.shared:
+        notes.append("Settings: " + ", ".join(f"`{shown_setting(*item)}`" for item in study.shared.items()))
+    outcomes = [outcome for row in rows for outcome in row.results.outcomes.values() if outcome.record]
+    machines = list(dict.fromkeys(_machine(outcome.record or {}) for outcome in outcomes))
+    if outcomes:
+        minutes = sum(outcome.seconds for outcome in outcomes) / 60
+        notes.append(f"Hardware: {'; '.join(machines)}. The {len(outcomes)} final runs took {minutes:.1f} minutes.")
+    notes.append(f"Command: `fl-taskarith study {study.source}`")
+    return "\n\n".join(notes)
+
+
+def _about_rates(study: Study) -> str:
+    search = study.search
+    if search is None or not any(study.searched(arm) for arm in study.arms):
+        return "Learning rates: as set, not searched."
+    rungs = [f"all for {search.rounds[0]}"] + [f"the best {search.keep} for {rounds}" for rounds in search.rounds[1:]]
+    fixed = [arm.title for arm in study.arms if study.searched(arm) is None]
+    return (
+        f"Learning rates: chosen per arm on validation accuracy alone among {len(search.rates)} from "
+        f"{search.low:g} to {search.high:g} ({search.per_decade} per decade): {', then '.join(rungs)} rounds, seed "
+        f"{search.seed}; ties go to the smaller rate. A rate at an end of the grid is not tuned."
+        + (f" Set, not searched: {', '.join(fixed)}." if fixed else "")
+    )
+
+
+def _machine(record: dict[str, object]) -> str:
+    machine = record.get("machine")
+    processor = machine.get("processor") if isinstance(machine, dict) else None
+    device = record.get("device", "unknown device")
+    where = str(processor or "unknown processor") if device == "cpu" else f"{device} ({processor})"
+    return f"{where}, {record.get('threads', '?')} CPU threads per run"
+
+
+def _failures(rows: Sequence[Comparison]) -> str:
+    lines = [f"- {row.results.arm.label}: {row.results.problem}" for row in rows if row.results.problem]
+    lines += [f"- {row.results.arm.label}, seed {seed}: {cause}"
+              for row in rows for seed, cause in row.results.causes.items()]  # fmt: skip
+    return "\n".join(line.replace("\n", " ") for line in lines)
+
+
+def _rate(row: Comparison) -> str:
+    choice, arm = row.results.choice, row.results.arm
+    if choice is None:
+        return BLANK
+    notes = [f"that of {arm.same_rate_as}"] if arm.same_rate_as else []
+    notes += ["edge: not tuned"] if choice.edge else []
+    return f"{choice.rate:g}" + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _accuracy(row: Comparison) -> str:
+    if row.test.n:
+        return _spread(row.test)
+    return "failed" if row.results.problem or row.results.causes else "not run"
+
+
+def _count(row: Comparison, seeds: int) -> str:
+    return str(row.test.n) if row.test.n in (0, seeds) else f"{row.test.n} of {seeds}"
+
+
+def _difference(row: Comparison) -> str:
+    return BLANK if row.is_reference or row.difference is None else _interval(row.difference)
+
+
+def _number(value: float, form: str = ".2f") -> str:
+    return BLANK if math.isnan(value) else format(value, form)
+
+
+def _spread(summary: Summary, digits: int = 2, *, with_sd: bool = True) -> str:
+    mean = _number(summary.mean, f".{digits}f")
+    return mean if math.isnan(summary.sd) or not with_sd else f"{mean} ± {summary.sd:.{digits}f}"
+
+
+def _interval(paired: Paired) -> str:
+    mean = _number(paired.mean, "+.2f")
+    return mean if math.isnan(paired.low) else f"{mean} [{paired.low:+.2f}, {paired.high:+.2f}]"
+
+
+def _detectable(paired: Paired | None) -> str:
+    return BLANK if paired is None else _number(paired.detectable)
+
+
+def _arm_record(row: Comparison) -> dict[str, object]:
+    """One line of table.csv; what is not known is empty."""
+    this, difference = row.results, row.difference
+    record: dict[str, object] = {
+        "group": this.arm.group,
+        "arm": this.arm.label,
+        "density": this.density,
+        "learning_rate": None if this.choice is None else this.choice.rate,
+        "edge": None if this.choice is None else this.choice.edge,
+        "n": row.test.n,
+        "ridge_test_percent": row.ridge.mean,
+    }
+    for name, summary in (("test_percent", row.test), ("val_percent", row.val), ("task_vector_norm", row.norm)):
+        record |= {name: summary.mean, f"{name}_sd": summary.sd}
+    for name, pairs in (("gain", row.gain), ("difference", difference)):
+        parts = ("mean", "sd", "low", "high", "detectable", "n")
+        record |= {f"{name}_{part}": None if pairs is None else getattr(pairs, part) for part in parts}
+    return record | {"uplink_megabytes": row.uplink.mean}
+
+
+def _run_records(row: Comparison) -> list[dict[str, object]]:
+    """Lines of runs.csv: every final run of an arm, so that each number can be made again from the file."""
+    this = row.results
+    return [
+        {
+            "group": this.arm.group,
+            "arm": this.arm.label,
+            "seed": seed,
+            "learning_rate": None if this.choice is None else this.choice.rate,
+            "state": str(outcome.state),
+            "ridge_test_percent": this.ridge.get(seed),
+            "test_percent": this.test.get(seed),
+            "val_percent": this.val.get(seed),
+            "task_vector_norm": this.norm.get(seed),
+            "uplink_megabytes": this.uplink.get(seed),
+            "seconds": outcome.seconds if outcome.state is State.DONE else None,
+        }
+        for seed, outcome in this.outcomes.items()
+    ]
+
+
+def _trial_records(results: StudyResults, rows: Sequence[Comparison]) -> list[dict[str, object]]:
+    """Lines of search.csv: everything the searches tried."""
+    return [
+        {
+            "group": row.results.arm.group,
+            "arm": row.results.arm.label,
+            "learning_rate": rate,
+            "rounds": rounds,
+            "val_accuracy": None if score == -math.inf else score,
+            "diverged": score == -math.inf,
+            "chosen": row.results.choice is not None and row.results.choice.rate == rate,
+        }
+        for row in rows
+        if results.study.rate_arm(row.results.arm) is row.results.arm
+        for (rate, rounds), score in results.scores(row.results.arm).items()
+    ]
+
+
+def _csv(records: Sequence[dict[str, object]]) -> str:
+    """Floats by repr, so that they read back to the same bits; nan and None as empty cells."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if records:
+        writer.writerow(records[0])
+    for record in records:
+        writer.writerow("" if value is None or value != value else value for value in record.values())
+    return text.getvalue()

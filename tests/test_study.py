@@ -1,0 +1,544 @@
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fl_taskarith.cli import main
+from fl_taskarith.config import Config
+from fl_taskarith.errors import CheckpointError, ClientFailure, ConfigError, DataError, Divergence, StudyError
+from fl_taskarith.logbook import Logbook
+from fl_taskarith.run import History
+from fl_taskarith.study.definition import Study
+from fl_taskarith.study.listing import list_study
+from fl_taskarith.study.results import StudyResults
+from fl_taskarith.study.runner import run_studies
+from fl_taskarith.study.search import Choice, Scores, Search, choose, open_trials
+from fl_taskarith.study.statistics import paired, summarise
+from fl_taskarith.study.study_file import load_study
+from fl_taskarith.study.tables import write_tables
+from tests.conftest import numbers
+
+SEARCH = Search(low=1e-3, high=10.0, per_decade=1, rounds=(1, 2), keep=2, seed=0)
+
+STUDY = """
+title = "A study"
+name = "tiny"
+seeds = [0, 1, 2]
+reference = "dense"
+
+[settings]
+num-clients = 10
+num-rounds = 2
+mask-rule = "none"
+local-steps = 1
+
+[[arm]]
+name = "dense"
+settings = { learning-rate = 0.01 }
+
+[[arm]]
+name = "head alone"
+settings = { learning-rate = 0.1, trainable = "head" }
+"""
+
+SEARCHED = """
+name = "searched"
+seeds = [0, 1]
+[settings]
+num-clients = 10
+num-rounds = 2
+mask-rule = "none"
+[search]
+from = 1e-3
+to = 10.0
+per-decade = 1
+rounds = [1, 2]
+keep = 2
+[[arm]]
+name = "dense"
+[[arm]]
+name = "half"
+settings = { participation = 0.1 }
+same-rate-as = "dense"
+"""
+
+
+def study_of(text: str, tmp_path: Path) -> Study:
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return load_study(path)
+
+
+class FakeTraining:
+    """Stands for `simulate`: writes a run's folder through the real logbook, with accuracies from a formula."""
+
+    def __init__(self, accuracy: Callable[[Config], float]) -> None:
+        self.accuracy = accuracy
+        self.runs: list[Config] = []
+
+    def __call__(self, config: Config) -> History:
+        self.runs.append(config)
+        with Logbook(config) as logbook:
+            logbook.write_round({"round": 0, "val_accuracy": 0.5, "test_accuracy": 0.5, "uplink_bytes": 7})
+            value = self.accuracy(config)
+            for server_round in range(1, config.num_rounds + 1):
+                logbook.write_round(
+                    {
+                        "round": server_round,
+                        "val_accuracy": value,
+                        "test_accuracy": value,
+                        "uplink_bytes": 2_000_000 * server_round,
+                        "train_seconds": 3.0,
+                        "task_vector_norm": 0.5 * server_round,
+                    }
+                )
+        return History(logbook.folder, logbook.rows)
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
+    """Accuracy 0.9, less a point for each decade between the learning rate and 0.1, plus a tenth of it per seed."""
+    fake = FakeTraining(lambda run: 0.9 - 0.01 * abs(math.log10(run.learning_rate) + 1) + 0.001 * run.seed)
+    monkeypatch.setattr("fl_taskarith.simulation.simulate", fake)
+    return fake
+
+
+@pytest.fixture(autouse=True)
+def _no_table_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "figures" not in request.keywords:
+        monkeypatch.setattr("fl_taskarith.study.tables.plot_arms", lambda rows, title, output: [])
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# search
+
+
+def search_by(score: Callable[[float, int], float]) -> tuple[Choice, Scores]:
+    scores: dict[tuple[float, int], float] = {}
+    while trials := open_trials(SEARCH, scores):
+        scores |= {trial: score(*trial) for trial in trials}
+    return choose(SEARCH, scores), scores
+
+
+def test_the_grid_holds_both_ends_and_round_numbers() -> None:
+    assert SEARCH.rates == (0.001, 0.01, 0.1, 1.0, 10.0)
+    assert Search(1e-4, 1.0, 2, (1,), 1, 0).rates[:4] == (0.0001, 0.000316, 0.001, 0.00316)
+
+
+def test_the_search_finds_the_best_rate_and_gives_long_runs_to_the_best_only() -> None:
+    choice, scores = search_by(lambda rate, rounds: -abs(math.log10(rate)) + (rate == 0.1) * rounds)
+    assert choice == Choice(0.1, edge=False)
+    assert [trial for trial in scores if trial[1] == 2] == [(0.1, 2), (1.0, 2)]
+
+
+def test_ties_go_to_the_smaller_rate() -> None:
+    assert search_by(lambda rate, rounds: float(0.01 <= rate <= 1))[0] == Choice(0.01, edge=False)
+
+
+@pytest.mark.parametrize("best", [0.001, 10.0])
+def test_an_optimum_at_an_end_of_the_grid_is_flagged(best: float) -> None:
+    assert search_by(lambda rate, rounds: -abs(math.log10(rate / best)))[0] == Choice(best, edge=True)
+
+
+def test_a_rate_that_diverges_never_wins_and_never_goes_on() -> None:
+    choice, scores = search_by(lambda rate, rounds: 0.2 if rate == 0.01 else -math.inf)
+    assert choice == Choice(0.01, edge=False)
+    assert [trial for trial in scores if trial[1] == 2] == [(0.01, 2)]
+
+
+def test_a_search_in_which_everything_diverges_says_so() -> None:
+    with pytest.raises(StudyError, match=r"0\.001 to 10 diverged"):
+        search_by(lambda rate, rounds: -math.inf)
+
+
+# statistics
+
+
+def test_mean_and_sample_standard_deviation() -> None:
+    summary = summarise([1.0, 2.0, 6.0])
+    assert (summary.mean, summary.n) == (3.0, 3)
+    assert summary.sd == pytest.approx(math.sqrt(7))  # (4 + 1 + 9) / 2
+
+
+def test_one_seed_has_no_spread_and_no_interval() -> None:
+    alone = paired({0: 3.0, 1: 9.0}, {0: 1.0, 2: 4.0})
+    assert (alone.mean, alone.n) == (2.0, 1)
+    assert all(map(math.isnan, (alone.sd, alone.low, alone.high, alone.detectable, summarise([1.0]).sd)))
+    assert math.isnan(summarise([]).mean)
+
+
+def test_the_paired_interval_is_scipys_and_matches_by_seed() -> None:
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(size=(2, 5))
+    shuffled = (3, 0, 4, 1, 2)
+    result = paired({seed: first[seed] for seed in shuffled}, dict(enumerate(second)))
+    expected = stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_detectable_difference_by_hand() -> None:
+    result = paired({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.0, 1: 0.0, 2: 0.0})  # sd 1, n 3; t(0.975, 2) and t(0.80, 2)
+    assert result.detectable == pytest.approx((4.302653 + 1.060660) / math.sqrt(3), abs=1e-5)
+    assert result.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-5)
+
+
+# study files
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("seeds = [0, 1]", "seed = [0, 1]", 'did you mean "seeds"'),
+        ("seeds = [0, 1]", "seeds = []", "seeds"),
+        ("seeds = [0, 1]", "seeds = [0, 0.5]", "whole numbers"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "each once"),
+        ('name = "searched"', 'name = "../out"', "plain folder name"),
+        ('name = "searched"', "", "name is missing"),
+        ("num-clients = 10", "num-client = 10", 'did you mean "num-clients"'),
+        ("num-clients = 10", "run-name = 'mine'", "run-name is set by the study"),
+        ("num-clients = 10", "learning-rate = 0.1", "contradicts [search]"),
+        ("num-clients = 10", "validation-size = 0\nridge-lambda = 1.0\nlogit-scale = 1.0", "validation-size above 0"),
+        ("num-clients = 10", "warmup-rounds = 2", "searched with num-rounds = 1"),
+        ("to = 10.0", "to = 1.0", "4 decades"),
+        ("to = 10.0", "to = 'high'", "to = 'high': expected a number"),
+        ("from = 1e-3", "", "from is missing"),
+        ("per-decade = 1", "per-decade = 0", "per-decade"),
+        ("to = 10.0", "to = 20.0", "does not divide"),
+        ("rounds = [1, 2]", "rounds = [2, 1]", "rising"),
+        ("keep = 2", "keep = 6", "keep = 6"),
+        ("participation = 0.1", "participation = 2.0", 'arm "half": participation'),
+        ('"dense"\n[[arm]]', '"half"\n[[arm]]', "would share folders"),
+        ('same-rate-as = "dense"', 'same-rate-as = "danse"', 'same-rate-as = "danse" is no arm'),
+        ('same-rate-as = "dense"', 'same-rate-as = "half"', "a rate of its own"),
+        ("participation = 0.1", "learning-rate = 0.1", "not both"),
+        ("seeds = [0, 1]", 'seeds = [0, 1]\nreference = "sparse"', 'reference = "sparse"'),
+        ("[settings]", "[grid]\nlocal-steps = 4\n[settings]", "[grid] local-steps"),
+        ("[settings]", "[settings", "not valid TOML"),
+        ('[[arm]]\nname = "half"', '[arm.x]\nname = "half"', '[[arm]]: "x" is not a key'),
+    ],
+)
+def test_a_bad_study_file_is_refused_with_its_place(old: str, new: str, expected: str, tmp_path: Path) -> None:
+    assert old in SEARCHED
+    with pytest.raises(ConfigError) as caught:
+        study_of(SEARCHED.replace(old, new), tmp_path)
+    assert expected in str(caught.value)
+    assert "study.toml" in str(caught.value)
+
+
+def test_a_study_file_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", str(tmp_path / "none.toml")]) == 1
+    assert "none.toml" in capsys.readouterr().err
+
+
+def test_arms_are_run_in_every_group_and_grid_point_and_compared_within_them(tmp_path: Path) -> None:
+    study = study_of(
+        """
+        name = "cells"
+        seeds = [0]
+        reference = "dense"
+        [settings]
+        mask-rule = "none"
+        [grid]
+        local-steps = [4, 8]
+        [[group]]
+        name = "iid"
+        settings = { sharding = "iid" }
+        [[group]]
+        name = "Nc = 1"
+        settings = { classes-per-client = 1 }
+        [[arm]]
+        name = "dense"
+        [[arm]]
+        name = "head"
+        settings = { trainable = "head" }
+        """,
+        tmp_path,
+    )
+    assert study.groups == ["iid", "Nc = 1"]
+    assert [arm.label for arm in study.arms[:4]] == [
+        f"{name}, local-steps = {steps}" for name in ("dense", "head") for steps in (4, 8)
+    ]
+    assert len(study.arms) == 8
+    last = study.arms[-1]
+    reference = study.reference_of(last)
+    assert reference is not None
+    assert reference.title == "Nc = 1: dense, local-steps = 8"
+    assert last.settings == {
+        "mask-rule": "none",
+        "classes-per-client": 1,
+        "trainable": "head",
+        "local-steps": 8,
+    }
+
+
+def test_overrides_reach_every_run_and_no_path_of_this_machine_the_tables(
+    tmp_path: Path, training: FakeTraining
+) -> None:
+    (tmp_path / "study.toml").write_text(STUDY)
+    command = ["study", str(tmp_path / "study.toml"), f"data-dir={tmp_path}/data", "local-steps=3"]
+    assert main([*command, "--results-dir", str(tmp_path)]) == 0
+    assert {(run.data_dir, run.local_steps) for run in training.runs} == {(f"{tmp_path}/data", 3)}
+    written = (tmp_path / "tiny" / "README.md").read_text()
+    assert 'Command: `fl-taskarith study study.toml data-dir="DATA" local-steps=3`' in written
+    assert str(tmp_path) not in written
+    assert main([*command, "seed=1"]) == 1
+
+
+def test_the_density_of_a_masked_arm_is_shown(tmp_path: Path, training: FakeTraining) -> None:
+    masked = '[[arm]]\nname = "masked"\nsettings = { mask-rule = "least-sensitive", density = 0.25 }\n'
+    run_studies([study_of(STUDY + masked, tmp_path)], tmp_path)
+    assert [row["density"] for row in table(tmp_path / "tiny" / "table.csv")] == ["", "", "0.25"]
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "conf" / "study").glob("*.toml")), ids=str)
+def test_the_shipped_study_files_are_valid(path: Path) -> None:
+    assert load_study(path).arms
+
+
+# runner
+
+
+def test_what_is_done_is_not_run_again(tmp_path: Path, training: FakeTraining) -> None:
+    study = study_of(STUDY, tmp_path)
+    run_studies([study], tmp_path)
+    assert len(training.runs) == 6
+    run_studies([study], tmp_path)
+    assert len(training.runs) == 6
+    assert {(run.seed, run.shard_seed) for run in training.runs} == {(0, 0), (1, 1), (2, 2)}
+
+
+def test_a_changed_setting_is_run_anew(tmp_path: Path, training: FakeTraining) -> None:
+    run_studies([study_of(STUDY, tmp_path)], tmp_path)
+    changed = study_of(STUDY.replace("local-steps = 1", "local-steps = 3"), tmp_path)
+    assert not any("| val" in line for line in list_study(StudyResults(changed, tmp_path)))
+    run_studies([changed], tmp_path)
+    assert [run.local_steps for run in training.runs] == [1] * 6 + [3] * 6
+
+
+def test_a_finished_run_whose_settings_do_not_fit_its_name_is_refused(tmp_path: Path, training: FakeTraining) -> None:
+    study = study_of(STUDY, tmp_path)
+    run_studies([study], tmp_path)
+    record = next((tmp_path / "tiny" / "runs").glob("dense-*-s0-*")) / "run.json"
+    record.write_text(record.read_text().replace('"local-steps": 1', '"local-steps": 5'))
+    with pytest.raises(StudyError, match=r"finished run of other settings \(local-steps"):
+        run_studies([study], tmp_path)
+    assert "other settings" in (tmp_path / "tiny" / "README.md").read_text()
+    assert len(training.runs) == 6
+
+
+def test_an_interrupted_run_goes_on_in_its_folder(tmp_path: Path, training: FakeTraining) -> None:
+    study = study_of(STUDY, tmp_path)
+
+    def interrupt(run: Config) -> float:
+        raise KeyboardInterrupt
+
+    training.accuracy, usual = interrupt, training.accuracy
+    with pytest.raises(KeyboardInterrupt):
+        run_studies([study], tmp_path)
+    assert any("running or interrupted" in line for line in list_study(StudyResults(study, tmp_path)))
+    assert "not run" in (tmp_path / "tiny" / "README.md").read_text()
+    training.accuracy = usual
+    run_studies([study], tmp_path)
+    assert len(list((tmp_path / "tiny" / "runs").iterdir())) == 6, "no NAME-2 beside the interrupted run"
+
+
+def test_the_search_chooses_on_validation_and_its_longest_run_is_reused(tmp_path: Path, training: FakeTraining) -> None:
+    study = study_of(SEARCHED, tmp_path)
+    run_studies([study], tmp_path)
+    trials = [(run.learning_rate, run.num_rounds) for run in training.runs[:7]]
+    assert trials == [(0.001, 1), (0.01, 1), (0.1, 1), (1.0, 1), (10.0, 1), (0.01, 2), (0.1, 2)]
+    rest = [(run.learning_rate, run.num_rounds, run.seed, run.participation) for run in training.runs[7:]]
+    assert rest == [(0.1, 2, 1, 0.2), (0.1, 2, 0, 0.1), (0.1, 2, 1, 0.1)], "seed 0 of the first arm was a trial"
+    tried = table(tmp_path / "searched" / "search.csv")
+    assert [(float(row["learning_rate"]), int(row["rounds"])) for row in tried] == trials
+    assert {row["learning_rate"] for row in tried if row["chosen"] == "True"} == {"0.1"}
+
+
+def test_divergence_in_the_search_is_the_worst_score_and_is_not_tried_again(
+    tmp_path: Path, training: FakeTraining
+) -> None:
+    usual = training.accuracy
+
+    def diverge(run: Config) -> float:
+        if run.learning_rate >= 0.1:
+            raise Divergence("the training loss is nan")
+        return usual(run)
+
+    training.accuracy = diverge
+    study = study_of(SEARCHED, tmp_path)
+    run_studies([study], tmp_path)
+    count = len(training.runs)
+    run_studies([study], tmp_path)
+    assert len(training.runs) == count
+    tried = table(tmp_path / "searched" / "search.csv")
+    assert [row["learning_rate"] for row in tried if row["diverged"] == "True"] == ["0.1", "1.0", "10.0"]
+    assert {run.learning_rate for run in training.runs if run.seed == 1} == {0.01}
+
+
+def test_a_client_that_fails_otherwise_is_no_divergence_and_is_tried_again(
+    tmp_path: Path, training: FakeTraining
+) -> None:
+    def fail(run: Config) -> float:
+        raise ClientFailure("no answer")
+
+    training.accuracy, usual = fail, training.accuracy
+    study = study_of(SEARCHED, tmp_path)
+    with pytest.raises(StudyError, match=r"search stopped at learning-rate = 0\.001: ClientFailure: no answer"):
+        run_studies([study], tmp_path)
+    training.accuracy = usual
+    run_studies([study], tmp_path)
+    assert not list((tmp_path / "searched" / "runs").glob("*/failure.json"))
+
+
+def test_a_failed_run_stands_in_the_table_and_stops_no_other(
+    tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = training.accuracy
+
+    def fail(run: Config) -> float:
+        if run.trainable == "head" and run.seed == 1:
+            raise DataError("the shards are too small")
+        return usual(run)
+
+    training.accuracy = fail
+    (tmp_path / "study.toml").write_text(STUDY)
+    assert main(["study", str(tmp_path / "study.toml"), "--results-dir", str(tmp_path)]) == 1
+    assert "head alone, seed 1: DataError: the shards are too small" in capsys.readouterr().err
+    assert len(training.runs) == 6
+    written = (tmp_path / "tiny" / "README.md").read_text()
+    assert "- head alone, seed 1: failed: DataError: the shards are too small" in written
+    assert "| 2 of 3 |" in written
+
+
+def test_the_budget_stops_between_runs_and_the_same_command_goes_on(
+    tmp_path: Path, training: FakeTraining, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fl_taskarith.study.runner.time.time", lambda: 100.0 * len(training.runs))
+    study = study_of(STUDY, tmp_path)
+    run_studies([study], tmp_path, budget=250)
+    assert len(training.runs) == 3
+    assert "budget is spent" in capsys.readouterr().out
+    run_studies([study], tmp_path)
+    assert len(training.runs) == 6
+
+
+def test_the_list_tells_what_is_left_and_how_long_it_takes(
+    tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study.toml").write_text(STUDY)
+    command = ["study", str(tmp_path / "study.toml"), "--results-dir", str(tmp_path)]
+    assert main([*command, "--list"]) == 0
+    assert not training.runs
+    printed = capsys.readouterr().out
+    assert printed.count("to do") == 6
+    assert "no run is finished yet" in printed
+    study = study_of(STUDY.replace("[0, 1, 2]", "[0]"), tmp_path)
+    run_studies([study], tmp_path)  # 2 runs of 2 rounds, 3 s each
+    lines = list(list_study(StudyResults(study_of(STUDY, tmp_path), tmp_path)))
+    assert lines[-1] == "Left: 8 rounds, about 0.4 minutes of one process."
+    assert sum(line.endswith("| 6.0 s") for line in lines) == 2
+
+
+@pytest.mark.parametrize("text", ["25", "m", "0m", "1.5h", "25x", ""])
+def test_a_budget_without_a_unit_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", str(tmp_path / "study.toml"), "--budget", text])
+    assert stopped.value.code == 2
+
+
+# tables
+
+
+def test_the_tables_against_numbers_by_hand(tmp_path: Path, training: FakeTraining) -> None:
+    dense, head = {0: 0.90, 1: 0.92, 2: 0.94}, {0: 0.91, 1: 0.95, 2: 0.96}
+    training.accuracy = lambda run: (head if run.trainable == "head" else dense)[run.seed]
+    run_studies([study_of(STUDY, tmp_path)], tmp_path)
+    first, second = table(tmp_path / "tiny" / "table.csv")
+    assert float(first["test_percent"]) == pytest.approx(92)
+    assert float(first["test_percent_sd"]) == pytest.approx(2)
+    assert float(first["gain_mean"]) == pytest.approx(42)
+    assert first["difference_mean"] == ""
+    assert float(first["uplink_megabytes"]) == 3.0  # mean of 2 and 4; round 0 is not a training round
+    # differences 1, 3, 2: mean 2, sd 1, half-width t(0.975, 2) / √3 = 2.4841
+    assert float(second["difference_mean"]) == pytest.approx(2)
+    assert float(second["difference_low"]) == pytest.approx(-0.4841, abs=1e-4)
+    assert float(second["difference_detectable"]) == pytest.approx((4.302653 + 1.060660) / math.sqrt(3), abs=1e-4)
+    written = (tmp_path / "tiny" / "README.md").read_text()
+    assert "| dense | 0.01 | 50.00 | 92.00 ± 2.00 | 3 |" in written
+    assert "| +2.00 [-0.48, +4.48] | 3.10 | 1.000 ± 0.000 | 3.00 |" in written
+    assert "Command: `fl-taskarith study study.toml`" in written
+    assert len(table(tmp_path / "tiny" / "runs.csv")) == 6
+
+
+def test_a_table_is_made_from_folders_alone_and_says_what_was_not_run(tmp_path: Path, training: FakeTraining) -> None:
+    run_studies([study_of(STUDY.replace("[0, 1, 2]", "[1]"), tmp_path)], tmp_path)
+    for leftover in ("README.md", "table.csv"):
+        (tmp_path / "tiny" / leftover).unlink()
+    more = study_of(STUDY + '[[arm]]\nname = "new"\n', tmp_path)
+    write_tables(StudyResults(more, tmp_path))
+    assert len(training.runs) == 2
+    written = (tmp_path / "tiny" / "README.md").read_text()
+    assert "| new | 0.01 | – | not run | 0 |" in written
+    assert "| dense | 0.01 | 50.00 | 90.10 | 1 of 3 |" not in written
+    assert "| 89.10 | 1 of 3 |" in written, "one seed has no ±"
+
+
+def test_an_edge_is_marked_in_the_table(tmp_path: Path, training: FakeTraining) -> None:
+    training.accuracy = lambda run: 0.5 + 0.01 * math.log10(run.learning_rate)
+    run_studies([study_of(SEARCHED, tmp_path)], tmp_path)
+    written = (tmp_path / "searched" / "README.md").read_text()
+    assert "| dense | 10 (edge: not tuned) |" in written
+    assert "| half | 10 (that of dense; edge: not tuned) |" in written
+
+
+@pytest.mark.figures
+def test_a_figure_is_drawn_for_every_group(tmp_path: Path, training: FakeTraining) -> None:
+    groups = '[[group]]\nname = "iid"\nsettings = { sharding = "iid" }\n[[group]]\nname = "Nc = 2"\n'
+    run_studies([study_of(STUDY + groups, tmp_path)], tmp_path)
+    folder = tmp_path / "tiny"
+    for name in ("accuracy-iid", "accuracy-nc-2"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert f"({name}.png)" in (folder / "README.md").read_text()
+
+
+# real runs
+
+
+def test_a_real_study_leaves_what_simulate_leaves_and_no_checkpoints(tmp_path: Path) -> None:
+    study = study_of(STUDY.replace("[0, 1, 2]", "[0]"), tmp_path)
+    run_studies([study], tmp_path)
+    folder = next((tmp_path / "tiny" / "runs").glob("dense-*"))
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+    assert "test accuracy" in (folder / "log.txt").read_text()
+    assert not (folder / "checkpoints").exists()
+    assert not (folder / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
+    study = study_of(STUDY, tmp_path)
+    for jobs in (1, 2):
+        run_studies([study], tmp_path / str(jobs), jobs=jobs)
+    for folder in (tmp_path / "1" / "tiny" / "runs").iterdir():
+        assert numbers(folder) == numbers(tmp_path / "2" / "tiny" / "runs" / folder.name)
+    first, second = (table(tmp_path / jobs / "tiny" / "table.csv") for jobs in ("1", "2"))
+    assert first == second
+
+
+def test_a_damaged_record_is_named(tmp_path: Path, training: FakeTraining) -> None:
+    study = study_of(STUDY, tmp_path)
+    run_studies([study], tmp_path)
+    record = next((tmp_path / "tiny" / "runs").glob("dense-*-s0-*")) / "run.json"
+    record.write_text("{")
+    with pytest.raises(CheckpointError, match=r"run\.json"):
+        list(list_study(StudyResults(study, tmp_path)))
