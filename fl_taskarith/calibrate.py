@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import torch
+
 from fl_taskarith.config import Config
 from fl_taskarith.errors import ConfigError, WeightsError
 from fl_taskarith.global_model import Weights
@@ -24,6 +26,20 @@ def server_sums(home: Resident, head: Weights) -> Sums:
         generator = random_generator(home.config.seed, "fisher labels", calibration_round)
         examples = home.data.calibration
         return home.sensitivity_sums(head, alive, examples, generator), len(examples)
+
+    return sums
+
+
+def shard_sums(home: Resident, head: Weights, partition: int) -> Sums:
+    """Sensitivities of one client's shard, or of `calibration-per-client` examples of it drawn anew in each round."""
+
+    def sums(calibration_round: int, alive: Mask) -> tuple[Weights, int]:
+        generator = random_generator(home.config.seed, "client sensitivity", calibration_round, partition)
+        shard = home.shards[partition]
+        if home.config.calibration_per_client:
+            chosen = generator.permutation(len(shard))[: home.config.calibration_per_client]
+            shard = shard[torch.from_numpy(chosen).to(shard.device)]
+        return home.sensitivity_sums(head, alive, home.data.train.take(shard), generator), len(shard)
 
     return sums
 

@@ -54,6 +54,21 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--threads", type=_positive, default=2, help="default: %(default)s")
     pretrain.set_defaults(run=_pretrain_glyph)
 
+    mask = commands.add_parser(
+        "mask",
+        help="calibrate the mask of a run without the run, or describe and compare mask files",
+        description="Calibrate the mask that a run of these settings uses (see simulate for settings), or, given "
+        "mask files, describe them and their overlap.",
+    )
+    mask.add_argument(
+        "words", nargs="*", metavar="[CONF.toml] key=value | MASK.safetensors", help="a settings file, then overrides"
+    )
+    mask.add_argument("--output", type=Path, help="folder (default: masks/NAME in the results; none for mask files)")
+    mask.add_argument(
+        "--clients", type=_positive, default=0, metavar="N", help="also a mask of each of the first N clients' own"
+    )
+    mask.set_defaults(run=_mask)
+
     plot = commands.add_parser("plot", help="draw the curves of one or more runs (PNG and PDF)")
     plot.add_argument("folders", nargs="+", type=Path, metavar="RESULTS_FOLDER")
     plot.add_argument("--output", type=Path, help="path without ending (default: curves in the first folder)")
@@ -104,16 +119,35 @@ def _centralized(parsed: argparse.Namespace) -> None:
 
 def _run(words: Sequence[str], fixed: Mapping[str, object]) -> None:
     """Run the settings of an optional file, then of key=value words, then of `fixed`."""
+    config = _configured(words, fixed)
+    from fl_taskarith.simulation import simulate
+
+    simulate(config)
+
+
+def _configured(words: Sequence[str], fixed: Mapping[str, object]) -> configuration.Config:
     conf, assignments = (words[0], words[1:]) if words and "=" not in words[0] else (None, words)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     overrides = configuration.parse_overrides(assignments)
     for key, value in fixed.items():
         if overrides.setdefault(key, value) != value:
             raise ConfigError(f'This command runs {key} = "{value}": leave {key} out, or use another command.')
-    config = configuration.load(conf, overrides)
-    from fl_taskarith.simulation import simulate
+    return configuration.load(conf, overrides)
 
-    simulate(config)
+
+def _mask(parsed: argparse.Namespace) -> None:
+    files = [word for word in parsed.words if word.endswith(".safetensors") and "=" not in word]
+    if not files:
+        config = _configured(parsed.words, {})
+        from fl_taskarith.study.masks import make_masks
+
+        make_masks(config, parsed.output, parsed.clients)
+        return
+    if len(files) < len(parsed.words) or parsed.clients:
+        raise ConfigError("Mask files are described as they are: leave settings and --clients out.")
+    from fl_taskarith.study.masks import compare_masks
+
+    compare_masks([Path(file) for file in files], parsed.output)
 
 
 def _pretrain_glyph(parsed: argparse.Namespace) -> None:

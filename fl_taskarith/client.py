@@ -13,6 +13,7 @@ import torch
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fl_taskarith.calibrate import shard_sums
 from fl_taskarith.client_state import read_frozen, write_frozen
 from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import read_settings
@@ -99,20 +100,15 @@ def train(message: Message, partition: int) -> RecordDict:
 
 
 def score_sensitivity(message: Message, partition: int) -> RecordDict:
-    """Summed squared per-example gradients on this shard, or on the first `calibration-per-client` of it at random."""
+    """Summed squared per-example gradients on this shard, or on `calibration-per-client` of its examples."""
     started = time.perf_counter()
     config, current = read_settings(message.content.config_records["config"])
     home = resident(config)
     arrays = to_tensors(message.content.array_records["arrays"], torch.device("cpu"))
     asked = Frozen.of_tensors(arrays, home.shapes, home.device)
     assert asked.mask is not None
-    generator = random_generator(config.seed, "client sensitivity", current.number, partition)
-    shard = home.shards[partition]
-    if config.calibration_per_client:
-        chosen = generator.permutation(len(shard))[: config.calibration_per_client]
-        shard = shard[torch.from_numpy(chosen).to(shard.device)]
-    sums = home.sensitivity_sums(asked.weights, asked.mask, home.data.train.take(shard), generator)
-    metrics: dict[str, MetricValue] = {"num-examples": len(shard), "train-seconds": time.perf_counter() - started}
+    sums, examples = shard_sums(home, asked.weights, partition)(current.number, asked.mask)
+    metrics: dict[str, MetricValue] = {"num-examples": examples, "train-seconds": time.perf_counter() - started}
     return RecordDict({"arrays": to_record(sums), "metrics": MetricRecord(metrics)})
 
 

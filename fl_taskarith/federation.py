@@ -52,15 +52,24 @@ def run_federation(
         if shards := facts.get("shards"):
             log.info("Shards: %(clients)d clients with %(smallest)d to %(largest)d examples each", shards)
         logbook.note(threads=shared.threads, **facts)
-        run: Run
-        if config.strategy == "centralized":
-            run = CentralizedRun(shared, home, logbook, progress)
-        else:
-            run = FederatedRun(shared, home, logbook, progress, _choose_engine(shared, client_app, grid))
-        run.execute()
+        make_run(shared, home, logbook, progress, client_app, grid).execute()
         draw_curves(logbook.folder)
     log.info("Finished: %s", logbook.rounds_csv)
     return History(logbook.folder, logbook.rows)
+
+
+def make_run(
+    config: Config,
+    home: Resident,
+    logbook: Logbook,
+    progress: Progress | None,
+    client_app: ClientCallable,
+    grid: Grid | None = None,
+) -> Run:
+    """The run of `config` over its resident data and model: federated on its engine, or centralized."""
+    if config.strategy == "centralized":
+        return CentralizedRun(config, home, logbook, progress)
+    return FederatedRun(config, home, logbook, progress, _choose_engine(config, client_app, grid))
 
 
 class FederatedRun(Run):

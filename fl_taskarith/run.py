@@ -58,6 +58,7 @@ class Run(ABC):
         self.logbook = logbook
         self.progress = progress
         self.model = GlobalModel({})
+        self.evaluated = {"val": home.data.validation, "test": home.data.test}
 
     @abstractmethod
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
@@ -108,6 +109,20 @@ class Run(ABC):
                 self.home.data.dataset.classes,
                 {"dataset": self.config.dataset, "weights": self.config.weights, "round": str(self.config.num_rounds)},
             )
+
+    def choose_mask_only(self) -> None:
+        """What `execute` does until the mask is chosen and saved, and no more: the test set is not looked at.
+
+        A rule that scores nothing needs no head, so none is solved or trained for it.
+        """
+        self.evaluated.pop("test")
+        if not self.config.scored:
+            self.model = GlobalModel({name: self.home.pretrained[name] for name in HEAD_PARAMETERS})
+            self._freeze({"downlink_bytes": 0, "train_seconds": 0.0, "overhead_seconds": 0.0})
+            return
+        self._round_zero()
+        if self.config.head_rounds:
+            self.train_rounds(1, self.config.head_rounds)
 
     def learning_rate(self, server_round: int) -> float:
         """Of `server_round`, from the schedule and the validation losses logged so far."""
@@ -213,7 +228,7 @@ class Run(ABC):
         started = time.perf_counter()
         self.home.place(self.model)
         row["task_vector_norm"] = self.home.task_vector_norm(self.model)
-        for split, examples in (("val", self.home.data.validation), ("test", self.home.data.test)):
+        for split, examples in self.evaluated.items():
             measured = evaluate(
                 self.home.model,
                 examples,

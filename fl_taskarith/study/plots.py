@@ -1,5 +1,6 @@
 """Figures from results folders: colour-blind safe, readable in print, PNG and PDF. Plots read CSVs and never train."""
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fl_taskarith.config import Scalar, from_mapping
-from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.errors import ConfigError
+from fl_taskarith.files import write_atomically
 from fl_taskarith.logbook import Row, read_rounds
 
 Settings = dict[str, Scalar]
@@ -125,13 +127,18 @@ def _settings(folder: Path) -> Settings:
 
 
 def save_figure(figure: Figure, output: Path) -> list[Path]:
-    """Write output.png and output.pdf, and close the figure. Raises CheckpointError if they cannot be written."""
-    paths = [output.with_name(output.name + suffix) for suffix in (".png", ".pdf")]
+    """Write output.png and output.pdf and close the figure; equal figures give equal bytes.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
+    paths = []
     try:
-        for path in paths:
-            figure.savefig(path, dpi=200)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write the figure {path}: {error.strerror or error}.") from error
+        for suffix, metadata in ((".png", None), (".pdf", {"CreationDate": None})):
+            content = io.BytesIO()
+            figure.savefig(content, format=suffix[1:], dpi=200, metadata=metadata)
+            paths.append(output.with_name(output.name + suffix))
+            write_atomically(paths[-1], content.getvalue())
     finally:
         pyplot.close(figure)
     return paths
