@@ -1,0 +1,214 @@
+"""Squared per-example gradients of a whole batch, from one forward and one backward pass.
+
+A layer's output gradient δ_b and its input x_b hold the gradient of its weights for example b (Goodfellow, arXiv
+1510.01799): δ_bᵀ x_b for a Linear. So a batch costs one pass and one small product per layer and example, and the
+gradients of all weights for all examples, 4 bytes each, never exist at once. Parameters that enter by broadcasting
+(LayerNorm, LayerScale, tokens, the position embedding) get a copy per example, whose gradient is that example's. What
+neither covers goes through `torch.func.vmap` over `grad`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from timm.layers.layer_scale import LayerScale
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+Objective = Callable[[Tensor], Tensor]
+"""From logits [B, classes] to one value per example, [B]."""
+
+PRODUCT_BYTES = {"cpu": 2**22, "cuda": 2**28}  # of weight gradients at a time: what a cache holds; many for a GPU
+ROOT_TOKENS = ("cls_token", "reg_token", "pos_embed")  # of timm's VisionTransformer: [1, ..., d], broadcast over B
+
+
+def add_squared_gradients(
+    sums: Mapping[str, Tensor],
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    inputs: Tensor,
+    terms: Callable[[Tensor], Iterator[tuple[Objective, Tensor | None]]],
+) -> None:
+    """Add Σ_b s_b (∂ value_b / ∂θ)² to `sums` for every term (value, s) of a batch.
+
+    Args:
+        sums: float32 by name, of the shapes of `weights`; added to in place.
+        model: in eval mode. Its own parameters serve for names not in `weights`.
+        weights: the scored tensors, without gradients.
+        inputs: model inputs, float32 [B, 3, S, S].
+        terms: of the logits [B, classes], without gradient: the objectives to differentiate and their weight s, [B]
+            from 0, or None for 1.
+    """
+    layers = _Layers(model, weights, len(inputs))
+    with torch.enable_grad(), layers.watched():
+        logits = functional_call(model, layers.replaced, (inputs,))
+    for value, share in terms(logits.detach()):
+        scale = None if share is None else share.sqrt()
+        with torch.enable_grad():
+            total = value(logits).sum()
+        copies, outputs = layers.copies, layers.outputs
+        gradients = torch.autograd.grad(
+            total, [*copies.values(), *outputs.values()], retain_graph=share is not None, materialize_grads=True
+        )
+        for name, gradient in zip(copies, gradients[: len(copies)], strict=True):
+            sums[name].add_(_scaled(gradient, scale).square().sum(0).view(sums[name].shape))
+        for name, delta in zip(outputs, gradients[len(copies) :], strict=True):
+            delta = _scaled(delta, scale)
+            if f"{name}.weight" in sums:
+                _add_products(sums[f"{name}.weight"], *layers.factors(name, delta))
+            if f"{name}.bias" in sums:
+                channel = 1 if isinstance(layers.modules[name], nn.Conv2d) else -1
+                each = delta.movedim(channel, -1).flatten(1, -2) if delta.ndim > 2 else delta.unsqueeze(1)
+                sums[f"{name}.bias"].add_(each.sum(1).square().sum(0))
+        if layers.left_over:
+            _add_by_vmap(sums, model, weights, layers.left_over, inputs, value, scale)
+
+
+class _Layers:
+    """How each scored parameter's per-example gradient is found, for one batch.
+
+    Attributes:
+        modules: by name, the Linear and patch-embedding layers whose δ and x are noted.
+        outputs: what they returned, in the graph.
+        replaced: what the forward pass uses in place of the model's parameters.
+        copies: one leaf [B, ...] per broadcast parameter.
+        left_over: names that need vmap.
+    """
+
+    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor], batch: int) -> None:
+        self.replaced: dict[str, Tensor] = dict(weights)
+        self.copies: dict[str, Tensor] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self.norms: dict[str, nn.LayerNorm] = {}
+        self.outputs: dict[str, Tensor] = {}
+        self.left_over: list[str] = []
+        self._inputs: dict[str, Tensor] = {}
+        for name, value in weights.items():
+            owner, _, own_name = name.rpartition(".")
+            module = model.get_submodule(owner)
+            if isinstance(module, nn.Linear) or _is_patchify(module):
+                self.modules[owner] = module
+            elif isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+                self.norms[owner] = module
+                self.copies[name] = self._copy(value, batch)
+                # The layer itself then only normalises; its output is scaled and shifted per example afterwards.
+                self.replaced[name] = torch.ones_like(value) if own_name == "weight" else torch.zeros_like(value)
+            elif isinstance(module, LayerScale):
+                self.copies[name] = self.replaced[name] = self._copy(value.unsqueeze(0), batch)
+            elif name in ROOT_TOKENS and value.shape[0] == 1:
+                self.copies[name] = self.replaced[name] = self._copy(value[0], batch)
+            else:
+                self.left_over.append(name)
+
+    @staticmethod
+    def _copy(value: Tensor, batch: int) -> Tensor:
+        return value.expand(batch, *value.shape).clone().requires_grad_()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Note inputs and outputs of the layers in a forward pass, and apply the copies of LayerNorm's parameters."""
+        handles = [module.register_forward_hook(self._note(name)) for name, module in self.modules.items()]
+        handles += [module.register_forward_hook(self._affine(name)) for name, module in self.norms.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def factors(self, name: str, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """δ [B, tokens, out] and x [B, tokens, in] of a layer, from its output's gradient."""
+        module, inputs = self.modules[name], self._inputs[name]
+        if isinstance(module, nn.Conv2d):
+            patches = functional.unfold(inputs, module.kernel_size, stride=module.stride)
+            return delta.flatten(2).transpose(1, 2), patches.transpose(1, 2)
+        if inputs.ndim == 2:
+            return delta.unsqueeze(1), inputs.unsqueeze(1)
+        return delta.flatten(1, -2), inputs.flatten(1, -2)
+
+    def _note(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def note(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if name in self.outputs:
+                raise NotImplementedError(f"the layer {name} is used twice in a forward pass")
+            output = output if output.requires_grad else output.detach().requires_grad_()
+            self._inputs[name], self.outputs[name] = arguments[0].detach(), output
+            return output
+
+        return note
+
+    def _affine(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def affine(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            between = [1] * (output.ndim - 2)
+            for own_name, combine in (("weight", torch.mul), ("bias", torch.add)):
+                if (copy := self.copies.get(f"{name}.{own_name}")) is not None:
+                    output = combine(output, copy.view(len(copy), *between, copy.shape[1]))
+            return output
+
+        return affine
+
+
+def _is_patchify(module: nn.Module) -> bool:
+    """A convolution whose windows tile the image: a Linear on patches."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == module.stride
+        and module.padding == (0, 0)
+        and module.groups == 1
+        and module.dilation == (1, 1)
+    )
+
+
+def _add_products(total: Tensor, delta: Tensor, inputs: Tensor) -> None:
+    """Add Σ_b (δ_bᵀ x_b)² for δ [B, tokens, out] and x [B, tokens, in] to `total` [out, in] or [out, in, h, w]."""
+    flat = total.view(len(total), -1)
+    together = max(1, PRODUCT_BYTES[total.device.type] // (4 * flat.numel()))
+    if together > 1:
+        for left, right in zip(delta.split(together), inputs.split(together), strict=True):
+            flat.add_(torch.bmm(left.transpose(1, 2), right).square_().sum(0))
+        return
+    product = torch.empty_like(flat)
+    for left, right in zip(delta, inputs, strict=True):
+        torch.mm(left.T, right, out=product)
+        flat.addcmul_(product, product)
+
+
+def _add_by_vmap(
+    sums: Mapping[str, Tensor],
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    names: list[str],
+    inputs: Tensor,
+    value: Objective,
+    scale: Tensor | None,
+) -> None:
+    """The same for any parameter, whatever the forward pass does with it: vmap over grad."""
+    position = torch.arange(len(inputs), device=inputs.device)
+
+    def of_one(scored: dict[str, Tensor], image: Tensor, index: Tensor) -> Tensor:
+        logits = functional_call(model, {**weights, **scored}, (image.unsqueeze(0),))
+        # The objective picks its own example's label by position, so it gets the logits in a batch of their own rows.
+        rows = torch.where((position == index).unsqueeze(1), logits, 0.0)
+        return value(rows).gather(0, index.unsqueeze(0))[0]
+
+    with plain_attention(model), torch.no_grad():
+        gradients = vmap(grad(of_one), in_dims=(None, 0, 0))({name: weights[name] for name in names}, inputs, position)
+    for name, gradient in gradients.items():
+        sums[name].add_(_scaled(gradient, scale).square().sum(0))
+
+
+@contextmanager
+def plain_attention(model: nn.Module) -> Iterator[None]:
+    """Attention written out in timm's blocks: the fused kernel has no batching rule for vmap."""
+    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    for module in fused:
+        module.fused_attn = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True  # type: ignore[assignment]
+
+
+def _scaled(values: Tensor, scale: Tensor | None) -> Tensor:
+    """values [B, ...] times scale [B]."""
+    return values if scale is None else values * scale.view(-1, *[1] * (values.ndim - 1))
