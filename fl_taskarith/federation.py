@@ -53,7 +53,8 @@ def run_federation(
             log.info("Shards: %(clients)d clients with %(smallest)d to %(largest)d examples each", shards)
         logbook.note(threads=shared.threads, **facts)
         make_run(shared, home, logbook, progress, client_app, grid).execute()
-        draw_curves(logbook.folder)
+        if config.draw_curves:
+            draw_curves(logbook.folder)
     log.info("Finished: %s", logbook.rounds_csv)
     return History(logbook.folder, logbook.rows)
 

@@ -17,7 +17,7 @@ from fl_taskarith.study.definition import Study
 from fl_taskarith.study.listing import list_study
 from fl_taskarith.study.results import StudyResults
 from fl_taskarith.study.runner import run_studies
-from fl_taskarith.study.search import Choice, Scores, Search, choose, open_trials
+from fl_taskarith.study.search import DIVERGED, Choice, Scores, Search, choose, open_trials
 from fl_taskarith.study.statistics import paired, summarise
 from fl_taskarith.study.study_file import load_study
 from fl_taskarith.study.tables import write_tables
@@ -91,6 +91,7 @@ class FakeTraining:
                     {
                         "round": server_round,
                         "val_accuracy": value,
+                        "val_loss": 1.0,
                         "test_accuracy": value,
                         "uplink_bytes": 2_000_000 * server_round,
                         "train_seconds": 3.0,
@@ -123,9 +124,9 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def search_by(score: Callable[[float, int], float]) -> tuple[Choice, Scores]:
-    scores: dict[tuple[float, int], float] = {}
+    scores: dict[tuple[float, int], tuple[float, float]] = {}
     while trials := open_trials(SEARCH, scores):
-        scores |= {trial: score(*trial) for trial in trials}
+        scores |= {trial: (score(*trial), 0.0) if score(*trial) > -math.inf else DIVERGED for trial in trials}
     return choose(SEARCH, scores), scores
 
 

@@ -1,5 +1,6 @@
 """What a study is: arms, seeds, a reference, and how the learning rate is chosen. Checked before anything runs."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from fl_taskarith.config import Config, Scalar
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.study.search import Search
 
+UNSAVED: dict[str, Scalar] = {"save-model": False, "draw-curves": False}  # a study has many runs and its own figures
 LONGEST_SLUG = 90  # leaves room for rate, rounds, seed and fingerprint in a run's folder name
 
 
@@ -22,6 +24,7 @@ class Arm:
         name: as the study file gives it; "" for an arm that a grid alone describes.
         variant: the grid's part of the label, for example "local-steps = 4"; "" without a grid.
         settings: kebab-case run settings, without those that the runner sets.
+        search_rounds: rungs of its search where they differ from the study's; empty for the study's.
         same_rate_as: the arm whose learning rate this one takes; "" for its own.
     """
 
@@ -30,6 +33,7 @@ class Arm:
     variant: str
     settings: Mapping[str, Scalar]
     same_rate_as: str = ""
+    search_rounds: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -53,6 +57,7 @@ class Study:
 
     Attributes:
         source: the file and the overrides, as the command that repeats the study names them.
+        reference: the arm that others are compared with; "" for none. references: of a group, where it has its own.
         shared: the [settings] table with the overrides.
         arms: in the order of the tables.
     """
@@ -62,6 +67,7 @@ class Study:
     source: str
     seeds: tuple[int, ...]
     reference: str
+    references: Mapping[str, str]
     shared: Mapping[str, Scalar]
     search: Search | None
     arms: tuple[Arm, ...]
@@ -70,8 +76,7 @@ class Study:
         _check_slugs(self.arms)
         for arm in self.arms:
             self._check_rate(arm)
-            if self.reference:
-                self.reference_of(arm)
+            self.reference_of(arm)
             for seed, rate, rounds in self._corners(arm):
                 try:
                     self.config(arm, rate, rounds, seed, Path("/"))
@@ -91,11 +96,15 @@ class Study:
 
     def reference_of(self, arm: Arm) -> Arm | None:
         """The arm that `arm` is compared with: in its own group and variant where there is one of that name."""
-        return self._find(self.reference, arm, "reference") if self.reference else None
+        name = self.references.get(arm.group, self.reference)
+        return self._find(name, arm, "reference") if name else None
 
     def searched(self, arm: Arm) -> Search | None:
         """The search that finds the rate of `arm` (or of the arm it follows); None if the settings give the rate."""
-        return None if "learning-rate" in self.rate_arm(arm).settings else self.search
+        source = self.rate_arm(arm)
+        if "learning-rate" in source.settings or self.search is None:
+            return None
+        return dataclasses.replace(self.search, rounds=source.search_rounds or self.search.rounds)
 
     def config(self, arm: Arm, rate: float | None, rounds: int | None, seed: int, runs: Path) -> Config:
         """The run of `arm` with `seed` under the folder `runs`, its name telling everything that differs.
@@ -104,7 +113,7 @@ class Study:
             rate: learning rate; None for that of the settings.
             rounds: communication rounds of a search; None for those of the settings.
         """
-        settings: dict[str, Scalar] = dict(arm.settings) | {"seed": seed, "shard-seed": seed, "save-model": False}
+        settings: dict[str, Scalar] = dict(arm.settings) | {"seed": seed, "shard-seed": seed} | UNSAVED
         if rate is not None:
             settings["learning-rate"] = rate
         if rounds is not None:

@@ -1,7 +1,6 @@
 """What the folder of a study says about each of its runs. Reads, and never trains."""
 
 import json
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +10,7 @@ from fl_taskarith.config import Config
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.logbook import TIMING_COLUMNS, Row, read_rounds
 from fl_taskarith.study.definition import Arm, Study
-from fl_taskarith.study.search import Choice, Trial, choose, open_trials
+from fl_taskarith.study.search import DIVERGED, Choice, Score, Trial, choose, open_trials
 
 FAILURE = "failure.json"  # in a run's folder: {"diverged": bool, "cause": str}
 
@@ -47,12 +46,12 @@ class Outcome:
         return sum(row.get(column) or 0.0 for row in self.rows for column in TIMING_COLUMNS)
 
     @property
-    def val_accuracy(self) -> float:
-        """Of the last round, in [0, 1]; -inf if the run diverged, nan if there is none."""
+    def score(self) -> Score:
+        """Validation accuracy and minus loss of the last round, by which rates are chosen; worst if it diverged."""
         if self.state is State.DIVERGED:
-            return -math.inf
-        value = self.rows[-1].get("val_accuracy") if self.rows else None
-        return math.nan if value is None else float(value)
+            return DIVERGED
+        last = self.rows[-1]
+        return float(last["val_accuracy"]), -float(last["val_loss"])
 
 
 class StudyResults:
@@ -75,13 +74,13 @@ class StudyResults:
         rate, rounds = trial
         return self.study.config(arm, rate, rounds, search.seed, self.runs)
 
-    def scores(self, arm: Arm) -> dict[Trial, float]:
-        """Validation accuracy of every trial of the search of `arm` that is done or diverged, rung by rung."""
+    def scores(self, arm: Arm) -> dict[Trial, Score]:
+        """The score of every trial of the search of `arm` that is done or diverged, rung by rung."""
         search = self.study.searched(arm)
-        scores: dict[Trial, float] = {}
+        scores: dict[Trial, Score] = {}
         while search is not None and (trials := open_trials(search, scores)):
             outcomes = {trial: inspect(self.trial_run(arm, trial)) for trial in trials}
-            known = {trial: outcome.val_accuracy for trial, outcome in outcomes.items()
+            known = {trial: outcome.score for trial, outcome in outcomes.items()
                      if outcome.state in (State.DONE, State.DIVERGED)}  # fmt: skip
             scores |= known
             if len(known) < len(trials):

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from fl_taskarith.errors import ConfigError, StudyError
 
 Trial = tuple[float, int]  # (learning rate, rounds)
-Scores = Mapping[Trial, float]  # validation accuracy in [0, 1]; -inf for a run that diverged
+Score = tuple[float, float]  # validation accuracy in [0, 1], then minus the validation loss, which decides ties
+Scores = Mapping[Trial, Score]
+
+DIVERGED: Score = (-math.inf, -math.inf)
 
 DECADES = 4  # a narrower grid says little about where the optimum lies
 LARGEST_PER_DECADE = 12  # beyond it, rates rounded to three digits would meet
@@ -81,7 +84,7 @@ def open_trials(search: Search, scores: Scores) -> list[Trial]:
 
 
 def choose(search: Search, scores: Scores) -> Choice:
-    """The best rate of the last rung; ties go to the smaller rate.
+    """The best rate of the last rung; ties go to the smaller validation loss, then to the smaller rate.
 
     Raises:
         ValueError: trials are still open.
@@ -123,5 +126,7 @@ def _rungs(search: Search, scores: Scores) -> list[list[Trial]]:
 
 def _best(rung: list[Trial], scores: Scores, count: int) -> list[float]:
     """The `count` best rates of a rung that did not diverge, best first."""
-    standing = [trial for trial in rung if scores[trial] > -math.inf]
-    return [rate for rate, _ in sorted(standing, key=lambda trial: (-scores[trial], trial[0]))[:count]]
+    standing = [trial for trial in rung if scores[trial] > DIVERGED]
+    return [
+        rate for rate, _ in sorted(standing, key=lambda trial: (-scores[trial][0], -scores[trial][1], trial[0]))[:count]
+    ]

@@ -16,7 +16,7 @@ from fl_taskarith.study.search import Search
 Table = Mapping[str, Any]
 
 # What the runner itself decides for every run.
-RUNNER_KEYS = ("seed", "shard-seed", "results-dir", "run-name", "resume", "save-model")
+RUNNER_KEYS = ("seed", "shard-seed", "results-dir", "run-name", "resume", "save-model", "draw-curves")
 STUDY_KEYS = ("title", "name", "seeds", "reference", "settings", "search", "grid", "group", "arm")
 SEARCH_KEYS = ("from", "to", "per-decade", "rounds", "keep", "seed")
 
@@ -78,6 +78,11 @@ def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
         source=" ".join(words),
         seeds=seeds,
         reference=_value(document, "reference", str, "study", ""),
+        references={
+            table["name"]: _value(table, "reference", str, "[[group]]")
+            for table in _tables(document, "group")
+            if "reference" in table and "name" in table
+        },
         shared=shared,
         search=search,
         arms=_arms(document, shared),
@@ -105,7 +110,7 @@ def _arms(document: Table, shared: Mapping[str, Scalar]) -> tuple[Arm, ...]:
     """Every arm in every group (an arm that names its group: in that one), times the grid, group by group."""
     groups: dict[str, Mapping[str, Scalar]] = {}
     for table in _tables(document, "group"):
-        _check_keys(table, ("name", "settings"), "[[group]]")
+        _check_keys(table, ("name", "settings", "reference"), "[[group]]")
         name = _value(table, "name", str, "[[group]]")
         if name in groups:
             raise ConfigError(f'[[group]] "{name}" is given twice.')
@@ -114,14 +119,15 @@ def _arms(document: Table, shared: Mapping[str, Scalar]) -> tuple[Arm, ...]:
     variants = _variants(document)
     arms = []
     for table in _tables(document, "arm") or ([{"name": ""}] if "grid" in document else []):
-        _check_keys(table, ("name", "group", "settings", "same-rate-as"), "[[arm]]")
+        _check_keys(table, ("name", "group", "settings", "same-rate-as", "search-rounds"), "[[arm]]")
         name = _value(table, "name", str, "[[arm]]")
         place = f'[[arm]] "{name}"'
         settings, same_rate_as = _settings(table, place), _value(table, "same-rate-as", str, place, "")
+        rungs = _whole_numbers(table, "search-rounds", place) if "search-rounds" in table else ()
         for group in [_value(table, "group", str, place)] if "group" in table else everywhere:
             for variant, varied in variants:
                 merged = {**shared, **groups.get(group, {}), **settings, **varied}
-                arms.append(Arm(group, name, variant, merged, same_rate_as))
+                arms.append(Arm(group, name, variant, merged, same_rate_as, rungs))
     order = list(dict.fromkeys([*groups, *(arm.group for arm in arms)]))
     return tuple(sorted(arms, key=lambda arm: order.index(arm.group)))
 

@@ -12,6 +12,7 @@ from fl_taskarith.files import write_atomically
 from fl_taskarith.study.comparison import Comparison, compare
 from fl_taskarith.study.definition import Study
 from fl_taskarith.study.results import State, StudyResults
+from fl_taskarith.study.search import DIVERGED
 from fl_taskarith.study.statistics import Paired, Summary
 from fl_taskarith.study.study_file import shown_setting
 from fl_taskarith.study.table_plots import plot_arms
@@ -57,6 +58,8 @@ def write_tables(results: StudyResults) -> None:
 
 def markdown_table(study: Study, rows: Sequence[Comparison]) -> str:
     """One table; a run that was not done is said to be "not run", never left out."""
+    group = rows[0].results.arm.group if rows else ""
+    reference = study.references.get(group, study.reference)
     columns = [
         _Column("arm", lambda row: row.results.arm.label, always=True),
         _Column("density", lambda row: BLANK if row.results.density is None else f"{row.results.density:.3g}"),
@@ -66,7 +69,7 @@ def markdown_table(study: Study, rows: Sequence[Comparison]) -> str:
         _Column("n", lambda row: _count(row, len(study.seeds)), always=True),
         _Column("val accuracy %", lambda row: _spread(row.val)),
         _Column("gain over ridge head [95 % CI]", lambda row: _interval(row.gain)),
-        _Column(f"difference to {study.reference or 'reference'} [95 % CI]", _difference),
+        _Column(f"difference to {reference or 'reference'} [95 % CI]", _difference),
         _Column("detectable", lambda row: _detectable(row.difference)),
         _Column("‖τ‖, last round", lambda row: _spread(row.norm, digits=3)),
         _Column("uplink MB per round", lambda row: _number(row.uplink.mean)),
@@ -222,8 +225,9 @@ def _trial_records(results: StudyResults, rows: Sequence[Comparison]) -> list[di
             "arm": row.results.arm.label,
             "learning_rate": rate,
             "rounds": rounds,
-            "val_accuracy": None if score == -math.inf else score,
-            "diverged": score == -math.inf,
+            "val_accuracy": None if score == DIVERGED else score[0],
+            "val_loss": None if score == DIVERGED else -score[1],
+            "diverged": score == DIVERGED,
             "chosen": row.results.choice is not None and row.results.choice.rate == rate,
         }
         for row in rows
