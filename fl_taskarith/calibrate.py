@@ -7,7 +7,7 @@ import torch
 from fl_taskarith.config import Config
 from fl_taskarith.errors import ConfigError, WeightsError
 from fl_taskarith.global_model import Weights
-from fl_taskarith.masking.anatomy import density_by_kind
+from fl_taskarith.masking.anatomy import density_by_kind, key_biases
 from fl_taskarith.masking.calibration import Calibration, calibrate
 from fl_taskarith.masking.mask import Mask, load_mask
 from fl_taskarith.masking.rules import data_free_scores
@@ -95,7 +95,7 @@ def mask_facts(config: Config, calibration: Calibration) -> dict[str, object]:
         facts |= {
             "source": config.mask_source,
             "sensitivity_threshold": calibration.threshold,
-            "unscored": calibration.unscored,
+            "key_biases": key_biases(mask),
             "calibration_rounds": config.calibration_rounds,
             "soft_zero": config.soft_zero,
             "fisher_labels": config.fisher_labels,
@@ -116,4 +116,4 @@ def _from_file(config: Config, maskable: Mask, home: Resident) -> Calibration:
         )
     if not mask.updated:
         raise ConfigError(f'mask-file = "{config.mask_file}" updates no weight at all.')
-    return Calibration(mask.to(home.device), 0.0, (mask.density,), 0)
+    return Calibration(mask.to(home.device), 0.0, (mask.density,))

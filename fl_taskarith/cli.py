@@ -74,6 +74,17 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("--output", type=Path, help="path without ending (default: curves in the first folder)")
     plot.set_defaults(run=_plot)
 
+    bench = commands.add_parser("bench", help="measure ours against what it is to beat, side by side")
+    bench.add_argument("name", choices=("fisher",), metavar="NAME", help="fisher: scoring of a mask's sensitivities")
+    bench.add_argument("--json", action="store_true", help="print the record instead of words")
+    bench.add_argument("--model", default="vit_small_patch14_dinov2", help="timm model (default: %(default)s)")
+    bench.add_argument("--input-size", type=_positive, default=98, help="pixels (default: %(default)s)")
+    bench.add_argument("--examples", type=_positive, default=128, help="scored per repeat (default: %(default)s)")
+    bench.add_argument("--repeats", type=_positive, default=3, help="default: %(default)s")
+    bench.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
+    bench.add_argument("--results-dir", default="", help="for bench/NAME.json (default: results/ of the checkout)")
+    bench.set_defaults(run=_bench)
+
     study = commands.add_parser("study", help="run the arms of study files over several seeds, and write their tables")
     study.add_argument("words", nargs="+", metavar="STUDY.toml [key=value]", help="study files; settings for all runs")
     study.add_argument("--list", action="store_true", help="say what is done and what is to do; run nothing")
@@ -155,6 +166,17 @@ def _pretrain_glyph(parsed: argparse.Namespace) -> None:
 
     report = pretrain_glyph(parsed.output, seed=parsed.seed, steps=parsed.steps, threads=parsed.threads)
     print(f"{parsed.output.resolve()}: accuracy on letters of fonts held out {report.held_out_accuracy:.4f}")
+
+
+def _bench(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.bench.fisher import bench_fisher
+    from fl_taskarith.paths import results_root
+    from fl_taskarith.resident import choose_device
+
+    found = bench_fisher(parsed.model, parsed.input_size, parsed.examples, parsed.repeats, parsed.device)
+    path = found.write(results_root(parsed.results_dir) / "bench", choose_device(parsed.device))
+    print(path.read_text() if parsed.json else "\n".join((*found.lines, str(path))))
+    print(f"ratio: {found.ratio:.2f}")
 
 
 def _plot(parsed: argparse.Namespace) -> None:

@@ -147,7 +147,12 @@ class Config:
     local_steps_min: int = _key(0, "with local-steps-max: clients draw their own J; 0 = off", low=0)
     local_steps_max: int = _key(0, "see local-steps-min", low=0)
     batch_size: int = _key(16, "examples per local step", low=1)
-    learning_rate: float = _key(0.01, "peak learning rate of the clients", low=0, high=LARGEST)
+    learning_rate: float = _key(
+        1.0,
+        "peak learning rate of the clients; every mask rule has its own best, dense training 0.01 here",
+        low=0,
+        high=LARGEST,
+    )
     momentum: float = _key(0.9, "SGDM momentum; starts at zero in every round", low=0, high=1)
     weight_decay: float = _key(0.0, "L2 penalty", low=0, high=LARGEST)
     dampening: float = _key(0.0, "SGDM dampening", low=0, high=1)

@@ -78,7 +78,7 @@ class Logbook:
         self.rows: list[Row] = []
         self.restored: Checkpoint | None = None
         self._lock = _lock(self.folder)
-        self._record: dict[str, Any] = {"status": "running", "config": config.to_run_config()} | _environment()
+        self._record: dict[str, Any] = {"status": "running", "config": config.to_run_config()} | environment()
         if resuming:
             for leftover in self.folder.rglob(".*.tmp"):  # of a process killed while it wrote
                 leftover.unlink(missing_ok=True)
@@ -265,8 +265,8 @@ def _lock(folder: Path) -> IO[str] | None:
     return file
 
 
-def _environment() -> dict[str, Any]:
-    """Versions and machine, for run.json."""
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit, for the records of runs and benchmarks."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -251,8 +251,16 @@ def test_an_infeasible_request_leaves_no_folder(quick_config: Config) -> None:
     assert not Path(quick_config.results_dir).exists()
 
 
+CONF = Path(__file__).parent.parent / "conf"
+SIX_MODELS = sorted(CONF.glob("*.toml"))
+SWEEPS = {"density": "density", "calibration-rounds": "calibration-rounds", "rules": "mask-rule"}
+SWEPT = sorted(path for folder in SWEEPS for path in (CONF / folder).glob("*.toml"))
+
+
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parent.parent / "conf").rglob("*.toml")), ids=lambda path: path.stem
+    "path",
+    [*SIX_MODELS, *(pytest.param(path, marks=pytest.mark.slow) for path in SWEPT)],
+    ids=lambda path: "-".join(path.with_suffix("").relative_to(CONF).parts),
 )
 def test_every_conf_file_runs(path: Path, cifar100_folder: Path, tmp_path: Path) -> None:
     """One round, with the tiny backbone and few images in place of what needs a GPU."""
@@ -264,3 +272,21 @@ def test_every_conf_file_runs(path: Path, cifar100_folder: Path, tmp_path: Path)
     assert [row["round"] for row in history.rows] == [0, 1]
     assert history.rows[0]["test_accuracy"] > 0.02, "twice chance, from the head alone"
     assert history.rows[1]["train_loss"] > 0
+    assert (history.folder / "mask.safetensors").exists() == load(path).masked
+
+
+def test_there_is_a_conf_file_for_each_of_the_six_models() -> None:
+    models = {(load(path).strategy, load(path).sharding, load(path).masked) for path in SIX_MODELS}
+    assert len(SIX_MODELS) == len(models) == 6
+
+
+@pytest.mark.parametrize("folder", SWEEPS)
+def test_the_files_of_a_sweep_differ_in_one_setting(folder: str) -> None:
+    base = load(CONF / "fedavg-noniid-sparse.toml")
+    values = {}
+    for path in sorted((CONF / folder).glob("*.toml")):
+        config = load(path)
+        assert set(config.differing_keys(base.to_run_config())) <= {SWEEPS[folder]}, path
+        values[path.stem] = str(config.to_run_config()[SWEEPS[folder]])
+    assert all(name == value for name, value in values.items()), "a file is named after its value"
+    assert len(values) == {"density": 5, "calibration-rounds": 4, "rules": 5}[folder]

@@ -95,6 +95,26 @@ def test_sensitivity_equals_one_backward_pass_per_example(labels: str, score: st
         assert scale > 0 or name.endswith("qkv.bias"), name
 
 
+@pytest.mark.parametrize(
+    "architecture",
+    [{"norm_layer": "rmsnorm"}, {"qk_norm": True}, {"reg_tokens": 2, "global_pool": "avg"}],
+    ids=lambda architecture: next(iter(architecture)),
+)
+def test_other_architectures_are_scored_as_exactly(architecture: dict[str, object]) -> None:
+    """RMSNorm has no rule of its own and goes through vmap; the others have parameters of other shapes."""
+    model = small_model(**architecture)
+    images, targets = examples(5)
+    found = sensitivity_sums(
+        model, backbone(model), images, targets, as_inputs,
+        labels="expected", score="log-prob", generator=np.random.default_rng(3), memory=1.0,
+    )  # fmt: skip
+    expected = brute_force(model, images, targets, "expected", "log-prob", np.random.default_rng(3).random(5))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        scale = value.max().item()
+        assert (found[name] - value).abs().max().item() <= 2e-5 * max(scale, 1e-12) + 1e-12, name
+
+
 def test_the_square_of_a_batch_gradient_is_something_else() -> None:
     """What the definition warns of: the two rank weights differently, so the test above can tell them apart."""
     model = small_model()

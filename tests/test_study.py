@@ -484,12 +484,11 @@ def test_a_table_is_made_from_folders_alone_and_says_what_was_not_run(tmp_path: 
     run_studies([study_of(STUDY.replace("[0, 1, 2]", "[1]"), tmp_path)], tmp_path)
     for leftover in ("README.md", "table.csv"):
         (tmp_path / "tiny" / leftover).unlink()
-    more = study_of(STUDY + '[[arm]]\nname = "new"\n', tmp_path)
+    more = study_of(STUDY + '[[arm]]\nname = "new"\nsettings = { batch-size = 8 }\n', tmp_path)
     write_tables(StudyResults(more, tmp_path))
     assert len(training.runs) == 2
     written = (tmp_path / "tiny" / "README.md").read_text()
-    assert "| new | 0.01 | – | not run | 0 |" in written
-    assert "| dense | 0.01 | 50.00 | 90.10 | 1 of 3 |" not in written
+    assert "| new | 1 | – | not run | 0 |" in written
     assert "| 89.10 | 1 of 3 |" in written, "one seed has no ±"
 
 
@@ -543,3 +542,18 @@ def test_a_damaged_record_is_named(tmp_path: Path, training: FakeTraining) -> No
     record.write_text("{")
     with pytest.raises(CheckpointError, match=r"run\.json"):
         list(list_study(StudyResults(study, tmp_path)))
+
+
+def test_an_arm_that_stands_in_two_tables_has_its_runs_once(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "conf" / "study" / "digits.toml").read_text()
+    (tmp_path / "twins.toml").write_text(text)
+    study = load_study(tmp_path / "twins.toml")
+    first, second = (arm for arm in study.arms if arm.settings["mask-rule"] == "none" and "sharding" not in arm.settings
+                     and arm.settings.get("strategy") != "centralized")  # fmt: skip
+    assert first.group != second.group
+    assert study.config(first, 0.1, None, 0, tmp_path) == study.config(second, 0.1, None, 0, tmp_path)
+    other = next(arm for arm in study.arms if arm.settings["mask-rule"] == "random")
+    assert study.config(other, 0.1, None, 0, tmp_path).run_name != study.config(first, 0.1, None, 0, tmp_path).run_name
+    assert study.reference_of(first) is first
+    assert study.reference_of(second) is not None
+    assert study.reference_of(second).label == "least-sensitive"

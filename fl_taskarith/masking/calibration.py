@@ -18,14 +18,12 @@ class Calibration:
     """A mask and how it came about.
 
     threshold: the score of the last round that separates: the largest kept one, or the smallest under a rule that keeps
-    the largest. densities: after each round. unscored: updated entries whose score is exactly zero, which a
-    least-sensitive rule always takes (the bias of the keys in attention cannot change a softmax).
+    the largest. densities: after each round.
     """
 
     mask: Mask
     threshold: float
     densities: tuple[float, ...]
-    unscored: int
 
 
 def calibrate(
@@ -64,8 +62,7 @@ def calibrate(
             if not alive.updated:
                 raise ConfigError(_nothing_within(threshold, largest, scores))
         densities.append(alive.density)
-    unscored = sum(int((scores[name][tensor] == 0).sum()) for name, tensor in alive.tensors.items())
-    return Calibration(alive, cut, tuple(densities), unscored)
+    return Calibration(alive, cut, tuple(densities))
 
 
 def damped(weights: Mapping[str, Tensor], alive: Mask, soft_zero: float) -> dict[str, Tensor]:

@@ -94,6 +94,10 @@ class Study:
         """The arm whose learning rate `arm` runs at: itself, or the one that same-rate-as names."""
         return self._find(arm.same_rate_as, arm, "same-rate-as") if arm.same_rate_as else arm
 
+    def twin(self, arm: Arm) -> Arm:
+        """The first arm with the same settings: an arm that stands in two tables has its runs once."""
+        return next(other for other in self.arms if other.settings == arm.settings)
+
     def reference_of(self, arm: Arm) -> Arm | None:
         """The arm that `arm` is compared with: in its own group and variant where there is one of that name."""
         name = self.references.get(arm.group, self.reference)
@@ -119,7 +123,7 @@ class Study:
         if rounds is not None:
             settings["num-rounds"] = rounds
         config = configuration.from_mapping(settings)
-        name = f"{arm.slug}-lr{config.learning_rate:g}-r{config.num_rounds}-s{seed}-{config.fingerprint()}"
+        name = f"{self.twin(arm).slug}-lr{config.learning_rate:g}-r{config.num_rounds}-s{seed}-{config.fingerprint()}"
         return configuration.from_mapping(
             config.to_run_config() | {"run-name": name.replace("+", ""), "results-dir": str(runs)}
         )

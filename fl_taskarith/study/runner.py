@@ -84,10 +84,10 @@ def _reports(results: StudyResults, jobs: int, deadline: float | None) -> Iterat
 
 
 def _families(study: Study) -> list[list[Arm]]:
-    """Arms that share one search stay in one process, in file order, so that no process waits for another."""
+    """Arms that share one search, or runs, stay in one process, in file order, so that no process waits for another."""
     families: dict[str, list[Arm]] = {}
     for arm in study.arms:
-        families.setdefault(study.rate_arm(arm).title, []).append(arm)
+        families.setdefault(study.twin(study.rate_arm(arm)).title, []).append(arm)
     return list(families.values())
 
 

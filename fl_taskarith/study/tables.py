@@ -115,7 +115,12 @@ def _about_rates(study: Study) -> str:
     return (
         f"Learning rates: chosen per arm on validation accuracy alone among {len(search.rates)} from "
         f"{search.low:g} to {search.high:g} ({search.per_decade} per decade): {', then '.join(rungs)} rounds, seed "
-        f"{search.seed}; ties go to the smaller rate. A rate at an end of the grid is not tuned."
+        f"{search.seed}; ties go to the smaller validation loss. A rate at an end of the grid is not tuned."
+        + "".join(
+            f" {arm.title}: {' then '.join(map(str, arm.search_rounds))} rounds."
+            for arm in study.arms
+            if arm.search_rounds and study.searched(arm) is not None
+        )
         + (f" Set, not searched: {', '.join(fixed)}." if fixed else "")
     )
 
