@@ -109,6 +109,9 @@ class Config:
     input_size: int = _key(16, "side of the model's square input in pixels", low=1, high=4096)
     trainable: str = _choice("backbone", "what clients train", "backbone", "head", "all")
     trainable_blocks: int = _key(0, "train only the last n blocks (and the final norm); 0 = all", low=0)
+    prefix_cache: str = _choice(
+        "off", "with trainable-blocks: keep the frozen blocks' tokens of every image", "off", "float16", "float32"
+    )
     head: str = _choice("ridge", "classifier: ridge (closed form) or linear (trained)", "ridge", "linear")
     head_rounds: int = _key(0, "first rounds that train the head alone", low=0)
     ridge_lambda: float | str = _auto_number("ridge penalty; auto = chosen on validation")
@@ -296,6 +299,11 @@ def _check_combinations(config: Config) -> None:
          f"local-steps-min = {low} and local-steps-max = {high}: set both, with 1 <= min <= max, or leave both 0."),
         (config.trainable == "head" and config.trainable_blocks > 0,
          'trainable-blocks has no meaning under trainable = "head": leave it 0.'),
+        (config.prefix_cache != "off" and not (config.trainable_blocks or config.trainable == "head"),
+         f'prefix-cache = "{config.prefix_cache}" keeps what frozen blocks compute: set trainable-blocks.'),
+        (config.prefix_cache != "off" and "crop" in config.augmentation,
+         f'prefix-cache = "{config.prefix_cache}" keeps images as they are and flipped, and augmentation = '
+         f'"{config.augmentation}" crops: set augmentation to "flip" or "none".'),
         (config.head == "linear" and config.trainable == "backbone" and config.head_rounds == 0,
          'head = "linear" starts at zero and trainable = "backbone" would freeze it there, so nothing could be learnt: '
          'set head-rounds, or trainable = "all", or head = "ridge".'),

@@ -18,6 +18,7 @@ from torch import Tensor
 from fl_taskarith.config import Config
 from fl_taskarith.data.batches import Preprocessing
 from fl_taskarith.data.datasets import SPLIT_SEED, Dataset, ImageSet, load_dataset
+from fl_taskarith.data.prefix_cache import CachedInputs, cache_key, open_or_make
 from fl_taskarith.data.sharding import make_shards
 from fl_taskarith.data.splits import Splits, split_training_set, stratified_sample
 from fl_taskarith.errors import ConfigError
@@ -27,8 +28,9 @@ from fl_taskarith.masking.mask import Mask
 from fl_taskarith.masking.sensitivity import sensitivity_sums
 from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model, pretrained_settings, trained_parameters
+from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
 from fl_taskarith.paths import resolve
-from fl_taskarith.training import extract_features
+from fl_taskarith.training import Inputs, Network, autocast, extract_features
 
 EVALUATION_BATCH = 256
 
@@ -49,20 +51,21 @@ class Resident:
 
     Attributes:
         device: where everything lies.
-        data: train, validation, calibration and test examples.
         shards: one int64 index tensor into `data.train` per client.
         model: holds whatever weights were loaded last; `place` or `load` before use.
         parameters, shapes: of the model, by name, in its order.
         pretrained: a copy of the parameters that training may change (`federated_names`), as they started. Not to
             be written to.
-        preprocessing: from stored images to model inputs.
+        network: the part of the model that runs: all of it, or what follows the frozen blocks under a prefix cache.
+        data: what it runs on; under a prefix cache the images of its splits are positions in the cache.
+        preprocessing: from those images, or positions, to the network's inputs.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.device = choose_device(config.device)
         torch.set_num_threads(config.threads or available_threads())
-        self.data = _load_data(
+        data = _load_data(
             config.dataset,
             resolve(config.data_dir, "data-dir"),
             config.download,
@@ -74,7 +77,7 @@ class Resident:
             weights = str(resolve(weights, "weights"))
         self.model: VisionTransformer = build_model(
             config.model,
-            num_classes=len(self.data.dataset.classes),
+            num_classes=len(data.dataset.classes),
             input_size=config.input_size,
             weights=weights,
             download=config.download,
@@ -83,7 +86,11 @@ class Resident:
         self.parameters = dict(self.model.named_parameters())
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         self.pretrained = {name: self.parameters[name].detach().clone() for name in self.federated_names()}
-        self.preprocessing = self._preprocessing()
+        self.data = data
+        self.network: Network = self.model
+        self.preprocessing: Inputs = self._preprocessing(data)
+        if config.prefix_cache != "off":
+            self._use_prefix_cache(data)
 
     @cached_property
     def shards(self) -> list[Tensor]:
@@ -157,7 +164,7 @@ class Resident:
         """
         self.place(GlobalModel({}, Frozen(head)))
         return sensitivity_sums(
-            self.model,
+            self.network,
             damped(self.maskable(), alive, self.config.soft_zero),
             examples.images,
             examples.labels,
@@ -171,22 +178,58 @@ class Resident:
     def features(self, examples: ImageSet) -> Tensor:
         """What the head sees of `examples` under the model's current weights: float32 [n, width]."""
         return extract_features(
-            self.model,
+            self.network,
             examples,
             self.preprocessing,
             batch_size=EVALUATION_BATCH,
             precision=self.config.precision,
         )
 
-    def _preprocessing(self) -> Preprocessing:
+    def _use_prefix_cache(self, data: Data) -> None:
+        """Run the trained blocks alone, on the frozen ones' tokens."""
+        config, preprocessing = self.config, self._preprocessing(data)
+        if preprocessing.crop_padding:
+            raise ConfigError(
+                f'prefix-cache = "{config.prefix_cache}" keeps images as they are and flipped, and {config.dataset} is '
+                'cropped at random by default: set augmentation = "flip" or "none".'
+            )
+        depth = len(self.model.blocks)
+        first = depth - config.trainable_blocks if config.trainable == "backbone" else depth
+        splits = (data.train, data.validation, data.calibration, data.test)
+        images = torch.cat([split.images for split in splits])
+        parts: dict[str, Tensor | str] = {
+            **prefix_parameters(self.model, first),
+            "images": images,
+            "settings": repr((config.model, config.input_size, first, config.precision, preprocessing)),
+            "dtype": config.prefix_cache,
+        }
+
+        def tokens_of(pictures: Tensor, flipped: bool) -> Tensor:
+            def compute(part: Tensor) -> Tensor:
+                with autocast(self.device, config.precision):
+                    part = part.flip(-1) if flipped else part
+                    return prefix_tokens(self.model, preprocessing.evaluation_inputs(part), first)
+
+            folder = resolve(config.data_dir, "data-dir") / "prefix-cache"
+            key = cache_key({**parts, "flipped": str(flipped)})
+            return open_or_make(folder, key, pictures, compute, config.prefix_cache)
+
+        mirrored = tokens_of(data.train.images, True) if preprocessing.flip else None
+        self.preprocessing = CachedInputs(tokens_of(images, False), mirrored, self.device)
+        self.network = Suffix(self.model, first)
+        positions = torch.arange(len(images), device=self.device).split([len(split) for split in splits])
+        cached = (ImageSet(where, split.labels) for where, split in zip(positions, splits, strict=True))
+        self.data = Data(data.dataset, *cached)
+
+    def _preprocessing(self, data: Data) -> Preprocessing:
         cfg = pretrained_settings(self.model)
         chosen = self.config.augmentation
-        augmentation = self.data.dataset.augmentation if chosen == "auto" else chosen
+        augmentation = data.dataset.augmentation if chosen == "auto" else chosen
         return Preprocessing(
             input_size=self.config.input_size,
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),
-            crop_padding=self.data.dataset.crop_padding if "crop" in augmentation else 0,
+            crop_padding=data.dataset.crop_padding if "crop" in augmentation else 0,
             flip="flip" in augmentation,
         )
 

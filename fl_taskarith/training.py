@@ -13,7 +13,15 @@ from torch.nn import functional
 
 from fl_taskarith.data.batches import Preprocessing, batch_positions
 from fl_taskarith.data.datasets import ImageSet
+from fl_taskarith.data.prefix_cache import CachedInputs
+from fl_taskarith.models.suffix import Suffix
 from fl_taskarith.seeding import torch_seed
+
+Network = VisionTransformer | Suffix
+"""A whole model on images, or the last blocks of one on the tokens of its frozen ones."""
+
+Inputs = Preprocessing | CachedInputs
+"""Makes the network's inputs from what an `ImageSet` holds: images, or positions in a prefix cache."""
 
 AUTOCAST_TYPES = {"fp32": None, "bf16": torch.bfloat16}
 
@@ -34,11 +42,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 def train_locally(
-    model: VisionTransformer,
+    model: Network,
     examples: ImageSet,
     shard: Tensor,
     optimizer: torch.optim.Optimizer,
-    preprocessing: Preprocessing,
+    preprocessing: Inputs,
     *,
     local_steps: int,
     batch_size: int,
@@ -70,7 +78,7 @@ def train_locally(
 
 @torch.inference_mode()
 def evaluate(
-    model: VisionTransformer, examples: ImageSet, preprocessing: Preprocessing, *, batch_size: int, precision: str
+    model: Network, examples: ImageSet, preprocessing: Inputs, *, batch_size: int, precision: str
 ) -> Evaluation:
     """Loss and accuracy of `model` on all of `examples`; nan for both where there are none."""
     if not len(examples):
@@ -89,7 +97,7 @@ def evaluate(
 
 @torch.inference_mode()
 def extract_features(
-    model: VisionTransformer, examples: ImageSet, preprocessing: Preprocessing, *, batch_size: int, precision: str
+    model: Network, examples: ImageSet, preprocessing: Inputs, *, batch_size: int, precision: str
 ) -> Tensor:
     """What the head sees (timm's pre-logits: the normalised class token): float32 [n, width]."""
     model.eval()

@@ -141,6 +141,12 @@ def test_a_table_cut_short_is_an_error(config: Config) -> None:
         read_rounds(logbook.folder)
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "results").glob("*/rounds.csv")), ids=str)
+def test_committed_runs_can_still_be_read(path: Path) -> None:
+    rounds = [row["round"] for row in read_rounds(path.parent)]
+    assert rounds == list(range(len(rounds)))
+
+
 # checkpoints
 
 

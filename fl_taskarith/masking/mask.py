@@ -40,7 +40,7 @@ class Mask:
     @cached_property
     def updated(self) -> int:
         """Entries that are updated."""
-        return sum(len(index) for index in self.indices.values())
+        return sum(int(tensor.sum()) for tensor in self.tensors.values())
 
     @property
     def density(self) -> float:

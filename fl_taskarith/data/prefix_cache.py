@@ -1,0 +1,142 @@
+"""Tokens of the frozen first blocks, once per image and flip, on disk: what a run with few trained blocks reads instead
+of images.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl_taskarith.errors import CheckpointError, DataError
+from fl_taskarith.files import write_atomically
+
+Compute = Callable[[Tensor], Tensor]
+"""From stored images, uint8 [B, 3, H, W], to tokens [B, T, d]."""
+
+DTYPES = {"float16": np.float16, "float32": np.float32}
+CHUNK = 64  # images per pass while the cache is made
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CachedInputs:
+    """In place of `Preprocessing`: model inputs are looked up by position instead of computed from images.
+
+    tokens: [N, T, d] of every image; mirrored: [M, T, d] of the first M images (the training set) flipped left to
+    right, or None without flips. Either may be a memory-mapped file. device: where inputs are wanted.
+    """
+
+    tokens: Tensor
+    mirrored: Tensor | None
+    device: torch.device
+
+    def evaluation_inputs(self, positions: Tensor) -> Tensor:
+        """Positions int64 [B] to tokens float32 [B, T, d]."""
+        return self.tokens[positions.to(self.tokens.device)].to(self.device).float()
+
+    def training_inputs(self, positions: Tensor, generator: np.random.Generator) -> Tensor:
+        """The same with a random flip per image; draws from `generator` as `Preprocessing.training_inputs` does."""
+        generator.integers(0, 1, size=(len(positions), 2))  # the offsets of a crop that is not made
+        flipped = torch.from_numpy(generator.random(len(positions)) < 0.5)
+        inputs = self.evaluation_inputs(positions)
+        if self.mirrored is not None and flipped.any():
+            there = positions.to(self.mirrored.device)[flipped.to(self.mirrored.device)]
+            inputs[flipped.to(inputs.device)] = self.mirrored[there].to(self.device).float()
+        return inputs
+
+
+def cache_key(parts: Mapping[str, Tensor | str]) -> str:
+    """16 hexadecimal digits over the exact bits of everything the tokens depend on, by name."""
+    digest = hashlib.sha256()
+    for name, part in parts.items():
+        digest.update(f"|{name}:".encode())
+        if isinstance(part, Tensor):
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(part.encode())
+    return digest.hexdigest()[:16]
+
+
+def open_or_make(folder: Path, key: str, images: Tensor, compute: Compute, dtype: str) -> Tensor:
+    """Tokens [N, T, d] of `images`, memory-mapped from folder/KEY.npy; made there if missing, cut short or damaged.
+
+    Args:
+        folder: of all caches.
+        key: of everything the tokens depend on (`cache_key`).
+        images: uint8 [N, 3, H, W].
+        compute: tokens of a part of them.
+        dtype: "float16" or "float32", as stored.
+
+    Raises:
+        DataError: a token does not fit the dtype.
+        CheckpointError: the cache cannot be written; names the path.
+    """
+    path = folder / f"{key}.npy"
+    if not _is_sound(path):
+        _make(path, images, compute, dtype)
+    # Copy-on-write: torch wants a writable array, and nothing written to it may reach the file.
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def _make(path: Path, images: Tensor, compute: Compute, dtype: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    log.info("Computing the tokens of %d images, once: %s", len(images), path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (len(images), *compute(images[:1]).shape[1:])
+        table = np.lib.format.open_memmap(temporary, mode="w+", dtype=DTYPES[dtype], shape=shape)
+        for start in range(0, len(images), CHUNK):
+            tokens = compute(images[start : start + CHUNK]).float().cpu().numpy()
+            with np.errstate(over="ignore"):
+                stored = tokens.astype(DTYPES[dtype])
+            if not np.isfinite(stored).all():
+                raise DataError(f'A token of the frozen blocks does not fit {dtype}: set prefix-cache = "float32".')
+            table[start : start + CHUNK] = stored
+        table.flush()
+        del table
+        write_atomically(_record(path), json.dumps({"sha256": _digest(temporary)}) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f'Cannot write the cache {path}: {error.strerror or error}. Free some space, or set prefix-cache = "off".'
+        ) from error
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether the file is there and its content has the checksum recorded when it was made."""
+    try:
+        recorded = json.loads(_record(path).read_text())["sha256"]
+        sound = bool(recorded == _digest(path))
+    except (OSError, ValueError, KeyError, TypeError):
+        sound = False
+    if not sound and path.exists():
+        log.warning("The cache %s is damaged; it is made anew.", path)
+    return sound
+
+
+def _record(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in _blocks(file.read):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    while block := read(2**24):
+        yield block

@@ -1,0 +1,161 @@
+"""The frozen blocks' tokens, kept: the same numbers as without, exact keys, and files that tell damage."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import final_weights, numbers, same_bits
+
+from fl_taskarith import simulate
+from fl_taskarith.config import Config, load
+from fl_taskarith.data.prefix_cache import CachedInputs, cache_key, open_or_make
+from fl_taskarith.errors import CheckpointError, ConfigError, DataError
+from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
+from fl_taskarith.resident import Resident
+
+
+@pytest.fixture
+def cached_config(quick_config: Config, tmp_path: Path) -> Config:
+    return dataclasses.replace(
+        quick_config, trainable_blocks=1, prefix_cache="float32", data_dir=str(tmp_path / "data"), augmentation="flip"
+    )
+
+
+def files(config: Config) -> list[Path]:
+    return sorted((Path(config.data_dir) / "prefix-cache").glob("*.npy"))
+
+
+@pytest.mark.parametrize("architecture", [{}, {"reg_tokens": 2, "global_pool": "avg"}, {"pre_norm": True}])
+def test_prefix_and_suffix_are_the_model(architecture: dict[str, object]) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("vit_glyph", num_classes=5, **architecture).eval()
+    inputs = torch.randn(3, 3, 16, 16)
+    for first in range(5):
+        suffix = Suffix(model, first)
+        tokens = prefix_tokens(model, inputs, first)
+        assert torch.equal(suffix(tokens), model(inputs))
+        own = dict(model.named_parameters())
+        for name, parameter in suffix.named_parameters():
+            assert parameter is own[name], "a suffix shares parameters under the model's names"
+        assert not prefix_parameters(model, first).keys() & dict(suffix.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("settings", [{}, {"mask_rule": "least-sensitive", "calibration_size": 20}],
+                         ids=["dense", "masked"])  # fmt: skip
+def test_a_cached_run_has_the_numbers_of_one_without(cached_config: Config, settings: dict[str, object]) -> None:
+    cached = simulate(cached_config, **settings)
+    plain = simulate(cached_config, prefix_cache="off", **settings)
+    for mine, theirs in zip(numbers(cached.folder), numbers(plain.folder), strict=True):
+        for column in ("train_loss", "val_loss", "test_loss"):
+            if theirs[column] is not None:
+                assert mine[column] == pytest.approx(theirs[column], rel=1e-3), (mine["round"], column)
+        assert mine["uplink_bytes"] == theirs["uplink_bytes"]
+    assert len(files(cached_config)) == 2, "the images, and the training set flipped"
+
+
+def test_half_precision_is_close(cached_config: Config) -> None:
+    half = simulate(cached_config, prefix_cache="float16", num_rounds=1)
+    single = simulate(cached_config, num_rounds=1)
+    assert half.rows[1]["train_loss"] == pytest.approx(single.rows[1]["train_loss"], rel=1e-2)
+    sizes = [path.stat().st_size for path in files(cached_config)]
+    assert max(sizes) == pytest.approx(2 * sorted(sizes)[-2], rel=0.3)
+
+
+def test_a_second_run_reads_what_the_first_computed(cached_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Resident(cached_config)
+    made = [path.stat().st_mtime_ns for path in files(cached_config)]
+    monkeypatch.setattr("fl_taskarith.resident.prefix_tokens", None)  # calling it would be an error
+    again = Resident(dataclasses.replace(cached_config, learning_rate=0.5, num_clients=7))
+    assert [path.stat().st_mtime_ns for path in files(cached_config)] == made
+    positions = torch.tensor([3, 900])
+    assert torch.equal(
+        first.preprocessing.evaluation_inputs(positions), again.preprocessing.evaluation_inputs(positions)
+    )
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped bit", "no record", "record is no JSON"])
+def test_a_damaged_cache_is_made_anew(cached_config: Config, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    config = dataclasses.replace(cached_config, augmentation="none")
+    sound = Resident(config).preprocessing.evaluation_inputs(torch.arange(5)).clone()
+    (path,) = files(config)
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(content[:-1])
+    elif damage == "flipped bit":
+        content[-100] ^= 1
+        path.write_bytes(content)
+    elif damage == "no record":
+        path.with_suffix(".json").unlink()
+    else:
+        path.with_suffix(".json").write_text("{")
+    with caplog.at_level("WARNING", logger="fl_taskarith"):
+        again = Resident(config).preprocessing.evaluation_inputs(torch.arange(5))
+    assert torch.equal(again, sound)
+    assert "damaged" in caplog.text
+
+
+def test_everything_that_tokens_depend_on_is_in_the_key(cached_config: Config) -> None:
+    seen = set()
+    for settings in (
+        {}, {"trainable_blocks": 2}, {"weights": "none"}, {"weights": "none", "seed": 1}, {"prefix_cache": "float16"},
+        {"train_subset": 600}, {"model": "vit_tiny_patch16_224", "weights": "none", "input_size": 32},
+    ):  # fmt: skip
+        Resident(dataclasses.replace(cached_config, augmentation="none", **settings))
+        seen.add(len(files(cached_config)))
+    assert seen == {1, 2, 3, 4, 5, 6, 7}
+    assert cache_key({"a": torch.zeros(2)}) != cache_key({"a": torch.tensor([0.0, -0.0])})
+    assert cache_key({"a": torch.zeros(2)}) != cache_key({"b": torch.zeros(2)})
+
+
+def test_flips_are_drawn_as_without_a_cache() -> None:
+    tokens, mirrored = torch.zeros(50, 3, 4), torch.ones(50, 3, 4)
+    inputs = CachedInputs(tokens, mirrored, torch.device("cpu"))
+    drawn = inputs.training_inputs(torch.arange(50), np.random.default_rng(1))[:, 0, 0]
+    generator = np.random.default_rng(1)
+    generator.integers(0, 1, size=(50, 2))
+    assert drawn.tolist() == (generator.random(50) < 0.5).tolist()
+
+
+def test_a_token_beyond_half_precision_is_an_error(tmp_path: Path) -> None:
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(DataError, match='prefix-cache = "float32"'):
+        open_or_make(tmp_path, "k", images, lambda part: torch.full((len(part), 2, 2), 1e6), "float16")
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="file"):
+        open_or_make(
+            tmp_path / "file" / "x", "k", torch.zeros(1, 3, 4, 4), lambda part: torch.zeros(1, 1, 1), "float16"
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [({"trainable_blocks": 0}, "set trainable-blocks"), ({"augmentation": "crop-flip"}, "crops")],
+)
+def test_settings_that_contradict_a_cache_are_refused(settings: dict[str, object], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load(overrides={"prefix_cache": "float16", "trainable_blocks": 1} | settings)
+
+
+def test_cifars_own_augmentation_is_refused_by_name(cifar100_folder: Path, cached_config: Config) -> None:
+    config = dataclasses.replace(
+        cached_config, dataset="cifar100", data_dir=str(cifar100_folder), download=False, augmentation="auto",
+        validation_size=100, calibration_size=100,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match='augmentation = "flip"'):
+        Resident(config)
+
+
+def test_resuming_needs_no_images(cached_config: Config) -> None:
+    """The same configuration run twice from one cache: the same bits."""
+    first = simulate(cached_config, run_name="first")
+    second = simulate(cached_config, run_name="second")
+    assert numbers(first.folder) == numbers(second.folder)
+    assert same_bits(final_weights(first.folder), final_weights(second.folder))
