@@ -69,19 +69,19 @@ def kill_and_compare(kind: str, kills: int, folder: Path, seed: int = 0) -> Outc
     assert undisturbed.exitcode == 0
     duration = sum(row[name] or 0.0 for row in read_rounds(folder / "undisturbed") for name in TIMING_COLUMNS)
 
+    # Kill number i strikes after a round drawn at random, in order, and after a random part of the next one.
     instants = random.Random(seed)
+    rows = read_rounds(folder / "undisturbed")
+    moments = sorted(instants.randint(-1, len(rows) - 3) for _ in range(kills))
     rounds_at_kill: list[int] = []
-    while len(rounds_at_kill) < kills:
+    for moment in moments:
         process = start("killed")
-        # Short lives between the kills, counted from when the run is alive, so that many fall into one run.
-        _wait_until_alive(process, folder / "killed")
-        process.join(instants.uniform(0.0, 2 * duration / max(kills, 3)))
-        if process.exitcode is not None:
-            break  # it finished before this kill
+        _wait_until(process, folder / "killed", moment)
+        process.join(instants.uniform(0.0, 1.5 * duration / len(rows)))
         process.kill()
         process.join()
         if process.exitcode == 0:
-            break
+            break  # it finished before this kill
         rounds_at_kill.append(_rounds_done(folder / "killed"))
     if json.loads((folder / "killed" / "run.json").read_text())["status"] != "finished":
         last = start("killed")
@@ -103,8 +103,8 @@ def _run(words: list[str]) -> None:
     sys.exit(command(words))
 
 
-def _wait_until_alive(process: multiprocessing.process.BaseProcess, folder: Path) -> None:
-    """Until the run writes its run.json anew, or ends."""
+def _wait_until(process: multiprocessing.process.BaseProcess, folder: Path, server_round: int) -> None:
+    """Until the run is alive, which it shows by writing its run.json anew, and past a round; or until it ends."""
 
     def written() -> int:
         try:
@@ -113,11 +113,12 @@ def _wait_until_alive(process: multiprocessing.process.BaseProcess, folder: Path
             return 0
 
     before = written()
-    while process.is_alive() and written() == before:
+    while process.is_alive() and (written() == before or _rounds_done(folder) < server_round):
         time.sleep(0.005)
 
 
 def _rounds_done(folder: Path) -> int:
+    """The last round in rounds.csv; -1 before round 0."""
     try:
         return (folder / "rounds.csv").read_text().count("\n") - 2
     except OSError:
