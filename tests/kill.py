@@ -20,13 +20,13 @@ from conftest import final_weights, numbers, same_bits
 from fl_taskarith.cli import main as command
 from fl_taskarith.logbook import TIMING_COLUMNS, read_rounds
 
+ROUNDS_PER_KILL = 3  # a life lasts up to one and a half rounds beyond the start, so all kills fit into one run
 COMMON = ["checkpoint-every=1", "evaluate-every=1", "threads=1"]
 RUNS = {
-    "federated": ["num-clients=10", "participation=0.4", "num-rounds=12", "mask-rule=none", *COMMON],
-    "masked": ["num-clients=10", "participation=0.4", "num-rounds=12", "mask-rule=least-sensitive", *COMMON],
+    "federated": ["num-clients=10", "participation=0.4", "mask-rule=none", *COMMON],
+    "masked": ["num-clients=10", "participation=0.4", "mask-rule=least-sensitive", *COMMON],
     "centralized": [
         "strategy=centralized",
-        "num-rounds=6",
         "train-subset=400",
         "schedule=plateau",
         "mask-rule=none",
@@ -59,7 +59,8 @@ def kill_and_compare(kind: str, kills: int, folder: Path, seed: int = 0) -> Outc
     context.set_forkserver_preload(["fl_taskarith.simulation", "fl_taskarith.study.plots"])
 
     def start(name: str) -> multiprocessing.process.BaseProcess:
-        words = ["simulate", *RUNS[kind], f"results-dir={folder}", f"run-name={name}"]
+        rounds = f"num-rounds={ROUNDS_PER_KILL * kills}"
+        words = ["simulate", *RUNS[kind], rounds, f"results-dir={folder}", f"run-name={name}"]
         process = context.Process(target=_run, args=(words,))
         process.start()
         return process

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ def open_or_make(folder: Path, key: str, images: Tensor, compute: Compute, dtype
 
 
 def _make(path: Path, images: Tensor, compute: Compute, dtype: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # of this process: others may be at it
     log.info("Computing the tokens of %d images, once: %s", len(images), path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
