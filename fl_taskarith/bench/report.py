@@ -75,9 +75,24 @@ def median(values: list[float]) -> float:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that this process (or, on a GPU, torch in it) has held so far, in bytes."""
+    """The most memory that this process (or, on a GPU, torch in it) has held so far, in bytes.
+
+    Linux hands getrusage's figure down to child processes, so there the kernel's figure of this process is read.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    return _kernel_bytes("VmHWM")
+
+
+def resident_bytes() -> int:
+    """The memory that this process holds now, in bytes; where there is no /proc, the most it has held."""
+    return _kernel_bytes("VmRSS")
+
+
+def _kernel_bytes(field_name: str) -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(status.read_text().partition(f"{field_name}:")[2].split()[0])
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
