@@ -1,6 +1,7 @@
 """The command `fl-taskarith`: argument parsing only."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from fl_taskarith import config as configuration
 from fl_taskarith.errors import ConfigError, FlTaskarithError
+
+BENCH_OUTPUT = ("name", "run", "json", "results_dir")  # of the parsed words, what a benchmark's function does not take
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,15 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     plot.set_defaults(run=_plot)
 
     bench = commands.add_parser("bench", help="measure ours against what it is to beat, side by side")
-    bench.add_argument("name", choices=("fisher",), metavar="NAME", help="fisher: scoring of a mask's sensitivities")
-    bench.add_argument("--json", action="store_true", help="print the record instead of words")
-    bench.add_argument("--model", default="vit_small_patch14_dinov2", help="timm model (default: %(default)s)")
-    bench.add_argument("--input-size", type=_positive, default=98, help="pixels (default: %(default)s)")
-    bench.add_argument("--examples", type=_positive, default=128, help="scored per repeat (default: %(default)s)")
-    bench.add_argument("--repeats", type=_positive, default=3, help="default: %(default)s")
-    bench.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
-    bench.add_argument("--results-dir", default="", help="for bench/NAME.json (default: results/ of the checkout)")
-    bench.set_defaults(run=_bench)
+    _add_benches(bench.add_subparsers(dest="name", required=True, metavar="NAME"))
 
     study = commands.add_parser("study", help="run the arms of study files over several seeds, and write their tables")
     study.add_argument("words", nargs="+", metavar="STUDY.toml [key=value]", help="study files; settings for all runs")
@@ -94,6 +89,36 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--results-dir", default="", help="folder of the studies (default: results/ of the checkout)")
     study.set_defaults(run=_study)
     return parser
+
+
+def _add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """A parser per benchmark; what it parses beside `BENCH_OUTPUT` are the arguments of its function."""
+    vit_s, glyph, own = ("vit_small_patch14_dinov2", 98), ("vit_glyph", 16), {}
+    for name, (model, size), repeats, about in (
+        ("fisher", vit_s, 3, "scoring of a mask's sensitivities, against a backward pass per example"),
+        ("engine", vit_s, 5, "a round of clients that do nothing, against Flower's simulation with Ray"),
+        ("round", vit_s, 3, "a round of federated averaging, against its steps in a bare PyTorch loop"),
+        ("scale", glyph, 15, "a round among 100,000 virtual clients, against one among 100"),
+    ):
+        bench = own[name] = names.add_parser(name, help=about, description=f"Measure {about}.")
+        bench.add_argument("--json", action="store_true", help="print the record instead of words")
+        bench.add_argument("--model", dest="model_name", default=model, help="timm model (default: %(default)s)")
+        bench.add_argument("--input-size", type=_positive, default=size, help="pixels (default: %(default)s)")
+        bench.add_argument("--repeats", type=_positive, default=repeats, help="default: %(default)s")
+        bench.add_argument("--device", dest="device_name", default="auto", help="auto, cpu, ... (default: %(default)s)")
+        bench.add_argument("--results-dir", default="", help="for bench/NAME.json (default: results/ of the checkout)")
+        bench.set_defaults(run=_bench)
+    own["fisher"].add_argument(
+        "--examples", type=_positive, default=128, help="scored each time (default: %(default)s)"
+    )
+    own["engine"].add_argument("--clients", type=_positive, default=10, help="in every round (default: %(default)s)")
+    own["engine"].add_argument("--actors", type=_positive, default=0, help="processes of Ray (default: one per core)")
+    own["round"].add_argument("--batch-size", type=_positive, default=8, help="default: %(default)s")
+    own["round"].add_argument("--density", type=float, default=0.0, help="share of weights trained (default: no mask)")
+    own["round"].add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
+    own["scale"].add_argument(
+        "--clients", type=_positive, nargs="+", default=[100, 1_000, 10_000, 100_000], help="default: %(default)s"
+    )
 
 
 def _seconds(text: str) -> float:
@@ -169,12 +194,12 @@ def _pretrain_glyph(parsed: argparse.Namespace) -> None:
 
 
 def _bench(parsed: argparse.Namespace) -> None:
-    from fl_taskarith.bench.fisher import bench_fisher
+    measure = getattr(importlib.import_module(f"fl_taskarith.bench.{parsed.name}"), f"bench_{parsed.name}")
     from fl_taskarith.paths import results_root
     from fl_taskarith.resident import choose_device
 
-    found = bench_fisher(parsed.model, parsed.input_size, parsed.examples, parsed.repeats, parsed.device)
-    path = found.write(results_root(parsed.results_dir) / "bench", choose_device(parsed.device))
+    found = measure(**{name: value for name, value in vars(parsed).items() if name not in BENCH_OUTPUT})
+    path = found.write(results_root(parsed.results_dir) / "bench", choose_device(parsed.device_name))
     print(path.read_text() if parsed.json else "\n".join((*found.lines, str(path))))
     print(f"ratio: {found.ratio:.2f}")
 

@@ -93,7 +93,9 @@ class Config:
     """Every setting of a run. The defaults are the quick start; pyproject.toml repeats them for Flower."""
 
     # data
-    dataset: str = _choice("digits", "data set", "digits", "cifar100")
+    dataset: str = _choice(
+        "digits", "data set (synthetic: for benchmarks and tests)", "digits", "cifar100", "synthetic"
+    )
     data_dir: str = _key("~/.cache/fl-taskarith", "folder that holds (or receives) the data set")
     download: bool = _key(True, "download data and weights that are missing")
     train_subset: int = _key(0, "training images used, stratified; 0 = all that remain", low=0)

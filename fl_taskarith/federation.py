@@ -87,7 +87,7 @@ class FederatedRun(Run):
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
         """The sum of all clients' statistics, in partition order."""
         settings = RecordDict({"config": settings_record(self.config, RoundSettings(0))})
-        questions = [Message(settings, partition, "query.ridge") for partition in self.grid.get_node_ids()]
+        questions = (Message(settings, partition, "query.ridge") for partition in self.grid.get_node_ids())
         total: RidgeStatistics | None = None
         for reply in self.grid.exchange(questions):
             arrays = reply.content.array_records["arrays"]
@@ -108,9 +108,9 @@ class FederatedRun(Run):
             content = RecordDict(
                 {"config": settings_record(self.config, RoundSettings(calibration_round)), "arrays": sent}
             )
-            partitions = list(self.grid.get_node_ids())
+            partitions = self.grid.get_node_ids()
             row["downlink_bytes"] += len(partitions) * payload_bytes(sent)
-            questions = [Message(content, partition, "query.sensitivity") for partition in partitions]
+            questions = (Message(content, partition, "query.sensitivity") for partition in partitions)
             total = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in alive.tensors.items()}
             examples = 0
             for reply in self.grid.exchange(questions):
@@ -133,7 +133,7 @@ class FederatedRun(Run):
         arrays = to_record(tensors)
         settings = RoundSettings(0, state_folder=self.strategy.state_folder, frozen_name=self.strategy.frozen_name)
         content = RecordDict({"config": settings_record(self.config, settings), "arrays": arrays})
-        partitions = list(self.grid.get_node_ids())
+        partitions = self.grid.get_node_ids()
         for _ in self.grid.exchange(Message(content, partition, "query.frozen") for partition in partitions):
             pass  # a client that cannot keep them answers with an error, which the engine raises
         row["downlink_bytes"] += len(partitions) * payload_bytes(arrays)

@@ -6,6 +6,7 @@ client, and the server when it shares the process, uses the same.
 
 import fnmatch
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from fl_taskarith.data.batches import Preprocessing
 from fl_taskarith.data.datasets import SPLIT_SEED, Dataset, ImageSet, load_dataset
 from fl_taskarith.data.prefix_cache import CachedInputs, cache_key, open_or_make
 from fl_taskarith.data.sharding import make_shards
+from fl_taskarith.data.shards import Shards
 from fl_taskarith.data.splits import Splits, split_training_set, stratified_sample
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
@@ -93,12 +95,12 @@ class Resident:
             self._use_prefix_cache(data)
 
     @cached_property
-    def shards(self) -> list[Tensor]:
+    def shards(self) -> Sequence[Tensor]:
         """Positions into `data.train` per client."""
         config = self.config
         labels = self.data.train.labels.cpu().numpy()
         shards = make_shards(labels, config.num_clients, config.sharding, config.classes_per_client, config.shard_seed)
-        return [torch.from_numpy(shard).to(self.device) for shard in shards]
+        return Shards(shards, self.device)
 
     def trained_names(self, server_round: int) -> list[str]:
         """Names of the parameters that are trained in `server_round`: the head alone in the first `head-rounds`.

@@ -1,12 +1,26 @@
 """The benchmarks run, compare equal work, and leave their record. Their times are never tested."""
 
+import dataclasses
 import json
+import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+from fl_taskarith.config import Config  # isort: skip  (before torch: the package sets how OpenMP waits)
 
-from fl_taskarith.bench import fisher
+import numpy as np
+import pytest
+import torch
+
+from fl_taskarith.bench import engine, fisher, scale
+from fl_taskarith.bench import round as bench_round
+from fl_taskarith.bench.report import peak_bytes, resident_bytes
 from fl_taskarith.cli import main
+from fl_taskarith.data import datasets
+from fl_taskarith.engine.sequential import SequentialGrid
+from fl_taskarith.models.backbone import HEAD_PARAMETERS
+from fl_taskarith.optim import SparseSGDM
+from fl_taskarith.resident import resident
 
 
 def test_the_fisher_bench_compares_two_ways_to_the_same_scores(
@@ -28,3 +42,90 @@ def test_the_fisher_bench_refuses_to_compare_different_work(monkeypatch: pytest.
     monkeypatch.setattr(fisher._Task, "loop", lambda task: {name: 1.01 * value for name, value in loop(task).items()})
     with pytest.raises(RuntimeError, match="differ by a share"):
         fisher.bench_fisher("vit_glyph", 16, examples=2, repeats=1)
+
+
+def test_a_process_does_not_count_its_parents_memory_as_its_own_peak() -> None:
+    ballast = np.ones(2**24)  # 128 MiB, held while the child starts
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        peak, now = pool.apply(peak_and_resident_bytes)
+    assert 0 < now <= peak < peak_bytes(torch.device("cpu")) - ballast.nbytes // 2
+
+
+def peak_and_resident_bytes() -> tuple[int, int]:
+    return peak_bytes(torch.device("cpu")), resident_bytes()
+
+
+def test_the_engine_benchs_clients_send_the_weights_back(quick_config: Config) -> None:
+    config = dataclasses.replace(quick_config, num_clients=3, participation=1.0, sharding="iid")
+    weights = {"a": torch.randn(4, 3), "b": torch.randn(5)}
+    one_round = engine._Round(SequentialGrid(engine.app, 3), config, weights, torch.device("cpu"))
+    one_round()
+    assert one_round.result.keys() == weights.keys()
+    assert all(torch.allclose(one_round.result[name], 2 * value) for name, value in weights.items())
+
+
+@pytest.mark.slow
+def test_the_engine_bench_compares_with_ray(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "vit_glyph", "--input-size", "16", "--clients", "2", "--actors", "1", "--repeats", "1"]
+    assert main(["bench", "engine", *words, "--results-dir", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "bench" / "engine.json").read_text())
+    per_round = record["seconds_per_round"]
+    assert record["ratio"] == pytest.approx(per_round["ray"] / per_round["ours"])
+    assert {name: len(seconds) for name, seconds in record["seconds"].items()} == {"ours": 1, "ray": 1}
+    assert capfd.readouterr().out.splitlines()[-1] == f"ratio: {record['ratio']:.2f}"
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1])
+def test_the_round_bench_counts_the_same_steps_on_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, density: float
+) -> None:
+    monkeypatch.setattr(datasets, "SYNTHETIC_SIZES", {"train": 600, "test": 100})
+    steps = {"federated": 0, "bare": 0}
+    theirs, ours = torch.optim.SGD.step, SparseSGDM.step
+
+    def count(name: str, step: Callable[..., object]) -> Callable[..., object]:
+        def counted(self: torch.optim.SGD) -> object:
+            steps[name] += 1
+            return step(self)
+
+        return counted
+
+    monkeypatch.setattr(torch.optim.SGD, "step", count("bare", theirs))
+    monkeypatch.setattr(SparseSGDM, "step", count("federated", ours))
+    words = ["--model", "vit_glyph", "--input-size", "16", "--batch-size", "2", "--density", str(density)]
+    assert main(["bench", "round", *words, "--repeats", "1", "--results-dir", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "bench" / "round.json").read_text())
+    assert record["ratio"] == record["seconds_per_round"]["federated"] / record["seconds_per_round"]["bare"]
+    assert steps == {"federated": 80, "bare": 80}, "40 of each, once uncounted and once counted"
+
+
+def test_the_round_benchs_loop_trains_its_own_model(quick_config: Config) -> None:
+    home = resident(quick_config)
+    head = {name: torch.randn_like(home.pretrained[name]) for name in HEAD_PARAMETERS}
+    bare = bench_round._Bare(quick_config, home, head)
+    before = {name: value.detach().clone() for name, value in bare.model.named_parameters()}
+    bare()
+    after = dict(bare.model.named_parameters())
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == set(home.trained_names(1)) and "head.weight" not in changed
+
+
+@pytest.mark.slow
+def test_the_scale_bench_runs_more_clients_than_images(tmp_path: Path) -> None:
+    words = ["--clients", "20", "20000", "--repeats", "1", "--results-dir", str(tmp_path)]
+    assert main(["bench", "scale", *words]) == 0
+    record = json.loads((tmp_path / "bench" / "scale.json").read_text())
+    assert record["ratio"] == record["seconds_per_round"]["20000"] / record["seconds_per_round"]["20"]
+    assert record["memory_ratio"] >= 1
+    assert "ridge head" in record["round_zero_seconds"]["20"]
+
+
+def test_drawn_shards_are_a_function_of_the_client() -> None:
+    shards = scale.DrawnShards(10**6, 500, torch.device("cpu"))
+    assert len(shards) == 10**6
+    assert torch.equal(shards[999_999], shards[999_999])
+    assert not torch.equal(shards[0], shards[1])
+    assert len(shards[5].unique()) == scale.SHARD_SIZE
+    assert set(shards[5].tolist()) <= set(range(500))
+    with pytest.raises(IndexError):
+        shards[10**6]

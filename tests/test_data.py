@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as reference
 from fl_taskarith.data.batches import Preprocessing, batch_positions, crop, flip, resize
 from fl_taskarith.data.datasets import load_dataset
 from fl_taskarith.data.sharding import make_shards
+from fl_taskarith.data.shards import Shards
 from fl_taskarith.data.splits import apportion, split_training_set, stratified_sample
 from fl_taskarith.errors import ConfigError, DataError
 from fl_taskarith.seeding import random_generator
@@ -296,3 +297,22 @@ def test_streams_of_randomness_are_apart_by_every_coordinate() -> None:
     drawn = {random_generator(*each).integers(2**62) for each in coordinates}
     assert len(drawn) == len(coordinates)
     assert random_generator(5, "x", 2, 3).integers(2**62) == random_generator(5, "x", 2, 3).integers(2**62)
+
+
+def test_shards_on_the_device_are_those_that_were_made() -> None:
+    made = make_shards(np.repeat(np.arange(4), 5), 7, "iid", 1, seed=3)
+    shards = Shards(made, torch.device("cpu"))
+    assert len(shards) == 7
+    assert [shard.tolist() for shard in shards] == [shard.tolist() for shard in made]
+    with pytest.raises(IndexError):
+        shards[7]
+
+
+def test_synthetic_images_are_cifar100_in_shape_and_told_apart_by_colour() -> None:
+    first, second = (load_dataset("synthetic", Path(), download=False) for _ in range(2))
+    assert torch.equal(first.train.images, second.train.images)
+    assert (first.train.images.shape, first.train.images.dtype) == ((10_000, 3, 32, 32), torch.uint8)
+    assert first.test.labels.bincount().tolist() == [10] * 100 and len(first.classes) == 100
+    colours = {split: getattr(first, split).images.float().mean((2, 3)) for split in ("train", "test")}
+    nearest = torch.cdist(colours["test"], colours["train"][:100]).argmin(1)
+    assert (nearest == first.test.labels).float().mean() > 0.9

@@ -1,7 +1,6 @@
 """What every benchmark writes: the machine, the figures, and one ratio."""
 
 import json
-import re
 import statistics
 import sys
 import time
@@ -76,14 +75,25 @@ def median(values: list[float]) -> float:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that this process (or, on a GPU, torch in it) has held so far, in bytes."""
+    """The most memory that this process (or, on a GPU, torch in it) has held so far, in bytes.
+
+    Linux hands getrusage's figure down to child processes, so there the kernel's figure of this process is read.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:  # of this program alone: getrusage would count what the process was before it became this program
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0])
-    except (OSError, IndexError):
-        import resource
+    return _kernel_bytes("VmHWM")
+
+
+def resident_bytes() -> int:
+    """The memory that this process holds now, in bytes; where there is no /proc, the most it has held."""
+    return _kernel_bytes("VmRSS")
+
+
+def _kernel_bytes(field_name: str) -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(status.read_text().partition(f"{field_name}:")[2].split()[0])
+    import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

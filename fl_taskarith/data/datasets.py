@@ -12,6 +12,7 @@ from fl_taskarith.data.splits import stratified_sample
 from fl_taskarith.errors import DataError
 
 DIGITS_TEST_SIZE = 360  # one fifth of the 1,797 images; scikit-learn ships no official test set
+SYNTHETIC_SIZES = {"train": 10_000, "test": 1_000}
 SPLIT_SEED = 0  # splits are the same in every run, whatever the federation's seed
 
 
@@ -97,9 +98,28 @@ def load_cifar100(data_dir: Path, download: bool) -> Dataset:
     )
 
 
+def load_synthetic(data_dir: Path, download: bool) -> Dataset:
+    """Noise around one colour per class in the shape of CIFAR-100, for benchmarks and tests: no result comes of it."""
+    generator = np.random.default_rng(0)
+    colours = torch.from_numpy(generator.integers(40, 216, size=(100, 3, 1, 1), dtype=np.uint8))
+
+    def examples(count: int) -> ImageSet:
+        labels = torch.arange(count) % len(colours)
+        noise = torch.from_numpy(generator.integers(-40, 40, size=(count, 3, 32, 32), dtype=np.int8))
+        return ImageSet((colours[labels] + noise).to(torch.uint8), labels)  # 0..255: uint8 + int8 is int16
+
+    train, test = (examples(count) for count in SYNTHETIC_SIZES.values())
+    classes = tuple(f"colour {label}" for label in range(len(colours)))
+    return Dataset("synthetic", train, test, classes, augmentation="crop-flip", crop_padding=4)
+
+
 def _from_arrays(images: np.ndarray, labels: list[int]) -> ImageSet:
     """uint8 [N, H, W, 3] and a list of labels, as torchvision holds them."""
     return ImageSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
 
 
-LOADERS: dict[str, Callable[[Path, bool], Dataset]] = {"digits": load_digits, "cifar100": load_cifar100}
+LOADERS: dict[str, Callable[[Path, bool], Dataset]] = {
+    "digits": load_digits,
+    "cifar100": load_cifar100,
+    "synthetic": load_synthetic,
+}

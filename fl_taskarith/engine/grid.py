@@ -26,6 +26,10 @@ class PartitionGrid(Grid):
     """
 
     @abstractmethod
+    def get_node_ids(self) -> range:
+        """The partition ids 0..K-1."""
+
+    @abstractmethod
     def exchange(self, messages: Iterable[Message]) -> Iterator[Message]:
         """Replies one by one, in the order of `messages`.
 

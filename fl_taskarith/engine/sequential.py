@@ -19,7 +19,7 @@ class SequentialGrid(PartitionGrid):
         self._client_app = client_app
         self._num_clients = num_clients
 
-    def get_node_ids(self) -> Iterable[int]:
+    def get_node_ids(self) -> range:
         """The partition ids 0..K-1."""
         return range(self._num_clients)
 

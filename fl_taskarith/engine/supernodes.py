@@ -31,7 +31,7 @@ class SuperNodeGrid(PartitionGrid):
         self._nodes = _ask_partitions(grid, node_ids, config)
         self._partitions = {node: partition for partition, node in self._nodes.items()}
 
-    def get_node_ids(self) -> Iterable[int]:
+    def get_node_ids(self) -> range:
         """The partition ids 0..K-1."""
         return range(len(self._nodes))
 

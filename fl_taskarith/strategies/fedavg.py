@@ -104,12 +104,15 @@ class FedAvg(FlowerFedAvg):
                 after_round(server_round, arrays, metrics)
         return result
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    def configure_train(  # type: ignore[override]
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
     ) -> Iterable[Message]:
-        """One message with the global weights for each client sampled in this round, by ascending partition id."""
+        """One message with the global weights for each client sampled in this round, by ascending partition id.
+
+        What it costs does not depend on K: numpy draws a small share of many without listing them all.
+        """
         self._weights = to_tensors(arrays, self.device)
-        partitions = sorted(grid.get_node_ids())
+        partitions = grid.get_node_ids()
         generator = random_generator(self.config.seed, "participation", server_round)
         chosen = generator.choice(len(partitions), self.config.sampled_clients, replace=False)
         self.traffic = Traffic(downlink=len(chosen) * payload_bytes(arrays))
