@@ -125,3 +125,12 @@ def test_drawn_shards_are_a_function_of_the_client() -> None:
     assert set(shards[5].tolist()) <= set(range(500))
     with pytest.raises(IndexError):
         shards[10**6]
+
+
+def test_a_round_of_the_scale_bench_is_one_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "SYNTHETIC_SIZES", {"train": 600, "test": 100})
+    monkeypatch.setattr(scale, "ALL_ASKED", 20)
+    parts = {clients: scale._start("vit_glyph", 16, clients, "cpu", str(tmp_path)) for clients in (20, 700)}
+    assert [sorted(each) for each in parts.values()] == [["frozen head", "ridge head"], ["frozen head"]]
+    scale._round(1)
+    assert scale._run is not None and scale._run.logbook.rows[-1]["clients"] == scale.SAMPLED
