@@ -14,7 +14,7 @@ import torch
 
 from fl_taskarith.bench import engine, fisher, scale
 from fl_taskarith.bench import round as bench_round
-from fl_taskarith.bench.report import peak_bytes, resident_bytes
+from fl_taskarith.bench.report import peak_bytes
 from fl_taskarith.cli import main
 from fl_taskarith.data import datasets
 from fl_taskarith.engine.sequential import SequentialGrid
@@ -45,14 +45,10 @@ def test_the_fisher_bench_refuses_to_compare_different_work(monkeypatch: pytest.
 
 
 def test_a_process_does_not_count_its_parents_memory_as_its_own_peak() -> None:
-    ballast = np.ones(2**24)  # 128 MiB, held while the child starts
+    ballast = np.ones(2**26)  # 512 MiB, held while the child starts
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        peak, now = pool.apply(peak_and_resident_bytes)
-    assert 0 < now <= peak < peak_bytes(torch.device("cpu")) - ballast.nbytes // 2
-
-
-def peak_and_resident_bytes() -> tuple[int, int]:
-    return peak_bytes(torch.device("cpu")), resident_bytes()
+        peak = pool.apply(peak_bytes, (torch.device("cpu"),))
+    assert 0 < peak < peak_bytes(torch.device("cpu")) - ballast.nbytes // 2
 
 
 def test_the_engine_benchs_clients_send_the_weights_back(quick_config: Config) -> None:
@@ -129,3 +125,12 @@ def test_drawn_shards_are_a_function_of_the_client() -> None:
     assert set(shards[5].tolist()) <= set(range(500))
     with pytest.raises(IndexError):
         shards[10**6]
+
+
+def test_a_round_of_the_scale_bench_is_one_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "SYNTHETIC_SIZES", {"train": 600, "test": 100})
+    monkeypatch.setattr(scale, "ALL_ASKED", 20)
+    parts = {clients: scale._start("vit_glyph", 16, clients, "cpu", str(tmp_path)) for clients in (20, 700)}
+    assert [sorted(each) for each in parts.values()] == [["frozen head", "ridge head"], ["frozen head"]]
+    scale._round(1)
+    assert scale._run is not None and scale._run.logbook.rows[-1]["clients"] == scale.SAMPLED

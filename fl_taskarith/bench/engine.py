@@ -55,8 +55,8 @@ def bench_engine(
 ) -> Bench:
     """Seconds of a round of `FedAvg.start` on both engines, in turn within one process, all clients taking part.
 
-    The weights are a backbone's, random. Ray has `actors` processes, as many as there are cores for 0. Its first round,
-    which waits for them to start, is reported apart and not compared.
+    The weights are a backbone's, random. Ray has `actors` processes, as many as there are cores for 0. They
+    start for the handshake, which is not timed; the first round of each engine is reported apart and not compared.
 
     Raises:
         RuntimeError: the two engines do not end on the same weights.
