@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.common.config import fuse_dicts, parse_config_args
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_taskarith import config as configuration
@@ -125,6 +125,7 @@ scalars = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(configuration.rules())), scalars, max_size=6))
 def test_any_settings_give_a_config_or_an_error_that_names_a_given_key(settings: dict[str, object]) -> None:
     try:
@@ -136,6 +137,7 @@ def test_any_settings_give_a_config_or_an_error_that_names_a_given_key(settings:
         assert from_mapping(config.to_run_config()) == config
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_an_unknown_key_is_always_refused(key: str) -> None:
     if configuration.kebab(key) in configuration.rules():

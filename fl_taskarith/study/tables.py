@@ -97,7 +97,9 @@ def footnote(results: StudyResults, rows: Sequence[Comparison]) -> str:
     ]
     if study.shared:
         notes.append("Settings: " + ", ".join(f"`{shown_setting(*item)}`" for item in study.shared.items()))
-    outcomes = [outcome for row in rows for outcome in row.results.outcomes.values() if outcome.record]
+    found = [outcome for row in rows for outcome in row.results.outcomes.values()]
+    # Once each: an arm may stand in two tables.
+    outcomes = list({str(each.record["config"]["run-name"]): each for each in found if each.record}.values())
     machines = list(dict.fromkeys(_machine(outcome.record or {}) for outcome in outcomes))
     if outcomes:
         minutes = sum(outcome.seconds for outcome in outcomes) / 60
