@@ -83,7 +83,7 @@ def test_other_settings_cannot_continue_a_run_and_the_keys_are_named(config: Con
     with pytest.raises(CheckpointError) as caught:
         Logbook(dataclasses.replace(named, seed=1, learning_rate=0.5))
     assert "seed was 0, now 1" in str(caught.value)
-    assert "learning-rate was 0.01, now 0.5" in str(caught.value)
+    assert "learning-rate was 1.0, now 0.5" in str(caught.value)
     with Logbook(dataclasses.replace(named, checkpoint_every=3)) as logbook:
         assert logbook.folder.name == "mine"
 
