@@ -23,7 +23,7 @@ from fl_taskarith.global_model import Frozen, GlobalModel
 from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.optim import sgdm
-from fl_taskarith.resident import Resident, resident
+from fl_taskarith.resident import resident
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.training import set_trained, train_locally
 
@@ -69,7 +69,7 @@ def train(message: Message, partition: int) -> RecordDict:
     config, current = read_settings(message.content.config_records["config"])
     home = resident(config)
     trained = to_tensors(message.content.array_records["arrays"], home.device)
-    frozen = _frozen(home, current.state_folder, current.frozen_name)
+    frozen = _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
     home.place(GlobalModel(trained, frozen))
     names = list(trained)
     parameters = set_trained(home.model, names)
@@ -125,9 +125,9 @@ def ridge_statistics(message: Message, partition: int) -> RecordDict:
 
 
 @lru_cache(maxsize=1)
-def _frozen(home: Resident, folder: str, name: str) -> Frozen:
+def _frozen(folder: str, name: str, shapes: tuple[tuple[str, torch.Size], ...], device: torch.device) -> Frozen:
     """What is fixed in this round, on the device: read once per process."""
-    return Frozen.of_tensors(read_frozen(Path(folder), name), home.shapes, home.device)
+    return Frozen.of_tensors(read_frozen(Path(folder), name), dict(shapes), device)
 
 
 def draw_local_steps(config: Config, server_round: int, partition: int) -> int:

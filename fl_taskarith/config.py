@@ -154,11 +154,11 @@ class Config:
     batch_size: int = _key(16, "examples per local step", low=1)
     learning_rate: float = _key(
         1.0,
-        "peak learning rate of the clients; every mask rule has its own best, dense training 0.01 here",
+        "peak learning rate of the clients; every mask rule has its own best, dense training far less",
         low=0,
         high=LARGEST,
     )
-    momentum: float = _key(0.9, "SGDM momentum; starts at zero in every round", low=0, high=1)
+    momentum: float = _key(0.9, "SGDM momentum; a client's starts at zero in every round", low=0, high=1)
     weight_decay: float = _key(0.0, "L2 penalty", low=0, high=LARGEST)
     dampening: float = _key(0.0, "SGDM dampening", low=0, high=1)
     nesterov: bool = _key(False, "Nesterov momentum")
@@ -321,6 +321,8 @@ def _check_combinations(config: Config) -> None:
         (config.masked and config.trainable != "backbone",
          f'mask-rule = "{config.mask_rule}" masks the backbone and keeps the head frozen: it needs trainable = '
          f'"backbone", not "{config.trainable}", or set mask-rule = "none".'),
+        (bool(config.mask_exclude) and not config.masked,
+         'mask-exclude leaves parameters out of a mask, and mask-rule = "none" has none: choose a rule.'),
         (config.sensitivity_threshold > 0 and not config.scored,
          f'sensitivity-threshold needs a rule that scores sensitivity, not mask-rule = "{config.mask_rule}".'),
         (config.scored and config.mask_source == "server" and config.calibration_size == 0,

@@ -196,7 +196,7 @@ class Resident:
                 'cropped at random by default: set augmentation = "flip" or "none".'
             )
         depth = len(self.model.blocks)
-        first = depth - config.trainable_blocks if config.trainable == "backbone" else depth
+        first = depth if config.trainable == "head" else depth - config.trainable_blocks
         splits = (data.train, data.validation, data.calibration, data.test)
         images = torch.cat([split.images for split in splits])
         parts: dict[str, Tensor | str] = {

@@ -154,6 +154,7 @@ def test_supernodes_are_addressed_by_partition_and_answer_in_order() -> None:
     assert list(grid.get_node_ids()) == [0, 1, 2]
     replies = list(grid.exchange(messages_to([2, 0, 1])))
     assert [reply.content.array_records["arrays"]["0"].numpy()[0] for reply in replies] == [2, 0, 1]
+    assert [reply.metadata.src_node_id for reply in replies] == [2, 0, 1], "strategies know clients by partition"
 
 
 def test_too_few_supernodes_is_an_error_that_prints_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

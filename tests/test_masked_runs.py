@@ -216,6 +216,7 @@ def test_a_mask_of_the_last_blocks_trains_nothing_before_them(masked_config: Con
      ({"mask_rule": "random", "sensitivity_threshold": 0.1}, "sensitivity-threshold"),
      ({"calibration_size": 0}, "calibration-size"),
      ({"mask_source": "clients", "strategy": "centralized"}, "mask-source"),
+     ({"mask_rule": "none", "mask_exclude": "pos_embed"}, "mask-exclude"),
      ({"mask_rule": "file"}, "mask-file"),
      ({"mask_file": "x"}, "mask-file"),
      ({"density": 0.0}, "density"),

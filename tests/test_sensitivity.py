@@ -102,6 +102,22 @@ def test_other_architectures_are_scored_as_exactly(architecture: dict[str, objec
         assert (found[name] - value).abs().max().item() <= 2e-5 * max(scale, 1e-12) + 1e-12, name
 
 
+@pytest.mark.parametrize("left_out", ["bias", "weight"])
+def test_scoring_a_part_of_the_parameters_scores_the_same_model(left_out: str) -> None:
+    """A LayerNorm whose bias (or weight) is not scored is still the same function."""
+    model = small_model()
+    images, targets = examples(4)
+    weights = {name: value for name, value in backbone(model).items() if not name.endswith(left_out)}
+    found = sensitivity_sums(
+        model, weights, images, targets, as_inputs,
+        labels="sampled", score="log-prob", generator=np.random.default_rng(3), memory=1.0,
+    )  # fmt: skip
+    expected = brute_force(model, images, targets, "sampled", "log-prob", np.random.default_rng(3).random(4))
+    for name, value in found.items():
+        scale = expected[name].max().item()
+        assert (value - expected[name]).abs().max().item() <= 1e-5 * max(scale, 1e-12) + 1e-12, name
+
+
 def test_the_square_of_a_batch_gradient_is_something_else() -> None:
     """What the definition warns of: the two rank weights differently, so the test above can tell them apart."""
     model = small_model()

@@ -322,23 +322,24 @@ def test_a_client_that_fails_otherwise_is_no_divergence_and_is_tried_again(
     assert not list((tmp_path / "searched" / "runs").glob("*/failure.json"))
 
 
+@pytest.mark.parametrize("kind", [DataError, MemoryError])
 def test_a_failed_run_stands_in_the_table_and_stops_no_other(
-    tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
+    kind: type[Exception], tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
 ) -> None:
     usual = training.accuracy
 
     def fail(run: Config) -> float:
         if run.trainable == "head" and run.seed == 1:
-            raise DataError("the shards are too small")
+            raise kind("too much")
         return usual(run)
 
     training.accuracy = fail
     (tmp_path / "study.toml").write_text(STUDY)
     assert main(["study", str(tmp_path / "study.toml"), "--results-dir", str(tmp_path)]) == 1
-    assert "head alone, seed 1: DataError: the shards are too small" in capsys.readouterr().err
+    assert f"head alone, seed 1: {kind.__name__}: too much" in capsys.readouterr().err
     assert len(training.runs) == 6
     written = (tmp_path / "tiny" / "README.md").read_text()
-    assert "- head alone, seed 1: failed: DataError: the shards are too small" in written
+    assert f"- head alone, seed 1: failed: {kind.__name__}: too much" in written
     assert "| 2 of 3 |" in written
 
 

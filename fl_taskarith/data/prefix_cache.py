@@ -94,24 +94,26 @@ def _make(path: Path, images: Tensor, compute: Compute, dtype: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         shape = (len(images), *compute(images[:1]).shape[1:])
-        table = np.lib.format.open_memmap(temporary, mode="w+", dtype=DTYPES[dtype], shape=shape)
-        for start in range(0, len(images), CHUNK):
-            tokens = compute(images[start : start + CHUNK]).float().cpu().numpy()
-            with np.errstate(over="ignore"):
-                stored = tokens.astype(DTYPES[dtype])
-            if not np.isfinite(stored).all():
-                raise DataError(f'A token of the frozen blocks does not fit {dtype}: set prefix-cache = "float32".')
-            table[start : start + CHUNK] = stored
-        table.flush()
-        del table
+        kind = np.dtype(DTYPES[dtype])
+        header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+        with open(temporary, "wb") as file:  # written, not mapped: a full disk is then an error and not a crash
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, len(images), CHUNK):
+                tokens = compute(images[start : start + CHUNK]).float().cpu().numpy()
+                with np.errstate(over="ignore"):
+                    stored = tokens.astype(kind)
+                if not np.isfinite(stored).all():
+                    raise DataError(f'A token of the frozen blocks does not fit {dtype}: set prefix-cache = "float32".')
+                file.write(stored.tobytes())
         write_atomically(_record(path), json.dumps({"sha256": _digest(temporary)}) + "\n")
         temporary.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f'Cannot write the cache {path}: {error.strerror or error}. Free some space, or set prefix-cache = "off".'
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _is_sound(path: Path) -> bool:

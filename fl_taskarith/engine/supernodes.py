@@ -58,6 +58,7 @@ class SuperNodeGrid(PartitionGrid):
         for reply in self._grid.send_and_receive(sent, timeout=timeout):
             partition = self._partitions[reply.metadata.src_node_id]
             replies[partition] = checked(reply, partition)
+            reply.metadata.__dict__["_src_node_id"] = partition  # strategies know clients by partition
         silent = [partition for partition in order if partition not in replies]
         if silent:
             raise ClientFailure(f"No answer from client {', '.join(map(str, silent))}: did its SuperNode stop?")

@@ -89,7 +89,8 @@ class _Layers:
             module = model.get_submodule(owner)
             if isinstance(module, nn.Linear) or _is_patchify(module):
                 self.modules[owner] = module
-            elif isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+            elif _is_plain_norm(module, own_name, f"{owner}.bias" in weights):
+                assert isinstance(module, nn.LayerNorm)
                 self.norms[owner] = module
                 self.copies[name] = self._copy(value, batch)
                 # The layer itself then only normalises; its output is scaled and shifted per example afterwards.
@@ -145,6 +146,16 @@ class _Layers:
             return output
 
         return affine
+
+
+def _is_plain_norm(module: nn.Module, own_name: str, bias_is_scored: bool) -> bool:
+    """A LayerNorm over the last axis whose parameter can be applied after it.
+
+    A bias that is not scored stays inside the layer, so a scored weight cannot come after it.
+    """
+    if not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) != 1:
+        return False
+    return own_name == "bias" or bias_is_scored or module.bias is None
 
 
 def _is_patchify(module: nn.Module) -> bool:

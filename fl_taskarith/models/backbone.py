@@ -128,6 +128,6 @@ def trained_parameters(model: VisionTransformer, trainable: str, trainable_block
         raise ConfigError(f"trainable-blocks = {trainable_blocks}: the model has {depth} blocks.")
     backbone = [name for name, _ in model.named_parameters() if name not in HEAD_PARAMETERS]
     if trainable_blocks:
-        unfrozen = (*(f"blocks.{depth - 1 - back}." for back in range(trainable_blocks)), "norm.")
+        unfrozen = (*(f"blocks.{depth - 1 - back}." for back in range(trainable_blocks)), "norm.", "fc_norm.")
         backbone = [name for name in backbone if name.startswith(unfrozen)]
     return {"backbone": backbone, "head": list(HEAD_PARAMETERS), "all": backbone + list(HEAD_PARAMETERS)}[trainable]

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -85,10 +86,14 @@ def _reports(results: StudyResults, jobs: int, deadline: float | None) -> Iterat
 
 def _families(study: Study) -> list[list[Arm]]:
     """Arms that share one search, or runs, stay in one process, in file order, so that no process waits for another."""
-    families: dict[str, list[Arm]] = {}
+    families: list[tuple[set[str], list[Arm]]] = []
     for arm in study.arms:
-        families.setdefault(study.twin(study.rate_arm(arm)).title, []).append(arm)
-    return list(families.values())
+        shared = {study.twin(arm).title, study.twin(study.rate_arm(arm)).title}
+        joined = [family for family in families if family[0] & shared]
+        families = [family for family in families if family not in joined]
+        titles = shared.union(*(family[0] for family in joined))
+        families.append((titles, [*(each for family in joined for each in family[1]), arm]))
+    return [arms for _, arms in families]
 
 
 def _run_family_in_worker(results: StudyResults, family: Sequence[Arm], deadline: float | None) -> Report:
@@ -148,9 +153,11 @@ def _run_once(arm: Arm, run: Config, deadline: float | None, *, reported: bool) 
             contextlib.redirect_stderr(log),
         ):
             simulation.simulate(run)
-    except FlTaskarithError as error:
+    except Exception as error:  # of ours or of the machine (out of memory): the other runs go on
         diverged = isinstance(error, Divergence)
         failure = {"diverged": diverged, "cause": str(error) if diverged else f"{type(error).__name__}: {error}"}
+        if not isinstance(error, FlTaskarithError):
+            failure["traceback"] = traceback.format_exc()
         write_atomically(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
     after = inspect(run)
     if after.state in (State.DONE, State.DIVERGED):

@@ -28,8 +28,8 @@ class Paired:
         mean, sd, n: of the differences; nan where n is too small.
         low, high: 95 % t interval of the mean, mean ± t_{0.975, n-1} sd / √n; nan for n < 2.
         detectable: sd (t_{0.975, n-1} + t_{0.80, n-1}) / √n, the true difference that a two-sided paired t test at 5 %
-            finds with 80 % power if the differences spread as these do; nan for n < 2. With few seeds sd is itself
-            uncertain by a lot, and so is this.
+            finds with about 80 % power (77 % at n = 3, for the formula takes the central t) if the differences spread
+            as these do; nan for n < 2. With few seeds sd is itself uncertain by a lot, and so is this.
     """
 
     mean: float
