@@ -91,7 +91,7 @@ def footnote(results: StudyResults, rows: Sequence[Comparison]) -> str:
     notes = [
         f"± is the sample standard deviation over n seeds (of {seeds}; each is both seed and shard-seed). Gains and "
         "differences are in percentage points, matched by seed, with 95 % t intervals. Detectable: the true difference "
-        "that a paired two-sided t test at 5 % would find with about 80 % power, given the spread of these differences. "
+        "that a paired two-sided t test at 5 % finds with about 80 % power, given the spread of these differences. "
         "Ridge head: round 0, before any training.",
         _about_rates(study),
     ]
