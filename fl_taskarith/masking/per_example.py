@@ -48,9 +48,10 @@ def add_squared_gradients(
         with torch.enable_grad():
             total = value(logits).sum()
         copies, outputs = layers.copies, layers.outputs
-        gradients = torch.autograd.grad(
-            total, [*copies.values(), *outputs.values()], retain_graph=share is not None, materialize_grads=True
-        )
+        leaves = [*copies.values(), *outputs.values()]
+        gradients: tuple[Tensor, ...] = ()
+        if leaves:
+            gradients = torch.autograd.grad(total, leaves, retain_graph=share is not None, materialize_grads=True)
         for name, gradient in zip(copies, gradients[: len(copies)], strict=True):
             sums[name].add_(_scaled(gradient, scale).square().sum(0).view(sums[name].shape))
         for name, delta in zip(outputs, gradients[len(copies) :], strict=True):
