@@ -106,10 +106,7 @@ def mask_facts(config: Config, calibration: Calibration) -> dict[str, object]:
 
 def _from_file(config: Config, maskable: Mask, home: Resident) -> Calibration:
     mask, _ = load_mask(resolve(config.mask_file, "mask-file"))
-    expected = {name: tuple(tensor.shape) for name, tensor in maskable.tensors.items()}
-    given = {name: tuple(tensor.shape) for name, tensor in mask.tensors.items()}
-    if expected != given:
-        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
+    if wrong := maskable.differing(mask):
         raise ConfigError(
             f'mask-file = "{config.mask_file}" masks other tensors than those trained here: {len(wrong)} differ, '
             f"for example {', '.join(wrong[:3])}. Use the model, trainable-blocks and mask-exclude it was made with."

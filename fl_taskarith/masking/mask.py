@@ -76,15 +76,18 @@ class Mask:
         """The same mask on `device`."""
         return Mask({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
+    def differing(self, other: "Mask") -> list[str]:
+        """Names of the tensors that only one of the two masks has, or that differ in shape; none for one model."""
+        mine, theirs = ({name: value.shape for name, value in mask.tensors.items()} for mask in (self, other))
+        return sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+
     def jaccard(self, other: "Mask") -> float:
         """|both| / |either| over updated entries: 1 for equal masks, 0 for disjoint ones, and 1 if both are empty.
 
         Raises:
             ValueError: the masks are of different models.
         """
-        if {name: value.shape for name, value in self.tensors.items()} != {
-            name: value.shape for name, value in other.tensors.items()
-        }:
+        if self.differing(other):
             raise ValueError("the masks cover different tensors, so their overlap has no meaning")
         both = sum(int((mine & other.tensors[name]).sum()) for name, mine in self.tensors.items())
         either = self.updated + other.updated - both

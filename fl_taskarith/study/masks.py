@@ -158,9 +158,7 @@ def _check(config: Config, clients: int) -> None:
 
 
 def _check_comparable(path: Path, mask: Mask, other_path: Path, other: Mask) -> None:
-    shapes, others = ({name: tensor.shape for name, tensor in each.tensors.items()} for each in (mask, other))
-    wrong = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
-    if wrong:
+    if wrong := mask.differing(other):
         raise ConfigError(
             f"{path} and {other_path} mask different models and cannot be compared: {len(wrong)} tensors differ, for "
             f"example {', '.join(wrong[:3])}. Compare masks of one model, trainable-blocks and mask-exclude."
