@@ -208,14 +208,22 @@ class Config:
         return {kebab(name): value for name, value in dataclasses.asdict(self).items()}
 
     def fingerprint(self) -> str:
-        """Eight hexadecimal digits of the settings that decide the numbers (`IDENTITY_KEYS`)."""
-        identity = {key: value for key, value in self.to_run_config().items() if key in IDENTITY_KEYS}
+        """Eight hexadecimal digits of the settings that decide the numbers (`IDENTITY_KEYS`), the defaults left out.
+
+        So a run keeps its name when a later version of this package has more settings. A folder's run.json holds them
+        all, and `differing_keys` finds what a name does not tell.
+        """
+        decisive = {key: value for key, value in self.to_run_config().items() if key in IDENTITY_KEYS}
+        identity = {key: value for key, value in decisive.items() if value != _DEFAULTS[key]}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
     def differing_keys(self, other: Mapping[str, Scalar]) -> list[str]:
-        """Keys of `IDENTITY_KEYS` on which the run-config mapping `other` disagrees with this one."""
+        """Keys of `IDENTITY_KEYS` on which the run-config mapping `other` disagrees with this one.
+
+        A key that `other` lacks counts as its default: what a version without that setting did.
+        """
         mine = self.to_run_config()
-        return [key for key in mine if key in IDENTITY_KEYS and other.get(key) != mine[key]]
+        return [key for key in mine if key in IDENTITY_KEYS and other.get(key, _DEFAULTS[key]) != mine[key]]
 
 
 def snake(key: str) -> str:
@@ -239,6 +247,7 @@ OPERATIONAL_KEYS = frozenset(
     | {"engine", "checkpoint-every", "save-model", "draw-curves"}
 )
 IDENTITY_KEYS = frozenset(rules()) - OPERATIONAL_KEYS
+_DEFAULTS = {kebab(field.name): field.default for field in dataclasses.fields(Config)}
 
 
 def from_mapping(settings: Mapping[str, object]) -> Config:

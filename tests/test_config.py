@@ -120,6 +120,18 @@ def test_the_fingerprint_ignores_where_a_run_lives_and_sees_what_decides_its_num
     assert dataclasses.replace(base, seed=1).differing_keys(base.to_run_config()) == ["seed"]
 
 
+def test_a_run_of_a_version_without_some_setting_is_the_run_of_its_default() -> None:
+    older = {key: value for key, value in Config(seed=3).to_run_config().items() if key != "clip-norm"}
+    assert Config(seed=3).differing_keys(older) == []
+    assert Config(seed=3, clip_norm=1.0).differing_keys(older) == ["clip-norm"]
+
+
+def test_a_new_setting_at_its_default_leaves_every_fingerprint_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Config(seed=3).fingerprint()
+    monkeypatch.setattr(configuration, "IDENTITY_KEYS", configuration.IDENTITY_KEYS - {"clip-norm"})
+    assert Config(seed=3).fingerprint() == before
+
+
 scalars = st.one_of(
     st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.none(), st.lists(st.integers(), max_size=2)
 )
