@@ -112,7 +112,12 @@ def _add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "--examples", type=_positive, default=128, help="scored each time (default: %(default)s)"
     )
     own["engine"].add_argument("--clients", type=_positive, default=10, help="in every round (default: %(default)s)")
-    own["engine"].add_argument("--actors", type=_positive, default=0, help="processes of Ray (default: one per core)")
+    own["engine"].add_argument(
+        "--actors",
+        type=_positive,
+        default=0,
+        help="of Ray (default: one per two cores, as Flower does)",
+    )
     own["round"].add_argument("--batch-size", type=_positive, default=8, help="default: %(default)s")
     own["round"].add_argument("--density", type=float, default=0.0, help="share of weights trained (default: no mask)")
     own["round"].add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")

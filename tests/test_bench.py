@@ -54,10 +54,10 @@ def test_a_process_does_not_count_its_parents_memory_as_its_own_peak() -> None:
 def test_the_engine_benchs_clients_send_the_weights_back(quick_config: Config) -> None:
     config = dataclasses.replace(quick_config, num_clients=3, participation=1.0, sharding="iid")
     weights = {"a": torch.randn(4, 3), "b": torch.randn(5)}
-    one_round = engine._Round(SequentialGrid(engine.app, 3), config, weights, torch.device("cpu"))
-    one_round()
-    assert one_round.result.keys() == weights.keys()
-    assert all(torch.allclose(one_round.result[name], 2 * value) for name, value in weights.items())
+    rounds = engine._Rounds(SequentialGrid(engine.app, 3), config, weights, torch.device("cpu"))
+    rounds()
+    assert rounds.result.keys() == weights.keys()
+    assert all(torch.allclose(rounds.result[name], 2**engine.ROUNDS * value) for name, value in weights.items())
 
 
 @pytest.mark.slow

@@ -26,10 +26,9 @@ class TensorArray(Array):
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach()
-        self.dtype = str(tensor.dtype).removeprefix("torch.")
-        self.shape = tuple(tensor.shape)
-        self.stype = NUMPY_STYPE
+        self.__dict__.update(  # past Array's own bookkeeping, which takes longer than all else here
+            tensor=tensor.detach(), dtype=_dtype_name(tensor.dtype), shape=tuple(tensor.shape), stype=NUMPY_STYPE
+        )
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
@@ -80,6 +79,12 @@ def metric(record: MetricRecord, name: str) -> float:
     if isinstance(value, list):
         raise TypeError(f"the metric {name} is a list, expected a number")
     return float(value)
+
+
+@lru_cache
+def _dtype_name(dtype: torch.dtype) -> str:
+    """For example "float32", as numpy calls it."""
+    return str(dtype).removeprefix("torch.")
 
 
 @lru_cache(maxsize=4096)

@@ -25,7 +25,9 @@ class WeightedMean:
         if weight <= 0:
             raise ValueError(f"weight {weight} is not positive")
         if not self._sums:
-            self._sums = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in task_vector.items()}
+            self._sums = {name: value.to(torch.float32) * weight for name, value in task_vector.items()}
+            self.total_weight = weight
+            return
         if task_vector.keys() != self._sums.keys():
             different = sorted(task_vector.keys() ^ self._sums.keys())
             raise ValueError(f"tensors in one task vector and not in another: {', '.join(different)}")
