@@ -46,7 +46,7 @@ class CentralizedRun(Run):
             optimizer = sgdm(zip(names, parameters, strict=True), config, self.learning_rate(epoch), mask)
             self._restore_momentum(optimizer, names)
             train_loss = train_locally(
-                home.network,
+                home.compiled_network,
                 home.data.train,
                 torch.arange(len(home.data.train), device=home.device),
                 optimizer,

@@ -99,15 +99,29 @@ def _add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         ("engine", vit_s, 5, "a round of clients that do nothing, against Flower's simulation with Ray"),
         ("round", vit_s, 3, "a round of federated averaging, against its steps in a bare PyTorch loop"),
         ("scale", glyph, 15, "a round among 100,000 virtual clients, against one among 100"),
+        ("prefix", vit_s, 2, "a round on the frozen blocks' cached tokens, against one of all blocks"),
+        ("throughput", ("vit_small_patch16_224.dino", 224), 5, "images per second, against a bare compiled loop"),
     ):
         bench = own[name] = names.add_parser(name, help=about, description=f"Measure {about}.")
-        bench.add_argument("--json", action="store_true", help="print the record instead of words")
-        bench.add_argument("--model", dest="model_name", default=model, help="timm model (default: %(default)s)")
-        bench.add_argument("--input-size", type=_positive, default=size, help="pixels (default: %(default)s)")
+        _add_common(bench, model, size)
         bench.add_argument("--repeats", type=_positive, default=repeats, help="default: %(default)s")
-        bench.add_argument("--device", dest="device_name", default="auto", help="auto, cpu, ... (default: %(default)s)")
-        bench.add_argument("--results-dir", default="", help="for bench/NAME.json (default: results/ of the checkout)")
-        bench.set_defaults(run=_bench)
+    memory = own["memory"] = names.add_parser("memory", help="the peak of a round, against that of a bare loop")
+    _add_common(memory, *vit_s)
+    for name, size in (("round", 8), ("prefix", 32), ("throughput", 64), ("memory", 32)):
+        own[name].add_argument("--batch-size", type=_positive, default=size, help="default: %(default)s")
+    for name, usual in (("round", "fp32"), ("throughput", "bf16"), ("memory", "fp32")):
+        own[name].add_argument(
+            "--precision", choices=("fp32", "bf16", "fp16"), default=usual, help="default: %(default)s"
+        )
+    own["throughput"].add_argument(
+        "--compile",
+        dest="compile_mode",
+        choices=("off", *configuration.COMPILE_MODES),
+        default="default",
+        help="torch.compile on both sides (default: %(default)s)",
+    )
+    own["prefix"].add_argument("--trainable-blocks", type=_positive, default=2, help="default: %(default)s")
+    own["memory"].add_argument("--clients", type=_positive, nargs="+", default=[2, 10, 40], help="default: %(default)s")
     own["fisher"].add_argument(
         "--examples", type=_positive, default=128, help="scored each time (default: %(default)s)"
     )
@@ -118,12 +132,19 @@ def _add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         default=0,
         help="of Ray (default: one per two cores, as Flower does)",
     )
-    own["round"].add_argument("--batch-size", type=_positive, default=8, help="default: %(default)s")
     own["round"].add_argument("--density", type=float, default=0.0, help="share of weights trained (default: no mask)")
-    own["round"].add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
     own["scale"].add_argument(
         "--clients", type=_positive, nargs="+", default=[100, 1_000, 10_000, 100_000], help="default: %(default)s"
     )
+
+
+def _add_common(bench: argparse.ArgumentParser, model: str, size: int) -> None:
+    bench.add_argument("--json", action="store_true", help="print the record instead of words")
+    bench.add_argument("--model", dest="model_name", default=model, help="timm model (default: %(default)s)")
+    bench.add_argument("--input-size", type=_positive, default=size, help="pixels (default: %(default)s)")
+    bench.add_argument("--device", dest="device_name", default="auto", help="auto, cpu, ... (default: %(default)s)")
+    bench.add_argument("--results-dir", default="", help="for bench/NAME.json (default: results/ of the checkout)")
+    bench.set_defaults(run=_bench)
 
 
 def _seconds(text: str) -> float:

@@ -76,7 +76,7 @@ def train(message: Message, partition: int) -> RecordDict:
     shard = home.shards[partition]
     local_steps = draw_local_steps(config, current.number, partition)
     train_loss = train_locally(
-        home.network,
+        home.compiled_network,
         home.data.train,
         shard,
         sgdm(zip(names, parameters, strict=True), config, current.learning_rate, frozen.mask),

@@ -82,6 +82,7 @@ def _choice(default: str, about: str, *choices: str) -> Any:
 
 
 LARGEST = 1e6  # of any step size, penalty or scale: beyond it float32 overflows
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # torch.compile's
 SCHEDULES = ("constant", "cosine", "step", "exponential", "plateau")
 SENSITIVITY_RULES = ("least-sensitive", "most-sensitive")
 DATA_FREE_RULES = ("lowest-magnitude", "highest-magnitude", "random")
@@ -171,7 +172,16 @@ class Config:
     threads: int = _key(
         1, "CPU threads of torch, best 1 for tiny models; 0 = every core this process may use", low=0, high=1024
     )
-    precision: str = _choice("fp32", "arithmetic of forward and backward", "fp32", "bf16")
+    precision: str = _choice("fp32", "arithmetic of forward and backward", "fp32", "bf16", "fp16")
+    compile: str = _choice(
+        "off",
+        "torch.compile of training and evaluation, by its modes",
+        "off",
+        "default",
+        "reduce-overhead",
+        "max-autotune",
+    )
+    optimizer_kernels: str = _choice("auto", "of SGDM; auto = as torch chooses by device", "auto", "foreach", "fused")
     evaluate_every: int = _key(2, "rounds between evaluations; the last round always is", low=1)
     checkpoint_every: int = _key(20, "rounds between checkpoints", low=1)
     save_model: bool = _key(True, "export the final model as model.safetensors")

@@ -32,7 +32,7 @@ class SparseSGDM(torch.optim.SGD):
         masks: a bool tensor of the parameter's shape per name; True = updated. None: all entries of all parameters.
         indices: flat positions of the masks' True entries, int64 [n] per name that has any, if the caller has them.
         clip_norm: largest 2-norm of the gradient over all unmasked entries together, before weight decay; 0 = off.
-        foreach: as in torch.optim.SGD; None chooses by device.
+        foreach, fused: as in torch.optim.SGD; both None chooses by device.
 
     Raises:
         ValueError: a parameter has no mask, or one of the wrong shape or dtype; names it.
@@ -51,6 +51,7 @@ class SparseSGDM(torch.optim.SGD):
         nesterov: bool = False,
         clip_norm: float = 0.0,
         foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         named = list(named_parameters)
         if masks is not None:
@@ -64,7 +65,9 @@ class SparseSGDM(torch.optim.SGD):
             weight_decay=weight_decay,
             nesterov=nesterov,
             foreach=foreach,
+            fused=fused,
         )
+        self._step_supports_amp_scaling = False  # a GradScaler is to unscale before the step, fused or not
         group = self.param_groups[0]
         group["clip_norm"] = clip_norm
         group["masks"] = None if masks is None else [masks[name] for name, _ in named]
@@ -116,6 +119,7 @@ class SparseSGDM(torch.optim.SGD):
             nesterov=group["nesterov"],
             maximize=False,
             foreach=group["foreach"],
+            fused=group["fused"],
         )
         for (parameter, _), buffer in zip(selected, buffers, strict=with_momentum):
             self.state[parameter]["momentum_buffer"] = buffer
@@ -176,6 +180,8 @@ def sgdm(
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
+        foreach=True if config.optimizer_kernels == "foreach" else None,
+        fused=True if config.optimizer_kernels == "fused" else None,
     )
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fl_taskarith.config import Config
@@ -30,9 +29,10 @@ from fl_taskarith.masking.mask import Mask
 from fl_taskarith.masking.sensitivity import sensitivity_sums
 from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model, pretrained_settings, trained_parameters
+from fl_taskarith.models.compilation import Network, compiled, shared_model
 from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
 from fl_taskarith.paths import resolve
-from fl_taskarith.training import Inputs, Network, autocast, extract_features
+from fl_taskarith.training import Inputs, autocast, extract_features
 
 EVALUATION_BATCH = 256
 
@@ -59,6 +59,7 @@ class Resident:
         pretrained: a copy of the parameters that training may change (`federated_names`), as they started. Not to
             be written to.
         network: the part of the model that runs: all of it, or what follows the frozen blocks under a prefix cache.
+        compiled_network: the same for training and evaluation; compiled where `compile` says so.
         data: what it runs on; under a prefix cache the images of its splits are positions in the cache.
         preprocessing: from those images, or positions, to the network's inputs.
     """
@@ -77,7 +78,7 @@ class Resident:
         weights = config.weights
         if weights not in ("pretrained", "none"):
             weights = str(resolve(weights, "weights"))
-        self.model: VisionTransformer = build_model(
+        model = build_model(
             config.model,
             num_classes=len(data.dataset.classes),
             input_size=config.input_size,
@@ -85,6 +86,9 @@ class Resident:
             download=config.download,
             seed=config.seed,
         ).to(self.device)
+        if config.compile != "off":
+            model = shared_model((config.model, config.input_size, len(data.dataset.classes), self.device), model)
+        self.model = model
         self.parameters = dict(self.model.named_parameters())
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         self.pretrained = {name: self.parameters[name].detach().clone() for name in self.federated_names()}
@@ -93,6 +97,9 @@ class Resident:
         self.preprocessing: Inputs = self._preprocessing(data)
         if config.prefix_cache != "off":
             self._use_prefix_cache(data)
+        self.compiled_network: Network = self.network
+        if config.compile != "off":
+            self.compiled_network = compiled(self.network, self.first_block, config.compile, self.device)
 
     @cached_property
     def shards(self) -> Sequence[Tensor]:
@@ -153,6 +160,14 @@ class Resident:
         backbone = {name: value for name, value in model.trained.items() if name not in HEAD_PARAMETERS}
         return task_vector_norm({name: value - start[name] for name, value in backbone.items()})
 
+    @property
+    def first_block(self) -> int:
+        """The first block of `network`."""
+        config, depth = self.config, len(self.model.blocks)
+        if config.prefix_cache == "off":
+            return 0
+        return depth if config.trainable == "head" else depth - config.trainable_blocks
+
     def maskable(self) -> Weights:
         """The pretrained tensors whose entries a mask chooses among: all that are trained, never the head."""
         return {name: self.pretrained[name] for name in self.trained_names(self.config.num_rounds)}
@@ -195,8 +210,7 @@ class Resident:
                 f'prefix-cache = "{config.prefix_cache}" keeps images as they are and flipped, and {config.dataset} is '
                 'cropped at random by default: set augmentation = "flip" or "none".'
             )
-        depth = len(self.model.blocks)
-        first = depth if config.trainable == "head" else depth - config.trainable_blocks
+        first = self.first_block
         splits = (data.train, data.validation, data.calibration, data.test)
         images = torch.cat([split.images for split in splits])
         parts: dict[str, Tensor | str] = {

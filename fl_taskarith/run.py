@@ -230,7 +230,7 @@ class Run(ABC):
         row["task_vector_norm"] = self.home.task_vector_norm(self.model)
         for split, examples in self.evaluated.items():
             measured = evaluate(
-                self.home.network,
+                self.home.compiled_network,
                 examples,
                 self.home.preprocessing,
                 batch_size=EVALUATION_BATCH,

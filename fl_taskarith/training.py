@@ -1,5 +1,6 @@
 """Local steps, evaluation and features of one resident model. Pure PyTorch: knows neither Flower nor a strategy."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -7,23 +8,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl_taskarith.data.batches import Preprocessing, batch_positions
+from fl_taskarith.data.batches import Preprocessing, batch_positions, draw_augmentations
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.data.prefix_cache import CachedInputs
-from fl_taskarith.models.suffix import Suffix
+from fl_taskarith.errors import Divergence
+from fl_taskarith.models.compilation import Network
 from fl_taskarith.seeding import torch_seed
-
-Network = VisionTransformer | Suffix
-"""A whole model on images, or the last blocks of one on the tokens of its frozen ones."""
 
 Inputs = Preprocessing | CachedInputs
 """Makes the network's inputs from what an `ImageSet` holds: images, or positions in a prefix cache."""
 
-AUTOCAST_TYPES = {"fp32": None, "bf16": torch.bfloat16}
+AUTOCAST_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+NEVER = 2**31 - 1  # steps
+LOSS_SCALE = 2.0**10  # of fp16 gradients: far from their smallest values, and from overflow for losses of a few nats
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Evaluation:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The mixed-precision context of `precision` ("fp32", "bf16") on `device`."""
+    """The mixed-precision context of `precision` ("fp32", "bf16", "fp16") on `device`."""
     dtype = AUTOCAST_TYPES[precision]
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
@@ -55,25 +57,48 @@ def train_locally(
 ) -> float:
     """J steps of `optimizer` on cross-entropy over random batches of one shard, in place; the mean loss of the steps.
 
+    The host waits for the device once, at the end; under fp16 once per step, to see whether gradients are finite. There
+    the loss is multiplied by `LOSS_SCALE`, halved whenever they are not; such a step is left out and reported.
+
     Args:
         model: holds the global weights; parameters that require a gradient are trained.
         examples: the training set; `shard`, int64 [n], indexes the client's own.
         generator: the only source of randomness; its seed also seeds torch, for models with dropout.
+
+    Raises:
+        Divergence: under fp16, no step had finite gradients.
     """
     device = examples.images.device
     torch.manual_seed(torch_seed(generator))
     positions = torch.from_numpy(batch_positions(len(shard), batch_size, local_steps, generator)).to(shard.device)
+    steps, batch = positions.shape
+    augmentations = draw_augmentations(steps, batch, preprocessing.crop_padding, generator, device)
+    scaler = torch.amp.GradScaler(
+        device.type, init_scale=LOSS_SCALE, growth_interval=NEVER, enabled=precision == "fp16"
+    )
     loss_sum = torch.zeros((), device=device)
     model.train()
-    for batch in shard[positions]:
-        inputs = preprocessing.training_inputs(examples.images[batch], generator)
+    for chosen, augmentation in zip(shard[positions], augmentations, strict=True):
+        inputs = preprocessing.training_inputs(examples.images[chosen], augmentation)
         with autocast(device, precision):
-            loss = functional.cross_entropy(model(inputs), examples.labels[batch])
+            loss = functional.cross_entropy(model(inputs), examples.labels[chosen])
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         loss_sum += loss.detach()
+    if scaler.is_enabled():
+        _report_skipped(round(math.log2(LOSS_SCALE / scaler.get_scale())), steps)
     return loss_sum.item() / local_steps
+
+
+def _report_skipped(skipped: int, steps: int) -> None:
+    if skipped == steps:
+        raise Divergence(
+            f"None of {steps} steps had finite gradients in fp16: lower learning-rate, or use precision bf16 or fp32."
+        )
+    if skipped:
+        log.warning("%d of %d steps were left out: their gradients overflowed fp16.", skipped, steps)
 
 
 @torch.inference_mode()

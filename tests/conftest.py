@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from fl_taskarith.data.batches import Preprocessing, draw_augmentations
 from fl_taskarith.logbook import TIMING_COLUMNS, Logbook, Row, read_rounds
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -45,6 +46,12 @@ def write_generated_cifar100(folder: Path) -> dict[str, str]:
     content = pickle.dumps({"fine_label_names": [f"class {label}" for label in range(100)]})
     (target / "meta").write_bytes(content)
     return sums | {"meta": hashlib.md5(content).hexdigest()}
+
+
+def augmented(preprocessing: Preprocessing, images: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+    """Training inputs of one batch, drawn from `generator` as a local step draws them."""
+    (drawn,) = draw_augmentations(1, len(images), preprocessing.crop_padding, generator, images.device)
+    return preprocessing.training_inputs(images, drawn)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from fl_taskarith.config import Config  # isort: skip  (before torch: the package sets how OpenMP waits)
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fl_taskarith.bench import engine, fisher, scale
+from fl_taskarith.bench import engine, fisher, scale, throughput, worker
 from fl_taskarith.bench import round as bench_round
 from fl_taskarith.bench.report import peak_bytes
 from fl_taskarith.cli import main
@@ -98,7 +99,7 @@ def test_the_round_bench_counts_the_same_steps_on_both_sides(
 def test_the_round_benchs_loop_trains_its_own_model(quick_config: Config) -> None:
     home = resident(quick_config)
     head = {name: torch.randn_like(home.pretrained[name]) for name in HEAD_PARAMETERS}
-    bare = bench_round._Bare(quick_config, home, head)
+    bare = bench_round.Bare(quick_config, home, head)
     before = {name: value.detach().clone() for name, value in bare.model.named_parameters()}
     bare()
     after = dict(bare.model.named_parameters())
@@ -129,8 +130,50 @@ def test_drawn_shards_are_a_function_of_the_client() -> None:
 
 def test_a_round_of_the_scale_bench_is_one_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "SYNTHETIC_SIZES", {"train": 600, "test": 100})
-    monkeypatch.setattr(scale, "ALL_ASKED", 20)
-    parts = {clients: scale._start("vit_glyph", 16, clients, "cpu", str(tmp_path)) for clients in (20, 700)}
+    parts = {
+        clients: worker.start(
+            scale._config("vit_glyph", 16, clients, "cpu", str(tmp_path)), partial(scale._drawn_shards, clients), asked
+        )
+        for clients, asked in ((20, True), (700, False))
+    }
     assert [sorted(each) for each in parts.values()] == [["frozen head", "ridge head"], ["frozen head"]]
-    scale._round(1)
-    assert scale._run is not None and scale._run.logbook.rows[-1]["clients"] == scale.SAMPLED
+    worker.train_round(1)
+    assert worker.last_row()["clients"] == scale.SAMPLED
+
+
+@pytest.mark.slow
+def test_the_prefix_bench_trains_the_same_blocks_with_and_without_the_cache(tmp_path: Path) -> None:
+    words = ["--model", "vit_glyph", "--input-size", "16", "--trainable-blocks", "1", "--batch-size", "4"]
+    assert main(["bench", "prefix", *words, "--repeats", "1", "--results-dir", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "bench" / "prefix.json").read_text())
+    assert record["train_loss"]["cached"] == pytest.approx(record["train_loss"]["last blocks"], rel=1e-2)
+    assert record["train_loss"]["all blocks"] != record["train_loss"]["last blocks"]
+    assert record["ratio"] == record["seconds_per_round"]["all blocks"] / record["seconds_per_round"]["cached"]
+
+
+@pytest.mark.slow
+def test_the_memory_bench_sees_a_round_that_holds_every_reply(tmp_path: Path) -> None:
+    words = ["--model", "vit_glyph", "--input-size", "16", "--batch-size", "4", "--clients", "1", "3"]
+    assert main(["bench", "memory", *words, "--results-dir", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "bench" / "memory.json").read_text())
+    assert record["ratio"] == max(record["peak_bytes_by_clients"].values()) / record["peak_bytes_bare"]
+    assert record["peak_bytes_bare"] > 3 * 4 * 300_000  # weights, gradients and momentum of vit_glyph at the least
+
+
+def test_the_throughput_bench_measures_both_sides_and_the_peak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(datasets, "SYNTHETIC_SIZES", {"train": 600, "test": 100})
+    monkeypatch.setattr(throughput, "PEAK_SIDE", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr(throughput, "EVALUATION_BATCHES", 1)
+    words = ["--model", "vit_glyph", "--input-size", "16", "--batch-size", "2", "--compile", "off", "--repeats", "1"]
+    assert main(["bench", "throughput", *words, "--precision", "fp32", "--results-dir", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "bench" / "throughput.json").read_text())
+    speed, operations = record["images_per_second"], record["flop_per_image"]
+    assert record["ratio"] == speed["training, federated"] / speed["training, bare loop"]
+    expected = speed["evaluation, ours"] * operations["evaluation"] / record["peak_flop_per_second"]
+    assert record["share_of_peak"]["evaluation, ours"] == pytest.approx(expected)
+    assert (
+        2.5 < operations["training"] / operations["evaluation"] < 3.1
+    )  # the backward pass of fused attention computes it anew
+    assert capsys.readouterr().out.splitlines()[-1] == f"ratio: {record['ratio']:.2f}"

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import real_data_folder
+from conftest import augmented, real_data_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
@@ -271,14 +271,14 @@ def test_inputs_are_normalised_as_torchvision_normalises(images: torch.Tensor) -
 def test_augmentation_is_a_function_of_the_generator_and_differs_per_image(images: torch.Tensor) -> None:
     preprocessing = Preprocessing(32, (0.0,) * 3, (1.0,) * 3, crop_padding=4, flip=True)
     same = images[:1].expand(64, -1, -1, -1)
-    first = preprocessing.training_inputs(same, random_generator(0, "test"))
-    assert torch.equal(first, preprocessing.training_inputs(same, random_generator(0, "test")))
+    first = augmented(preprocessing, same, random_generator(0, "test"))
+    assert torch.equal(first, augmented(preprocessing, same, random_generator(0, "test")))
     assert len(first.flatten(1).unique(dim=0)) > 32
 
 
 def test_without_augmentation_training_sees_the_evaluation_inputs(images: torch.Tensor) -> None:
     preprocessing = Preprocessing(48, (0.5,) * 3, (0.5,) * 3)
-    ours = preprocessing.training_inputs(images, random_generator(0, "test"))
+    ours = augmented(preprocessing, images, random_generator(0, "test"))
     assert torch.equal(ours, preprocessing.evaluation_inputs(images))
 
 

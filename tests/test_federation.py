@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import final_weights, numbers, same_bits
+from conftest import augmented, final_weights, numbers, same_bits
 from flwr.app import Context, Message, RecordDict
 
 from fl_taskarith import client, simulate
@@ -86,7 +86,7 @@ def test_the_rounds_equal_federated_averaging_written_out(quick_config: Config) 
             optimizer = torch.optim.SGD(set_trained(home.model, names), config.learning_rate, momentum=0.9)
             for batch in positions:
                 examples = home.data.train.take(home.shards[partition][torch.from_numpy(batch)])
-                inputs = home.preprocessing.training_inputs(examples.images, generator)
+                inputs = augmented(home.preprocessing, examples.images, generator)
                 loss = torch.nn.functional.cross_entropy(home.model(inputs), examples.labels)
                 optimizer.zero_grad()
                 loss.backward()

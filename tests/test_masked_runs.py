@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import final_weights
+from conftest import augmented, final_weights
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
@@ -82,7 +82,7 @@ def test_the_rounds_equal_dense_federated_averaging_of_masked_steps(masked_confi
             optimizer = torch.optim.SGD(parameters, config.learning_rate, momentum=0.9)
             for batch in positions:
                 examples = home.data.train.take(home.shards[partition][torch.from_numpy(batch)])
-                inputs = home.preprocessing.training_inputs(examples.images, generator)
+                inputs = augmented(home.preprocessing, examples.images, generator)
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(home.model(inputs), examples.labels).backward()
                 for name, parameter in zip(names, parameters, strict=True):

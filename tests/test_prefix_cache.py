@@ -10,6 +10,7 @@ from conftest import final_weights, numbers, same_bits
 
 from fl_taskarith import simulate
 from fl_taskarith.config import Config, load
+from fl_taskarith.data.batches import draw_augmentations
 from fl_taskarith.data.prefix_cache import CachedInputs, cache_key, open_or_make
 from fl_taskarith.errors import CheckpointError, ConfigError, DataError
 from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
@@ -126,7 +127,8 @@ def test_everything_that_tokens_depend_on_is_in_the_key(cached_config: Config) -
 def test_flips_are_drawn_as_without_a_cache() -> None:
     tokens, mirrored = torch.zeros(50, 3, 4), torch.ones(50, 3, 4)
     inputs = CachedInputs(tokens, mirrored, torch.device("cpu"))
-    drawn = inputs.training_inputs(torch.arange(50), np.random.default_rng(1))[:, 0, 0]
+    (augmentation,) = draw_augmentations(1, 50, inputs.crop_padding, np.random.default_rng(1), torch.device("cpu"))
+    drawn = inputs.training_inputs(torch.arange(50), augmentation)[:, 0, 0]
     generator = np.random.default_rng(1)
     generator.integers(0, 1, size=(50, 2))
     assert drawn.tolist() == (generator.random(50) < 0.5).tolist()

@@ -20,8 +20,14 @@ SETTINGS = st.fixed_dictionaries(
         "dampening": st.sampled_from([0.0, 0.4]),
         "nesterov": st.booleans(),
         "foreach": st.sampled_from([None, False, True]),
+        "fused": st.sampled_from([None, True]),
     }
-).filter(lambda chosen: not chosen["nesterov"] or (chosen["momentum"] > 0 and chosen["dampening"] == 0))
+).filter(
+    lambda chosen: (
+        (not chosen["nesterov"] or (chosen["momentum"] > 0 and chosen["dampening"] == 0))
+        and not (chosen["foreach"] and chosen["fused"])
+    )
+)
 
 
 def parameters(seed: int) -> dict[str, nn.Parameter]:

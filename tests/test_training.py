@@ -3,11 +3,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import augmented
 from torch.nn import functional
 
+from fl_taskarith import training
 from fl_taskarith.data.batches import Preprocessing, batch_positions
 from fl_taskarith.data.datasets import ImageSet
+from fl_taskarith.errors import Divergence
 from fl_taskarith.models.backbone import build_model
+from fl_taskarith.optim import SparseSGDM
 from fl_taskarith.seeding import torch_seed
 from fl_taskarith.training import evaluate, extract_features, set_trained, train_locally
 
@@ -44,8 +48,7 @@ def test_local_steps_equal_a_plain_loop(examples: ImageSet) -> None:
     optimizer = torch.optim.SGD(plain.parameters(), 0.05, momentum=0.9)
     losses = []
     for batch in positions:
-        images = examples.images[shard[batch]]
-        inputs = PREPROCESSING.training_inputs(images, generator)
+        inputs = augmented(PREPROCESSING, examples.images[shard[batch]], generator)
         step_loss = functional.cross_entropy(plain(inputs), examples.labels[shard[batch]])
         optimizer.zero_grad()
         step_loss.backward()
@@ -69,17 +72,42 @@ def test_only_the_named_parameters_move(examples: ImageSet) -> None:
     assert moved == set(trained)
 
 
-def test_bf16_follows_fp32_within_its_resolution(examples: ImageSet) -> None:
-    losses = {}
-    for precision in ("fp32", "bf16"):
-        model = model_with_random_head()
-        optimizer = torch.optim.SGD(set_trained(model, [name for name, _ in model.named_parameters()]), 0.05)
-        losses[precision] = train_locally(
-            model, examples, torch.arange(40), optimizer, PREPROCESSING,
-            local_steps=4, batch_size=16, precision=precision, generator=np.random.default_rng(0),
-        )  # fmt: skip
-    assert losses["bf16"] != losses["fp32"]
-    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+def trained_loss(examples: ImageSet, precision: str = "fp32", rate: float = 0.05, fused: bool | None = None) -> float:
+    """Mean loss of 12 steps at one precision; later steps see what earlier ones did."""
+    model = model_with_random_head()
+    names = [name for name, _ in model.named_parameters()]
+    named = zip(names, set_trained(model, names), strict=True)
+    return train_locally(
+        model, examples, torch.arange(40), SparseSGDM(named, rate, momentum=0.9, fused=fused), PREPROCESSING,
+        local_steps=12, batch_size=16, precision=precision, generator=np.random.default_rng(0),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.005)])
+def test_half_precision_follows_fp32_within_its_resolution(
+    examples: ImageSet, precision: str, tolerance: float
+) -> None:
+    exact, half = trained_loss(examples), trained_loss(examples, precision)
+    assert half != exact
+    assert half == pytest.approx(exact, rel=tolerance)
+    assert abs(trained_loss(examples, rate=0.0) - exact) > 5 * tolerance * exact  # it did learn
+
+
+def test_fused_kernels_follow_the_others_in_fp32_and_under_a_loss_scale(examples: ImageSet) -> None:
+    assert trained_loss(examples, fused=True) == pytest.approx(trained_loss(examples), rel=1e-5)
+    assert trained_loss(examples, "fp16", fused=True) == pytest.approx(trained_loss(examples, "fp16"), rel=1e-3)
+
+
+def test_steps_that_overflow_fp16_are_reported_and_none_at_all_is_an_error(
+    examples: ImageSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(training, "LOSS_SCALE", 2.0**22)
+    scaled = trained_loss(examples, "fp16")
+    assert "steps were left out" in caplog.text
+    assert math.isfinite(scaled)
+    monkeypatch.setattr(training, "LOSS_SCALE", 2.0**60)
+    with pytest.raises(Divergence, match="fp16"):
+        trained_loss(examples, "fp16")
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40, 1000])

@@ -3,9 +3,10 @@
 import copy
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fl_taskarith.bench.report import Bench, alternate, median
@@ -13,7 +14,7 @@ from fl_taskarith.calibrate import make_mask, server_sums
 from fl_taskarith.client import app
 from fl_taskarith.client_state import frozen_name, write_frozen
 from fl_taskarith.config import Config, load
-from fl_taskarith.data.batches import batch_positions
+from fl_taskarith.data.batches import batch_positions, draw_augmentations
 from fl_taskarith.engine.records import metric, to_record
 from fl_taskarith.engine.sequential import SequentialGrid
 from fl_taskarith.global_model import Frozen
@@ -42,31 +43,13 @@ def bench_round(
     preprocessing. With `density` above 0 the federated round trains that share of the weights, chosen at random, and
     the bare loop still all of them.
     """
-    config = load(
-        overrides={
-            "dataset": "synthetic",
-            "model": model_name,
-            "weights": "none",
-            "input_size": input_size,
-            "num_clients": CLIENTS,
-            "participation": 1.0,
-            "sharding": "iid",
-            "local_steps": LOCAL_STEPS,
-            "batch_size": batch_size,
-            "learning_rate": LEARNING_RATE,
-            "schedule": "constant",
-            "precision": precision,
-            "device": device_name,
-            "threads": available_threads(),
-            **({"mask_rule": "random", "density": density} if density else {"mask_rule": "none"}),
-        }
-    )
+    config = round_config(model_name, input_size, batch_size, precision, device_name, density=density)
     home = resident(config)
     head = {name: torch.randn_like(home.pretrained[name]) * 0.05 for name in HEAD_PARAMETERS}
     mask = make_mask(home, server_sums(home, head)).mask if density else None
     with tempfile.TemporaryDirectory() as folder:
-        federated = _Federated(config, home, Frozen(head, mask), Path(folder))
-        bare = _Bare(config, home, head)
+        federated = Federated(config, home, Frozen(head, mask), Path(folder))
+        bare = Bare(config, home, head)
         measured = alternate({"federated": federated, "bare": bare}, repeats, home.device)
     seconds = {name: median(values) for name, values in measured.items()}
     outside = median(federated.outside[1:])
@@ -96,7 +79,40 @@ def bench_round(
     return Bench("round", ratio, figures, tuple(lines))
 
 
-class _Federated:
+def round_config(
+    model_name: str,
+    input_size: int,
+    batch_size: int,
+    precision: str,
+    device_name: str,
+    *,
+    density: float = 0.0,
+    compile_mode: str = "off",
+) -> Config:
+    """A round of `CLIENTS` x `LOCAL_STEPS` over synthetic images: of all weights, or of a random share `density`."""
+    return load(
+        overrides={
+            "dataset": "synthetic",
+            "model": model_name,
+            "weights": "none",
+            "input_size": input_size,
+            "num_clients": CLIENTS,
+            "participation": 1.0,
+            "sharding": "iid",
+            "local_steps": LOCAL_STEPS,
+            "batch_size": batch_size,
+            "learning_rate": LEARNING_RATE,
+            "schedule": "constant",
+            "precision": precision,
+            "compile": compile_mode,
+            "device": device_name,
+            "threads": available_threads(),
+            **({"mask_rule": "random", "density": density} if density else {"mask_rule": "none"}),
+        }
+    )
+
+
+class Federated:
     """Called: a round from the starting weights, as in a run; `outside` has its seconds beyond the clients'."""
 
     def __init__(self, config: Config, home: Resident, frozen: Frozen, folder: Path) -> None:
@@ -108,6 +124,7 @@ class _Federated:
         self.outside: list[float] = []
 
     def __call__(self) -> None:
+        """One round."""
         strategy = FedAvg(self.config, self.home.device, lambda server_round: LEARNING_RATE)
         strategy.state_folder, strategy.frozen_name = str(self.folder), self.name
         result = strategy.start(SequentialGrid(app, CLIENTS), to_record(self.start), 1)
@@ -115,7 +132,7 @@ class _Federated:
         self.outside.append(metric(metrics, "round-seconds") - metric(metrics, "train-seconds"))
 
 
-class _Bare:
+class Bare:
     """Called: as many steps as a round has, on a model of its own, one optimizer throughout."""
 
     def __init__(self, config: Config, home: Resident, head: dict[str, Tensor]) -> None:
@@ -123,21 +140,26 @@ class _Bare:
         home.load(head)
         self.model = copy.deepcopy(home.model)
         self.parameters = set_trained(self.model, home.trained_names(1))
+        self.network: nn.Module = self.model
+        if config.compile != "off":
+            self.network = cast(nn.Module, torch.compile(self.model, mode=config.compile))
         generator = random_generator(0, "bench round")
         everything = batch_positions(len(home.data.train), config.batch_size, CLIENTS * LOCAL_STEPS, generator)
         self.batches = torch.from_numpy(everything).to(home.device)
+        padding = home.preprocessing.crop_padding
+        self.augmentations = draw_augmentations(len(everything), config.batch_size, padding, generator, home.device)
 
     def __call__(self) -> None:
+        """As many steps as a round has."""
         images, labels = self.home.data.train.images, self.home.data.train.labels
         device, precision = self.home.device, self.config.precision
-        generator = random_generator(0, "bench augmentation")
         optimizer = torch.optim.SGD(self.parameters, lr=LEARNING_RATE, momentum=self.config.momentum)
         loss_sum = torch.zeros((), device=device)
         self.model.train()
-        for batch in self.batches:
-            inputs = self.home.preprocessing.training_inputs(images[batch], generator)
+        for batch, augmentation in zip(self.batches, self.augmentations, strict=True):
+            inputs = self.home.preprocessing.training_inputs(images[batch], augmentation)
             with autocast(device, precision):
-                loss = functional.cross_entropy(self.model(inputs), labels[batch])
+                loss = functional.cross_entropy(self.network(inputs), labels[batch])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -1,30 +1,22 @@
 """From a hundred to a hundred thousand virtual clients, as many sampled each round: time and memory of a round."""
 
-import multiprocessing
 import tempfile
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fl_taskarith.bench.report import Bench, median, resident_bytes
-from fl_taskarith.client import app
-from fl_taskarith.config import load
-from fl_taskarith.federation import make_run
-from fl_taskarith.global_model import Frozen, GlobalModel
-from fl_taskarith.logbook import Logbook, Row
-from fl_taskarith.models.backbone import HEAD_PARAMETERS
-from fl_taskarith.resident import choose_device, resident
-from fl_taskarith.run import Run
+from fl_taskarith.bench.worker import ONLY_ROUNDS, start, train_round, workers
+from fl_taskarith.config import Config, load
+from fl_taskarith.resident import Resident, choose_device
 from fl_taskarith.seeding import random_generator
 
 SAMPLED = 10  # clients per round
 SHARD_SIZE = 32  # examples of a client
 ALL_ASKED = 1_000  # up to so many clients, round 0 asks all of them for the ridge head's sums too
-NEVER = 10**9
 
 
 class DrawnShards(Sequence[Tensor]):
@@ -60,21 +52,25 @@ def bench_scale(
     is not counted. Round 0 is apart: it sends the frozen head to every client, once, and asks every client for sums.
     """
     counts = sorted(set(clients))
-    context = multiprocessing.get_context("spawn")
     measured: dict[int, list[float]] = {count: [] for count in counts}
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        workers = {count: stack.enter_context(context.Pool(1)) for count in counts}
+    with tempfile.TemporaryDirectory() as folder, workers(counts) as processes:
         before = {
-            count: worker.apply(_start, (model_name, input_size, count, device_name, folder))
-            for count, worker in workers.items()
+            count: process.apply(
+                start,
+                (
+                    _config(model_name, input_size, count, device_name, folder),
+                    partial(_drawn_shards, count),
+                    count <= ALL_ASKED,
+                ),
+            )
+            for count, process in processes.items()
         }
         for number in range(1, repeats + 2):
-            for count, worker in workers.items():
-                seconds = worker.apply(_round, (number,))
+            for count, process in processes.items():
+                seconds = process.apply(train_round, (number,))
                 if number > 1:
                     measured[count].append(seconds)
-        memory = {count: worker.apply(resident_bytes) for count, worker in workers.items()}
+        memory = {count: process.apply(resident_bytes) for count, process in processes.items()}
     per_round = {count: median(seconds) for count, seconds in measured.items()}
     smallest, largest = counts[0], counts[-1]
     ratio = per_round[largest] / per_round[smallest]
@@ -104,52 +100,23 @@ def bench_scale(
     return Bench("scale", ratio, figures, tuple(lines))
 
 
-_run: Run | None = None  # of this process
+def _drawn_shards(num_clients: int, home: Resident) -> DrawnShards:
+    return DrawnShards(num_clients, len(home.data.train), home.device)
 
 
-def _start(model_name: str, input_size: int, num_clients: int, device_name: str, folder: str) -> dict[str, float]:
-    """Make this process's run and take it through round 0; the seconds of its parts."""
-    global _run
-    config = load(
+def _config(model_name: str, input_size: int, num_clients: int, device_name: str, folder: str) -> Config:
+    return load(
         overrides={
+            **ONLY_ROUNDS,
             "dataset": "synthetic",
             "model": model_name,
-            "weights": "none",
             "input_size": input_size,
-            "mask_rule": "none",
             "num_clients": num_clients,
             "participation": min(1.0, SAMPLED / num_clients),
             "sharding": "iid",
-            "num_rounds": NEVER,
-            "evaluate_every": NEVER,
-            "checkpoint_every": NEVER,
-            "schedule": "constant",
             "learning_rate": 1e-3,
             "threads": 1,
             "device": device_name,
             "results_dir": str(Path(folder) / str(num_clients)),
         }
     )
-    home = resident(config)
-    home.shards = DrawnShards(num_clients, len(home.data.train), home.device)
-    _run = make_run(config, home, Logbook(config), None, app)
-    row: Row = {"clients": 0, "uplink_bytes": 0, "downlink_bytes": 0, "train_seconds": 0.0}
-    seconds: dict[str, float] = {}
-    if num_clients <= ALL_ASKED:
-        started = time.perf_counter()
-        _run.ridge_statistics(row)
-        seconds["ridge head"] = time.perf_counter() - started
-    head = {name: torch.randn_like(home.pretrained[name]) * 0.05 for name in HEAD_PARAMETERS}
-    _run.model = GlobalModel({name: home.pretrained[name] for name in home.trained_names(1)}, Frozen(head))
-    started = time.perf_counter()
-    _run.distribute(row)
-    seconds["frozen head"] = time.perf_counter() - started
-    return seconds
-
-
-def _round(number: int) -> float:
-    """Seconds of round `number` of this process's run, from sampling to its row in rounds.csv."""
-    assert _run is not None
-    started = time.perf_counter()
-    _run.train_rounds(number, number)
-    return time.perf_counter() - started

@@ -1,11 +1,32 @@
 """From uint8 images on the device to normalised model inputs, batched, without PIL and without worker processes."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is random about one training batch: crop offsets, int64 [B, 2] from 0 to twice the padding, and which images
+    are mirrored, bool [B].
+    """
+
+    offsets: Tensor
+    mirrored: Tensor
+
+
+def draw_augmentations(
+    steps: int, batch: int, padding: int, generator: np.random.Generator, device: torch.device
+) -> list[Augmentation]:
+    """One for each step, moved to the device together, so that no step waits for the host."""
+    draws = [(generator.integers(0, 2 * padding + 1, size=(batch, 2)), generator.random(batch)) for _ in range(steps)]
+    offsets = torch.from_numpy(np.stack([offset for offset, _ in draws])).to(device)
+    mirrored = torch.from_numpy(np.stack([chance for _, chance in draws]) < 0.5).to(device)
+    return [Augmentation(*drawn) for drawn in zip(offsets, mirrored, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -26,21 +47,22 @@ class Preprocessing:
         """uint8 [B, 3, H, W] to float32 [B, 3, input_size, input_size]: resize and normalise."""
         return self._normalise(resize(images.float(), self.input_size))
 
-    def training_inputs(self, images: Tensor, generator: np.random.Generator) -> Tensor:
-        """The same with a random crop and a random flip per image, drawn from `generator`."""
-        count, padding = len(images), self.crop_padding
-        offsets = generator.integers(0, 2 * padding + 1, size=(count, 2))
-        mirrored = generator.random(count) < 0.5
-        if padding:
-            images = crop(images, torch.from_numpy(offsets).to(images.device), padding)
+    def training_inputs(self, images: Tensor, augmentation: Augmentation) -> Tensor:
+        """The same of images cropped and flipped as drawn."""
+        if self.crop_padding:
+            images = crop(images, augmentation.offsets, self.crop_padding)
         if self.flip:
-            images = flip(images, torch.from_numpy(mirrored).to(images.device))
+            images = flip(images, augmentation.mirrored)
         return self.evaluation_inputs(images)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1) * 255
-        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1) * 255
-        return (pixels - mean) / std
+        return (pixels - _channels(self.mean, pixels.device)) / _channels(self.std, pixels.device)
+
+
+@lru_cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Of pixel values in [0, 1], as [1, 3, 1, 1] of those in [0, 255]; kept, for copies make the host wait."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1) * 255
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:

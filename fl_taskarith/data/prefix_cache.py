@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fl_taskarith.data.batches import Augmentation
 from fl_taskarith.errors import CheckpointError, DataError
 from fl_taskarith.files import write_atomically
 
@@ -38,19 +40,19 @@ class CachedInputs:
     tokens: Tensor
     mirrored: Tensor | None
     device: torch.device
+    crop_padding: ClassVar[int] = 0
 
     def evaluation_inputs(self, positions: Tensor) -> Tensor:
         """Positions int64 [B] to tokens float32 [B, T, d]."""
         return self.tokens[positions.to(self.tokens.device)].to(self.device).float()
 
-    def training_inputs(self, positions: Tensor, generator: np.random.Generator) -> Tensor:
-        """The same with a random flip per image; draws from `generator` as `Preprocessing.training_inputs` does."""
-        generator.integers(0, 1, size=(len(positions), 2))  # the offsets of a crop that is not made
-        flipped = torch.from_numpy(generator.random(len(positions)) < 0.5)
+    def training_inputs(self, positions: Tensor, augmentation: Augmentation) -> Tensor:
+        """The same, of the flipped image where one is drawn; crops are not offered."""
         inputs = self.evaluation_inputs(positions)
+        flipped = augmentation.mirrored
         if self.mirrored is not None and flipped.any():
-            there = positions.to(self.mirrored.device)[flipped.to(self.mirrored.device)]
-            inputs[flipped.to(inputs.device)] = self.mirrored[there].to(self.device).float()
+            there = positions[flipped].to(self.mirrored.device)
+            inputs[flipped] = self.mirrored[there].to(self.device).float()
         return inputs
 
 

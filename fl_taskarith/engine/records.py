@@ -25,6 +25,8 @@ class TensorArray(Array):
     Array with the same dtype, shape and bytes.
     """
 
+    tensor: Tensor
+
     def __init__(self, tensor: Tensor) -> None:
         self.__dict__.update(  # past Array's own bookkeeping, which takes longer than all else here
             tensor=tensor.detach(), dtype=_dtype_name(tensor.dtype), shape=tuple(tensor.shape), stype=NUMPY_STYPE

@@ -1,0 +1,100 @@
+"""Rounds on cached tokens of the frozen blocks, against the same rounds without a cache and rounds of all blocks."""
+
+import tempfile
+from pathlib import Path
+
+from fl_taskarith.bench.report import Bench, median
+from fl_taskarith.bench.worker import ONLY_ROUNDS, last_row, start, train_round, workers
+from fl_taskarith.config import Config, load
+from fl_taskarith.resident import available_threads, choose_device
+
+CLIENTS, LOCAL_STEPS = 10, 4
+ARMS = {"all blocks": (0, "off"), "last blocks": (1, "off"), "cached": (1, "float16")}  # (blocks / wanted, cache)
+
+
+def bench_prefix(
+    model_name: str = "vit_small_patch14_dinov2",
+    input_size: int = 98,
+    trainable_blocks: int = 2,
+    batch_size: int = 32,
+    repeats: int = 2,
+    device_name: str = "auto",
+) -> Bench:
+    """Seconds of a round of 10 clients x 4 steps: all blocks, the last ones, and those on cached tokens, in turn.
+
+    Synthetic images, flips as the only augmentation in every arm, a process each. Making the cache is timed apart.
+
+    Raises:
+        RuntimeError: the last blocks learn otherwise with the cache than without.
+    """
+    measured: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    losses: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder, workers(list(ARMS)) as processes:
+        for arm, process in processes.items():
+            process.apply(
+                start, (_config(arm, model_name, input_size, trainable_blocks, batch_size, device_name, folder),)
+            )
+        for number in range(1, repeats + 2):
+            for arm, process in processes.items():
+                seconds = process.apply(train_round, (number,))
+                if number > 1:
+                    measured[arm].append(seconds)
+        losses = {arm: process.apply(last_row)["train_loss"] for arm, process in processes.items()}
+    if abs(losses["cached"] - losses["last blocks"]) > 1e-2 * abs(losses["last blocks"]):
+        raise RuntimeError(f"losses with and without the cache differ: {losses}")
+    per_round = {arm: median(seconds) for arm, seconds in measured.items()}
+    without = per_round["last blocks"] / per_round["cached"]
+    images = CLIENTS * LOCAL_STEPS * batch_size
+    lines = [
+        f"{model_name} at {input_size} px, {CLIENTS} clients x {LOCAL_STEPS} steps of {batch_size} images, median of "
+        f"{repeats} on {choose_device(device_name).type} with {available_threads()} threads",
+        *(
+            f"{arm:<12} {seconds:7.2f} s per round  {images / seconds:7.1f} images/s  loss {losses[arm]:.4f}"
+            for arm, seconds in per_round.items()
+        ),
+        f"against the last {trainable_blocks} blocks without a cache: {without:.2f}",
+    ]
+    figures = {
+        "model": model_name,
+        "input_size": input_size,
+        "trainable_blocks": trainable_blocks,
+        "batch_size": batch_size,
+        "clients": CLIENTS,
+        "local_steps": LOCAL_STEPS,
+        "repeats": repeats,
+        "seconds": measured,
+        "seconds_per_round": per_round,
+        "train_loss": losses,
+    }
+    return Bench("prefix", per_round["all blocks"] / per_round["cached"], figures, tuple(lines))
+
+
+def _config(
+    arm: str, model_name: str, input_size: int, trainable_blocks: int, batch_size: int, device_name: str, folder: str
+) -> Config:
+    few, cache = ARMS[arm]
+    return load(
+        overrides={
+            **ONLY_ROUNDS,
+            "dataset": "synthetic",
+            "data_dir": folder,
+            "train_subset": CLIENTS * 100,
+            "validation_size": 100,
+            "calibration_size": 0,
+            "test_subset": 100,
+            "augmentation": "flip",
+            "model": model_name,
+            "input_size": input_size,
+            "trainable_blocks": few * trainable_blocks,
+            "prefix_cache": cache,
+            "num_clients": CLIENTS,
+            "participation": 1.0,
+            "sharding": "iid",
+            "local_steps": LOCAL_STEPS,
+            "batch_size": batch_size,
+            "learning_rate": 1e-4,
+            "device": device_name,
+            "threads": available_threads(),
+            "results_dir": str(Path(folder) / arm.replace(" ", "-")),
+        }
+    )

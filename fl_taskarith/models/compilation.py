@@ -1,0 +1,72 @@
+"""torch.compile for the networks of a process: compiled once, for every client, round and run of one architecture.
+
+Compiling takes up to minutes and belongs to a module, not to its weights; so the module of the first run stays, and
+later runs of the same architecture load their weights into it.
+"""
+
+import logging
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import cast
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from fl_taskarith.models.suffix import Suffix
+
+Network = VisionTransformer | Suffix
+"""A whole model on images, or the last blocks of one on the tokens of its frozen ones."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Kept:
+    """The module of one architecture, and what is compiled of it by (first block, mode)."""
+
+    architecture: Hashable
+    model: VisionTransformer
+    networks: dict[tuple[int, str], Network] = field(default_factory=dict)
+
+
+_kept: _Kept | None = None
+
+
+def shared_model(architecture: Hashable, fresh: VisionTransformer) -> VisionTransformer:
+    """The process's module of this architecture with the weights of `fresh`: `fresh` itself the first time.
+
+    One architecture is kept at a time; `architecture` is to tell apart whatever differs in more than weights.
+    """
+    global _kept
+    if _kept is None or _kept.architecture != architecture:
+        _kept = _Kept(architecture, fresh)
+    else:
+        _kept.model.load_state_dict(fresh.state_dict())
+    return _kept.model
+
+
+def compiled(network: Network, first_block: int, mode: str, device: torch.device) -> Network:
+    """`network`, a part of the shared model from `first_block` on, under torch.compile's `mode`; shares its parameters.
+
+    Where nothing can be compiled (no C++ compiler, no Triton) `network` itself, and a warning says why.
+    """
+    assert _kept is not None, "shared_model comes first"
+    if reason := _obstacle(device):
+        log.warning('compile = "%s" is left out, training runs as written: %s', mode, reason)
+        return network
+    if (first_block, mode) not in _kept.networks:
+        module = torch.compile(cast(nn.Module, network), mode=mode)
+        _kept.networks[first_block, mode] = cast(Network, module)
+    return _kept.networks[first_block, mode]
+
+
+@lru_cache
+def _obstacle(device: torch.device) -> str:
+    """Why the smallest of functions cannot be compiled for `device`; empty if it can."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
+    except Exception as error:  # of the compiler, its back end or the tools they call
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    return ""
