@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_taskarith import config as configuration
+from fl_taskarith.config_rule import to_toml
 from fl_taskarith.errors import ConfigError, FlTaskarithError
 
 BENCH_OUTPUT = ("name", "run", "json", "results_dir")  # of the parsed words, what a benchmark's function does not take
@@ -145,7 +146,7 @@ def key_reference() -> str:
     """Every setting with its default, what it accepts and what it does, one per line."""
     defaults = configuration.Config().to_run_config()
     return "\n".join(
-        f"  {key} = {configuration.to_toml(defaults[key])}\n      {rule.about}; {rule.expected()}"
+        f"  {key} = {to_toml(defaults[key])}\n      {rule.about}; {rule.expected()}"
         for key, rule in configuration.rules().items()
     )
 

@@ -9,79 +9,18 @@ import difflib
 import hashlib
 import json
 import math
-import numbers
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_taskarith.config_rule import AUTO, LARGEST, Rule, Scalar
+from fl_taskarith.config_rule import auto_number as _auto_number
+from fl_taskarith.config_rule import choice as _choice
+from fl_taskarith.config_rule import key as _key
 from fl_taskarith.errors import ConfigError
 
-Scalar = bool | int | float | str
-
-AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one key may hold: `kind` is bool, int, float or str; `auto` admits the word "auto" beside a number."""
-
-    kind: type
-    about: str
-    low: float = -math.inf
-    high: float = math.inf
-    choices: tuple[str, ...] = ()
-    auto: bool = False
-    exclusive_low: bool = False
-
-    def expected(self) -> str:
-        """The accepted values in words, for error messages and the key reference."""
-        if self.choices:
-            return "one of " + ", ".join(f'"{choice}"' for choice in self.choices)
-        words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}[self.kind]
-        if self.low > -math.inf:
-            words += f" {'above' if self.exclusive_low else 'from'} {self.low:g}"
-        if self.high < math.inf:
-            words += f" up to {self.high:g}"
-        return words + (' or "auto"' if self.auto else "")
-
-    def check(self, key: str, value: object) -> Scalar:
-        """Return `value` as the rule's kind, or raise ConfigError naming the key, the value and what is accepted."""
-        if self.auto and value == AUTO:
-            return AUTO
-        if isinstance(value, numbers.Real) and not isinstance(value, (bool, int)):
-            value = int(value) if isinstance(value, numbers.Integral) else float(value)  # numpy's come from sweeps
-        if self.kind is float and type(value) is int and abs(value) <= 2**53:
-            value = float(value)
-        if not isinstance(value, (bool, int, float, str)) or type(value) is not self.kind or not self._in_range(value):
-            raise ConfigError(f"{key} = {_shown(value)} is not accepted: expected {self.expected()}.")
-        return value
-
-    def _in_range(self, value: Scalar) -> bool:
-        if isinstance(value, str):
-            return (not self.choices or value in self.choices) and value.isprintable()
-        if isinstance(value, float) and not math.isfinite(value):
-            return False
-        return self.low <= value <= self.high and not (self.exclusive_low and value == self.low)
-
-
-def _key(default: Scalar, about: str, **limits: Any) -> Any:
-    """A dataclass field with its rule; the kind is the default's."""
-    return dataclasses.field(default=default, metadata={"rule": Rule(type(default), about, **limits)})
-
-
-def _auto_number(about: str) -> Any:
-    """A positive number, or "auto", which is the default."""
-    rule = Rule(float, about, low=0, high=LARGEST, exclusive_low=True, auto=True)
-    return dataclasses.field(default=AUTO, metadata={"rule": rule})
-
-
-def _choice(default: str, about: str, *choices: str) -> Any:
-    return _key(default, about, choices=choices)
-
-
-LARGEST = 1e6  # of any step size, penalty or scale: beyond it float32 overflows
 SCHEDULES = ("constant", "cosine", "step", "exponential", "plateau")
 SENSITIVITY_RULES = ("least-sensitive", "most-sensitive")
 DATA_FREE_RULES = ("lowest-magnitude", "highest-magnitude", "random")
@@ -348,15 +287,3 @@ def _check_combinations(config: Config) -> None:
     for contradiction, message in contradictions:
         if contradiction:
             raise ConfigError(message)
-
-
-def to_toml(value: object) -> str:
-    """`value` as the user would write it in TOML."""
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
-
-
-def _shown(value: object) -> str:
-    """`value` on one line, short, with what is unprintable escaped."""
-    text = repr(value) if not isinstance(value, (bool, str)) else to_toml(value)
-    text = text if text.isprintable() else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
