@@ -73,6 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     mask.set_defaults(run=_mask)
 
+    shards = commands.add_parser(
+        "shards",
+        help="show which client owns how many examples of each class",
+        description="Print and plot the class histogram of the shards of these settings (see simulate for settings).",
+    )
+    shards.add_argument("words", nargs="*", metavar="[CONF.toml] key=value", help="a settings file, then overrides")
+    shards.add_argument("--output", type=Path, help="folder (default: shards/NAME in the results)")
+    shards.set_defaults(run=_shards)
+
     plot = commands.add_parser("plot", help="draw the curves of one or more runs (PNG and PDF)")
     plot.add_argument("folders", nargs="+", type=Path, metavar="RESULTS_FOLDER")
     plot.add_argument("--output", type=Path, help="path without ending (default: curves in the first folder)")
@@ -190,6 +199,13 @@ def _mask(parsed: argparse.Namespace) -> None:
     from fl_taskarith.study.masks import compare_masks
 
     compare_masks([Path(file) for file in files], parsed.output)
+
+
+def _shards(parsed: argparse.Namespace) -> None:
+    config = _configured(parsed.words, {})
+    from fl_taskarith.study.shard_histogram import show_shards
+
+    show_shards(config, parsed.output)
 
 
 def _pretrain_glyph(parsed: argparse.Namespace) -> None:

@@ -21,6 +21,9 @@ from fl_taskarith.config_rule import choice as _choice
 from fl_taskarith.config_rule import key as _key
 from fl_taskarith.errors import ConfigError
 
+STRATEGIES = tuple(  # a file each; listed and not imported, for they need Flower and settings do not
+    sorted(path.stem.replace("_", "-") for path in Path(__file__).with_name("strategies").glob("[a-z]*.py"))
+)
 SCHEDULES = ("constant", "cosine", "step", "exponential", "plateau")
 SENSITIVITY_RULES = ("least-sensitive", "most-sensitive")
 DATA_FREE_RULES = ("lowest-magnitude", "highest-magnitude", "random")
@@ -77,14 +80,39 @@ class Config:
     mask_exclude: str = _key("", "backbone parameters left as pretrained: comma-separated names or patterns with *")
     mask_file: str = _key("", 'mask.safetensors to use under mask-rule = "file"')
     # federation
-    strategy: str = _choice("fedavg", "aggregation algorithm, or no clients at all", "fedavg", "centralized")
+    strategy: str = _choice(
+        "fedavg", "aggregation algorithm, or no clients at all", *STRATEGIES, "centralized", importable=True
+    )
     num_clients: int = _key(50, "clients, K", low=1, high=1_000_000)
     participation: float = _key(0.2, "share of clients sampled per round, C", low=0, high=1, exclusive_low=True)
-    sharding: str = _choice("classes", "how clients divide the data", "iid", "classes")
+    sharding: str = _choice("classes", "how clients divide the data", "iid", "classes", "dirichlet")
     classes_per_client: int = _key(2, "classes per client, Nc, under sharding = classes", low=1)
+    dirichlet_alpha: float = _key(
+        1.0,
+        "concentration α under sharding = dirichlet: class shares ~ Dir(α p), p those of all data",
+        low=0,
+        high=LARGEST,
+        exclusive_low=True,
+    )
     num_rounds: int = _key(24, "communication rounds; epochs under strategy = centralized", low=1)
     server_lr: float = _key(
         1.0, "step of the server along the aggregated task vector", low=0, high=LARGEST, exclusive_low=True
+    )
+    # of single strategies
+    proximal_mu: float = _key(0.0, "FedProx: μ of (μ/2)‖θ − θ_t‖² in the local loss", low=0, high=LARGEST)
+    server_momentum: float = _key(0.9, "fedavgm: momentum of the server", low=0, high=1)
+    server_beta1: float = _key(0.9, "fedadam, fedyogi: decay β₁ of the mean update", low=0, high=1)
+    server_beta2: float = _key(0.99, "fedadam, fedyogi: decay β₂ of the mean squared update", low=0, high=1)
+    server_tau: float = _key(
+        1e-3, "fedadam, fedyogi: adaptivity τ, added to the root", low=0, high=LARGEST, exclusive_low=True
+    )
+    gma_threshold: float = _key(0.4, "fedgma: agreement on a sign, ρ, from which an entry is not damped", low=0, high=1)
+    trimmed_share: float = _key(0.1, "trimmed-mean: share β of values dropped at each end", low=0, high=0.49)
+    clipping_radius: float | str = _auto_number("cclip: radius ρ; auto = the median distance of the round's replies")
+    clipping_iterations: int = _key(1, "cclip: iterations per round", low=1, high=1000)
+    clipping_start: str = _choice("zero", "cclip: where each round's iterations start", "zero", "previous")
+    personal_parameters: str = _key(
+        "*norm*, *.ls1.*, *.ls2.*", "fedbn: what stays with each client: comma-separated names or patterns with *"
     )
     # local training
     local_steps: int = _key(4, "SGDM steps per client and round, J", low=1)
@@ -281,6 +309,12 @@ def _check_combinations(config: Config) -> None:
         ((config.mask_rule == "file") != bool(config.mask_file),
          f'mask-rule = "{config.mask_rule}" and mask-file = "{config.mask_file}": a mask file is named and used under '
          'mask-rule = "file" only.'),
+        (config.proximal_mu > 0 and config.strategy in ("fedavg", "centralized"),
+         f'proximal-mu = {config.proximal_mu:g} under strategy = "{config.strategy}": set strategy = "fedprox", whose '
+         "term it is, or leave it 0."),
+        (config.strategy == "scaffold" and config.clip_norm > 0,
+         'strategy = "scaffold" takes the mean gradient from the way a client went, which clipping hides: set '
+         "clip-norm = 0."),
         (config.strategy == "centralized" and config.engine == "flower",
          'strategy = "centralized" has no clients to run on SuperNodes: leave engine = "sequential".'),
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import numbers
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,16 @@ from fl_taskarith.errors import ConfigError
 Scalar = bool | int | float | str
 
 AUTO = "auto"
+IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
 LARGEST = 1e6  # of any step size, penalty or scale: beyond it float32 overflows
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What one key may hold: `kind` is bool, int, float or str; `auto` admits the word "auto" beside a number."""
+    """What one key may hold: `kind` is bool, int, float or str.
+
+    `auto` admits the word "auto" beside a number, `importable` a class as "module:Class" beside the choices.
+    """
 
     kind: type
     about: str
@@ -25,11 +30,13 @@ class Rule:
     choices: tuple[str, ...] = ()
     auto: bool = False
     exclusive_low: bool = False
+    importable: bool = False
 
     def expected(self) -> str:
         """The accepted values in words, for error messages and the key reference."""
         if self.choices:
-            return "one of " + ", ".join(f'"{choice}"' for choice in self.choices)
+            named = ", ".join(f'"{choice}"' for choice in self.choices)
+            return f"one of {named}" + (', or "module:Class" of your own' if self.importable else "")
         words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}[self.kind]
         if self.low > -math.inf:
             words += f" {'above' if self.exclusive_low else 'from'} {self.low:g}"
@@ -51,7 +58,8 @@ class Rule:
 
     def _in_range(self, value: Scalar) -> bool:
         if isinstance(value, str):
-            return (not self.choices or value in self.choices) and value.isprintable()
+            known = not self.choices or value in self.choices
+            return (known or (self.importable and bool(IMPORTABLE.fullmatch(value)))) and value.isprintable()
         if isinstance(value, float) and not math.isfinite(value):
             return False
         return self.low <= value <= self.high and not (self.exclusive_low and value == self.low)
@@ -68,9 +76,9 @@ def auto_number(about: str) -> Any:
     return dataclasses.field(default=AUTO, metadata={"rule": rule})
 
 
-def choice(default: str, about: str, *choices: str) -> Any:
-    """One of `choices`."""
-    return key(default, about, choices=choices)
+def choice(default: str, about: str, *choices: str, importable: bool = False) -> Any:
+    """One of `choices`, or a class of the user's own where `importable`."""
+    return key(default, about, choices=choices, importable=importable)
 
 
 def to_toml(value: object) -> str:
