@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_taskarith import config as configuration
+from fl_taskarith.config_rule import to_toml
 from fl_taskarith.errors import ConfigError, FlTaskarithError
 
 BENCH_OUTPUT = ("name", "run", "json", "results_dir")  # of the parsed words, what a benchmark's function does not take
@@ -71,6 +72,15 @@ def _parser() -> argparse.ArgumentParser:
         "--clients", type=_positive, default=0, metavar="N", help="also a mask of each of the first N clients' own"
     )
     mask.set_defaults(run=_mask)
+
+    shards = commands.add_parser(
+        "shards",
+        help="show which client owns how many examples of each class",
+        description="Print and plot the class histogram of the shards of these settings (see simulate for settings).",
+    )
+    shards.add_argument("words", nargs="*", metavar="[CONF.toml] key=value", help="a settings file, then overrides")
+    shards.add_argument("--output", type=Path, help="folder (default: shards/NAME in the results)")
+    shards.set_defaults(run=_shards)
 
     plot = commands.add_parser("plot", help="draw the curves of one or more runs (PNG and PDF)")
     plot.add_argument("folders", nargs="+", type=Path, metavar="RESULTS_FOLDER")
@@ -166,7 +176,7 @@ def key_reference() -> str:
     """Every setting with its default, what it accepts and what it does, one per line."""
     defaults = configuration.Config().to_run_config()
     return "\n".join(
-        f"  {key} = {configuration.to_toml(defaults[key])}\n      {rule.about}; {rule.expected()}"
+        f"  {key} = {to_toml(defaults[key])}\n      {rule.about}; {rule.expected()}"
         for key, rule in configuration.rules().items()
     )
 
@@ -210,6 +220,13 @@ def _mask(parsed: argparse.Namespace) -> None:
     from fl_taskarith.study.masks import compare_masks
 
     compare_masks([Path(file) for file in files], parsed.output)
+
+
+def _shards(parsed: argparse.Namespace) -> None:
+    config = _configured(parsed.words, {})
+    from fl_taskarith.study.shard_histogram import show_shards
+
+    show_shards(config, parsed.output)
 
 
 def _pretrain_glyph(parsed: argparse.Namespace) -> None:

@@ -5,12 +5,13 @@ import logging
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fl_taskarith.calibrate import Sums
 from fl_taskarith.centralized import CentralizedRun
 from fl_taskarith.checkpoint import Checkpoint
+from fl_taskarith.client_accuracy import evaluate_clients
 from fl_taskarith.client_state import frozen_name
 from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
@@ -24,7 +25,7 @@ from fl_taskarith.masking.mask import Mask
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.resident import Resident, available_threads, resident
 from fl_taskarith.run import History, Progress, Run, overhead
-from fl_taskarith.strategies import STRATEGIES
+from fl_taskarith.strategies import strategy_class
 
 log = logging.getLogger("fl_taskarith")
 
@@ -81,8 +82,21 @@ class FederatedRun(Run):
     ) -> None:
         super().__init__(config, home, logbook, progress)
         self.grid = grid
-        self.strategy = STRATEGIES[config.strategy](config, home.device, self.learning_rate)
+        self.strategy = strategy_class(config.strategy)(config, home.device, self.learning_rate)
         self.strategy.state_folder = str(logbook.client_states)
+
+    def execute(self) -> None:
+        """All rounds; then, where clients have models of their own, their accuracy: clients.csv, means in run.json."""
+        super().execute()
+        arrays = to_record(self.model.trained)
+        messages = self.strategy.configure_evaluate(self.config.num_rounds, arrays, ConfigRecord(), self.grid)
+        if means := evaluate_clients(self.grid, messages, self.logbook.folder / "clients.csv"):
+            log.info(
+                "Mean over clients on their own classes: test accuracy %(own_test_accuracy).4f of their own models, "
+                "%(global_test_accuracy).4f of the global one.",
+                means,
+            )
+            self.logbook.note(clients=means)
 
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
         """The sum of all clients' statistics, in partition order."""

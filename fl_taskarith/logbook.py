@@ -155,12 +155,17 @@ def run_name(config: Config) -> str:
     """`run-name`, or a name made of the main settings and the fingerprint of all that decide the numbers."""
     if config.run_name:
         return config.run_name
-    words = [config.dataset, config.strategy]
+    words = [config.dataset, config.strategy.rpartition(":")[2].lower()]
     if config.strategy != "centralized":
-        sharding = "iid" if config.sharding == "iid" else f"nc{config.classes_per_client}"
         drawn = f"j{config.local_steps_min}to{config.local_steps_max}"
-        words += [sharding, drawn if config.local_steps_max else f"j{config.local_steps}"]
+        words += [sharding_name(config), drawn if config.local_steps_max else f"j{config.local_steps}"]
     return "-".join([*words, f"s{config.seed}", config.fingerprint()])
+
+
+def sharding_name(config: Config) -> str:
+    """For example "iid", "nc2" or "dir0.5"."""
+    names = {"classes": f"nc{config.classes_per_client}", "dirichlet": f"dir{config.dirichlet_alpha:g}"}
+    return names.get(config.sharding, config.sharding)
 
 
 def read_rounds(folder: Path) -> list[Row]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from fl_taskarith.calibrate import Sums, make_mask, mask_facts, server_sums
 from fl_taskarith.checkpoint import Checkpoint
-from fl_taskarith.config import AUTO, Config
+from fl_taskarith.config import Config
+from fl_taskarith.config_rule import AUTO
 from fl_taskarith.errors import Divergence
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.logbook import COLUMNS, Logbook, Row

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_taskarith import config as configuration
-from fl_taskarith.config import Config, Scalar
+from fl_taskarith.config import Config
+from fl_taskarith.config_rule import Scalar
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.study.search import Search
 

@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fl_taskarith.config import Scalar, from_mapping
+from fl_taskarith.config import from_mapping
+from fl_taskarith.config_rule import Scalar
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.logbook import Row, read_rounds
@@ -23,6 +24,7 @@ Settings = dict[str, Scalar]
 
 # Okabe & Ito (2008): told apart by every common form of colour blindness; line styles tell them apart in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SHARDING_WORDS = {"iid": "iid", "classes": "Nc = {classes-per-client}", "dirichlet": "Dir({dirichlet-alpha})"}
 FEW_POINTS = 15  # up to here each point is marked, for the line between says nothing
 STYLES = ("-", "--", "-.", ":")
 STYLE: dict[str, Any] = {
@@ -113,7 +115,7 @@ def _in_words(config: Settings) -> str:
         return ""
     words = [str(config["dataset"]), str(config["strategy"])]
     if config["strategy"] != "centralized":
-        words += ["iid" if config["sharding"] == "iid" else f"Nc = {config['classes-per-client']}"]
+        words += [SHARDING_WORDS[str(config["sharding"])].format(**config)]
         drawn = f"J = {config['local-steps-min']} to {config['local-steps-max']}"
         words += [drawn if config["local-steps-max"] else f"J = {config['local-steps']}"]
     return ", ".join([*words, f"seed {config['seed']}"])

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.config import Scalar, kebab, to_toml
+from fl_taskarith.config import kebab
+from fl_taskarith.config_rule import Scalar, to_toml
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.search import Search
