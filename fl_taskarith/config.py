@@ -86,6 +86,9 @@ class Config:
     )
     num_clients: int = _key(50, "clients, K", low=1, high=1_000_000)
     participation: float = _key(0.2, "share of clients sampled per round, C", low=0, high=1, exclusive_low=True)
+    dropout: float = _key(
+        0.0, "chance of each sampled client to drop out of a round; at least one stays", low=0, high=0.99
+    )
     sharding: str = _choice("classes", "how clients divide the data", "iid", "classes", "dirichlet")
     classes_per_client: int = _key(2, "classes per client, Nc, under sharding = classes", low=1)
     dirichlet_alpha: float = _key(

@@ -31,7 +31,11 @@ log = logging.getLogger("fl_taskarith")
 
 
 def run_federation(
-    config: Config, client_app: ClientCallable, grid: Grid | None = None, progress: Progress | None = None
+    config: Config,
+    client_app: ClientCallable,
+    grid: Grid | None = None,
+    progress: Progress | None = None,
+    deadline: float | None = None,
 ) -> History:
     """Run or continue what `config` describes, and draw its curves.
 
@@ -39,6 +43,7 @@ def run_federation(
         client_app: the Flower ClientApp; called in this process by the sequential engine.
         grid: Flower's own Grid, needed by engine = "flower" only.
         progress: called with (round, last round, row) after each round.
+        deadline: time (of time.time) from which the run stops after its round, with a checkpoint.
 
     Raises:
         FlTaskarithError: with the cause, in the user's terms; the results so far stay in the folder.
@@ -53,7 +58,9 @@ def run_federation(
         if shards := facts.get("shards"):
             log.info("Shards: %(clients)d clients with %(smallest)d to %(largest)d examples each", shards)
         logbook.note(threads=shared.threads, **facts)
-        make_run(shared, home, logbook, progress, client_app, grid).execute()
+        run = make_run(shared, home, logbook, progress, client_app, grid)
+        run.deadline = deadline
+        run.execute()
         if config.draw_curves:
             draw_curves(logbook.folder)
     log.info("Finished: %s", logbook.rounds_csv)
@@ -177,6 +184,7 @@ class FederatedRun(Run):
             "learning_rate": metrics["learning-rate"],
             "train_loss": metrics["train-loss"],
             "client_update_norm": metrics["client-update-norm"],
+            "client_cosine": metrics.get("client-cosine"),
             "update_norm": metrics["update-norm"],
             "clients": metrics["clients"],
             "uplink_bytes": metrics["uplink-bytes"],

@@ -20,7 +20,7 @@ import torch
 from fl_taskarith.checkpoint import Checkpoint, load_latest_checkpoint, referenced_client_states, save_checkpoint
 from fl_taskarith.client_state import prune_client_states
 from fl_taskarith.config import Config
-from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.errors import BudgetSpent, CheckpointError, ConfigError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.paths import checkout, results_root
 
@@ -38,6 +38,7 @@ COLUMNS = (
     "test_loss",
     "test_accuracy",
     "client_update_norm",
+    "client_cosine",
     "update_norm",
     "task_vector_norm",
     "clients",
@@ -139,7 +140,8 @@ class Logbook:
             if error is None:
                 self.note(status="finished", finished=_now())
             else:
-                self.note(status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed", cause=repr(error))
+                stopped = isinstance(error, (KeyboardInterrupt, BudgetSpent))
+                self.note(status="interrupted" if stopped else "failed", cause=repr(error))
         except CheckpointError:
             if error is None:  # else the run's own error is the one to show
                 raise
@@ -172,7 +174,8 @@ def read_rounds(folder: Path) -> list[Row]:
     """rounds.csv of a run folder as one dictionary per row; empty cells are None.
 
     Raises:
-        CheckpointError: it is missing, its header is not ours, or a row is cut short or not numeric.
+        CheckpointError: it is missing, its header is not ours, or a row is cut short or not numeric. Columns that a
+            version did not have yet are None.
     """
     path = folder / "rounds.csv"
     try:
@@ -180,10 +183,11 @@ def read_rounds(folder: Path) -> list[Row]:
             lines = list(csv.reader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}. Expected the folder of a run.") from error
-    if not lines or tuple(lines[0]) != COLUMNS:
-        raise CheckpointError(f"{path} does not begin with the columns {', '.join(COLUMNS)}.")
+    if not lines or not {"round"} <= set(lines[0]) <= set(COLUMNS):
+        raise CheckpointError(f"{path} does not begin with columns of {', '.join(COLUMNS)}.")
+    absent = dict.fromkeys(set(COLUMNS) - set(lines[0]))
     try:
-        return [{name: _number(cell) for name, cell in zip(COLUMNS, line, strict=True)} for line in lines[1:]]
+        return [absent | {name: _number(cell) for name, cell in zip(lines[0], line, strict=True)} for line in lines[1:]]
     except ValueError as error:
         raise CheckpointError(f"{path} has a damaged row ({error}): resume the run to rebuild it.") from error
 

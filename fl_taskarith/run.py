@@ -15,7 +15,7 @@ from fl_taskarith.calibrate import Sums, make_mask, mask_facts, server_sums
 from fl_taskarith.checkpoint import Checkpoint
 from fl_taskarith.config import Config
 from fl_taskarith.config_rule import AUTO
-from fl_taskarith.errors import Divergence
+from fl_taskarith.errors import BudgetSpent, Divergence
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.logbook import COLUMNS, Logbook, Row
 from fl_taskarith.masking.mask import save_mask
@@ -58,6 +58,7 @@ class Run(ABC):
         self.home = home
         self.logbook = logbook
         self.progress = progress
+        self.deadline: float | None = None  # of time.time; from then on the run ends after its round, saved
         self.model = GlobalModel({})
         self.evaluated = {"val": home.data.validation, "test": home.data.test}
 
@@ -144,7 +145,8 @@ class Run(ABC):
             self.progress(server_round, config.num_rounds, row)
         else:
             log.info("%s", describe_round(row, config.num_rounds))
-        if last or server_round % config.checkpoint_every == 0:
+        late = not last and self.deadline is not None and time.time() >= self.deadline
+        if last or late or server_round % config.checkpoint_every == 0:
             self.logbook.save_checkpoint(
                 dataclasses.replace(
                     self.state(),
@@ -153,6 +155,8 @@ class Run(ABC):
                     frozen=self.model.frozen.tensors(),
                 )
             )
+        if late:
+            raise BudgetSpent(f"The time is over after round {server_round} of {config.num_rounds}; it is saved.")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         def on_device(tensors: Weights) -> Weights:

@@ -1,6 +1,6 @@
 """Aggregation of task vectors τ_k = θ_k − θ, as plain dictionaries of tensors. Pure: no Flower, no data set."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,6 +50,21 @@ def apply_task_vector(
         name: torch.add(value, task_vector[name], alpha=step) if name in task_vector else value
         for name, value in weights.items()
     }
+
+
+def mean_pairwise_cosine(mean_norm: float, norms: Sequence[float], weights: Sequence[float]) -> float | None:
+    """Mean cosine over all pairs of task vectors, each pair weighted by its p_i‖τ_i‖ · p_j‖τ_j‖, from norms alone.
+
+    With p = w / Σw: (‖Σ p τ‖² − Σ p²‖τ‖²) / ((Σ p‖τ‖)² − Σ p²‖τ‖²), whose numerator is the sum of p_i p_j ⟨τ_i, τ_j⟩
+    over i ≠ j. None for fewer than two that are not zero.
+
+    Args:
+        mean_norm: ‖Σ p τ‖; norms: ‖τ‖ of each; weights: w of each.
+    """
+    lengths = [weight / sum(weights) * norm for weight, norm in zip(weights, norms, strict=True)]
+    squares = sum(length**2 for length in lengths)
+    pairs = sum(lengths) ** 2 - squares
+    return (mean_norm**2 - squares) / pairs if pairs > 0 else None
 
 
 def task_vector_norm(task_vector: Mapping[str, Tensor]) -> float:

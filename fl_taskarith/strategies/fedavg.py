@@ -17,7 +17,7 @@ from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.errors import ClientFailure, Divergence
-from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, task_vector_norm
+from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, mean_pairwise_cosine, task_vector_norm
 from fl_taskarith.seeding import random_generator
 
 RoundCallback = Callable[[int, ArrayRecord, MetricRecord], None]
@@ -158,12 +158,22 @@ class FedAvg(FlowerFedAvg):
         records = self.message_arrays(arrays)
         self.traffic = Traffic(downlink=len(chosen) * sum(map(payload_bytes, records.values())))
         messages = []
-        for partition in sorted(partitions[index] for index in chosen):
+        for partition in self._staying(server_round, sorted(partitions[index] for index in chosen)):
             settings = self.round_settings(server_round, partition)
             record = settings_record(self.config, settings)
             content = RecordDict({**records, self.configrecord_key: record})
             messages.append(Message(content, partition, MessageType.TRAIN))
         return messages
+
+    def _staying(self, server_round: int, sampled: list[int]) -> list[int]:
+        """Those of the sampled clients that do not drop out of the round; all of them were sent the weights."""
+        if not self.config.dropout:
+            return sampled
+        luck = {
+            client: random_generator(self.config.seed, "dropout", server_round, client).random() for client in sampled
+        }
+        staying = [client for client in sampled if luck[client] >= self.config.dropout]
+        return staying or [max(sampled, key=lambda client: luck[client])]
 
     def round_settings(self, server_round: int, partition: int) -> RoundSettings:
         """What a message of `server_round` to this client carries beside tensors."""
@@ -209,6 +219,10 @@ class FedAvg(FlowerFedAvg):
             )
         metrics = self._summarise(log)
         metrics["update-norm"] = self.config.server_lr * norm
+        if type(self).aggregate is FedAvg.aggregate:  # else `norm` is not that of the clients' mean
+            norms, weights = ([metric(each, name) for each in log] for name in ("update-norm", "num-examples"))
+            if (cosine := mean_pairwise_cosine(norm, norms, weights)) is not None:
+                metrics["client-cosine"] = cosine
         return to_record(apply_task_vector(self._weights, task_vector, self.config.server_lr)), metrics
 
     def _read(self, message: Message) -> Reply:

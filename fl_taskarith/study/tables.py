@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fl_taskarith.config import Config, snake
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.study.comparison import Comparison, compare
-from fl_taskarith.study.definition import Study
+from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.results import State, StudyResults
 from fl_taskarith.study.search import DIVERGED
 from fl_taskarith.study.statistics import Paired, Summary
@@ -50,8 +51,8 @@ def write_tables(results: StudyResults) -> None:
             parts.append(f"![test accuracy]({figure}.png)")
     parts.append(footnote(results, rows))
     write_atomically(results.folder / "README.md", "\n\n".join(part for part in parts if part) + "\n")
-    write_atomically(results.folder / "table.csv", _csv([_arm_record(row) for row in rows]))
-    write_atomically(results.folder / "runs.csv", _csv([record for row in rows for record in _run_records(row)]))
+    write_atomically(results.folder / "table.csv", _csv([_arm_record(study, row) for row in rows]))
+    write_atomically(results.folder / "runs.csv", _csv([record for row in rows for record in _run_records(study, row)]))
     if study.search is not None:
         write_atomically(results.folder / "search.csv", _csv(_trial_records(results, rows)))
 
@@ -183,12 +184,13 @@ def _detectable(paired: Paired | None) -> str:
     return BLANK if paired is None else _number(paired.detectable)
 
 
-def _arm_record(row: Comparison) -> dict[str, object]:
+def _arm_record(study: Study, row: Comparison) -> dict[str, object]:
     """One line of table.csv; what is not known is empty."""
     this, difference = row.results, row.difference
     record: dict[str, object] = {
         "group": this.arm.group,
         "arm": this.arm.label,
+        **_varied(study, this.arm),
         "density": this.density,
         "learning_rate": None if this.choice is None else this.choice.rate,
         "edge": None if this.choice is None else this.choice.edge,
@@ -203,13 +205,21 @@ def _arm_record(row: Comparison) -> dict[str, object]:
     return record | {"uplink_megabytes": row.uplink.mean}
 
 
-def _run_records(row: Comparison) -> list[dict[str, object]]:
+def _varied(study: Study, arm: Arm) -> dict[str, object]:
+    """The settings of an arm in which those of the study differ, as columns; the density stands in its own."""
+    values = Config().to_run_config() | dict(arm.settings)
+    return {snake(key): values[key] for key in study.varied if key not in ("density", "learning-rate")}
+
+
+def _run_records(study: Study, row: Comparison) -> list[dict[str, object]]:
     """Lines of runs.csv: every final run of an arm, so that each number can be made again from the file."""
     this = row.results
     return [
         {
             "group": this.arm.group,
             "arm": this.arm.label,
+            **_varied(study, this.arm),
+            "run": outcome.name,
             "seed": seed,
             "learning_rate": None if this.choice is None else this.choice.rate,
             "state": str(outcome.state),
