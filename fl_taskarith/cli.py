@@ -82,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     shards.add_argument("--output", type=Path, help="folder (default: shards/NAME in the results)")
     shards.set_defaults(run=_shards)
 
-    plot = commands.add_parser("plot", help="draw the curves of one or more runs (PNG and PDF)")
-    plot.add_argument("folders", nargs="+", type=Path, metavar="RESULTS_FOLDER")
+    plot = commands.add_parser("plot", help="draw one run, or compare any set of runs (PNG and PDF)")
+    plot.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's, or one with runs below it")
     plot.add_argument("--output", type=Path, help="path without ending (default: curves in the first folder)")
     plot.set_defaults(run=_plot)
 
@@ -249,9 +249,11 @@ def _bench(parsed: argparse.Namespace) -> None:
 
 def _plot(parsed: argparse.Namespace) -> None:
     from fl_taskarith.study.plots import plot_curves
+    from fl_taskarith.study.run_set import find_runs, members
+    from fl_taskarith.study.set_plots import plot_set
 
-    output = parsed.output or parsed.folders[0] / "curves"
-    for path in plot_curves(parsed.folders, output):
+    output, runs = parsed.output or parsed.folders[0] / "curves", find_runs(parsed.folders)
+    for path in plot_curves(runs[0], output) if len(runs) == 1 else plot_set(members(runs), output):
         print(path.resolve())
 
 

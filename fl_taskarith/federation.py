@@ -239,4 +239,4 @@ def draw_curves(folder: Path) -> None:
     """curves.png and curves.pdf in a run's folder."""
     from fl_taskarith.study.plots import plot_curves
 
-    plot_curves([folder], folder / "curves")
+    plot_curves(folder, folder / "curves")

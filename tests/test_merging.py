@@ -47,6 +47,9 @@ def test_task_vectors_that_do_not_match_are_refused(second: dict[str, torch.Tens
 def test_applying_a_task_vector_leaves_the_old_weights_and_the_others_alone() -> None:
     weights = {"a": torch.ones(2), "b": torch.ones(1)}
     new = apply_task_vector(weights, {"a": torch.full((2,), 2.0)}, step=0.5)
+    task_vector = {"a": torch.full((2,), 2.0)}
+    overwritten = apply_task_vector(weights, task_vector, step=0.5, overwrite=True)
+    assert torch.equal(overwritten["a"], new["a"]) and overwritten["a"] is task_vector["a"]
     assert torch.equal(new["a"], torch.full((2,), 2.0))
     assert new["b"] is weights["b"]
     assert torch.equal(weights["a"], torch.ones(2))

@@ -43,11 +43,16 @@ class WeightedMean:
 
 
 def apply_task_vector(
-    weights: Mapping[str, Tensor], task_vector: Mapping[str, Tensor], step: float
+    weights: Mapping[str, Tensor], task_vector: Mapping[str, Tensor], step: float, *, overwrite: bool = False
 ) -> dict[str, Tensor]:
-    """θ + step · τ for the tensors that τ has, the others as they are (McMahan et al. 2017, with a server step)."""
+    """θ + step · τ for the tensors that τ has, the others as they are (McMahan et al. 2017, with a server step).
+
+    With `overwrite` the results take τ's memory: at tens of millions of weights, fresh memory costs more than the sum.
+    """
     return {
-        name: torch.add(value, task_vector[name], alpha=step) if name in task_vector else value
+        name: torch.add(value, task_vector[name], alpha=step, out=task_vector[name] if overwrite else None)
+        if name in task_vector
+        else value
         for name, value in weights.items()
     }
 

@@ -219,11 +219,13 @@ class FedAvg(FlowerFedAvg):
             )
         metrics = self._summarise(log)
         metrics["update-norm"] = self.config.server_lr * norm
-        if type(self).aggregate is FedAvg.aggregate:  # else `norm` is not that of the clients' mean
+        is_mean = type(self).aggregate is FedAvg.aggregate  # and nothing else: of nobody's memory but this round's
+        if is_mean:
             norms, weights = ([metric(each, name) for each in log] for name in ("update-norm", "num-examples"))
             if (cosine := mean_pairwise_cosine(norm, norms, weights)) is not None:
                 metrics["client-cosine"] = cosine
-        return to_record(apply_task_vector(self._weights, task_vector, self.config.server_lr)), metrics
+        new = apply_task_vector(self._weights, task_vector, self.config.server_lr, overwrite=is_mean)
+        return to_record(new), metrics
 
     def _read(self, message: Message) -> Reply:
         """The reply in `message`; counts its bytes and notes the name of the client's own state."""

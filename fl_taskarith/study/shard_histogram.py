@@ -18,7 +18,8 @@ from fl_taskarith.files import write_atomically
 from fl_taskarith.logbook import sharding_name
 from fl_taskarith.paths import resolve, results_root
 from fl_taskarith.resident import load_data
-from fl_taskarith.study.plots import SHARDING_WORDS, STYLE, save_figure
+from fl_taskarith.study.plots import STYLE, save_figure
+from fl_taskarith.study.run_set import sharding_words
 
 PRINTED_CLIENTS = 20
 PRINTED_CLASSES = 12  # wider tables do not fit a terminal: then the largest classes of each client are named
@@ -49,7 +50,7 @@ def show_shards(config: Config, output: Path | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"Cannot make the folder {folder}: {error.strerror}.") from error
-    words = SHARDING_WORDS[config.sharding].format(**config.to_run_config())
+    words = sharding_words(config.to_run_config())
     title = f"{config.dataset}, {words}, K = {config.num_clients}, shard seed {config.shard_seed}"
     print(title, *describe_histogram(counts, classes), sep="\n")
     write_atomically(folder / "histogram.csv", _csv(counts, classes))

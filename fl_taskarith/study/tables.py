@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fl_taskarith.config import Config, snake
 from fl_taskarith.errors import CheckpointError
@@ -13,7 +14,9 @@ from fl_taskarith.files import write_atomically
 from fl_taskarith.study.comparison import Comparison, compare
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.results import State, StudyResults
+from fl_taskarith.study.run_set import Member, members
 from fl_taskarith.study.search import DIVERGED
+from fl_taskarith.study.set_plots import SWEPT, plot_bands, plot_drift, plot_heat_map, plot_sweep
 from fl_taskarith.study.statistics import Paired, Summary
 from fl_taskarith.study.study_file import shown_setting
 from fl_taskarith.study.table_plots import plot_arms
@@ -43,18 +46,45 @@ def write_tables(results: StudyResults) -> None:
         raise CheckpointError(f"Cannot make the folder {results.folder}: {error.strerror}.") from error
     parts = [f"# {study.title}"]
     for group in study.groups:
-        members = [row for row in rows if row.results.arm.group == group]
+        in_group = [row for row in rows if row.results.arm.group == group]
         parts += [f"## {group}"] if group else []
-        parts += [markdown_table(study, members), _failures(members)]
+        parts += [markdown_table(study, in_group), _failures(in_group)]
         figure = "accuracy" + (f"-{re.sub(r'[^a-z0-9.]+', '-', group.lower()).strip('-.')}" if group else "")
-        if plot_arms(members, group or study.title, results.folder / figure):
+        if plot_arms(in_group, group or study.title, results.folder / figure):
             parts.append(f"![test accuracy]({figure}.png)")
+        parts += _figures(results, in_group, figure.replace("accuracy", "curves", 1), plot_bands)
+    for draw, figure in ((plot_heat_map, "heat-map"), (plot_drift, "drift"), *((_sweep(key), key) for key in SWEPT)):
+        parts += _figures(results, rows, figure, draw)
     parts.append(footnote(results, rows))
     write_atomically(results.folder / "README.md", "\n\n".join(part for part in parts if part) + "\n")
     write_atomically(results.folder / "table.csv", _csv([_arm_record(study, row) for row in rows]))
     write_atomically(results.folder / "runs.csv", _csv([record for row in rows for record in _run_records(study, row)]))
     if study.search is not None:
         write_atomically(results.folder / "search.csv", _csv(_trial_records(results, rows)))
+
+
+def _figures(
+    results: StudyResults, rows: Sequence[Comparison], name: str, draw: Callable[[Sequence[Member], Path], list[Path]]
+) -> list[str]:
+    """A figure over the finished final runs of these arms, as Markdown; nothing where it does not apply."""
+    labelled = [
+        (results.runs / outcome.name, row.results.arm.label)
+        for row in rows
+        for outcome in row.results.outcomes.values()
+        if outcome.state is State.DONE
+    ]
+    if not labelled:
+        return []
+    if draw is plot_bands:
+        found = members([folder for folder, _ in labelled], [label for _, label in labelled])
+    else:  # over all tables, where an arm may stand twice, and two arms may have one name
+        found = members(list(dict.fromkeys(folder for folder, _ in labelled)))
+    drawn = draw(found, results.folder / name)
+    return [f"![{name}]({path.name})" for path in drawn if path.suffix == ".png"]
+
+
+def _sweep(key: str) -> Callable[[Sequence[Member], Path], list[Path]]:
+    return lambda arms, output: plot_sweep(arms, key, output)
 
 
 def markdown_table(study: Study, rows: Sequence[Comparison]) -> str:
