@@ -13,6 +13,14 @@ from fl_taskarith.errors import ConfigError, FlTaskarithError
 
 BENCH_OUTPUT = ("name", "run", "json", "results_dir")  # of the parsed words, what a benchmark's function does not take
 
+MERGE_METHODS = ("task-arithmetic", "average", "fednova", "fedgma", "median", "cclip", "ties", "dare")
+MERGE_PARAMETERS = {
+    "threshold": "fedgma: agreement on a sign from which an entry is not damped, ρ",
+    "radius": "cclip: largest norm of a task vector, ρ",
+    "keep": "ties: share of entries of each task vector that stay",
+    "drop": "dare: share of entries of each task vector that are dropped, p",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; 0 on success, 1 with the cause on standard error on failure, 2 for wrong usage."""
@@ -82,6 +90,14 @@ def _parser() -> argparse.ArgumentParser:
     shards.add_argument("--output", type=Path, help="folder (default: shards/NAME in the results)")
     shards.set_defaults(run=_shards)
 
+    merge = commands.add_parser(
+        "merge",
+        help="merge fine-tuned models, given as .safetensors, into one",
+        description="θ = θ₀ + λ · direction(τ_1, ..., τ_T): one round of federated averaging with T clients. Models "
+        "are read tensor by tensor; any .safetensors of one architecture will do.",
+    )
+    _add_merge(merge)
+
     plot = commands.add_parser("plot", help="draw one run, or compare any set of runs (PNG and PDF)")
     plot.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's, or one with runs below it")
     plot.add_argument("--output", type=Path, help="path without ending (default: curves in the first folder)")
@@ -99,6 +115,20 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--results-dir", default="", help="folder of the studies (default: results/ of the checkout)")
     study.set_defaults(run=_study)
     return parser
+
+
+def _add_merge(merge: argparse.ArgumentParser) -> None:
+    merge.add_argument("models", nargs="+", type=Path, metavar="MODEL.safetensors", help="fine-tuned models or folders")
+    merge.add_argument("--base", type=Path, help="θ₀, the model they were fine-tuned from")
+    merge.add_argument("--task-vectors", action="store_true", help="the files hold θ - θ₀ already")
+    merge.add_argument("--method", choices=MERGE_METHODS, default="task-arithmetic", help="default: %(default)s")
+    merge.add_argument("--scale", type=float, help="λ (default: where equal models merge into themselves)")
+    for name, about in MERGE_PARAMETERS.items():
+        merge.add_argument(f"--{name}", type=float, help=about)
+    merge.add_argument("--steps", type=float, nargs="+", default=(), help="fednova: local steps of each model")
+    merge.add_argument("--seed", type=int, default=0, help="dare: of what is dropped (default: %(default)s)")
+    merge.add_argument("--output", type=Path, default=Path("merged.safetensors"), help="default: %(default)s")
+    merge.set_defaults(run=_merge)
 
 
 def _add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -227,6 +257,23 @@ def _shards(parsed: argparse.Namespace) -> None:
     from fl_taskarith.study.shard_histogram import show_shards
 
     show_shards(config, parsed.output)
+
+
+def _merge(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.merging.one_shot import MERGE_RULES
+    from fl_taskarith.one_shot.merge_files import MergeSettings, describe_sources, merge, open_sources, write_merged
+
+    given = {name: getattr(parsed, name) for name in MERGE_PARAMETERS if getattr(parsed, name) is not None}
+    own = MERGE_RULES[parsed.method].parameter
+    if foreign := given.keys() - {own}:
+        raise ConfigError(f"The method {parsed.method} takes no --{', --'.join(sorted(foreign))}.")
+    sources = open_sources(parsed.base, parsed.models, parsed.task_vectors)
+    print(describe_sources(sources))
+    settings = MergeSettings(parsed.method, given.get(own), parsed.scale, parsed.steps, parsed.seed)
+    merged = merge(sources, settings)
+    facts = {"method": parsed.method, **given, "scale": parsed.scale, "models": [path.name for path in parsed.models]}
+    write_merged(sources, merged, facts, parsed.output)
+    print(parsed.output.resolve())
 
 
 def _pretrain_glyph(parsed: argparse.Namespace) -> None:
