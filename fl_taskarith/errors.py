@@ -29,5 +29,9 @@ class Divergence(ClientFailure):
     """Training left the finite numbers: the same settings would do so again."""
 
 
+class ReportError(FlTaskarithError):
+    """TeX could not typeset a report; its source and figures are kept."""
+
+
 class StudyError(FlTaskarithError):
     """Runs of a study failed, or a study could not choose a learning rate; everything else it ran is kept."""
