@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--budget", type=_seconds, help="start no run after this time, for example 90s, 25m or 3h")
     study.add_argument("--results-dir", default="", help="folder of the studies (default: results/ of the checkout)")
     study.set_defaults(run=_study)
+    _add_report(commands)
     return parser
 
 
@@ -129,6 +130,15 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
     merge.add_argument("--seed", type=int, default=0, help="dare: of what is dropped (default: %(default)s)")
     merge.add_argument("--output", type=Path, default=Path("merged.safetensors"), help="default: %(default)s")
     merge.set_defaults(run=_merge)
+
+
+def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    report = commands.add_parser("report", help="write a two-column paper from the results of studies (LaTeX, PDF)")
+    report.add_argument("folder", type=Path, metavar="RESULTS_FOLDER", help="of one study, or of a folder per study")
+    report.add_argument("--output", type=Path, help="folder (default: report in the results folder)")
+    report.add_argument("--authors", type=Path, metavar="AUTHORS.toml", help="[[author]] tables with name and id")
+    report.add_argument("--template", type=Path, metavar="TEMPLATE.tex", help="in place of the shipped one")
+    report.set_defaults(run=_report)
 
 
 def _add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -327,6 +337,14 @@ def _study(parsed: argparse.Namespace) -> None:
         if parsed.tables:
             write_tables(results)
             print(results.folder / "README.md")
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.report.document import write_report
+
+    output = parsed.output or parsed.folder / "report"
+    for path in write_report(parsed.folder, output, parsed.authors, parsed.template):
+        print(path.resolve())
 
 
 if __name__ == "__main__":

@@ -156,6 +156,8 @@ class Config:
     checkpoint_every: int = _key(20, "rounds between checkpoints", low=1)
     save_model: bool = _key(True, "export the final model as model.safetensors")
     draw_curves: bool = _key(True, "draw curves.png and curves.pdf at the end")
+    tensorboard: bool = _key(False, "also log the rows to TensorBoard, in the run's folder")
+    wandb: bool = _key(False, "also log the rows to Weights & Biases")
     resume: bool = _key(True, "continue an unfinished run of the same configuration")
     results_dir: str = _key("", "where results go; empty = results/ of the installed checkout")
     run_name: str = _key("", "folder of the run; empty = named after its settings")
@@ -224,7 +226,7 @@ def rules() -> dict[str, Rule]:
 # Where a run lives, how often it saves and which engine carries it do not change a number; every other key does.
 OPERATIONAL_KEYS = frozenset(
     {"data-dir", "download", "results-dir", "run-name", "resume"}
-    | {"engine", "checkpoint-every", "save-model", "draw-curves"}
+    | {"engine", "checkpoint-every", "save-model", "draw-curves", "tensorboard", "wandb"}
 )
 IDENTITY_KEYS = frozenset(rules()) - OPERATIONAL_KEYS
 _DEFAULTS = {kebab(field.name): field.default for field in dataclasses.fields(Config)}

@@ -26,6 +26,7 @@ from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.resident import Resident, available_threads, resident
 from fl_taskarith.run import History, Progress, Run, overhead
 from fl_taskarith.strategies import strategy_class
+from fl_taskarith.tracking import require_trackers
 
 log = logging.getLogger("fl_taskarith")
 
@@ -49,6 +50,7 @@ def run_federation(
         FlTaskarithError: with the cause, in the user's terms; the results so far stay in the folder.
     """
     show_log()
+    require_trackers(config)
     # Every process of the run, Ray's actors among them, computes with the same number of threads, stated here.
     shared = dataclasses.replace(config, threads=config.threads or available_threads())
     home = resident(shared)

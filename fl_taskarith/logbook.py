@@ -23,6 +23,7 @@ from fl_taskarith.config import Config
 from fl_taskarith.errors import BudgetSpent, CheckpointError, ConfigError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.paths import checkout, results_root
+from fl_taskarith.tracking import Tracker, open_trackers
 
 try:
     import fcntl
@@ -78,6 +79,8 @@ class Logbook:
         self.folder, resuming = _choose_folder(config)
         self.rows: list[Row] = []
         self.restored: Checkpoint | None = None
+        self._config = config
+        self._trackers: list[Tracker] = []
         self._lock = _lock(self.folder)
         self._record: dict[str, Any] = {"status": "running", "config": config.to_run_config()} | environment()
         if resuming:
@@ -122,6 +125,8 @@ class Logbook:
                 file.write(_csv_lines([row]))
         except OSError as error:
             raise CheckpointError(f"Cannot write {self.rounds_csv}: {error.strerror or error}.") from error
+        for tracker in self._trackers:
+            tracker.log(row)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Save a checkpoint with the log up to its round as notes, and drop client states no checkpoint refers to."""
@@ -131,6 +136,11 @@ class Logbook:
         prune_client_states(self.client_states, referenced_client_states(self.checkpoints))
 
     def __enter__(self) -> Self:
+        try:
+            self._trackers = open_trackers(self._config, self.folder, self.rows)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(
@@ -148,6 +158,8 @@ class Logbook:
         finally:
             if self._lock is not None:
                 self._lock.close()
+            for tracker in self._trackers:
+                tracker.close(failed=error is not None)
 
     def _rewrite_rounds(self) -> None:
         write_atomically(self.rounds_csv, ",".join(COLUMNS) + "\n" + _csv_lines(self.rows))

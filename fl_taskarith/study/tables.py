@@ -1,4 +1,4 @@
-"""The tables of a study: README.md to read, table.csv, runs.csv and search.csv to compute with, and figures."""
+"""The tables of a study: README.md to read, the CSVs and settings.json to compute with, and figures."""
 
 import csv
 import io
@@ -13,6 +13,7 @@ from fl_taskarith.errors import CheckpointError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.study.comparison import Comparison, compare
 from fl_taskarith.study.definition import Arm, Study
+from fl_taskarith.study.records import curve_records, machine, settings_record
 from fl_taskarith.study.results import State, StudyResults
 from fl_taskarith.study.run_set import Member, members
 from fl_taskarith.study.search import DIVERGED
@@ -59,6 +60,9 @@ def write_tables(results: StudyResults) -> None:
     write_atomically(results.folder / "README.md", "\n\n".join(part for part in parts if part) + "\n")
     write_atomically(results.folder / "table.csv", _csv([_arm_record(study, row) for row in rows]))
     write_atomically(results.folder / "runs.csv", _csv([record for row in rows for record in _run_records(study, row)]))
+    arms = [row.results for row in rows]
+    write_atomically(results.folder / "settings.json", settings_record(study, arms))
+    write_atomically(results.folder / "curves.csv", _csv(curve_records(arms)))
     if study.search is not None:
         write_atomically(results.folder / "search.csv", _csv(_trial_records(results, rows)))
 
@@ -131,7 +135,7 @@ def footnote(results: StudyResults, rows: Sequence[Comparison]) -> str:
     found = [outcome for row in rows for outcome in row.results.outcomes.values()]
     # Once each: an arm may stand in two tables.
     outcomes = list({str(each.record["config"]["run-name"]): each for each in found if each.record}.values())
-    machines = list(dict.fromkeys(_machine(outcome.record or {}) for outcome in outcomes))
+    machines = list(dict.fromkeys(machine(outcome.record or {}) for outcome in outcomes))
     if outcomes:
         minutes = sum(outcome.seconds for outcome in outcomes) / 60
         notes.append(f"Hardware: {'; '.join(machines)}. The {len(outcomes)} final runs took {minutes:.1f} minutes.")
@@ -156,14 +160,6 @@ def _about_rates(study: Study) -> str:
         )
         + (f" Set, not searched: {', '.join(fixed)}." if fixed else "")
     )
-
-
-def _machine(record: dict[str, object]) -> str:
-    machine = record.get("machine")
-    processor = machine.get("processor") if isinstance(machine, dict) else None
-    device = record.get("device", "unknown device")
-    where = str(processor or "unknown processor") if device == "cpu" else f"{device} ({processor})"
-    return f"{where}, {record.get('threads', '?')} CPU threads per run"
 
 
 def _failures(rows: Sequence[Comparison]) -> str:
