@@ -98,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--budget", type=_seconds, help="start no run after this time, for example 90s, 25m or 3h")
     study.add_argument("--results-dir", default="", help="folder of the studies (default: results/ of the checkout)")
     study.set_defaults(run=_study)
+
+    for name, about in (("fed-em", "federated EM for mixtures of regressions"), ("br-ifca", "Byzantine-robust IFCA")):
+        mixtures = commands.add_parser(name, help=f"the study of {about}: figures and tables; resumable")
+        mixtures.add_argument("--quick", action="store_true", help="a part of it, in 5 minutes on two cores")
+        mixtures.add_argument("--tables", action="store_true", help="write the report of what is done; run nothing")
+        mixtures.add_argument("--jobs", type=_positive, default=0, help="processes (default: one per core)")
+        mixtures.add_argument("--budget", type=_seconds, help="start nothing after this time, for example 90s or 25m")
+        mixtures.add_argument("--results-dir", default="", help=f"for {name}/ (default: results/ of the checkout)")
+        mixtures.set_defaults(run=_mixture_study, name=name)
     return parser
 
 
@@ -257,6 +266,21 @@ def _study(parsed: argparse.Namespace) -> None:
         if parsed.tables:
             write_tables(results)
             print(results.folder / "README.md")
+
+
+def _mixture_study(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.paths import results_root
+    from fl_taskarith.resident import available_threads
+    from fl_taskarith.study.mixture_studies import run_mixture_study
+
+    run_mixture_study(
+        parsed.name,
+        results_root(parsed.results_dir),
+        quick=parsed.quick,
+        jobs=parsed.jobs or available_threads(),
+        budget=parsed.budget,
+        only_report=parsed.tables,
+    )
 
 
 if __name__ == "__main__":
