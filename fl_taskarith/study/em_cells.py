@@ -85,7 +85,7 @@ def grids() -> dict[str, list[EMCell]]:
         ],
         "radius": [
             change(base, clusters=k, radius=radius)
-            for k in (2, 3, 5, 10) for radius in (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+            for k in (2, 3, 5, 10) for radius in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
         ],
     }  # fmt: skip
 

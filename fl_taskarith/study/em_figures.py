@@ -111,8 +111,11 @@ def snr(runs: pandas.DataFrame, folder: Path) -> str:
     """Success rate against SNR for several K, and the SNR of half success against K beside √K."""
     figure, ((curves, knee),) = subplots(1, 2)
     for index, k in enumerate(CLUSTERS):
-        draw_line(curves, success(runs[runs["clusters"] == k]), "snr", "success", index, f"K = {k}")
+        draw_line(curves, success(runs[runs["clusters"] == k]), "snr", "success", index, f"K = {k}", share=True)
     curves.set_xscale("log")
+    ticks = (0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 4.0)
+    curves.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    curves.minorticks_off()
     curves.set_xlabel("SNR = Δ_min/σ")
     curves.set_ylabel("success rate")
     found = {k: value for k, value in knees(runs).items() if not math.isnan(value)}
@@ -125,8 +128,9 @@ def snr(runs: pandas.DataFrame, folder: Path) -> str:
         knee.set_yscale("log")
         knee.set_xticks(CLUSTERS, [str(k) for k in CLUSTERS])
         knee.minorticks_off()
-        ticks = (0.4, 0.6, 0.8, 1.0, 1.2)
+        ticks = (0.3, 0.4, 0.6, 0.8, 1.0, 1.2)
         knee.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        knee.set_ylim(0.2, 1.3)
     knee.set_xlabel("clusters K")
     share_legend(figure, [curves, knee], 6)
     return save(figure, folder / "success-against-snr")
@@ -141,7 +145,9 @@ def radius(runs: pandas.DataFrame, folder: Path) -> str:
     """Success rate against the radius of the start."""
     figure, ((axes,),) = subplots(1, 1, width=4.4)
     for index, k in enumerate(CLUSTERS):
-        draw_line(axes, success(runs[runs["clusters"] == k]), "radius", "success", index, f"K = {k}")
+        draw_line(axes, success(runs[runs["clusters"] == k]), "radius", "success", index, f"K = {k}", share=True)
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(0, 1.05)
     axes.set_xlabel("radius of the start / Δ_min")
     axes.set_ylabel("success rate")
     share_legend(figure, [axes], 4)

@@ -13,7 +13,7 @@ from fl_taskarith.files import write_atomically
 from fl_taskarith.study import em_figures
 from fl_taskarith.study.cells import CellTables
 from fl_taskarith.study.coverage import chosen, coverage, findings
-from fl_taskarith.study.em_cells import CLIENTS, SEEDS, grids
+from fl_taskarith.study.em_cells import CLIENTS, QUICK_SEEDS, SEEDS, grids
 from fl_taskarith.study.em_figures import knees, rate_points
 from fl_taskarith.study.series import markdown, with_interval, with_sd
 from fl_taskarith.study.statistics import paired, summarise
@@ -24,7 +24,7 @@ m clients with n points each belong to K clusters; x ~ N(0, I_d), y = ⟨x, θ*_
 (Tao, Chandak, Kulkarni, arXiv 2408.05819). All θ* lie at distance Δ_min = 1 from one another, so SNR = Δ_min/σ = 1/σ.
 EM starts uniformly in balls of radius Δ_min/4 around them and stops when no θ_k moves by more than 1e-6, or after 300
 iterations. The error is the least over permutations of the largest ‖θ_k − θ*_k‖. Points are means with 95 % t intervals
-over seeds. `fl-taskarith fed-em` makes all of it and goes on where it was stopped (`--quick`: {3} of {SEEDS} seeds)."""
+over seeds. `fl-taskarith fed-em` makes all of it and goes on where it was stopped (`--quick`: {QUICK_SEEDS} of {SEEDS} seeds)."""
 
 
 def write_report(tables: CellTables, planned: Sequence[Any]) -> Path:

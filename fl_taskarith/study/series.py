@@ -9,6 +9,7 @@ import pandas
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import norm
 from scipy.stats import t as student
 
 from fl_taskarith.study.plots import COLOURS, STYLE, STYLES, save_figure
@@ -25,15 +26,20 @@ def summary_by(frame: pandas.DataFrame, keys: str | list[str], value: str) -> pa
     return summary
 
 
-def draw_line(axes: Axes, frame: pandas.DataFrame, x: str, y: str, index: int, label: str) -> None:
-    """Mean of `y` against `x` with 95 % intervals, in the colour, line and marker number `index`; nothing if empty."""
+def draw_line(axes: Axes, frame: pandas.DataFrame, x: str, y: str, index: int, label: str, share: bool = False) -> None:
+    """Mean of `y` against `x` with 95 % intervals, in the colour, line and marker number `index`; nothing if empty.
+
+    Intervals are Student's t, or Wilson's where `y` is a `share` of successes, 0 or 1 each.
+    """
     if frame.empty:
         return
     means = summary_by(frame, x, y)
+    middle, half = _wilson(means["mean"], means["count"]) if share else (means["mean"], means["half"].fillna(0.0))
+    low, high = (means["mean"] - (middle - half)).clip(lower=0.0), (middle + half - means["mean"]).clip(lower=0.0)
     axes.errorbar(
         means.index.to_numpy(dtype=float),
         means["mean"],
-        yerr=means["half"].fillna(0.0),
+        yerr=[low, high],
         color=COLOURS[index % len(COLOURS)],
         linestyle=STYLES[index % len(STYLES)],
         marker=MARKERS[index % len(MARKERS)],
@@ -43,6 +49,14 @@ def draw_line(axes: Axes, frame: pandas.DataFrame, x: str, y: str, index: int, l
         capsize=2,
         label=label,
     )
+
+
+def _wilson(rates: pandas.Series, counts: pandas.Series) -> tuple[pandas.Series, pandas.Series]:
+    """Middle and half width of the 95 % score interval of a proportion (Wilson 1927)."""
+    z = float(norm.ppf(0.5 + CONFIDENCE / 2))
+    scale = 1 + z**2 / counts
+    middle = (rates + z**2 / (2 * counts)) / scale
+    return middle, z / scale * (rates * (1 - rates) / counts + z**2 / (4 * counts**2)) ** 0.5
 
 
 def subplots(rows: int, columns: int, width: float = 7.2, height: float = 2.8, **options: Any) -> tuple[Figure, Any]:
@@ -63,7 +77,9 @@ def share_legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
         if not part.has_data():
             part.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", alpha=0.6)
     if shown:
-        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, fontsize=8)
+        figure.legend(
+            shown.values(), shown.keys(), loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+        )
 
 
 def save(figure: Figure, output: Path) -> str:
