@@ -23,6 +23,7 @@ from fl_taskarith.engine.records import to_record, to_tensors
 from fl_taskarith.errors import FlTaskarithError
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.merging.aggregate import task_vector_norm
+from fl_taskarith.mixture_client import cluster_step, expectation_step
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.optim import sgdm, step_coefficient_sum
 from fl_taskarith.resident import EVALUATION_BATCH, Resident, resident
@@ -249,3 +250,15 @@ def on_evaluate(message: Message, context: Context) -> Message:
 def on_train(message: Message, context: Context) -> Message:
     """J local steps; the reply carries the task vector."""
     return answer(train, message, context)
+
+
+@app.train("expectation")
+def on_expectation(message: Message, context: Context) -> Message:
+    """The E-step on regression data; the reply carries additive sums."""
+    return answer(expectation_step, message, context)
+
+
+@app.train("cluster_step")
+def on_cluster_step(message: Message, context: Context) -> Message:
+    """A step along the gradient of the cluster model that fits best; the reply carries the cluster too."""
+    return answer(cluster_step, message, context)

@@ -28,6 +28,9 @@ SCHEDULES = ("constant", "cosine", "step", "exponential", "plateau")
 SENSITIVITY_RULES = ("least-sensitive", "most-sensitive")
 DATA_FREE_RULES = ("lowest-magnitude", "highest-magnitude", "random")
 MASK_RULES = (*SENSITIVITY_RULES, *DATA_FREE_RULES)
+REGRESSION = "linear-regression"  # a data set of numbers in place of images, made by each client from the seed
+CLUSTER_RULES = ("mean", "median", "trimmed-mean", "geometric-median", "krum")
+ATTACKS = ("sign-flip", "alie", "inner-product", "scaled-model", "random-labels")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Config:
 
     # data
     dataset: str = _choice(
-        "digits", "data set (synthetic: for benchmarks and tests)", "digits", "cifar100", "synthetic"
+        "digits", "data set (synthetic: for benchmarks and tests)", "digits", "cifar100", "synthetic", REGRESSION
     )
     data_dir: str = _key("~/.cache/fl-taskarith", "folder that holds (or receives) the data set")
     download: bool = _key(True, "download data and weights that are missing")
@@ -113,6 +116,33 @@ class Config:
     clipping_start: str = _choice("zero", "cclip: where each round's iterations start", "zero", "previous")
     personal_parameters: str = _key(
         "*norm*, *.ls1.*, *.ls2.*", "fedbn: what stays with each client: comma-separated names or patterns with *"
+    )
+    # clusters of clients
+    num_clusters: int = _key(3, "fed-em, br-ifca: clusters, K", low=1, high=1000)
+    cluster_rule: str = _choice("trimmed-mean", "br-ifca: aggregation within a cluster", *CLUSTER_RULES)
+    byzantine_fraction: float = _key(0.0, "share α of Byzantine clients in every cluster", low=0, high=0.5)
+    attack: str = _choice("sign-flip", "what Byzantine clients do", *ATTACKS)
+    attack_scale: float = _key(10.0, "factor of sign-flip and inner-product", low=0, high=LARGEST)
+    attack_placement: str = _choice(
+        "spread", "regression: attackers report to their own cluster, or all to the first", "spread", "one-cluster"
+    )
+    # regression data
+    dimension: int = _key(10, "inputs of the regression, d", low=1, high=100_000)
+    examples_per_client: int = _key(10, "points of each client, n", low=1, high=1_000_000)
+    noise: float = _key(0.5, "standard deviation of the outputs' noise, σ", low=0, high=LARGEST, exclusive_low=True)
+    cluster_centres: str = _choice(
+        "equidistant", "true parameters: at equal distances, or drawn from {0, 1}^d", "equidistant", "bernoulli"
+    )
+    cluster_sizes: str = _choice("random", "clients draw their cluster, or are dealt out in turn", "random", "equal")
+    separation: float = _key(
+        1.0, "equidistant: distance between true parameters, Δ_min", low=0, high=LARGEST, exclusive_low=True
+    )
+    farthest_separation: float = _key(0.0, "distance Δ_max of the last from the others; 0 = Δ_min", low=0, high=LARGEST)
+    start: str = _choice("ball", "first estimates: in a ball around each truth, or drawn anew", "ball", "random")
+    start_radius: float = _key(0.25, "radius of that ball, in units of Δ_min", low=0, high=LARGEST)
+    tolerance: float = _key(1e-6, "fed-em: stop when no estimate moves by more", low=0, high=LARGEST)
+    clients_at_once: int = _key(
+        1, "sequential engine: clients computed together; 0 = all; numbers agree to rounding", low=0
     )
     # local training
     local_steps: int = _key(4, "SGDM steps per client and round, J", low=1)
@@ -315,6 +345,24 @@ def _check_combinations(config: Config) -> None:
         (config.strategy == "scaffold" and config.clip_norm > 0,
          'strategy = "scaffold" takes the mean gradient from the way a client went, which clipping hides: set '
          "clip-norm = 0."),
+        ((config.dataset == REGRESSION) != (config.strategy in ("fed-em", "br-ifca")),
+         f'dataset = "{REGRESSION}" is for strategy = "fed-em" or "br-ifca", and these for it: strategy is '
+         f'"{config.strategy}", dataset "{config.dataset}".'),
+        (config.dataset == REGRESSION and config.cluster_centres == "equidistant"
+         and config.num_clusters > config.dimension,
+         f"num-clusters = {config.num_clusters} true parameters at equal distances need dimension at least as large, "
+         f"not {config.dimension}."),
+        (0 < config.farthest_separation < config.separation,
+         f"farthest-separation = {config.farthest_separation:g} is below separation = {config.separation:g}: set it to "
+         "0 or above."),
+        (config.start == "random" and config.cluster_centres != "bernoulli",
+         'start = "random" draws first estimates like the true parameters, and equidistant ones are not drawn: set '
+         'cluster-centres = "bernoulli".'),
+        (config.clients_at_once != 1 and (config.engine == "flower" or config.dataset != REGRESSION),
+         f"clients-at-once = {config.clients_at_once} computes clients together in one process, on regression data: "
+         'it needs engine = "sequential", or set it to 1.'),
+        (config.byzantine_fraction > 0 and config.strategy != "br-ifca",
+         'byzantine-fraction needs strategy = "br-ifca".'),
         (config.strategy == "centralized" and config.engine == "flower",
          'strategy = "centralized" has no clients to run on SuperNodes: leave engine = "sequential".'),
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from fl_taskarith.centralized import CentralizedRun
 from fl_taskarith.checkpoint import Checkpoint
 from fl_taskarith.client_accuracy import evaluate_clients
 from fl_taskarith.client_state import frozen_name
-from fl_taskarith.config import Config
+from fl_taskarith.config import REGRESSION, Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
@@ -22,6 +22,7 @@ from fl_taskarith.errors import ClientFailure
 from fl_taskarith.global_model import Frozen, Weights
 from fl_taskarith.logbook import Logbook, Row, describe_device
 from fl_taskarith.masking.mask import Mask
+from fl_taskarith.mixture_run import MixtureRun, describe_mixture
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.resident import Resident, available_threads, resident
 from fl_taskarith.run import History, Progress, Run, overhead
@@ -46,14 +47,19 @@ def run_federation(
     show_log()
     # Every process of the run, Ray's actors among them, computes with the same number of threads, stated here.
     shared = dataclasses.replace(config, threads=config.threads or available_threads())
-    home = resident(shared)
-    facts = describe(home)  # among them the shards: an infeasible request fails here, before a folder is made
+    home = resident(shared) if shared.dataset != REGRESSION else None
+    # Among the facts are the shards: an infeasible request fails here, before a folder is made.
+    facts = describe(home) if home is not None else describe_mixture(shared)
     with Logbook(config) as logbook:
         log.info("Results: %s", logbook.folder)
         if shards := facts.get("shards"):
             log.info("Shards: %(clients)d clients with %(smallest)d to %(largest)d examples each", shards)
         logbook.note(threads=shared.threads, **facts)
-        make_run(shared, home, logbook, progress, client_app, grid).execute()
+        if home is not None:
+            make_run(shared, home, logbook, progress, client_app, grid).execute()
+        else:
+            engine = _choose_engine(shared, client_app, grid)
+            MixtureRun(shared, logbook, progress, engine, strategy_class(shared.strategy)).execute()
         if config.draw_curves:
             draw_curves(logbook.folder)
     log.info("Finished: %s", logbook.rounds_csv)

@@ -139,20 +139,13 @@ class Run(ABC):
         last = server_round == config.num_rounds
         if last or server_round % config.evaluate_every == 0:
             self._evaluate(row)
-        self.logbook.write_round(row)
-        if self.progress is not None:
-            self.progress(server_round, config.num_rounds, row)
-        else:
-            log.info("%s", describe_round(row, config.num_rounds))
-        if last or server_round % config.checkpoint_every == 0:
-            self.logbook.save_checkpoint(
-                dataclasses.replace(
-                    self.state(),
-                    round=server_round,
-                    trained=self.model.trained,
-                    frozen=self.model.frozen.tensors(),
-                )
-            )
+        record_round(self.logbook, config, row, self.progress, self._checkpoint, last=last)
+
+    def _checkpoint(self) -> Checkpoint:
+        return dataclasses.replace(
+            self.state(), round=self.logbook.rows[-1]["round"], trained=self.model.trained,
+            frozen=self.model.frozen.tensors(),
+        )  # fmt: skip
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         def on_device(tensors: Weights) -> Weights:
@@ -245,6 +238,25 @@ class Run(ABC):
         row["evaluate_seconds"] = time.perf_counter() - started
 
 
+def record_round(
+    logbook: Logbook,
+    config: Config,
+    row: Row,
+    progress: Progress | None,
+    checkpoint: Callable[[], Checkpoint],
+    *,
+    last: bool,
+) -> None:
+    """Write a finished round's row, tell of it, and save the `checkpoint` of it where due."""
+    logbook.write_round(row)
+    if progress is not None:
+        progress(row["round"], config.num_rounds, row)
+    else:
+        log.info("%s", describe_round(row, config.num_rounds))
+    if last or row["round"] % config.checkpoint_every == 0:
+        logbook.save_checkpoint(checkpoint())
+
+
 def overhead(wall_seconds: float, client_seconds: float) -> float:
     """Seconds of a round that no client worked; 0 where clients ran side by side for longer than the round."""
     return max(0.0, wall_seconds - client_seconds)
@@ -258,6 +270,8 @@ def describe_round(row: Row, num_rounds: int) -> str:
         ("val_accuracy", "val accuracy", "{:.4f}"),
         ("test_loss", "test loss", "{:.4f}"),
         ("test_accuracy", "test accuracy", "{:.4f}"),
+        ("matched_distance", "distance to the truth", "{:.4g}"),
+        ("cluster_accuracy", "clients in their cluster", "{:.4f}"),
     ):
         if row.get(column) is not None:
             words.append(f"{name} {form.format(row[column])}")

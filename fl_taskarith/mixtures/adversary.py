@@ -73,7 +73,8 @@ class Adversary:
             outputs: Tensor = inputs @ self._own_theta + mixture.noise * noise
             return outputs
         spread = float(mixture.truth[mixture.cluster_of(client)].norm().square() + mixture.noise**2) ** 0.5
-        return spread * noise
+        spoilt: Tensor = spread * noise
+        return spoilt
 
     @cached_property
     def _own_theta(self) -> Tensor:

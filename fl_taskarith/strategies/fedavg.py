@@ -85,6 +85,11 @@ class FedAvg(FlowerFedAvg):
             mean.add(reply.task_vector, reply.num_examples)
         return mean.result()
 
+    @property
+    def converged(self) -> bool:
+        """Whether rounds may end early; FedAvg has no convergence test."""
+        return False
+
     def message_arrays(self, arrays: ArrayRecord) -> dict[str, ArrayRecord]:
         """The array records of this round's messages, by key, from all that is trained."""
         return {self.arrayrecord_key: arrays}
@@ -131,6 +136,8 @@ class FedAvg(FlowerFedAvg):
         result = Result()
         result.arrays = initial_arrays
         for server_round in range(first_round, num_rounds + 1):
+            if self.converged:
+                break
             started = time.perf_counter()
             messages = self.configure_train(server_round, result.arrays, ConfigRecord(), grid)
             arrays, metrics = self.aggregate_train(server_round, grid.exchange(messages))
@@ -147,18 +154,13 @@ class FedAvg(FlowerFedAvg):
     def configure_train(  # type: ignore[override]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
     ) -> Iterable[Message]:
-        """One message with the global weights for each client sampled in this round, by ascending partition id.
-
-        What it costs does not depend on K: numpy draws a small share of many without listing them all.
-        """
+        """One message with the global weights for each client sampled in this round, by ascending partition id."""
         self._weights = to_tensors(arrays, self.device)
-        partitions = grid.get_node_ids()
-        generator = random_generator(self.config.seed, "participation", server_round)
-        chosen = generator.choice(len(partitions), self.config.sampled_clients, replace=False)
+        chosen = self.sample(server_round, grid)
         records = self.message_arrays(arrays)
         self.traffic = Traffic(downlink=len(chosen) * sum(map(payload_bytes, records.values())))
         messages = []
-        for partition in sorted(partitions[index] for index in chosen):
+        for partition in chosen:
             settings = self.round_settings(server_round, partition)
             record = settings_record(self.config, settings)
             content = RecordDict({**records, self.configrecord_key: record})
@@ -174,6 +176,16 @@ class FedAvg(FlowerFedAvg):
             self.client_states.get(partition, ""),
             self.frozen_name,
         )
+
+    def sample(self, server_round: int, grid: PartitionGrid) -> list[int]:
+        """The partitions of this round's clients, ascending.
+
+        What it costs does not depend on K: numpy draws a small share of many without listing them all.
+        """
+        partitions = grid.get_node_ids()
+        generator = random_generator(self.config.seed, "participation", server_round)
+        chosen = generator.choice(len(partitions), self.config.sampled_clients, replace=False)
+        return sorted(partitions[index] for index in chosen)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

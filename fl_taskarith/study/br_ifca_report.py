@@ -12,7 +12,7 @@ from fl_taskarith.study.br_ifca_cells import ALPHAS, ATTACK_ALPHAS, ATTACKS, CLU
 from fl_taskarith.study.br_ifca_figures import METHODS
 from fl_taskarith.study.cells import CellTables
 from fl_taskarith.study.coverage import chosen, coverage, findings
-from fl_taskarith.study.series import markdown, with_interval, with_sd
+from fl_taskarith.study.series import by_seed, markdown, with_interval, with_sd
 from fl_taskarith.study.statistics import paired, summarise
 
 SURVIVES = 2.0  # times its own matched distance without attackers: what a method may reach and count as surviving
@@ -71,9 +71,9 @@ def _distances(runs: pandas.DataFrame) -> str:
         for k in CLUSTERS:
             for d in (DIMENSIONS[0], DIMENSIONS[2], DIMENSIONS[-1]):
                 here = runs[(runs["alpha"] == alpha) & (runs["clusters"] == k) & (runs["dimension"] == d)]
-                by = {name: own.set_index("seed")["matched_distance"].to_dict() for name, own in here.groupby("method")}
-                cells = [with_sd(summarise(list(by.get(method, {}).values()))) for method in METHODS]
-                gain = paired(by.get("trimmed-mean", {}), by.get("mean", {}))
+                by = {method: by_seed(here[here["method"] == method], "matched_distance") for method in METHODS}
+                cells = [with_sd(summarise(list(by[method].values()))) for method in METHODS]
+                gain = paired(by["trimmed-mean"], by["mean"])
                 rows.append([f"{alpha:.2f}", str(k), str(d), *cells, with_interval(gain)])
     header = ["α = β", "K", "d", *METHODS, "trimmed − mean [95 % CI]"]
     return "Matched distance, mean ± sd:\n\n" + markdown(header, rows)

@@ -18,7 +18,9 @@ def trajectories(rows: pandas.DataFrame, folder: Path) -> str:
     figure, (axes,) = subplots(1, 2, sharey=True)
     for part, snr in zip(axes, (1.0, 2.0), strict=True):
         here = rows[rows["snr"] == snr]
-        for index, ((m, n), own) in enumerate(here.groupby(["clients", "examples"])):
+        settings = here[["clients", "examples"]].drop_duplicates().sort_values("clients")
+        for index, (m, n) in enumerate(settings.itertuples(index=False, name=None)):
+            own = here[(here["clients"] == m) & (here["examples"] == n)]
             errors = own.pivot_table(index="iteration", columns="seed", values="error").ffill()
             low, middle, high = (errors.quantile(share, axis=1) for share in (0.25, 0.5, 0.75))
             colour = COLOURS[index]
@@ -128,8 +130,8 @@ def snr(runs: pandas.DataFrame, folder: Path) -> str:
         knee.set_yscale("log")
         knee.set_xticks(CLUSTERS, [str(k) for k in CLUSTERS])
         knee.minorticks_off()
-        ticks = (0.3, 0.4, 0.6, 0.8, 1.0, 1.2)
-        knee.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        marks = (0.3, 0.4, 0.6, 0.8, 1.0, 1.2)
+        knee.set_yticks(marks, [f"{mark:g}" for mark in marks])
         knee.set_ylim(0.2, 1.3)
     knee.set_xlabel("clusters K")
     share_legend(figure, [curves, knee], 6)

@@ -15,7 +15,7 @@ from fl_taskarith.study.cells import CellTables
 from fl_taskarith.study.coverage import chosen, coverage, findings
 from fl_taskarith.study.em_cells import CLIENTS, QUICK_SEEDS, SEEDS, grids
 from fl_taskarith.study.em_figures import knees, rate_points
-from fl_taskarith.study.series import markdown, with_interval, with_sd
+from fl_taskarith.study.series import by_seed, markdown, with_interval, with_sd
 from fl_taskarith.study.statistics import paired, summarise
 
 INTRODUCTION = f"""# Federated EM for mixtures of linear regressions
@@ -24,7 +24,8 @@ m clients with n points each belong to K clusters; x ~ N(0, I_d), y = ⟨x, θ*_
 (Tao, Chandak, Kulkarni, arXiv 2408.05819). All θ* lie at distance Δ_min = 1 from one another, so SNR = Δ_min/σ = 1/σ.
 EM starts uniformly in balls of radius Δ_min/4 around them and stops when no θ_k moves by more than 1e-6, or after 300
 iterations. The error is the least over permutations of the largest ‖θ_k − θ*_k‖. Points are means with 95 % t intervals
-over seeds. `fl-taskarith fed-em` makes all of it and goes on where it was stopped (`--quick`: {QUICK_SEEDS} of {SEEDS} seeds)."""
+over seeds. `fl-taskarith fed-em` makes all of it and goes on where it was stopped (`--quick`: {QUICK_SEEDS} of {SEEDS}
+seeds)."""
 
 
 def write_report(tables: CellTables, planned: Sequence[Any]) -> Path:
@@ -95,9 +96,9 @@ def _pooled(runs: pandas.DataFrame) -> str:
     for snr in (1.0, 2.0, 4.0):
         for m in (CLIENTS[0], 1000, CLIENTS[-1]):
             here = runs[(runs["snr"] == snr) & (runs["clients"] == m)]
-            by = {method: here[here["method"] == method].set_index("seed") for method in ("federated", "pooled")}
+            by = {method: here[here["method"] == method] for method in ("federated", "pooled")}
             cells = [with_sd(summarise(list(by[method]["error"]))) for method in by]
-            cells.append(with_interval(paired(by["pooled"]["error"].to_dict(), by["federated"]["error"].to_dict())))
+            cells.append(with_interval(paired(by_seed(by["pooled"], "error"), by_seed(by["federated"], "error"))))
             cells += [with_sd(summarise(list(by[method]["iterations"]))) for method in by]
             rows.append([f"{snr:g}", str(m), *cells])
     header = ["SNR", "m", "error, federated", "error, pooled", "pooled − federated [95 % CI]",

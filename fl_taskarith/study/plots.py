@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fl_taskarith.config import from_mapping
+from fl_taskarith.config import REGRESSION, from_mapping
 from fl_taskarith.config_rule import Scalar
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.files import write_atomically
@@ -47,6 +47,8 @@ def plot_curves(folders: Sequence[Path], output: Path) -> list[Path]:
         CheckpointError: a folder holds no readable rounds.csv, or the output cannot be written.
     """
     configs = [_settings(folder) for folder in folders]
+    if all(config.get("dataset") == REGRESSION for config in configs):
+        return plot_distances(folders, output)
     tables = [(label, read_rounds(folder)) for label, folder in zip(_labels(folders, configs), folders, strict=True)]
     epochs = [config.get("strategy") == "centralized" for config in configs]
     with pyplot.rc_context(cast(Any, STYLE)):
@@ -85,6 +87,31 @@ def plot_curves(folders: Sequence[Path], output: Path) -> list[Path]:
         return save_figure(figure, output)
 
 
+def plot_distances(folders: Sequence[Path], output: Path) -> list[Path]:
+    """The same for runs on regression data: distances to the true parameters, and clients in their cluster."""
+    tables = [read_rounds(folder) for folder in folders]
+    labels = _labels(folders, [_settings(folder) for folder in folders])
+    with pyplot.rc_context(cast(Any, STYLE)):
+        figure, (distance, accuracy) = pyplot.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained")
+        for index, (label, rows) in enumerate(zip(labels, tables, strict=True)):
+            colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
+            if len(tables) == 1:
+                _draw(distance, rows, "largest_distance", COLOURS[1], "--", "largest, matched")
+                _draw(distance, rows, "nearest_distance", COLOURS[2], ":", "mean, to the nearest")
+            _draw(distance, rows, "matched_distance", colour, style, "mean, matched" if len(tables) == 1 else label)
+            _draw(accuracy, rows, "cluster_accuracy", colour, style, label, scale=100)
+        distance.set_yscale("log")
+        distance.set_ylabel("distance to the true parameters")
+        accuracy.set_ylabel("honest clients in their cluster (%)")
+        for axes in (distance, accuracy):
+            axes.set_xlabel("communication round")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        distance.legend(fontsize=8)
+        if len(tables) == 1:
+            figure.suptitle(labels[0], fontsize=9)
+        return save_figure(figure, output)
+
+
 def _draw(
     axes: Axes, rows: Sequence[Row], column: str, colour: str, style: str, label: str, scale: float = 1.0
 ) -> None:
@@ -114,7 +141,13 @@ def _in_words(config: Settings) -> str:
     if not config or config["run-name"]:
         return ""
     words = [str(config["dataset"]), str(config["strategy"])]
-    if config["strategy"] != "centralized":
+    if config["dataset"] == REGRESSION:
+        words += [
+            f"K = {config['num-clusters']}",
+            f"m = {config['num-clients']}",
+            f"n = {config['examples-per-client']}",
+        ]
+    elif config["strategy"] != "centralized":
         words += [SHARDING_WORDS[str(config["sharding"])].format(**config)]
         drawn = f"J = {config['local-steps-min']} to {config['local-steps-max']}"
         words += [drawn if config["local-steps-max"] else f"J = {config['local-steps']}"]

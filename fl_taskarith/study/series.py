@@ -104,6 +104,11 @@ def with_interval(difference: Paired, digits: int = 3) -> str:
     return f"{difference.mean:+.{digits}g} [{difference.low:+.{digits}g}, {difference.high:+.{digits}g}]"
 
 
+def by_seed(runs: pandas.DataFrame, column: str) -> dict[int, float]:
+    """`column` of runs that differ in nothing but the seed."""
+    return dict(zip(runs["seed"].tolist(), runs[column].tolist(), strict=True))
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
