@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_taskarith.config_clusters import ATTACKS, CLUSTER_RULES, REGRESSION, cluster_contradictions
 from fl_taskarith.config_rule import AUTO, LARGEST, Rule, Scalar
 from fl_taskarith.config_rule import auto_number as _auto_number
 from fl_taskarith.config_rule import choice as _choice
@@ -28,9 +29,6 @@ SCHEDULES = ("constant", "cosine", "step", "exponential", "plateau")
 SENSITIVITY_RULES = ("least-sensitive", "most-sensitive")
 DATA_FREE_RULES = ("lowest-magnitude", "highest-magnitude", "random")
 MASK_RULES = (*SENSITIVITY_RULES, *DATA_FREE_RULES)
-REGRESSION = "linear-regression"  # a data set of numbers in place of images, made by each client from the seed
-CLUSTER_RULES = ("mean", "median", "trimmed-mean", "geometric-median", "krum")
-ATTACKS = ("sign-flip", "alie", "inner-product", "scaled-model", "random-labels")
 
 
 @dataclass(frozen=True)
@@ -110,21 +108,34 @@ class Config:
         1e-3, "fedadam, fedyogi: adaptivity τ, added to the root", low=0, high=LARGEST, exclusive_low=True
     )
     gma_threshold: float = _key(0.4, "fedgma: agreement on a sign, ρ, from which an entry is not damped", low=0, high=1)
-    trimmed_share: float = _key(0.1, "trimmed-mean: share β of values dropped at each end", low=0, high=0.49)
+    trimmed_share: float = _key(
+        0.1, "trimmed-mean: share β of values dropped at each end; krum: of attackers", low=0, high=0.49
+    )
     clipping_radius: float | str = _auto_number("cclip: radius ρ; auto = the median distance of the round's replies")
     clipping_iterations: int = _key(1, "cclip: iterations per round", low=1, high=1000)
     clipping_start: str = _choice("zero", "cclip: where each round's iterations start", "zero", "previous")
     personal_parameters: str = _key(
         "*norm*, *.ls1.*, *.ls2.*", "fedbn: what stays with each client: comma-separated names or patterns with *"
     )
-    # clusters of clients
+    # groups and clusters of clients
+    client_groups: str = _choice(
+        "none",
+        "how groups of clients see images: turned by 180°; by 0, 90, 180, 270°; grey levels inverted",
+        "none",
+        "half-turn",
+        "rotations",
+        "inverted",
+    )
+    cluster_start_noise: float = _key(
+        0.1, "br-ifca on images: noise on each cluster's first model, relative to its weights", low=0, high=1
+    )
     num_clusters: int = _key(3, "fed-em, br-ifca: clusters, K", low=1, high=1000)
     cluster_rule: str = _choice("trimmed-mean", "br-ifca: aggregation within a cluster", *CLUSTER_RULES)
     byzantine_fraction: float = _key(0.0, "share α of Byzantine clients in every cluster", low=0, high=0.5)
     attack: str = _choice("sign-flip", "what Byzantine clients do", *ATTACKS)
     attack_scale: float = _key(10.0, "factor of sign-flip and inner-product", low=0, high=LARGEST)
     attack_placement: str = _choice(
-        "spread", "regression: attackers report to their own cluster, or all to the first", "spread", "one-cluster"
+        "spread", "regression data: attackers report to their own cluster, or all to the first", "spread", "one-cluster"
     )
     # regression data
     dimension: int = _key(10, "inputs of the regression, d", low=1, high=100_000)
@@ -345,24 +356,7 @@ def _check_combinations(config: Config) -> None:
         (config.strategy == "scaffold" and config.clip_norm > 0,
          'strategy = "scaffold" takes the mean gradient from the way a client went, which clipping hides: set '
          "clip-norm = 0."),
-        ((config.dataset == REGRESSION) != (config.strategy in ("fed-em", "br-ifca")),
-         f'dataset = "{REGRESSION}" is for strategy = "fed-em" or "br-ifca", and these for it: strategy is '
-         f'"{config.strategy}", dataset "{config.dataset}".'),
-        (config.dataset == REGRESSION and config.cluster_centres == "equidistant"
-         and config.num_clusters > config.dimension,
-         f"num-clusters = {config.num_clusters} true parameters at equal distances need dimension at least as large, "
-         f"not {config.dimension}."),
-        (0 < config.farthest_separation < config.separation,
-         f"farthest-separation = {config.farthest_separation:g} is below separation = {config.separation:g}: set it to "
-         "0 or above."),
-        (config.start == "random" and config.cluster_centres != "bernoulli",
-         'start = "random" draws first estimates like the true parameters, and equidistant ones are not drawn: set '
-         'cluster-centres = "bernoulli".'),
-        (config.clients_at_once != 1 and (config.engine == "flower" or config.dataset != REGRESSION),
-         f"clients-at-once = {config.clients_at_once} computes clients together in one process, on regression data: "
-         'it needs engine = "sequential", or set it to 1.'),
-        (config.byzantine_fraction > 0 and config.strategy != "br-ifca",
-         'byzantine-fraction needs strategy = "br-ifca".'),
+        *cluster_contradictions(config),
         (config.strategy == "centralized" and config.engine == "flower",
          'strategy = "centralized" has no clients to run on SuperNodes: leave engine = "sequential".'),
     ]  # fmt: skip

@@ -12,7 +12,9 @@ from fl_taskarith.calibrate import Sums
 from fl_taskarith.centralized import CentralizedRun
 from fl_taskarith.checkpoint import Checkpoint
 from fl_taskarith.client_accuracy import evaluate_clients
+from fl_taskarith.client_groups import VIEWS, byzantine_clients, group_of
 from fl_taskarith.client_state import frozen_name
+from fl_taskarith.cluster_models import clustered
 from fl_taskarith.config import REGRESSION, Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
@@ -23,6 +25,7 @@ from fl_taskarith.global_model import Frozen, Weights
 from fl_taskarith.logbook import Logbook, Row, describe_device
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.mixture_run import MixtureRun, describe_mixture
+from fl_taskarith.mixtures.matching import cluster_accuracy
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.resident import Resident, available_threads, resident
 from fl_taskarith.run import History, Progress, Run, overhead
@@ -190,7 +193,17 @@ class FederatedRun(Run):
             "train_seconds": metrics["train-seconds"],
             "overhead_seconds": overhead(metric(metrics, "round-seconds"), metric(metrics, "train-seconds")),
         }
+        if clustered(self.config):
+            row["cluster_accuracy"] = self._cluster_accuracy(metrics)
         self.finish_round(row, to_tensors(arrays, self.home.device))
+
+    def _cluster_accuracy(self, metrics: MetricRecord) -> float:
+        """Share of this round's honest clients that picked the cluster of their group; nan without any."""
+        told = zip(metrics["partitions"], metrics["clusters"], strict=True)  # type: ignore[arg-type]
+        honest = [(group_of(self.config, partition), cluster) for partition, cluster in told
+                  if not byzantine_clients(self.config)[partition]]  # fmt: skip
+        groups, clusters = (torch.tensor(each, dtype=torch.int64) for each in zip(*honest, strict=True))
+        return cluster_accuracy(clusters, groups, max(self.config.num_clusters, len(VIEWS[self.config.client_groups])))
 
 
 def describe(home: Resident) -> dict[str, dict[str, int] | str]:

@@ -9,15 +9,15 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fl_taskarith.config import Config
+from fl_taskarith.client_groups import byzantine_clients
+from fl_taskarith.config import REGRESSION, Config
 from fl_taskarith.engine.cohorts import Heard, cohort_messages
-from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
+from fl_taskarith.engine.grid import PartitionGrid, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.errors import Divergence
 from fl_taskarith.merging.aggregate import apply_task_vector, task_vector_norm
 from fl_taskarith.merging.attacks import corrupted
 from fl_taskarith.merging.rules import aggregate_by
-from fl_taskarith.mixture_client import adversary_of
 from fl_taskarith.strategies.fedavg import FedAvg, Traffic
 
 
@@ -30,7 +30,7 @@ class BRIFCA(FedAvg):
 
     def __init__(self, config: Config, device: torch.device, learning_rate: Callable[[int], float]) -> None:
         super().__init__(config, device, learning_rate)
-        self.byzantine = adversary_of(config).byzantine
+        self.byzantine = byzantine_clients(config)
 
     def configure_train(  # type: ignore[override]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
@@ -39,9 +39,10 @@ class BRIFCA(FedAvg):
         self._weights = to_tensors(arrays, self.device)
         chosen = self.sample(server_round, grid)
         self.traffic = Traffic(downlink=len(chosen) * payload_bytes(arrays))
-        settings = settings_record(self.config, RoundSettings(server_round, self.learning_rate(server_round)))
+        settings = settings_record(self.config, self.round_settings(server_round, chosen[0]))
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
-        return cohort_messages(content, chosen, self.config.clients_at_once, "train.cluster_step")
+        kind = "train.cluster_step" if self.config.dataset == REGRESSION else "train.cluster"
+        return cohort_messages(content, chosen, self.config.clients_at_once, kind)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

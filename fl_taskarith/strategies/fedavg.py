@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -12,12 +12,14 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Result
 from torch import Tensor
 
+from fl_taskarith.client_groups import byzantine_clients
 from fl_taskarith.client_state import StateNames
 from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.errors import ClientFailure, Divergence
 from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, task_vector_norm
+from fl_taskarith.merging.attacks import DATA_ATTACKS, corrupted
 from fl_taskarith.seeding import random_generator
 
 RoundCallback = Callable[[int, ArrayRecord, MetricRecord], None]
@@ -210,7 +212,7 @@ class FedAvg(FlowerFedAvg):
                 log.append(metrics)
                 yield self._read(message)
 
-        task_vector = self.aggregate(self._weights, incoming())
+        task_vector = self.aggregate(self._weights, self._attacked(incoming()))
         if not log:
             return None, None
         norm = task_vector_norm(task_vector)
@@ -222,6 +224,22 @@ class FedAvg(FlowerFedAvg):
         metrics = self._summarise(log)
         metrics["update-norm"] = self.config.server_lr * norm
         return to_record(apply_task_vector(self._weights, task_vector, self.config.server_lr)), metrics
+
+    def _attacked(self, replies: Iterable[Reply]) -> Iterable[Reply]:
+        """The replies with those of Byzantine clients as the attack has them; omniscient attackers see all others.
+
+        What a client says of itself beside its task vector stays honest.
+        """
+        config = self.config
+        if not config.byzantine_fraction or config.attack in DATA_ATTACKS:
+            return replies
+        own = [
+            replace(reply, task_vector={name: value.clone() for name, value in reply.task_vector.items()})
+            for reply in replies
+        ]
+        byzantine = [bool(byzantine_clients(config)[reply.client]) for reply in own]
+        sent = corrupted([reply.task_vector for reply in own], byzantine, config.attack, config.attack_scale)
+        return [replace(reply, task_vector=dict(vector)) for reply, vector in zip(own, sent, strict=True)]
 
     def _read(self, message: Message) -> Reply:
         """The reply in `message`; counts its bytes and notes the name of the client's own state."""
