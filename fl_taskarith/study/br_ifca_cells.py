@@ -33,7 +33,7 @@ BETAS = (0.0, 0.025, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.30, 0.40)
 
 SEEDS = {"attacks": 10, "betas": 20, "distance": 50, "random-start": 20}
 LARGE, LARGE_SEEDS = 200, 10  # from this dimension on, so many seeds
-QUICK_SEEDS, QUICK_COST = 2, 10.0
+QUICK_SEEDS, QUICK_COST = {"attacks": 1, "betas": 2, "distance": 2, "random-start": 2}, 5.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def cells(quick: bool) -> list[BRIFCACell]:
     for seed, (figure, grid) in itertools.product(range(max(SEEDS.values())), grids().items()):
         for cell in grid:
             seeds = LARGE_SEEDS if cell.dimension >= LARGE else SEEDS[figure]
-            if seed < (QUICK_SEEDS if quick else seeds) and not (quick and cost(cell) > QUICK_COST):
+            if seed < (QUICK_SEEDS[figure] if quick else seeds) and not (quick and cost(cell) > QUICK_COST):
                 chosen.append(dataclasses.replace(cell, seed=seed))
     return list(dict.fromkeys(chosen))
 

@@ -28,7 +28,7 @@ what Krum reckons with; β = α unless said. The attack is that of the published
 a θ of norm 3 and report gradients taken at 3 θ_k. Points are means with 95 % t intervals over seeds. Within one seed
 all methods see the same data, attackers and start, so differences are paired.
 
-`fl-taskarith br-ifca` makes all of it and goes on where it was stopped (`--quick`: what is cheap, for 2 seeds)."""
+`fl-taskarith br-ifca` makes all of it and goes on where it was stopped (`--quick`: what is cheap, for 1 or 2 seeds)."""
 
 
 def write_report(tables: CellTables, planned: Sequence[Any]) -> Path:
