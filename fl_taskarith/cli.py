@@ -115,6 +115,15 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--results-dir", default="", help="folder of the studies (default: results/ of the checkout)")
     study.set_defaults(run=_study)
     _add_report(commands)
+
+    for name, about in (("fed-em", "federated EM for mixtures of regressions"), ("br-ifca", "Byzantine-robust IFCA")):
+        mixtures = commands.add_parser(name, help=f"the study of {about}: figures and tables; resumable")
+        mixtures.add_argument("--quick", action="store_true", help="a part of it, in 5 minutes on two cores")
+        mixtures.add_argument("--tables", action="store_true", help="write the report of what is done; run nothing")
+        mixtures.add_argument("--jobs", type=_positive, default=0, help="processes (default: one per core)")
+        mixtures.add_argument("--budget", type=_seconds, help="start nothing after this time, for example 90s or 25m")
+        mixtures.add_argument("--results-dir", default="", help=f"for {name}/ (default: results/ of the checkout)")
+        mixtures.set_defaults(run=_mixture_study, name=name)
     return parser
 
 
@@ -305,13 +314,18 @@ def _bench(parsed: argparse.Namespace) -> None:
 
 
 def _plot(parsed: argparse.Namespace) -> None:
-    from fl_taskarith.study.plots import plot_curves
-    from fl_taskarith.study.run_set import find_runs, members
+    from fl_taskarith.study.plots import plot_curves, plot_distances
+    from fl_taskarith.study.run_set import find_runs, has_regression_data, members
     from fl_taskarith.study.set_plots import plot_set
 
     output, runs = parsed.output or parsed.folders[0] / "curves", find_runs(parsed.folders)
-    for path in plot_curves(runs[0], output) if len(runs) == 1 else plot_set(members(runs), output):
-        print(path.resolve())
+    if all(map(has_regression_data, runs)):
+        paths = plot_distances(runs, output)
+    elif len(runs) == 1:
+        paths = plot_curves(runs[0], output)
+    else:
+        paths = plot_set(members(runs), output)
+    print(*(path.resolve() for path in paths), sep="\n")
 
 
 def _study(parsed: argparse.Namespace) -> None:
@@ -345,6 +359,21 @@ def _report(parsed: argparse.Namespace) -> None:
     output = parsed.output or parsed.folder / "report"
     for path in write_report(parsed.folder, output, parsed.authors, parsed.template):
         print(path.resolve())
+
+
+def _mixture_study(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.paths import results_root
+    from fl_taskarith.resident import available_threads
+    from fl_taskarith.study.mixture_studies import run_mixture_study
+
+    run_mixture_study(
+        parsed.name,
+        results_root(parsed.results_dir),
+        quick=parsed.quick,
+        jobs=parsed.jobs or available_threads(),
+        budget=parsed.budget,
+        only_report=parsed.tables,
+    )
 
 
 if __name__ == "__main__":

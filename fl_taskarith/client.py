@@ -13,16 +13,20 @@ from pathlib import Path
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from fl_taskarith.calibrate import shard_sums
+from fl_taskarith.client_groups import as_seen_by, as_trained_on
 from fl_taskarith.client_state import read_client_state, read_frozen, write_client_state, write_frozen
 from fl_taskarith.config import Config
+from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.drift_correction import control_change, control_shift, correct_gradients
 from fl_taskarith.engine.grid import RoundSettings, read_settings
-from fl_taskarith.engine.records import to_record, to_tensors
+from fl_taskarith.engine.records import metric, to_record, to_tensors
 from fl_taskarith.errors import FlTaskarithError
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.merging.aggregate import task_vector_norm
+from fl_taskarith.mixture_client import cluster_step, expectation_step
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.optim import sgdm, step_coefficient_sum
 from fl_taskarith.resident import EVALUATION_BATCH, Resident, resident
@@ -69,10 +73,50 @@ def keep_frozen(message: Message, partition: int) -> RecordDict:
 
 def train(message: Message, partition: int) -> RecordDict:
     """J local steps from the global model; replies with the task vector τ = θ_k − θ of what was sent."""
+    return _train_locally(message.content, partition)
+
+
+def train_in_cluster(message: Message, partition: int) -> RecordDict:
+    """J local steps from the one of K models, stacked in the message, that has the least loss on this client's shard.
+
+    Replies with the cluster and the task vector of its model, [1, ...] per tensor.
+    """
     started = time.perf_counter()
     config, current = read_settings(message.content.config_records["config"])
     home = resident(config)
-    received = {key: to_tensors(record, home.device) for key, record in message.content.array_records.items()}
+    stacked = to_tensors(message.content.array_records["arrays"], home.device)
+    frozen = _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
+    examples, positions = _training_examples(home, partition)
+    own = examples.take(positions)
+    losses = []
+    for cluster in range(config.num_clusters):
+        home.place(GlobalModel({name: value[cluster] for name, value in stacked.items()}, frozen))
+        measured = evaluate(
+            home.network, own, home.preprocessing, batch_size=EVALUATION_BATCH, precision=config.precision
+        )
+        losses.append(measured.loss)
+    chosen = losses.index(min(losses))
+    model = {name: value[chosen] for name, value in stacked.items()}
+    choosing_seconds = time.perf_counter() - started
+    reply = _train_locally(RecordDict({**message.content, "arrays": to_record(model)}), partition)
+    task_vector = to_tensors(reply.array_records["arrays"], home.device)
+    metrics = reply.metric_records["metrics"]
+    told: dict[str, MetricValue] = {
+        "partitions": [partition],
+        "clusters": [chosen],
+        "losses": [metric(metrics, "train-loss")],
+    }
+    metrics.update(told)
+    metrics["train-seconds"] = metric(metrics, "train-seconds") + choosing_seconds
+    arrays = to_record({name: value[None] for name, value in task_vector.items()})
+    return RecordDict({"arrays": arrays, "metrics": metrics})
+
+
+def _train_locally(content: RecordDict, partition: int) -> RecordDict:
+    started = time.perf_counter()
+    config, current = read_settings(content.config_records["config"])
+    home = resident(config)
+    received = {key: to_tensors(record, home.device) for key, record in content.array_records.items()}
     shared, control = received["arrays"], received.get("control")
     frozen = _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
     kept = _kept(current, partition, home.device)
@@ -80,7 +124,7 @@ def train(message: Message, partition: int) -> RecordDict:
     home.place(GlobalModel(trained, frozen))
     names = list(trained)
     parameters = dict(zip(names, set_trained(home.model, names), strict=True))
-    shard = home.shards[partition]
+    examples, shard = _training_examples(home, partition)
     local_steps = draw_local_steps(config, current.number, partition)
     coefficients = step_coefficient_sum(config, local_steps, current.learning_rate)
     optimizer = sgdm(parameters.items(), config, current.learning_rate, frozen.mask)
@@ -95,7 +139,7 @@ def train(message: Message, partition: int) -> RecordDict:
         )
     train_loss = train_locally(
         home.compiled_network,
-        home.data.train,
+        examples,
         shard,
         optimizer,
         home.preprocessing,
@@ -148,7 +192,7 @@ def ridge_statistics(message: Message, partition: int) -> RecordDict:
     config, _ = read_settings(message.content.config_records["config"])
     home = resident(config)
     home.load(home.pretrained)
-    shard = home.data.train.take(home.shards[partition])
+    shard = as_seen_by(config, partition, home.data.train.take(home.shards[partition]))
     statistics = RidgeStatistics.of(home.features(shard), shard.labels, len(home.data.dataset.classes))
     metrics: dict[str, MetricValue] = {"num-examples": len(shard), "train-seconds": time.perf_counter() - started}
     return RecordDict({"arrays": to_record(statistics.tensors()), "metrics": MetricRecord(metrics)})
@@ -168,6 +212,7 @@ def evaluate_own(message: Message, partition: int) -> RecordDict:
         home.place(GlobalModel(_with_own(home, shared, state, frozen, current.number), frozen))
         for split, images in (("val", home.data.validation), ("test", home.data.test)):
             own_images = images.take(torch.isin(images.labels, classes).nonzero().flatten())
+            own_images = as_seen_by(config, partition, own_images)
             measured = evaluate(
                 home.network,
                 own_images,
@@ -179,6 +224,15 @@ def evaluate_own(message: Message, partition: int) -> RecordDict:
             metrics[f"{model}-{split}-accuracy"] = measured.accuracy
     metrics["evaluate-seconds"] = time.perf_counter() - started
     return RecordDict({"metrics": MetricRecord(metrics)})
+
+
+def _training_examples(home: Resident, partition: int) -> tuple[ImageSet, Tensor]:
+    """What a client trains on, and its shard's positions in it: its own view of images, or all of them as stored."""
+    config, train, shard = home.config, home.data.train, home.shards[partition]
+    if config.client_groups == "none" and not (config.byzantine_fraction and config.attack == "random-labels"):
+        return train, shard
+    own = as_trained_on(config, partition, train.take(shard), len(home.data.dataset.classes))
+    return own, torch.arange(len(shard), device=shard.device)
 
 
 def _kept(current: RoundSettings, partition: int, device: torch.device) -> Weights:
@@ -249,3 +303,21 @@ def on_evaluate(message: Message, context: Context) -> Message:
 def on_train(message: Message, context: Context) -> Message:
     """J local steps; the reply carries the task vector."""
     return answer(train, message, context)
+
+
+@app.train("cluster")
+def on_train_in_cluster(message: Message, context: Context) -> Message:
+    """J local steps from the cluster model that fits best."""
+    return answer(train_in_cluster, message, context)
+
+
+@app.train("expectation")
+def on_expectation(message: Message, context: Context) -> Message:
+    """The E-step on regression data; the reply carries additive sums."""
+    return answer(expectation_step, message, context)
+
+
+@app.train("cluster_step")
+def on_cluster_step(message: Message, context: Context) -> Message:
+    """A step along the gradient of the cluster model that fits best; the reply carries the cluster too."""
+    return answer(cluster_step, message, context)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_taskarith.config_clusters import ATTACKS, CLUSTER_RULES, REGRESSION, cluster_contradictions
 from fl_taskarith.config_rule import AUTO, LARGEST, Rule, Scalar
 from fl_taskarith.config_rule import auto_number as _auto_number
 from fl_taskarith.config_rule import choice as _choice
@@ -37,7 +38,7 @@ class Config:
 
     # data
     dataset: str = _choice(
-        "digits", "data set (synthetic: for benchmarks and tests)", "digits", "cifar100", "synthetic"
+        "digits", "data set (synthetic: for benchmarks and tests)", "digits", "cifar100", "synthetic", REGRESSION
     )
     data_dir: str = _key("~/.cache/fl-taskarith", "folder that holds (or receives) the data set")
     download: bool = _key(True, "download data and weights that are missing")
@@ -111,12 +112,52 @@ class Config:
         1e-3, "fedadam, fedyogi: adaptivity τ, added to the root", low=0, high=LARGEST, exclusive_low=True
     )
     gma_threshold: float = _key(0.4, "fedgma: agreement on a sign, ρ, from which an entry is not damped", low=0, high=1)
-    trimmed_share: float = _key(0.1, "trimmed-mean: share β of values dropped at each end", low=0, high=0.49)
+    trimmed_share: float = _key(
+        0.1, "trimmed-mean: share β of values dropped at each end; krum: of attackers", low=0, high=0.49
+    )
     clipping_radius: float | str = _auto_number("cclip: radius ρ; auto = the median distance of the round's replies")
     clipping_iterations: int = _key(1, "cclip: iterations per round", low=1, high=1000)
     clipping_start: str = _choice("zero", "cclip: where each round's iterations start", "zero", "previous")
     personal_parameters: str = _key(
         "*norm*, *.ls1.*, *.ls2.*", "fedbn: what stays with each client: comma-separated names or patterns with *"
+    )
+    # groups and clusters of clients
+    client_groups: str = _choice(
+        "none",
+        "how groups of clients see images: turned by 180°; by 0, 90, 180, 270°; grey levels inverted",
+        "none",
+        "half-turn",
+        "rotations",
+        "inverted",
+    )
+    cluster_start_noise: float = _key(
+        0.1, "br-ifca on images: noise on each cluster's first model, relative to its weights", low=0, high=1
+    )
+    num_clusters: int = _key(3, "fed-em, br-ifca: clusters, K", low=1, high=1000)
+    cluster_rule: str = _choice("trimmed-mean", "br-ifca: aggregation within a cluster", *CLUSTER_RULES)
+    byzantine_fraction: float = _key(0.0, "share α of Byzantine clients in every cluster", low=0, high=0.5)
+    attack: str = _choice("sign-flip", "what Byzantine clients do", *ATTACKS)
+    attack_scale: float = _key(10.0, "factor of sign-flip and inner-product", low=0, high=LARGEST)
+    attack_placement: str = _choice(
+        "spread", "regression data: attackers report to their own cluster, or all to the first", "spread", "one-cluster"
+    )
+    # regression data
+    dimension: int = _key(10, "inputs of the regression, d", low=1, high=100_000)
+    examples_per_client: int = _key(10, "points of each client, n", low=1, high=1_000_000)
+    noise: float = _key(0.5, "standard deviation of the outputs' noise, σ", low=0, high=LARGEST, exclusive_low=True)
+    cluster_centres: str = _choice(
+        "equidistant", "true parameters: at equal distances, or drawn from {0, 1}^d", "equidistant", "bernoulli"
+    )
+    cluster_sizes: str = _choice("random", "clients draw their cluster, or are dealt out in turn", "random", "equal")
+    separation: float = _key(
+        1.0, "equidistant: distance between true parameters, Δ_min", low=0, high=LARGEST, exclusive_low=True
+    )
+    farthest_separation: float = _key(0.0, "distance Δ_max of the last from the others; 0 = Δ_min", low=0, high=LARGEST)
+    start: str = _choice("ball", "first estimates: in a ball around each truth, or drawn anew", "ball", "random")
+    start_radius: float = _key(0.25, "radius of that ball, in units of Δ_min", low=0, high=LARGEST)
+    tolerance: float = _key(1e-6, "fed-em: stop when no estimate moves by more", low=0, high=LARGEST)
+    clients_at_once: int = _key(
+        1, "sequential engine: clients computed together; 0 = all; numbers agree to rounding", low=0
     )
     # local training
     local_steps: int = _key(4, "SGDM steps per client and round, J", low=1)
@@ -330,6 +371,7 @@ def _check_combinations(config: Config) -> None:
         (config.strategy == "scaffold" and config.clip_norm > 0,
          'strategy = "scaffold" takes the mean gradient from the way a client went, which clipping hides: set '
          "clip-norm = 0."),
+        *cluster_contradictions(config),
         (config.strategy == "centralized" and config.engine == "flower",
          'strategy = "centralized" has no clients to run on SuperNodes: leave engine = "sequential".'),
     ]  # fmt: skip

@@ -20,6 +20,7 @@ import torch
 from fl_taskarith.checkpoint import Checkpoint, load_latest_checkpoint, referenced_client_states, save_checkpoint
 from fl_taskarith.client_state import prune_client_states
 from fl_taskarith.config import Config
+from fl_taskarith.config_clusters import REGRESSION
 from fl_taskarith.errors import BudgetSpent, CheckpointError, ConfigError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.paths import checkout, results_root
@@ -42,6 +43,10 @@ COLUMNS = (
     "client_cosine",
     "update_norm",
     "task_vector_norm",
+    "largest_distance",
+    "matched_distance",
+    "nearest_distance",
+    "cluster_accuracy",
     "clients",
     "uplink_bytes",
     "downlink_bytes",
@@ -170,7 +175,9 @@ def run_name(config: Config) -> str:
     if config.run_name:
         return config.run_name
     words = [config.dataset, config.strategy.rpartition(":")[2].lower()]
-    if config.strategy != "centralized":
+    if config.dataset == REGRESSION:
+        words += [f"m{config.num_clients}", f"n{config.examples_per_client}", f"k{config.num_clusters}"]
+    elif config.strategy != "centralized":
         drawn = f"j{config.local_steps_min}to{config.local_steps_max}"
         words += [sharding_name(config), drawn if config.local_steps_max else f"j{config.local_steps}"]
     return "-".join([*words, f"s{config.seed}", config.fingerprint()])

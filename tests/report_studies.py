@@ -8,7 +8,8 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from fl_taskarith.config import Config, Scalar
+from fl_taskarith.config import Config
+from fl_taskarith.config_rule import Scalar
 
 SEEDS = (0, 1, 2)
 EPOCHS = (2, 4, 8, 16)

@@ -9,7 +9,7 @@ from torch import Tensor
 class WeightedMean:
     """Σ w_k τ_k / Σ w_k, folded in one task vector at a time: memory does not grow with the number of clients.
 
-    Sums are float32, in the order of the calls, so equal orders give equal bits.
+    Sums are float32 (float64 of float64), in the order of the calls, so equal orders give equal bits.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,10 @@ class WeightedMean:
         if weight <= 0:
             raise ValueError(f"weight {weight} is not positive")
         if not self._sums:
-            self._sums = {name: value.to(torch.float32) * weight for name, value in task_vector.items()}
+            self._sums = {
+                name: value.to(torch.promote_types(value.dtype, torch.float32)) * weight
+                for name, value in task_vector.items()
+            }
             self.total_weight = weight
             return
         if task_vector.keys() != self._sums.keys():

@@ -54,26 +54,28 @@ def geometric_median(
         ValueError: no (finite) task vectors, or they differ in names or shapes.
     """
     vectors = _finite(task_vectors)
-    centre = _combined(vectors, torch.full((len(vectors),), 1 / len(vectors)))
+    rows = {name: stacked(vectors, name) for name in vectors[0]}  # once, for what follows is a loop over small steps
+    centre = {name: value.mean(0) for name, value in rows.items()}
     for _ in range(max_iterations):
-        away = distances(vectors, centre)
+        away = _row_distances(rows, centre)
         met = away == 0
         if bool(met.all()):
             break
         pull = torch.where(met, 0.0, 1 / away)
-        target = _combined(vectors, pull / pull.sum())
+        weights = pull / pull.sum()
+        target = {name: torch.tensordot(weights.to(value), value, dims=1) for name, value in rows.items()}
         if bool(met.any()):  # ‖Σ (τ_k − v)/‖τ_k − v‖‖ over the others, against the number that v coincides with
-            force = float(pull.sum()) * float(distances([target], centre)[0])
+            force = float(pull.sum()) * _distance(target, centre)
             stay = min(1.0, float(met.sum()) / force) if force else 1.0
             target = {name: torch.lerp(value, centre[name], stay) for name, value in target.items()}
-        moved = float(distances([target], centre)[0])
+        moved = _distance(target, centre)
         centre = target
         if moved <= tolerance * float(away.mean()):
             break
-    away = distances(vectors, centre)
-    nearest = vectors[int(away.argmin())]
-    at_nearest = distances(vectors, nearest).sum()
-    return _combined([nearest], torch.ones(1)) if at_nearest <= away.sum() else centre
+    away = _row_distances(rows, centre)
+    nearest = {name: value[int(away.argmin())] for name, value in rows.items()}
+    at_nearest = _row_distances(rows, nearest).sum()
+    return {name: value.clone() for name, value in nearest.items()} if at_nearest <= away.sum() else centre
 
 
 def krum(task_vectors: TaskVectors, byzantine: int, selected: int = 1) -> dict[str, Tensor]:
@@ -133,6 +135,20 @@ def distances(task_vectors: TaskVectors, centre: Mapping[str, Tensor]) -> Tensor
         rows = (stacked(task_vectors, name) - centre[name]).flatten(1)
         squares += torch.linalg.vector_norm(rows, dim=1).double().square().cpu()
     return squares.sqrt()
+
+
+def _row_distances(rows: Mapping[str, Tensor], centre: Mapping[str, Tensor]) -> Tensor:
+    """The same of stacked task vectors, [n, ...] each."""
+    squares = [
+        torch.linalg.vector_norm((value - centre[name]).flatten(1), dim=1).double().square().cpu()
+        for name, value in rows.items()
+    ]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def _distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """‖first − second‖₂ over all tensors together."""
+    return math.sqrt(sum(float((first[name] - value).double().square().sum()) for name, value in second.items()))
 
 
 def norms(task_vectors: TaskVectors) -> Tensor:

@@ -8,7 +8,8 @@ from statistics import fmean
 
 from scipy.stats import t as student
 
-from fl_taskarith.config import OPERATIONAL_KEYS, Scalar
+from fl_taskarith.config import OPERATIONAL_KEYS
+from fl_taskarith.config_rule import Scalar
 from fl_taskarith.report.labels import condition
 from fl_taskarith.report.results import Curve, MeasuredArm
 from fl_taskarith.study.statistics import Paired, Summary, paired, summarise

@@ -11,7 +11,8 @@ from typing import Any
 
 import jinja2
 
-from fl_taskarith.config import Config, Scalar, to_toml
+from fl_taskarith.config import Config
+from fl_taskarith.config_rule import Scalar, to_toml
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.paths import shipped_file

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.config import OPERATIONAL_KEYS, Config, Scalar, kebab, rules
+from fl_taskarith.config import OPERATIONAL_KEYS, Config, kebab, rules
+from fl_taskarith.config_rule import Scalar
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.report.labels import settings_in_label
 

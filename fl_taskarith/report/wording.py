@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from fl_taskarith.config import Scalar
+from fl_taskarith.config_rule import Scalar
 from fl_taskarith.report.comparisons import (
     Family,
     Verdict,

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -12,12 +12,14 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Result
 from torch import Tensor
 
+from fl_taskarith.client_groups import byzantine_clients
 from fl_taskarith.client_state import StateNames
 from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.errors import ClientFailure, Divergence
 from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, mean_pairwise_cosine, task_vector_norm
+from fl_taskarith.merging.attacks import DATA_ATTACKS, corrupted
 from fl_taskarith.seeding import random_generator
 
 RoundCallback = Callable[[int, ArrayRecord, MetricRecord], None]
@@ -85,6 +87,11 @@ class FedAvg(FlowerFedAvg):
             mean.add(reply.task_vector, reply.num_examples)
         return mean.result()
 
+    @property
+    def converged(self) -> bool:
+        """Whether rounds may end early; FedAvg has no convergence test."""
+        return False
+
     def message_arrays(self, arrays: ArrayRecord) -> dict[str, ArrayRecord]:
         """The array records of this round's messages, by key, from all that is trained."""
         return {self.arrayrecord_key: arrays}
@@ -131,6 +138,8 @@ class FedAvg(FlowerFedAvg):
         result = Result()
         result.arrays = initial_arrays
         for server_round in range(first_round, num_rounds + 1):
+            if self.converged:
+                break
             started = time.perf_counter()
             messages = self.configure_train(server_round, result.arrays, ConfigRecord(), grid)
             arrays, metrics = self.aggregate_train(server_round, grid.exchange(messages))
@@ -147,18 +156,13 @@ class FedAvg(FlowerFedAvg):
     def configure_train(  # type: ignore[override]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
     ) -> Iterable[Message]:
-        """One message with the global weights for each client sampled in this round, by ascending partition id.
-
-        What it costs does not depend on K: numpy draws a small share of many without listing them all.
-        """
+        """One message with the global weights for each client sampled in this round, by ascending partition id."""
         self._weights = to_tensors(arrays, self.device)
-        partitions = grid.get_node_ids()
-        generator = random_generator(self.config.seed, "participation", server_round)
-        chosen = generator.choice(len(partitions), self.config.sampled_clients, replace=False)
+        chosen = self.sample(server_round, grid)
         records = self.message_arrays(arrays)
         self.traffic = Traffic(downlink=len(chosen) * sum(map(payload_bytes, records.values())))
         messages = []
-        for partition in self._staying(server_round, sorted(partitions[index] for index in chosen)):
+        for partition in self._staying(server_round, chosen):
             settings = self.round_settings(server_round, partition)
             record = settings_record(self.config, settings)
             content = RecordDict({**records, self.configrecord_key: record})
@@ -185,6 +189,16 @@ class FedAvg(FlowerFedAvg):
             self.frozen_name,
         )
 
+    def sample(self, server_round: int, grid: PartitionGrid) -> list[int]:
+        """The partitions of this round's clients, ascending.
+
+        What it costs does not depend on K: numpy draws a small share of many without listing them all.
+        """
+        partitions = grid.get_node_ids()
+        generator = random_generator(self.config.seed, "participation", server_round)
+        chosen = generator.choice(len(partitions), self.config.sampled_clients, replace=False)
+        return sorted(partitions[index] for index in chosen)
+
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -208,7 +222,7 @@ class FedAvg(FlowerFedAvg):
                 log.append(metrics)
                 yield self._read(message)
 
-        task_vector = self.aggregate(self._weights, incoming())
+        task_vector = self.aggregate(self._weights, self._attacked(incoming()))
         if not log:
             return None, None
         norm = task_vector_norm(task_vector)
@@ -220,12 +234,28 @@ class FedAvg(FlowerFedAvg):
         metrics = self._summarise(log)
         metrics["update-norm"] = self.config.server_lr * norm
         is_mean = type(self).aggregate is FedAvg.aggregate  # and nothing else: of nobody's memory but this round's
-        if is_mean:
+        if is_mean and not self.config.byzantine_fraction:  # else the norms that clients tell are not those that came
             norms, weights = ([metric(each, name) for each in log] for name in ("update-norm", "num-examples"))
             if (cosine := mean_pairwise_cosine(norm, norms, weights)) is not None:
                 metrics["client-cosine"] = cosine
         new = apply_task_vector(self._weights, task_vector, self.config.server_lr, overwrite=is_mean)
         return to_record(new), metrics
+
+    def _attacked(self, replies: Iterable[Reply]) -> Iterable[Reply]:
+        """The replies with those of Byzantine clients as the attack has them; omniscient attackers see all others.
+
+        What a client says of itself beside its task vector stays honest.
+        """
+        config = self.config
+        if not config.byzantine_fraction or config.attack in DATA_ATTACKS:
+            return replies
+        own = [
+            replace(reply, task_vector={name: value.clone() for name, value in reply.task_vector.items()})
+            for reply in replies
+        ]
+        byzantine = [bool(byzantine_clients(config)[reply.client]) for reply in own]
+        sent = corrupted([reply.task_vector for reply in own], byzantine, config.attack, config.attack_scale)
+        return [replace(reply, task_vector=dict(vector)) for reply, vector in zip(own, sent, strict=True)]
 
     def _read(self, message: Message) -> Reply:
         """The reply in `message`; counts its bytes and notes the name of the client's own state."""

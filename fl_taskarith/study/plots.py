@@ -61,6 +61,31 @@ def plot_curves(folder: Path, output: Path) -> list[Path]:
         return save_figure(figure, output)
 
 
+def plot_distances(folders: Sequence[Path], output: Path) -> list[Path]:
+    """For runs on regression data: distances to the true parameters, and clients in their cluster."""
+    tables = [read_rounds(folder) for folder in folders]
+    labels = [in_words(folder) or folder.resolve().name for folder in folders]
+    with pyplot.rc_context(cast(Any, STYLE)):
+        figure, (distance, accuracy) = pyplot.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained")
+        for index, (label, rows) in enumerate(zip(labels, tables, strict=True)):
+            colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
+            if len(tables) == 1:
+                _draw(distance, rows, "largest_distance", COLOURS[1], "--", "largest, matched")
+                _draw(distance, rows, "nearest_distance", COLOURS[2], ":", "mean, to the nearest")
+            _draw(distance, rows, "matched_distance", colour, style, "mean, matched" if len(tables) == 1 else label)
+            _draw(accuracy, rows, "cluster_accuracy", colour, style, label, scale=100)
+        distance.set_yscale("log")
+        distance.set_ylabel("distance to the true parameters")
+        accuracy.set_ylabel("honest clients in their cluster (%)")
+        for axes in (distance, accuracy):
+            axes.set_xlabel("communication round")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        distance.legend(fontsize=8)
+        if len(tables) == 1:
+            figure.suptitle(labels[0], fontsize=9)
+        return save_figure(figure, output)
+
+
 def _draw(
     axes: Axes, rows: Sequence[Row], column: str, colour: str, style: str, label: str, scale: float = 1.0
 ) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.config import OPERATIONAL_KEYS, Scalar
+from fl_taskarith.config import OPERATIONAL_KEYS
+from fl_taskarith.config_rule import Scalar
 from fl_taskarith.study.comparison import ArmResults
 from fl_taskarith.study.definition import Study
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from fl_taskarith.config import IDENTITY_KEYS, from_mapping
+from fl_taskarith.config_clusters import REGRESSION
 from fl_taskarith.config_rule import Scalar
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.logbook import Row, read_rounds
@@ -84,6 +85,11 @@ def sharding_words(settings: Settings) -> str:
     return SHARDING_WORDS[str(settings["sharding"])].format(**settings)
 
 
+def has_regression_data(folder: Path) -> bool:
+    """Whether the run in `folder` is on regression data, which has distances to the truth and no accuracy."""
+    return _settings(folder)["dataset"] == REGRESSION
+
+
 def in_words(folder: Path) -> str:
     """A run's main settings; empty for a run that was given a name, or whose run.json cannot be read."""
     try:
@@ -93,7 +99,10 @@ def in_words(folder: Path) -> str:
     if settings["run-name"]:
         return ""
     words = [str(settings["dataset"]), str(settings["strategy"])]
-    if settings["strategy"] != "centralized":
+    if settings["dataset"] == REGRESSION:
+        for key, letter in (("num-clusters", "K"), ("num-clients", "m"), ("examples-per-client", "n")):
+            words.append(f"{letter} = {settings[key]}")
+    elif settings["strategy"] != "centralized":
         drawn = f"J = {settings['local-steps-min']} to {settings['local-steps-max']}"
         steps = drawn if settings["local-steps-max"] else f"J = {settings['local-steps']}"
         words += [sharding_words(settings), steps]
