@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--budget", type=_seconds, help="start no run after this time, for example 90s, 25m or 3h")
     study.add_argument("--results-dir", default="", help="folder of the studies (default: results/ of the checkout)")
     study.set_defaults(run=_study)
+    _add_search(commands)
     _add_report(commands)
 
     for name, about in (("fed-em", "federated EM for mixtures of regressions"), ("br-ifca", "Byzantine-robust IFCA")):
@@ -139,6 +140,26 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
     merge.add_argument("--seed", type=int, default=0, help="dare: of what is dropped (default: %(default)s)")
     merge.add_argument("--output", type=Path, default=Path("merged.safetensors"), help="default: %(default)s")
     merge.set_defaults(run=_merge)
+
+
+def _add_search(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    search = commands.add_parser(
+        "search",
+        help="choose the learning rate of one configuration on validation",
+        description="A log grid under successive halving: all rates for the first number of rounds, the best for the "
+        "next. Looks at validation accuracy only; a rate at an end of the grid is not tuned.",
+    )
+    search.add_argument("words", nargs="*", metavar="[CONF.toml] key=value", help="a settings file, then overrides")
+    search.add_argument("--from", dest="low", type=float, default=1e-3, help="lowest rate (default: %(default)s)")
+    search.add_argument("--to", dest="high", type=float, default=10.0, help="highest rate (default: %(default)s)")
+    search.add_argument("--per-decade", type=_positive, default=2, help="rates per factor of ten (default: 2)")
+    search.add_argument("--rounds", type=_positive, nargs="+", default=[4, 24], help="of each rung (default: 4 24)")
+    search.add_argument("--keep", type=_positive, default=2, help="rates that go on (default: %(default)s)")
+    search.add_argument("--seed", type=int, default=0, help="of every run (default: %(default)s)")
+    search.add_argument("--jobs", type=_positive, default=1, help="processes (default: %(default)s)")
+    search.add_argument("--budget", type=_seconds, help="stop at a checkpoint after this time, for example 25m")
+    search.add_argument("--results-dir", default="", help="for search/ (default: results/ of the checkout)")
+    search.set_defaults(run=_search)
 
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -351,6 +372,21 @@ def _study(parsed: argparse.Namespace) -> None:
         if parsed.tables:
             write_tables(results)
             print(results.folder / "README.md")
+
+
+def _search(parsed: argparse.Namespace) -> None:
+    config = _configured(parsed.words, {})
+    from fl_taskarith.paths import results_root
+    from fl_taskarith.study.one_search import search_rate
+    from fl_taskarith.study.search import Search
+
+    search = Search(parsed.low, parsed.high, parsed.per_decade, tuple(parsed.rounds), parsed.keep, parsed.seed)
+    path, choice = search_rate(config, search, results_root(parsed.results_dir), parsed.jobs, parsed.budget)
+    print(path)
+    if choice is None:
+        print("learning-rate: not chosen yet")
+    else:
+        print(f"learning-rate = {choice.rate:g}" + (" (an end of the grid: not tuned)" if choice.edge else ""))
 
 
 def _report(parsed: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
-from fl_taskarith.config import Config
+from fl_taskarith.config import Config, from_mapping
 from fl_taskarith.errors import StudyError
 from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.one_run import describe_run
@@ -26,6 +26,11 @@ class _Plan:
         speeds = [outcome.seconds / run.num_rounds for run, outcome, _ in self.known if outcome.state is State.DONE]
         return fmean(speeds) if speeds else None
 
+    def images_left(self) -> int:
+        """Training images in the rounds that are left."""
+        config = from_mapping(self.arm.settings)
+        return self.rounds_left() * config.sampled_clients * config.local_steps * config.batch_size
+
     def rounds_left(self) -> int:
         """An interrupted run counts whole."""
         settled = (State.DONE, State.DIVERGED)
@@ -46,6 +51,13 @@ def list_study(results: StudyResults) -> Iterator[str]:
     speeds = [speed for plan in plans if (speed := plan.seconds_per_round()) is not None]
     if not left:
         yield "Nothing is left to do."
+    elif not speeds and results.study.images_per_second:
+        images = sum(plan.images_left() for plan in plans)
+        minutes = images / results.study.images_per_second / 60
+        yield (
+            f"Left: {left} rounds of {images:,} training images, about {minutes:.0f} minutes of one process at "
+            f"{results.study.images_per_second:g} images/s (set in the file; evaluation comes on top)."
+        )
     elif not speeds:
         yield f"Left: {left} rounds; no run is finished yet that could tell how long they take."
     else:

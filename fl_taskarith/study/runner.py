@@ -46,20 +46,24 @@ def run_studies(studies: Sequence[Study], root: Path, jobs: int = 1, budget: flo
     Raises:
         StudyError: runs failed; all others were run, and the tables name the failures.
     """
-    deadline = None if budget is None else time.time() + budget
     everything = [StudyResults(study, root) for study in studies]
-    for results in everything:
-        print(f"{results.study.title}: {results.folder}", flush=True)
-    schedule = _Schedule([(results, arm) for results in everything for arm in results.study.arms])
     try:
-        with _workers(jobs) as submit:
-            stopped = _work(schedule, submit, jobs, deadline)
+        run_what_is_left(everything, jobs, budget)
     finally:
         for results in everything:
             write_tables(results)
             print(f"Tables: {results.folder / 'README.md'}", flush=True)
-    if stopped:
-        print("The budget is spent. The same command goes on from here.", flush=True)
+
+
+def run_what_is_left(everything: Sequence[StudyResults], jobs: int = 1, budget: float | None = None) -> None:
+    """The runs of `run_studies`, without tables."""
+    deadline = None if budget is None else time.time() + budget
+    for results in everything:
+        print(f"{results.study.title}: {results.folder}", flush=True)
+    schedule = _Schedule([(results, arm) for results in everything for arm in results.study.arms])
+    with _workers(jobs) as submit:
+        if _work(schedule, submit, jobs, deadline):
+            print("The budget is spent. The same command goes on from here.", flush=True)
     if schedule.failures:
         raise StudyError(f"{len(schedule.failures)} failed, the others are kept:\n  " + "\n  ".join(schedule.failures))
 

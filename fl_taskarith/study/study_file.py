@@ -18,7 +18,9 @@ Table = Mapping[str, Any]
 
 # What the runner itself decides for every run.
 RUNNER_KEYS = ("seed", "shard-seed", "results-dir", "run-name", "resume", "save-model", "draw-curves")
-STUDY_KEYS = ("title", "name", "seeds", "reference", "settings", "search", "grid", "group", "arm")
+STUDY_KEYS = (
+    "title", "name", "seeds", "reference", "images-per-second", "settings", "search", "grid", "group", "arm"
+)  # fmt: skip
 SEARCH_KEYS = ("from", "to", "per-decade", "rounds", "keep", "seed")
 
 
@@ -86,6 +88,7 @@ def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
         },
         shared=shared,
         search=search,
+        images_per_second=_number(document, "images-per-second", "study") if "images-per-second" in document else 0.0,
         arms=_arms(document, shared),
     )
 

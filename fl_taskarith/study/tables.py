@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_taskarith.config import Config, snake
-from fl_taskarith.errors import CheckpointError
+from fl_taskarith.errors import CheckpointError, FlTaskarithError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.study.comparison import Comparison, compare
 from fl_taskarith.study.definition import Arm, Study
@@ -64,7 +64,7 @@ def write_tables(results: StudyResults) -> None:
     write_atomically(results.folder / "settings.json", settings_record(study, arms))
     write_atomically(results.folder / "curves.csv", _csv(curve_records(arms)))
     if study.search is not None:
-        write_atomically(results.folder / "search.csv", _csv(_trial_records(results, rows)))
+        write_atomically(results.folder / "search.csv", trials_csv(results))
 
 
 def _figures(
@@ -260,23 +260,30 @@ def _run_records(study: Study, row: Comparison) -> list[dict[str, object]]:
     ]
 
 
-def _trial_records(results: StudyResults, rows: Sequence[Comparison]) -> list[dict[str, object]]:
-    """Lines of search.csv: everything the searches tried."""
-    return [
-        {
-            "group": row.results.arm.group,
-            "arm": row.results.arm.label,
-            "learning_rate": rate,
-            "rounds": rounds,
-            "val_accuracy": None if score == DIVERGED else score[0],
-            "val_loss": None if score == DIVERGED else -score[1],
-            "diverged": score == DIVERGED,
-            "chosen": row.results.choice is not None and row.results.choice.rate == rate,
-        }
-        for row in rows
-        if results.study.rate_arm(row.results.arm) is row.results.arm
-        for (rate, rounds), score in results.scores(row.results.arm).items()
-    ]
+def trials_csv(results: StudyResults) -> str:
+    """search.csv: everything the searches tried so far, and what they chose."""
+    records: list[dict[str, object]] = []
+    for arm in results.study.arms:
+        if results.study.rate_arm(arm) is not arm:
+            continue
+        try:
+            choice = results.choice(arm)
+        except FlTaskarithError:  # told where the tables are made
+            choice = None
+        records += [
+            {
+                "group": arm.group,
+                "arm": arm.label,
+                "learning_rate": rate,
+                "rounds": rounds,
+                "val_accuracy": None if score == DIVERGED else score[0],
+                "val_loss": None if score == DIVERGED else -score[1],
+                "diverged": score == DIVERGED,
+                "chosen": choice is not None and choice.rate == rate,
+            }
+            for (rate, rounds), score in results.scores(arm).items()
+        ]
+    return _csv(records)
 
 
 def _csv(records: Sequence[dict[str, object]]) -> str:

@@ -1,0 +1,46 @@
+"""The learning rate of one configuration: the search of a study that has one arm and no runs to report."""
+
+import dataclasses
+from pathlib import Path
+
+from fl_taskarith.config import Config
+from fl_taskarith.files import write_atomically
+from fl_taskarith.logbook import run_name
+from fl_taskarith.study.definition import Arm, Study
+from fl_taskarith.study.results import StudyResults
+from fl_taskarith.study.runner import run_what_is_left
+from fl_taskarith.study.search import Choice, Search
+from fl_taskarith.study.study_file import RUNNER_KEYS
+from fl_taskarith.study.tables import trials_csv
+
+
+def search_rate(
+    config: Config, search: Search, root: Path, jobs: int = 1, budget: float | None = None
+) -> tuple[Path, Choice | None]:
+    """Search and write search.csv under root/search/<name of the run>; the file, and the choice once there is one.
+
+    The same call goes on where an earlier one stopped.
+
+    Args:
+        config: its learning rate and seed do not matter.
+        root, jobs, budget: as of `run_studies`.
+
+    Raises:
+        StudyError: a run failed, or every rate diverged.
+    """
+    ignored = (*RUNNER_KEYS, "learning-rate")
+    settings = {key: value for key, value in config.to_run_config().items() if key not in ignored}
+    default = Config()
+    plain = dataclasses.replace(config, learning_rate=default.learning_rate, seed=search.seed, run_name="")
+    arm = Arm("", "search", "", settings)
+    study = Study(
+        f"Learning rate of {run_name(plain)}", f"search/{run_name(plain)}", "", (), "", {}, {}, search, (arm,)
+    )
+    results = StudyResults(study, root)
+    path = results.folder / "search.csv"
+    try:
+        run_what_is_left([results], jobs, budget)
+    finally:
+        results.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, trials_csv(results))
+    return path, results.choice(arm)
