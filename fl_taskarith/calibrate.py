@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from fl_taskarith.client_groups import as_seen_by, pooled
 from fl_taskarith.config import Config
 from fl_taskarith.errors import ConfigError, WeightsError
 from fl_taskarith.global_model import Weights
@@ -24,7 +25,7 @@ def server_sums(home: Resident, head: Weights) -> Sums:
 
     def sums(calibration_round: int, alive: Mask) -> tuple[Weights, int]:
         generator = random_generator(home.config.seed, "fisher labels", calibration_round)
-        examples = home.data.calibration
+        examples = pooled(home.config, home.data.calibration)
         return home.sensitivity_sums(head, alive, examples, generator), len(examples)
 
     return sums
@@ -39,7 +40,8 @@ def shard_sums(home: Resident, head: Weights, partition: int) -> Sums:
         if home.config.calibration_per_client:
             chosen = generator.permutation(len(shard))[: home.config.calibration_per_client]
             shard = shard[torch.from_numpy(chosen).to(shard.device)]
-        return home.sensitivity_sums(head, alive, home.data.train.take(shard), generator), len(shard)
+        examples = as_seen_by(home.config, partition, home.data.train.take(shard))
+        return home.sensitivity_sums(head, alive, examples, generator), len(shard)
 
     return sums
 

@@ -8,9 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_taskarith import config as configuration
+from fl_taskarith.config_rule import to_toml
 from fl_taskarith.errors import ConfigError, FlTaskarithError
 
 BENCH_OUTPUT = ("name", "run", "json", "results_dir")  # of the parsed words, what a benchmark's function does not take
+
+MERGE_METHODS = ("task-arithmetic", "average", "fednova", "fedgma", "median", "cclip", "ties", "dare")
+MERGE_PARAMETERS = {
+    "threshold": "fedgma: agreement on a sign from which an entry is not damped, ρ",
+    "radius": "cclip: largest norm of a task vector, ρ",
+    "keep": "ties: share of entries of each task vector that stay",
+    "drop": "dare: share of entries of each task vector that are dropped, p",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,8 +81,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     mask.set_defaults(run=_mask)
 
-    plot = commands.add_parser("plot", help="draw the curves of one or more runs (PNG and PDF)")
-    plot.add_argument("folders", nargs="+", type=Path, metavar="RESULTS_FOLDER")
+    shards = commands.add_parser(
+        "shards",
+        help="show which client owns how many examples of each class",
+        description="Print and plot the class histogram of the shards of these settings (see simulate for settings).",
+    )
+    shards.add_argument("words", nargs="*", metavar="[CONF.toml] key=value", help="a settings file, then overrides")
+    shards.add_argument("--output", type=Path, help="folder (default: shards/NAME in the results)")
+    shards.set_defaults(run=_shards)
+
+    merge = commands.add_parser(
+        "merge",
+        help="merge fine-tuned models, given as .safetensors, into one",
+        description="θ = θ₀ + λ · direction(τ_1, ..., τ_T): one round of federated averaging with T clients. Models "
+        "are read tensor by tensor; any .safetensors of one architecture will do.",
+    )
+    _add_merge(merge)
+
+    plot = commands.add_parser("plot", help="draw one run, or compare any set of runs (PNG and PDF)")
+    plot.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's, or one with runs below it")
     plot.add_argument("--output", type=Path, help="path without ending (default: curves in the first folder)")
     plot.set_defaults(run=_plot)
 
@@ -88,7 +114,40 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--budget", type=_seconds, help="start no run after this time, for example 90s, 25m or 3h")
     study.add_argument("--results-dir", default="", help="folder of the studies (default: results/ of the checkout)")
     study.set_defaults(run=_study)
+    _add_report(commands)
+
+    for name, about in (("fed-em", "federated EM for mixtures of regressions"), ("br-ifca", "Byzantine-robust IFCA")):
+        mixtures = commands.add_parser(name, help=f"the study of {about}: figures and tables; resumable")
+        mixtures.add_argument("--quick", action="store_true", help="a part of it, in 5 minutes on two cores")
+        mixtures.add_argument("--tables", action="store_true", help="write the report of what is done; run nothing")
+        mixtures.add_argument("--jobs", type=_positive, default=0, help="processes (default: one per core)")
+        mixtures.add_argument("--budget", type=_seconds, help="start nothing after this time, for example 90s or 25m")
+        mixtures.add_argument("--results-dir", default="", help=f"for {name}/ (default: results/ of the checkout)")
+        mixtures.set_defaults(run=_mixture_study, name=name)
     return parser
+
+
+def _add_merge(merge: argparse.ArgumentParser) -> None:
+    merge.add_argument("models", nargs="+", type=Path, metavar="MODEL.safetensors", help="fine-tuned models or folders")
+    merge.add_argument("--base", type=Path, help="θ₀, the model they were fine-tuned from")
+    merge.add_argument("--task-vectors", action="store_true", help="the files hold θ - θ₀ already")
+    merge.add_argument("--method", choices=MERGE_METHODS, default="task-arithmetic", help="default: %(default)s")
+    merge.add_argument("--scale", type=float, help="λ (default: where equal models merge into themselves)")
+    for name, about in MERGE_PARAMETERS.items():
+        merge.add_argument(f"--{name}", type=float, help=about)
+    merge.add_argument("--steps", type=float, nargs="+", default=(), help="fednova: local steps of each model")
+    merge.add_argument("--seed", type=int, default=0, help="dare: of what is dropped (default: %(default)s)")
+    merge.add_argument("--output", type=Path, default=Path("merged.safetensors"), help="default: %(default)s")
+    merge.set_defaults(run=_merge)
+
+
+def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    report = commands.add_parser("report", help="write a two-column paper from the results of studies (LaTeX, PDF)")
+    report.add_argument("folder", type=Path, metavar="RESULTS_FOLDER", help="of one study, or of a folder per study")
+    report.add_argument("--output", type=Path, help="folder (default: report in the results folder)")
+    report.add_argument("--authors", type=Path, metavar="AUTHORS.toml", help="[[author]] tables with name and id")
+    report.add_argument("--template", type=Path, metavar="TEMPLATE.tex", help="in place of the shipped one")
+    report.set_defaults(run=_report)
 
 
 def _add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -166,7 +225,7 @@ def key_reference() -> str:
     """Every setting with its default, what it accepts and what it does, one per line."""
     defaults = configuration.Config().to_run_config()
     return "\n".join(
-        f"  {key} = {configuration.to_toml(defaults[key])}\n      {rule.about}; {rule.expected()}"
+        f"  {key} = {to_toml(defaults[key])}\n      {rule.about}; {rule.expected()}"
         for key, rule in configuration.rules().items()
     )
 
@@ -212,6 +271,30 @@ def _mask(parsed: argparse.Namespace) -> None:
     compare_masks([Path(file) for file in files], parsed.output)
 
 
+def _shards(parsed: argparse.Namespace) -> None:
+    config = _configured(parsed.words, {})
+    from fl_taskarith.study.shard_histogram import show_shards
+
+    show_shards(config, parsed.output)
+
+
+def _merge(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.merging.one_shot import MERGE_RULES
+    from fl_taskarith.one_shot.merge_files import MergeSettings, describe_sources, merge, open_sources, write_merged
+
+    given = {name: getattr(parsed, name) for name in MERGE_PARAMETERS if getattr(parsed, name) is not None}
+    own = MERGE_RULES[parsed.method].parameter
+    if foreign := given.keys() - {own}:
+        raise ConfigError(f"The method {parsed.method} takes no --{', --'.join(sorted(foreign))}.")
+    sources = open_sources(parsed.base, parsed.models, parsed.task_vectors)
+    print(describe_sources(sources))
+    settings = MergeSettings(parsed.method, given.get(own), parsed.scale, parsed.steps, parsed.seed)
+    merged = merge(sources, settings)
+    facts = {"method": parsed.method, **given, "scale": parsed.scale, "models": [path.name for path in parsed.models]}
+    write_merged(sources, merged, facts, parsed.output)
+    print(parsed.output.resolve())
+
+
 def _pretrain_glyph(parsed: argparse.Namespace) -> None:
     from fl_taskarith.models.glyph_pretraining import pretrain_glyph
 
@@ -231,11 +314,18 @@ def _bench(parsed: argparse.Namespace) -> None:
 
 
 def _plot(parsed: argparse.Namespace) -> None:
-    from fl_taskarith.study.plots import plot_curves
+    from fl_taskarith.study.plots import plot_curves, plot_distances
+    from fl_taskarith.study.run_set import find_runs, has_regression_data, members
+    from fl_taskarith.study.set_plots import plot_set
 
-    output = parsed.output or parsed.folders[0] / "curves"
-    for path in plot_curves(parsed.folders, output):
-        print(path.resolve())
+    output, runs = parsed.output or parsed.folders[0] / "curves", find_runs(parsed.folders)
+    if all(map(has_regression_data, runs)):
+        paths = plot_distances(runs, output)
+    elif len(runs) == 1:
+        paths = plot_curves(runs[0], output)
+    else:
+        paths = plot_set(members(runs), output)
+    print(*(path.resolve() for path in paths), sep="\n")
 
 
 def _study(parsed: argparse.Namespace) -> None:
@@ -261,6 +351,29 @@ def _study(parsed: argparse.Namespace) -> None:
         if parsed.tables:
             write_tables(results)
             print(results.folder / "README.md")
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.report.document import write_report
+
+    output = parsed.output or parsed.folder / "report"
+    for path in write_report(parsed.folder, output, parsed.authors, parsed.template):
+        print(path.resolve())
+
+
+def _mixture_study(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.paths import results_root
+    from fl_taskarith.resident import available_threads
+    from fl_taskarith.study.mixture_studies import run_mixture_study
+
+    run_mixture_study(
+        parsed.name,
+        results_root(parsed.results_dir),
+        quick=parsed.quick,
+        jobs=parsed.jobs or available_threads(),
+        budget=parsed.budget,
+        only_report=parsed.tables,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A client's work on one message: local training, or sums for the head or the mask. `app` is the Flower ClientApp.
 
 A client is stateless but for files that messages name: everything else it needs is in the message, the data set and its
-partition id.
+partition id. It knows no strategy: a message with a record "control" is answered as SCAFFOLD asks, and what is trained
+but not in the message is the client's own.
 """
 
 import time
@@ -10,26 +11,33 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from fl_taskarith.calibrate import shard_sums
-from fl_taskarith.client_state import read_frozen, write_frozen
+from fl_taskarith.client_groups import as_seen_by, as_trained_on
+from fl_taskarith.client_state import read_client_state, read_frozen, write_client_state, write_frozen
 from fl_taskarith.config import Config
-from fl_taskarith.engine.grid import read_settings
-from fl_taskarith.engine.records import to_record, to_tensors
+from fl_taskarith.data.datasets import ImageSet
+from fl_taskarith.drift_correction import control_change, control_shift, correct_gradients
+from fl_taskarith.engine.grid import RoundSettings, read_settings
+from fl_taskarith.engine.records import metric, to_record, to_tensors
 from fl_taskarith.errors import FlTaskarithError
-from fl_taskarith.global_model import Frozen, GlobalModel
+from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.merging.aggregate import task_vector_norm
+from fl_taskarith.mixture_client import cluster_step, expectation_step
 from fl_taskarith.models.heads import RidgeStatistics
-from fl_taskarith.optim import sgdm
-from fl_taskarith.resident import resident
+from fl_taskarith.optim import sgdm, step_coefficient_sum
+from fl_taskarith.resident import EVALUATION_BATCH, Resident, resident
 from fl_taskarith.seeding import random_generator
-from fl_taskarith.training import set_trained, train_locally
+from fl_taskarith.training import evaluate, set_trained, train_locally
 
 app = ClientApp()
 
 MetricValue = int | float | list[int] | list[float]
+
+CONTROL, OWN = "control/", "own/"  # in a client's file: its control variate c_k, and parameters that it does not share
 
 CLIENT_ERROR = 100  # code of our error replies; Flower's own codes are below
 
@@ -64,22 +72,76 @@ def keep_frozen(message: Message, partition: int) -> RecordDict:
 
 
 def train(message: Message, partition: int) -> RecordDict:
-    """J local steps from the global model; replies with the task vector τ = θ_k − θ of what is trained."""
+    """J local steps from the global model; replies with the task vector τ = θ_k − θ of what was sent."""
+    return _train_locally(message.content, partition)
+
+
+def train_in_cluster(message: Message, partition: int) -> RecordDict:
+    """J local steps from the one of K models, stacked in the message, that has the least loss on this client's shard.
+
+    Replies with the cluster and the task vector of its model, [1, ...] per tensor.
+    """
     started = time.perf_counter()
     config, current = read_settings(message.content.config_records["config"])
     home = resident(config)
-    trained = to_tensors(message.content.array_records["arrays"], home.device)
+    stacked = to_tensors(message.content.array_records["arrays"], home.device)
     frozen = _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
+    examples, positions = _training_examples(home, partition)
+    own = examples.take(positions)
+    losses = []
+    for cluster in range(config.num_clusters):
+        home.place(GlobalModel({name: value[cluster] for name, value in stacked.items()}, frozen))
+        measured = evaluate(
+            home.network, own, home.preprocessing, batch_size=EVALUATION_BATCH, precision=config.precision
+        )
+        losses.append(measured.loss)
+    chosen = losses.index(min(losses))
+    model = {name: value[chosen] for name, value in stacked.items()}
+    choosing_seconds = time.perf_counter() - started
+    reply = _train_locally(RecordDict({**message.content, "arrays": to_record(model)}), partition)
+    task_vector = to_tensors(reply.array_records["arrays"], home.device)
+    metrics = reply.metric_records["metrics"]
+    told: dict[str, MetricValue] = {
+        "partitions": [partition],
+        "clusters": [chosen],
+        "losses": [metric(metrics, "train-loss")],
+    }
+    metrics.update(told)
+    metrics["train-seconds"] = metric(metrics, "train-seconds") + choosing_seconds
+    arrays = to_record({name: value[None] for name, value in task_vector.items()})
+    return RecordDict({"arrays": arrays, "metrics": metrics})
+
+
+def _train_locally(content: RecordDict, partition: int) -> RecordDict:
+    started = time.perf_counter()
+    config, current = read_settings(content.config_records["config"])
+    home = resident(config)
+    received = {key: to_tensors(record, home.device) for key, record in content.array_records.items()}
+    shared, control = received["arrays"], received.get("control")
+    frozen = _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
+    kept = _kept(current, partition, home.device)
+    trained = _with_own(home, shared, kept, frozen, current.number)
     home.place(GlobalModel(trained, frozen))
     names = list(trained)
-    parameters = set_trained(home.model, names)
-    shard = home.shards[partition]
+    parameters = dict(zip(names, set_trained(home.model, names), strict=True))
+    examples, shard = _training_examples(home, partition)
     local_steps = draw_local_steps(config, current.number, partition)
+    coefficients = step_coefficient_sum(config, local_steps, current.learning_rate)
+    optimizer = sgdm(parameters.items(), config, current.learning_rate, frozen.mask)
+    if config.proximal_mu or control is not None:
+        correct_gradients(
+            optimizer,
+            parameters,
+            None if frozen.mask is None else frozen.mask.indices,
+            start=trained,
+            proximal_mu=config.proximal_mu,
+            shift=None if control is None else control_shift(control, _under(CONTROL, kept)),
+        )
     train_loss = train_locally(
         home.compiled_network,
-        home.data.train,
+        examples,
         shard,
-        sgdm(zip(names, parameters, strict=True), config, current.learning_rate, frozen.mask),
+        optimizer,
         home.preprocessing,
         local_steps=local_steps,
         batch_size=config.batch_size,
@@ -87,16 +149,28 @@ def train(message: Message, partition: int) -> RecordDict:
         generator=random_generator(config.seed, "local training", current.number, partition),
     )
     with torch.no_grad():  # in the model's own storage: the next client loads its weights anew
-        ends = dict(zip(names, parameters, strict=True)) if frozen.mask is None else frozen.mask.gather(home.parameters)
-        task_vector = {name: end.detach().sub_(trained[name]) for name, end in ends.items()}
+        ends = parameters if frozen.mask is None else frozen.mask.gather(home.parameters)
+        keeps = {OWN + name: ends[name].detach().clone() for name in names if name not in shared}
+        task_vector = {name: ends[name].detach().sub_(start) for name, start in shared.items()}
+    reply = RecordDict({"arrays": to_record(task_vector)})
+    if control is not None:
+        change = control_change(control, task_vector, current.learning_rate * coefficients)
+        reply["control"] = to_record(change)
+        own = _under(CONTROL, kept)
+        keeps |= {CONTROL + name: own[name] + value if name in own else value for name, value in change.items()}
+    if keeps:
+        written = write_client_state(Path(current.state_folder), partition, current.number, keeps)
+        reply["state"] = ConfigRecord({"name": written})
     metrics: dict[str, MetricValue] = {
         "num-examples": len(shard),
         "train-loss": train_loss,
         "update-norm": task_vector_norm(task_vector),
         "local-steps": local_steps,
+        "step-coefficient-sum": coefficients,
         "train-seconds": time.perf_counter() - started,
     }
-    return RecordDict({"arrays": to_record(task_vector), "metrics": MetricRecord(metrics)})
+    reply["metrics"] = MetricRecord(metrics)
+    return reply
 
 
 def score_sensitivity(message: Message, partition: int) -> RecordDict:
@@ -118,10 +192,67 @@ def ridge_statistics(message: Message, partition: int) -> RecordDict:
     config, _ = read_settings(message.content.config_records["config"])
     home = resident(config)
     home.load(home.pretrained)
-    shard = home.data.train.take(home.shards[partition])
+    shard = as_seen_by(config, partition, home.data.train.take(home.shards[partition]))
     statistics = RidgeStatistics.of(home.features(shard), shard.labels, len(home.data.dataset.classes))
     metrics: dict[str, MetricValue] = {"num-examples": len(shard), "train-seconds": time.perf_counter() - started}
     return RecordDict({"arrays": to_record(statistics.tensors()), "metrics": MetricRecord(metrics)})
+
+
+def evaluate_own(message: Message, partition: int) -> RecordDict:
+    """Accuracy of this client's own model, and of the global one, on the images of its shard's classes."""
+    started = time.perf_counter()
+    config, current = read_settings(message.content.config_records["config"])
+    home = resident(config)
+    shared = to_tensors(message.content.array_records["arrays"], home.device)
+    frozen = _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
+    kept = _kept(current, partition, home.device)
+    classes = home.data.train.labels[home.shards[partition]].unique()
+    metrics: dict[str, MetricValue] = {"num-examples": len(home.shards[partition]), "num-classes": len(classes)}
+    for model, state in (("own", kept), ("global", {})):
+        home.place(GlobalModel(_with_own(home, shared, state, frozen, current.number), frozen))
+        for split, images in (("val", home.data.validation), ("test", home.data.test)):
+            own_images = images.take(torch.isin(images.labels, classes).nonzero().flatten())
+            own_images = as_seen_by(config, partition, own_images)
+            measured = evaluate(
+                home.network,
+                own_images,
+                home.preprocessing,
+                batch_size=EVALUATION_BATCH,
+                precision=config.precision,
+            )
+            metrics[f"{split}-examples"] = measured.examples
+            metrics[f"{model}-{split}-accuracy"] = measured.accuracy
+    metrics["evaluate-seconds"] = time.perf_counter() - started
+    return RecordDict({"metrics": MetricRecord(metrics)})
+
+
+def _training_examples(home: Resident, partition: int) -> tuple[ImageSet, Tensor]:
+    """What a client trains on, and its shard's positions in it: its own view of images, or all of them as stored."""
+    config, train, shard = home.config, home.data.train, home.shards[partition]
+    if config.client_groups == "none" and not (config.byzantine_fraction and config.attack == "random-labels"):
+        return train, shard
+    own = as_trained_on(config, partition, train.take(shard), len(home.data.dataset.classes))
+    return own, torch.arange(len(shard), device=shard.device)
+
+
+def _kept(current: RoundSettings, partition: int, device: torch.device) -> Weights:
+    """What this client keeps between rounds, as the message names it."""
+    kept = read_client_state(Path(current.state_folder), partition, current.state_name)
+    return {name: value.to(device) for name, value in kept.items()}
+
+
+def _with_own(home: Resident, shared: Weights, kept: Weights, frozen: Frozen, server_round: int) -> Weights:
+    """All that is trained, in the model's order: what was sent, else the client's own of its last round, else θ₀."""
+    names = list(home.trained_names(server_round) if frozen.mask is None else frozen.mask.indices)
+    if shared.keys() >= set(names):
+        return shared
+    start = home.pretrained if frozen.mask is None else frozen.mask.gather(home.pretrained)
+    own = start | _under(OWN, kept)
+    return {name: shared[name] if name in shared else own[name] for name in names}
+
+
+def _under(prefix: str, tensors: Weights) -> Weights:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 @lru_cache(maxsize=1)
@@ -162,7 +293,31 @@ def on_frozen(message: Message, context: Context) -> Message:
     return answer(keep_frozen, message, context)
 
 
+@app.evaluate()
+def on_evaluate(message: Message, context: Context) -> Message:
+    """Accuracy of the client's own model."""
+    return answer(evaluate_own, message, context)
+
+
 @app.train()
 def on_train(message: Message, context: Context) -> Message:
     """J local steps; the reply carries the task vector."""
     return answer(train, message, context)
+
+
+@app.train("cluster")
+def on_train_in_cluster(message: Message, context: Context) -> Message:
+    """J local steps from the cluster model that fits best."""
+    return answer(train_in_cluster, message, context)
+
+
+@app.train("expectation")
+def on_expectation(message: Message, context: Context) -> Message:
+    """The E-step on regression data; the reply carries additive sums."""
+    return answer(expectation_step, message, context)
+
+
+@app.train("cluster_step")
+def on_cluster_step(message: Message, context: Context) -> Message:
+    """A step along the gradient of the cluster model that fits best; the reply carries the cluster too."""
+    return answer(cluster_step, message, context)

@@ -9,80 +9,23 @@ import difflib
 import hashlib
 import json
 import math
-import numbers
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_taskarith.config_clusters import ATTACKS, CLUSTER_RULES, REGRESSION, cluster_contradictions
+from fl_taskarith.config_rule import AUTO, LARGEST, Rule, Scalar
+from fl_taskarith.config_rule import auto_number as _auto_number
+from fl_taskarith.config_rule import choice as _choice
+from fl_taskarith.config_rule import key as _key
 from fl_taskarith.errors import ConfigError
 
-Scalar = bool | int | float | str
-
-AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one key may hold: `kind` is bool, int, float or str; `auto` admits the word "auto" beside a number."""
-
-    kind: type
-    about: str
-    low: float = -math.inf
-    high: float = math.inf
-    choices: tuple[str, ...] = ()
-    auto: bool = False
-    exclusive_low: bool = False
-
-    def expected(self) -> str:
-        """The accepted values in words, for error messages and the key reference."""
-        if self.choices:
-            return "one of " + ", ".join(f'"{choice}"' for choice in self.choices)
-        words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}[self.kind]
-        if self.low > -math.inf:
-            words += f" {'above' if self.exclusive_low else 'from'} {self.low:g}"
-        if self.high < math.inf:
-            words += f" up to {self.high:g}"
-        return words + (' or "auto"' if self.auto else "")
-
-    def check(self, key: str, value: object) -> Scalar:
-        """Return `value` as the rule's kind, or raise ConfigError naming the key, the value and what is accepted."""
-        if self.auto and value == AUTO:
-            return AUTO
-        if isinstance(value, numbers.Real) and not isinstance(value, (bool, int)):
-            value = int(value) if isinstance(value, numbers.Integral) else float(value)  # numpy's come from sweeps
-        if self.kind is float and type(value) is int and abs(value) <= 2**53:
-            value = float(value)
-        if not isinstance(value, (bool, int, float, str)) or type(value) is not self.kind or not self._in_range(value):
-            raise ConfigError(f"{key} = {_shown(value)} is not accepted: expected {self.expected()}.")
-        return value
-
-    def _in_range(self, value: Scalar) -> bool:
-        if isinstance(value, str):
-            return (not self.choices or value in self.choices) and value.isprintable()
-        if isinstance(value, float) and not math.isfinite(value):
-            return False
-        return self.low <= value <= self.high and not (self.exclusive_low and value == self.low)
-
-
-def _key(default: Scalar, about: str, **limits: Any) -> Any:
-    """A dataclass field with its rule; the kind is the default's."""
-    return dataclasses.field(default=default, metadata={"rule": Rule(type(default), about, **limits)})
-
-
-def _auto_number(about: str) -> Any:
-    """A positive number, or "auto", which is the default."""
-    rule = Rule(float, about, low=0, high=LARGEST, exclusive_low=True, auto=True)
-    return dataclasses.field(default=AUTO, metadata={"rule": rule})
-
-
-def _choice(default: str, about: str, *choices: str) -> Any:
-    return _key(default, about, choices=choices)
-
-
-LARGEST = 1e6  # of any step size, penalty or scale: beyond it float32 overflows
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # torch.compile's
+STRATEGIES = tuple(  # a file each; listed and not imported, for they need Flower and settings do not
+    sorted(path.stem.replace("_", "-") for path in Path(__file__).with_name("strategies").glob("[a-z]*.py"))
+)
 SCHEDULES = ("constant", "cosine", "step", "exponential", "plateau")
 SENSITIVITY_RULES = ("least-sensitive", "most-sensitive")
 DATA_FREE_RULES = ("lowest-magnitude", "highest-magnitude", "random")
@@ -95,7 +38,7 @@ class Config:
 
     # data
     dataset: str = _choice(
-        "digits", "data set (synthetic: for benchmarks and tests)", "digits", "cifar100", "synthetic"
+        "digits", "data set (synthetic: for benchmarks and tests)", "digits", "cifar100", "synthetic", REGRESSION
     )
     data_dir: str = _key("~/.cache/fl-taskarith", "folder that holds (or receives) the data set")
     download: bool = _key(True, "download data and weights that are missing")
@@ -139,14 +82,82 @@ class Config:
     mask_exclude: str = _key("", "backbone parameters left as pretrained: comma-separated names or patterns with *")
     mask_file: str = _key("", 'mask.safetensors to use under mask-rule = "file"')
     # federation
-    strategy: str = _choice("fedavg", "aggregation algorithm, or no clients at all", "fedavg", "centralized")
+    strategy: str = _choice(
+        "fedavg", "aggregation algorithm, or no clients at all", *STRATEGIES, "centralized", importable=True
+    )
     num_clients: int = _key(50, "clients, K", low=1, high=1_000_000)
     participation: float = _key(0.2, "share of clients sampled per round, C", low=0, high=1, exclusive_low=True)
-    sharding: str = _choice("classes", "how clients divide the data", "iid", "classes")
+    dropout: float = _key(
+        0.0, "chance of each sampled client to drop out of a round; at least one stays", low=0, high=0.99
+    )
+    sharding: str = _choice("classes", "how clients divide the data", "iid", "classes", "dirichlet")
     classes_per_client: int = _key(2, "classes per client, Nc, under sharding = classes", low=1)
+    dirichlet_alpha: float = _key(
+        1.0,
+        "concentration α under sharding = dirichlet: class shares ~ Dir(α p), p those of all data",
+        low=0,
+        high=LARGEST,
+        exclusive_low=True,
+    )
     num_rounds: int = _key(24, "communication rounds; epochs under strategy = centralized", low=1)
     server_lr: float = _key(
         1.0, "step of the server along the aggregated task vector", low=0, high=LARGEST, exclusive_low=True
+    )
+    # of single strategies
+    proximal_mu: float = _key(0.0, "FedProx: μ of (μ/2)‖θ − θ_t‖² in the local loss", low=0, high=LARGEST)
+    server_momentum: float = _key(0.9, "fedavgm: momentum of the server", low=0, high=1)
+    server_beta1: float = _key(0.9, "fedadam, fedyogi: decay β₁ of the mean update", low=0, high=1)
+    server_beta2: float = _key(0.99, "fedadam, fedyogi: decay β₂ of the mean squared update", low=0, high=1)
+    server_tau: float = _key(
+        1e-3, "fedadam, fedyogi: adaptivity τ, added to the root", low=0, high=LARGEST, exclusive_low=True
+    )
+    gma_threshold: float = _key(0.4, "fedgma: agreement on a sign, ρ, from which an entry is not damped", low=0, high=1)
+    trimmed_share: float = _key(
+        0.1, "trimmed-mean: share β of values dropped at each end; krum: of attackers", low=0, high=0.49
+    )
+    clipping_radius: float | str = _auto_number("cclip: radius ρ; auto = the median distance of the round's replies")
+    clipping_iterations: int = _key(1, "cclip: iterations per round", low=1, high=1000)
+    clipping_start: str = _choice("zero", "cclip: where each round's iterations start", "zero", "previous")
+    personal_parameters: str = _key(
+        "*norm*, *.ls1.*, *.ls2.*", "fedbn: what stays with each client: comma-separated names or patterns with *"
+    )
+    # groups and clusters of clients
+    client_groups: str = _choice(
+        "none",
+        "how groups of clients see images: turned by 180°; by 0, 90, 180, 270°; grey levels inverted",
+        "none",
+        "half-turn",
+        "rotations",
+        "inverted",
+    )
+    cluster_start_noise: float = _key(
+        0.1, "br-ifca on images: noise on each cluster's first model, relative to its weights", low=0, high=1
+    )
+    num_clusters: int = _key(3, "fed-em, br-ifca: clusters, K", low=1, high=1000)
+    cluster_rule: str = _choice("trimmed-mean", "br-ifca: aggregation within a cluster", *CLUSTER_RULES)
+    byzantine_fraction: float = _key(0.0, "share α of Byzantine clients in every cluster", low=0, high=0.5)
+    attack: str = _choice("sign-flip", "what Byzantine clients do", *ATTACKS)
+    attack_scale: float = _key(10.0, "factor of sign-flip and inner-product", low=0, high=LARGEST)
+    attack_placement: str = _choice(
+        "spread", "regression data: attackers report to their own cluster, or all to the first", "spread", "one-cluster"
+    )
+    # regression data
+    dimension: int = _key(10, "inputs of the regression, d", low=1, high=100_000)
+    examples_per_client: int = _key(10, "points of each client, n", low=1, high=1_000_000)
+    noise: float = _key(0.5, "standard deviation of the outputs' noise, σ", low=0, high=LARGEST, exclusive_low=True)
+    cluster_centres: str = _choice(
+        "equidistant", "true parameters: at equal distances, or drawn from {0, 1}^d", "equidistant", "bernoulli"
+    )
+    cluster_sizes: str = _choice("random", "clients draw their cluster, or are dealt out in turn", "random", "equal")
+    separation: float = _key(
+        1.0, "equidistant: distance between true parameters, Δ_min", low=0, high=LARGEST, exclusive_low=True
+    )
+    farthest_separation: float = _key(0.0, "distance Δ_max of the last from the others; 0 = Δ_min", low=0, high=LARGEST)
+    start: str = _choice("ball", "first estimates: in a ball around each truth, or drawn anew", "ball", "random")
+    start_radius: float = _key(0.25, "radius of that ball, in units of Δ_min", low=0, high=LARGEST)
+    tolerance: float = _key(1e-6, "fed-em: stop when no estimate moves by more", low=0, high=LARGEST)
+    clients_at_once: int = _key(
+        1, "sequential engine: clients computed together; 0 = all; numbers agree to rounding", low=0
     )
     # local training
     local_steps: int = _key(4, "SGDM steps per client and round, J", low=1)
@@ -186,6 +197,8 @@ class Config:
     checkpoint_every: int = _key(20, "rounds between checkpoints", low=1)
     save_model: bool = _key(True, "export the final model as model.safetensors")
     draw_curves: bool = _key(True, "draw curves.png and curves.pdf at the end")
+    tensorboard: bool = _key(False, "also log the rows to TensorBoard, in the run's folder")
+    wandb: bool = _key(False, "also log the rows to Weights & Biases")
     resume: bool = _key(True, "continue an unfinished run of the same configuration")
     results_dir: str = _key("", "where results go; empty = results/ of the installed checkout")
     run_name: str = _key("", "folder of the run; empty = named after its settings")
@@ -254,7 +267,7 @@ def rules() -> dict[str, Rule]:
 # Where a run lives, how often it saves and which engine carries it do not change a number; every other key does.
 OPERATIONAL_KEYS = frozenset(
     {"data-dir", "download", "results-dir", "run-name", "resume"}
-    | {"engine", "checkpoint-every", "save-model", "draw-curves"}
+    | {"engine", "checkpoint-every", "save-model", "draw-curves", "tensorboard", "wandb"}
 )
 IDENTITY_KEYS = frozenset(rules()) - OPERATIONAL_KEYS
 _DEFAULTS = {kebab(field.name): field.default for field in dataclasses.fields(Config)}
@@ -352,21 +365,16 @@ def _check_combinations(config: Config) -> None:
         ((config.mask_rule == "file") != bool(config.mask_file),
          f'mask-rule = "{config.mask_rule}" and mask-file = "{config.mask_file}": a mask file is named and used under '
          'mask-rule = "file" only.'),
+        (config.proximal_mu > 0 and config.strategy in ("fedavg", "centralized"),
+         f'proximal-mu = {config.proximal_mu:g} under strategy = "{config.strategy}": set strategy = "fedprox", whose '
+         "term it is, or leave it 0."),
+        (config.strategy == "scaffold" and config.clip_norm > 0,
+         'strategy = "scaffold" takes the mean gradient from the way a client went, which clipping hides: set '
+         "clip-norm = 0."),
+        *cluster_contradictions(config),
         (config.strategy == "centralized" and config.engine == "flower",
          'strategy = "centralized" has no clients to run on SuperNodes: leave engine = "sequential".'),
     ]  # fmt: skip
     for contradiction, message in contradictions:
         if contradiction:
             raise ConfigError(message)
-
-
-def to_toml(value: object) -> str:
-    """`value` as the user would write it in TOML."""
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
-
-
-def _shown(value: object) -> str:
-    """`value` on one line, short, with what is unprintable escaped."""
-    text = repr(value) if not isinstance(value, (bool, str)) else to_toml(value)
-    text = text if text.isprintable() else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -29,5 +29,13 @@ class Divergence(ClientFailure):
     """Training left the finite numbers: the same settings would do so again."""
 
 
+class BudgetSpent(FlTaskarithError):
+    """The time given to a run is over: it stopped after a checkpoint and can be continued."""
+
+
+class ReportError(FlTaskarithError):
+    """TeX could not typeset a report; its source and figures are kept."""
+
+
 class StudyError(FlTaskarithError):
     """Runs of a study failed, or a study could not choose a learning rate; everything else it ran is kept."""

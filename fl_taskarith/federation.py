@@ -5,14 +5,18 @@ import logging
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fl_taskarith.calibrate import Sums
 from fl_taskarith.centralized import CentralizedRun
 from fl_taskarith.checkpoint import Checkpoint
+from fl_taskarith.client_accuracy import evaluate_clients
+from fl_taskarith.client_groups import VIEWS, byzantine_clients, group_of
 from fl_taskarith.client_state import frozen_name
+from fl_taskarith.cluster_models import clustered
 from fl_taskarith.config import Config
+from fl_taskarith.config_clusters import REGRESSION
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
@@ -21,16 +25,23 @@ from fl_taskarith.errors import ClientFailure
 from fl_taskarith.global_model import Frozen, Weights
 from fl_taskarith.logbook import Logbook, Row, describe_device
 from fl_taskarith.masking.mask import Mask
+from fl_taskarith.mixture_run import MixtureRun, describe_mixture
+from fl_taskarith.mixtures.matching import cluster_accuracy
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.resident import Resident, available_threads, resident
 from fl_taskarith.run import History, Progress, Run, overhead
-from fl_taskarith.strategies import STRATEGIES
+from fl_taskarith.strategies import strategy_class
+from fl_taskarith.tracking import require_trackers
 
 log = logging.getLogger("fl_taskarith")
 
 
 def run_federation(
-    config: Config, client_app: ClientCallable, grid: Grid | None = None, progress: Progress | None = None
+    config: Config,
+    client_app: ClientCallable,
+    grid: Grid | None = None,
+    progress: Progress | None = None,
+    deadline: float | None = None,
 ) -> History:
     """Run or continue what `config` describes, and draw its curves.
 
@@ -38,21 +49,32 @@ def run_federation(
         client_app: the Flower ClientApp; called in this process by the sequential engine.
         grid: Flower's own Grid, needed by engine = "flower" only.
         progress: called with (round, last round, row) after each round.
+        deadline: time (of time.time) from which the run stops after its round, with a checkpoint.
 
     Raises:
         FlTaskarithError: with the cause, in the user's terms; the results so far stay in the folder.
     """
     show_log()
+    require_trackers(config)
     # Every process of the run, Ray's actors among them, computes with the same number of threads, stated here.
     shared = dataclasses.replace(config, threads=config.threads or available_threads())
-    home = resident(shared)
-    facts = describe(home)  # among them the shards: an infeasible request fails here, before a folder is made
+    home = resident(shared) if shared.dataset != REGRESSION else None
+    # Among the facts are the shards: an infeasible request fails here, before a folder is made.
+    facts = describe(home) if home is not None else describe_mixture(shared)
     with Logbook(config) as logbook:
         log.info("Results: %s", logbook.folder)
         if shards := facts.get("shards"):
             log.info("Shards: %(clients)d clients with %(smallest)d to %(largest)d examples each", shards)
         logbook.note(threads=shared.threads, **facts)
-        make_run(shared, home, logbook, progress, client_app, grid).execute()
+        if home is not None:
+            run = make_run(shared, home, logbook, progress, client_app, grid)
+            run.deadline = deadline
+            run.execute()
+        else:
+            engine = _choose_engine(shared, client_app, grid)
+            mixture = MixtureRun(shared, logbook, progress, engine, strategy_class(shared.strategy))
+            mixture.deadline = deadline
+            mixture.execute()
         if config.draw_curves:
             draw_curves(logbook.folder)
     log.info("Finished: %s", logbook.rounds_csv)
@@ -81,8 +103,21 @@ class FederatedRun(Run):
     ) -> None:
         super().__init__(config, home, logbook, progress)
         self.grid = grid
-        self.strategy = STRATEGIES[config.strategy](config, home.device, self.learning_rate)
+        self.strategy = strategy_class(config.strategy)(config, home.device, self.learning_rate)
         self.strategy.state_folder = str(logbook.client_states)
+
+    def execute(self) -> None:
+        """All rounds; then, where clients have models of their own, their accuracy: clients.csv, means in run.json."""
+        super().execute()
+        arrays = to_record(self.model.trained)
+        messages = self.strategy.configure_evaluate(self.config.num_rounds, arrays, ConfigRecord(), self.grid)
+        if means := evaluate_clients(self.grid, messages, self.logbook.folder / "clients.csv"):
+            log.info(
+                "Mean over clients on their own classes: test accuracy %(own_test_accuracy).4f of their own models, "
+                "%(global_test_accuracy).4f of the global one.",
+                means,
+            )
+            self.logbook.note(clients=means)
 
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
         """The sum of all clients' statistics, in partition order."""
@@ -163,6 +198,7 @@ class FederatedRun(Run):
             "learning_rate": metrics["learning-rate"],
             "train_loss": metrics["train-loss"],
             "client_update_norm": metrics["client-update-norm"],
+            "client_cosine": metrics.get("client-cosine"),
             "update_norm": metrics["update-norm"],
             "clients": metrics["clients"],
             "uplink_bytes": metrics["uplink-bytes"],
@@ -170,7 +206,17 @@ class FederatedRun(Run):
             "train_seconds": metrics["train-seconds"],
             "overhead_seconds": overhead(metric(metrics, "round-seconds"), metric(metrics, "train-seconds")),
         }
+        if clustered(self.config):
+            row["cluster_accuracy"] = self._cluster_accuracy(metrics)
         self.finish_round(row, to_tensors(arrays, self.home.device))
+
+    def _cluster_accuracy(self, metrics: MetricRecord) -> float:
+        """Share of this round's honest clients that picked the cluster of their group; nan without any."""
+        told = zip(metrics["partitions"], metrics["clusters"], strict=True)  # type: ignore[arg-type]
+        honest = [(group_of(self.config, int(partition)), cluster) for partition, cluster in told
+                  if not byzantine_clients(self.config)[int(partition)]]  # fmt: skip
+        groups, clusters = (torch.tensor(each, dtype=torch.int64) for each in zip(*honest, strict=True))
+        return cluster_accuracy(clusters, groups, max(self.config.num_clusters, len(VIEWS[self.config.client_groups])))
 
 
 def describe(home: Resident) -> dict[str, dict[str, int] | str]:
@@ -215,6 +261,10 @@ def _choose_engine(config: Config, client_app: ClientCallable, grid: Grid | None
 
 def draw_curves(folder: Path) -> None:
     """curves.png and curves.pdf in a run's folder."""
-    from fl_taskarith.study.plots import plot_curves
+    from fl_taskarith.study.plots import plot_curves, plot_distances
+    from fl_taskarith.study.run_set import has_regression_data
 
-    plot_curves([folder], folder / "curves")
+    if has_regression_data(folder):
+        plot_distances([folder], folder / "curves")
+    else:
+        plot_curves(folder, folder / "curves")

@@ -20,9 +20,11 @@ import torch
 from fl_taskarith.checkpoint import Checkpoint, load_latest_checkpoint, referenced_client_states, save_checkpoint
 from fl_taskarith.client_state import prune_client_states
 from fl_taskarith.config import Config
-from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.config_clusters import REGRESSION
+from fl_taskarith.errors import BudgetSpent, CheckpointError, ConfigError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.paths import checkout, results_root
+from fl_taskarith.tracking import Tracker, open_trackers
 
 try:
     import fcntl
@@ -38,8 +40,13 @@ COLUMNS = (
     "test_loss",
     "test_accuracy",
     "client_update_norm",
+    "client_cosine",
     "update_norm",
     "task_vector_norm",
+    "largest_distance",
+    "matched_distance",
+    "nearest_distance",
+    "cluster_accuracy",
     "clients",
     "uplink_bytes",
     "downlink_bytes",
@@ -77,6 +84,8 @@ class Logbook:
         self.folder, resuming = _choose_folder(config)
         self.rows: list[Row] = []
         self.restored: Checkpoint | None = None
+        self._config = config
+        self._trackers: list[Tracker] = []
         self._lock = _lock(self.folder)
         self._record: dict[str, Any] = {"status": "running", "config": config.to_run_config()} | environment()
         if resuming:
@@ -121,6 +130,8 @@ class Logbook:
                 file.write(_csv_lines([row]))
         except OSError as error:
             raise CheckpointError(f"Cannot write {self.rounds_csv}: {error.strerror or error}.") from error
+        for tracker in self._trackers:
+            tracker.log(row)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Save a checkpoint with the log up to its round as notes, and drop client states no checkpoint refers to."""
@@ -130,6 +141,11 @@ class Logbook:
         prune_client_states(self.client_states, referenced_client_states(self.checkpoints))
 
     def __enter__(self) -> Self:
+        try:
+            self._trackers = open_trackers(self._config, self.folder, self.rows)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(
@@ -139,13 +155,16 @@ class Logbook:
             if error is None:
                 self.note(status="finished", finished=_now())
             else:
-                self.note(status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed", cause=repr(error))
+                stopped = isinstance(error, (KeyboardInterrupt, BudgetSpent))
+                self.note(status="interrupted" if stopped else "failed", cause=repr(error))
         except CheckpointError:
             if error is None:  # else the run's own error is the one to show
                 raise
         finally:
             if self._lock is not None:
                 self._lock.close()
+            for tracker in self._trackers:
+                tracker.close(failed=error is not None)
 
     def _rewrite_rounds(self) -> None:
         write_atomically(self.rounds_csv, ",".join(COLUMNS) + "\n" + _csv_lines(self.rows))
@@ -155,19 +174,27 @@ def run_name(config: Config) -> str:
     """`run-name`, or a name made of the main settings and the fingerprint of all that decide the numbers."""
     if config.run_name:
         return config.run_name
-    words = [config.dataset, config.strategy]
-    if config.strategy != "centralized":
-        sharding = "iid" if config.sharding == "iid" else f"nc{config.classes_per_client}"
+    words = [config.dataset, config.strategy.rpartition(":")[2].lower()]
+    if config.dataset == REGRESSION:
+        words += [f"m{config.num_clients}", f"n{config.examples_per_client}", f"k{config.num_clusters}"]
+    elif config.strategy != "centralized":
         drawn = f"j{config.local_steps_min}to{config.local_steps_max}"
-        words += [sharding, drawn if config.local_steps_max else f"j{config.local_steps}"]
+        words += [sharding_name(config), drawn if config.local_steps_max else f"j{config.local_steps}"]
     return "-".join([*words, f"s{config.seed}", config.fingerprint()])
+
+
+def sharding_name(config: Config) -> str:
+    """For example "iid", "nc2" or "dir0.5"."""
+    names = {"classes": f"nc{config.classes_per_client}", "dirichlet": f"dir{config.dirichlet_alpha:g}"}
+    return names.get(config.sharding, config.sharding)
 
 
 def read_rounds(folder: Path) -> list[Row]:
     """rounds.csv of a run folder as one dictionary per row; empty cells are None.
 
     Raises:
-        CheckpointError: it is missing, its header is not ours, or a row is cut short or not numeric.
+        CheckpointError: it is missing, its header is not ours, or a row is cut short or not numeric. Columns that a
+            version did not have yet are None.
     """
     path = folder / "rounds.csv"
     try:
@@ -175,10 +202,11 @@ def read_rounds(folder: Path) -> list[Row]:
             lines = list(csv.reader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}. Expected the folder of a run.") from error
-    if not lines or tuple(lines[0]) != COLUMNS:
-        raise CheckpointError(f"{path} does not begin with the columns {', '.join(COLUMNS)}.")
+    if not lines or not {"round"} <= set(lines[0]) <= set(COLUMNS):
+        raise CheckpointError(f"{path} does not begin with columns of {', '.join(COLUMNS)}.")
+    absent = dict.fromkeys(set(COLUMNS) - set(lines[0]))
     try:
-        return [{name: _number(cell) for name, cell in zip(COLUMNS, line, strict=True)} for line in lines[1:]]
+        return [absent | {name: _number(cell) for name, cell in zip(lines[0], line, strict=True)} for line in lines[1:]]
     except ValueError as error:
         raise CheckpointError(f"{path} has a damaged row ({error}): resume the run to rebuild it.") from error
 

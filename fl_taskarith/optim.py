@@ -229,3 +229,18 @@ def scheduled_learning_rate(schedule: str, peak: float, step: int, total: int, w
         "exponential": FINAL_SHARE**t,
     }[schedule]
     return peak * factor
+
+
+def step_coefficient_sum(config: Config, local_steps: int, learning_rate: float) -> float:
+    """‖a‖₁ of θ_0 − θ_J = η Σ_j a_j g_j: how many plain SGD steps J local ones amount to (Wang et al., NeurIPS 2020).
+
+    J for plain SGD, [J − μ(1 − μ^J)/(1 − μ)]/(1 − μ) for heavy-ball momentum μ. Found by taking the steps with
+    gradients of 1, which covers dampening, Nesterov and FedProx's pull to the start; weight decay counts as gradient.
+    """
+    moved = velocity = 0.0
+    for step in range(local_steps):
+        gradient = 1.0 - learning_rate * config.proximal_mu * moved
+        velocity = config.momentum * velocity + (1 - config.dampening) * gradient if step else gradient
+        direction = gradient + config.momentum * velocity if config.nesterov else velocity
+        moved += direction if config.momentum else gradient
+    return moved

@@ -68,7 +68,7 @@ class Resident:
         self.config = config
         self.device = choose_device(config.device)
         torch.set_num_threads(config.threads or available_threads())
-        data = _load_data(
+        data = load_data(
             config.dataset,
             resolve(config.data_dir, "data-dir"),
             config.download,
@@ -106,7 +106,14 @@ class Resident:
         """Positions into `data.train` per client."""
         config = self.config
         labels = self.data.train.labels.cpu().numpy()
-        shards = make_shards(labels, config.num_clients, config.sharding, config.classes_per_client, config.shard_seed)
+        shards = make_shards(
+            labels,
+            config.num_clients,
+            config.sharding,
+            config.classes_per_client,
+            config.shard_seed,
+            config.dirichlet_alpha,
+        )
         return Shards(shards, self.device)
 
     def trained_names(self, server_round: int) -> list[str]:
@@ -257,9 +264,10 @@ def resident(config: Config) -> Resident:
 
 
 @lru_cache(maxsize=1)
-def _load_data(
+def load_data(
     name: str, data_dir: Path, download: bool, sizes: tuple[int, int, int, int], device: torch.device
 ) -> Data:
+    """The splits of a data set on `device`; sizes: calibration-size, validation-size, train-subset, test-subset."""
     calibration_size, validation_size, train_subset, test_subset = sizes
     dataset = load_dataset(name, data_dir, download)
     splits: Splits = split_training_set(

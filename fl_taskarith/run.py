@@ -9,12 +9,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fl_taskarith.calibrate import Sums, make_mask, mask_facts, server_sums
 from fl_taskarith.checkpoint import Checkpoint
-from fl_taskarith.config import AUTO, Config
-from fl_taskarith.errors import Divergence
+from fl_taskarith.client_groups import pooled, views
+from fl_taskarith.cluster_models import split_clusters, start_clusters
+from fl_taskarith.config import Config
+from fl_taskarith.config_rule import AUTO
+from fl_taskarith.data.datasets import ImageSet
+from fl_taskarith.errors import BudgetSpent, Divergence
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.logbook import COLUMNS, Logbook, Row
 from fl_taskarith.masking.mask import save_mask
@@ -22,7 +27,7 @@ from fl_taskarith.models.backbone import HEAD_PARAMETERS, export_model
 from fl_taskarith.models.heads import RIDGE_GRID, RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
 from fl_taskarith.optim import learning_rate
 from fl_taskarith.resident import EVALUATION_BATCH, Resident
-from fl_taskarith.training import evaluate
+from fl_taskarith.training import Evaluation, evaluate
 
 if TYPE_CHECKING:
     import pandas
@@ -57,6 +62,7 @@ class Run(ABC):
         self.home = home
         self.logbook = logbook
         self.progress = progress
+        self.deadline: float | None = None  # of time.time; from then on the run ends after its round, saved
         self.model = GlobalModel({})
         self.evaluated = {"val": home.data.validation, "test": home.data.test}
 
@@ -102,13 +108,19 @@ class Run(ABC):
                 self.train_rounds(first_round, last_round)
                 first_round = last_round + 1
         if self.config.save_model:
-            self.home.place(self.model)
-            export_model(
-                self.home.model,
-                self.logbook.folder / "model.safetensors",
-                self.home.data.dataset.classes,
-                {"dataset": self.config.dataset, "weights": self.config.weights, "round": str(self.config.num_rounds)},
-            )
+            models = split_clusters(self.config, self.model)
+            for number, model in enumerate(models):
+                self.home.place(model)
+                export_model(
+                    self.home.model,
+                    self.logbook.folder / f"model{f'-cluster-{number}' if len(models) > 1 else ''}.safetensors",
+                    self.home.data.dataset.classes,
+                    {
+                        "dataset": self.config.dataset,
+                        "weights": self.config.weights,
+                        "round": str(self.config.num_rounds),
+                    },
+                )
 
     def choose_mask_only(self) -> None:
         """What `execute` does until the mask is chosen and saved, and no more: the test set is not looked at.
@@ -138,20 +150,13 @@ class Run(ABC):
         last = server_round == config.num_rounds
         if last or server_round % config.evaluate_every == 0:
             self._evaluate(row)
-        self.logbook.write_round(row)
-        if self.progress is not None:
-            self.progress(server_round, config.num_rounds, row)
-        else:
-            log.info("%s", describe_round(row, config.num_rounds))
-        if last or server_round % config.checkpoint_every == 0:
-            self.logbook.save_checkpoint(
-                dataclasses.replace(
-                    self.state(),
-                    round=server_round,
-                    trained=self.model.trained,
-                    frozen=self.model.frozen.tensors(),
-                )
-            )
+        record_round(self.logbook, config, row, self.progress, self._checkpoint, last=last, deadline=self.deadline)
+
+    def _checkpoint(self) -> Checkpoint:
+        return dataclasses.replace(
+            self.state(), round=self.logbook.rows[-1]["round"], trained=self.model.trained,
+            frozen=self.model.frozen.tensors(),
+        )  # fmt: skip
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         def on_device(tensors: Weights) -> Weights:
@@ -201,7 +206,7 @@ class Run(ABC):
             )
             frozen = Frozen(frozen.weights, calibration.mask)
             trained = calibration.mask.gather(trained)
-        self.model = GlobalModel(trained, frozen)
+        self.model = GlobalModel(start_clusters(config, trained), frozen)
         self.distribute(row)
         row["overhead_seconds"] += overhead(time.perf_counter() - started, row["train_seconds"] - clients_before)
 
@@ -209,7 +214,7 @@ class Run(ABC):
         """The head's weight and bias; λ and logit scale by validation where they are "auto"."""
         solver = RidgeSolver(self.ridge_statistics(row))
         self.home.load(self.home.pretrained)
-        validation = self.home.data.validation
+        validation = pooled(self.config, self.home.data.validation)
         features = self.home.features(validation)
         ridge_lambda, logit_scale = self.config.ridge_lambda, self.config.logit_scale
         if ridge_lambda == AUTO:
@@ -224,24 +229,72 @@ class Run(ABC):
         return dict(zip(HEAD_PARAMETERS, (scaled.weight.float(), scaled.bias.float()), strict=True))
 
     def _evaluate(self, row: Row) -> None:
-        """Validation and test loss and accuracy of the global model, and ‖θ − θ₀‖, into `row`."""
+        """Validation and test loss and accuracy of the global model, and ‖θ − θ₀‖, into `row`.
+
+        Where groups of clients see images differently, they are means over the groups; of several cluster models a
+        group is measured with the one of least validation loss in it.
+        """
         started = time.perf_counter()
-        self.home.place(self.model)
         row["task_vector_norm"] = self.home.task_vector_norm(self.model)
-        for split, examples in self.evaluated.items():
-            measured = evaluate(
-                self.home.compiled_network,
-                examples,
-                self.home.preprocessing,
-                batch_size=EVALUATION_BATCH,
-                precision=self.config.precision,
-            )
-            if not measured.examples:
+        measured = {split: self._measured(examples) for split, examples in self.evaluated.items()}
+        by_model = measured["val"]
+        best = [min(range(len(by_model)), key=lambda model: by_model[model][group].loss)
+                for group in range(len(by_model[0]))]  # fmt: skip
+        for split, table in measured.items():
+            chosen = [table[model][group] for group, model in enumerate(best)]
+            if not chosen[0].examples:
                 continue
-            if not math.isfinite(measured.loss):
-                raise Divergence(f"Round {row['round']}: the {split} loss is {measured.loss}. Lower learning-rate.")
-            row[f"{split}_loss"], row[f"{split}_accuracy"] = measured.loss, measured.accuracy
+            loss = fmean(group.loss for group in chosen)
+            if not math.isfinite(loss):
+                raise Divergence(f"Round {row['round']}: the {split} loss is {loss}. Lower learning-rate.")
+            row[f"{split}_loss"], row[f"{split}_accuracy"] = loss, fmean(group.accuracy for group in chosen)
         row["evaluate_seconds"] = time.perf_counter() - started
+
+    def _measured(self, examples: ImageSet) -> list[list[Evaluation]]:
+        """Of every model, on `examples` as every group of clients sees them."""
+        table = []
+        for model in split_clusters(self.config, self.model):
+            self.home.place(model)
+            table.append(
+                [
+                    evaluate(
+                        self.home.compiled_network,
+                        seen,
+                        self.home.preprocessing,
+                        batch_size=EVALUATION_BATCH,
+                        precision=self.config.precision,
+                    )
+                    for seen in views(self.config, examples)
+                ]
+            )
+        return table
+
+
+def record_round(
+    logbook: Logbook,
+    config: Config,
+    row: Row,
+    progress: Progress | None,
+    checkpoint: Callable[[], Checkpoint],
+    *,
+    last: bool,
+    deadline: float | None = None,
+) -> None:
+    """Write a finished round's row, tell of it, and save the `checkpoint` of it where due.
+
+    Raises:
+        BudgetSpent: it is past `deadline` (of time.time) and more rounds are to come; this one is saved.
+    """
+    logbook.write_round(row)
+    if progress is not None:
+        progress(row["round"], config.num_rounds, row)
+    else:
+        log.info("%s", describe_round(row, config.num_rounds))
+    late = not last and deadline is not None and time.time() >= deadline
+    if last or late or row["round"] % config.checkpoint_every == 0:
+        logbook.save_checkpoint(checkpoint())
+    if late:
+        raise BudgetSpent(f"The time is over after round {row['round']} of {config.num_rounds}; it is saved.")
 
 
 def overhead(wall_seconds: float, client_seconds: float) -> float:
@@ -257,6 +310,8 @@ def describe_round(row: Row, num_rounds: int) -> str:
         ("val_accuracy", "val accuracy", "{:.4f}"),
         ("test_loss", "test loss", "{:.4f}"),
         ("test_accuracy", "test accuracy", "{:.4f}"),
+        ("matched_distance", "distance to the truth", "{:.4g}"),
+        ("cluster_accuracy", "clients in their cluster", "{:.4f}"),
     ):
         if row.get(column) is not None:
             words.append(f"{name} {form.format(row[column])}")

@@ -15,7 +15,7 @@ from fl_taskarith.logbook import Row
 from fl_taskarith.run import History, Progress, describe_round
 
 
-def simulate(conf: Path | str | Config | None = None, **overrides: object) -> History:
+def simulate(conf: Path | str | Config | None = None, *, deadline: float | None = None, **overrides: object) -> History:
     """Run the app that `flwr run .` runs, in this process, with a progress bar.
 
     For example `simulate("conf/fedavg-noniid.toml", classes_per_client=5)`. With engine = "flower" the clients run in
@@ -23,9 +23,11 @@ def simulate(conf: Path | str | Config | None = None, **overrides: object) -> Hi
 
     Args:
         conf: a TOML file of settings, or a Config, or None for the defaults (the quick start).
+        deadline: time (of time.time) from which the run stops after its round, with a checkpoint.
         overrides: settings by their Python names.
 
     Raises:
+        BudgetSpent: at the deadline; the same call continues the run.
         FlTaskarithError: anything the user can mend; the run's folder keeps what was done.
     """
     if isinstance(conf, Config):
@@ -38,11 +40,11 @@ def simulate(conf: Path | str | Config | None = None, **overrides: object) -> Hi
 
     with _ProgressBar() as bar:
         if config.engine == "sequential":
-            return run_federation(config, client_app, progress=bar.show)
-        return _run_on_ray(config, bar.show)
+            return run_federation(config, client_app, progress=bar.show, deadline=deadline)
+        return _run_on_ray(config, bar.show, deadline)
 
 
-def _run_on_ray(config: Config, progress: Progress) -> History:
+def _run_on_ray(config: Config, progress: Progress, deadline: float | None) -> History:
     """The same on Flower's simulation engine; its run_simulation raises what the ServerApp raises."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -57,7 +59,7 @@ def _run_on_ray(config: Config, progress: Progress) -> History:
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        histories.append(run_federation(config, client_app, grid, progress))
+        histories.append(run_federation(config, client_app, grid, progress, deadline))
 
     cores = available_threads()  # one actor that has them all: clients take turns, as in the sequential engine
     on_gpu = choose_device(config.device).type == "cuda"

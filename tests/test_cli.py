@@ -72,7 +72,7 @@ def test_plot_draws_several_runs_into_one_figure(tmp_path: Path, capsys: pytest.
 
 def test_plot_of_a_folder_without_results_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"rounds\.csv"):
-        plot_curves([tmp_path], tmp_path / "curves")
+        plot_curves(tmp_path, tmp_path / "curves")
 
 
 def test_results_lie_in_the_installed_checkout_wherever_the_process_stands(

@@ -13,7 +13,7 @@ from fl_taskarith.config import Config, from_mapping, load, parse_overrides
 from fl_taskarith.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
-CONF_FILES = sorted(path for path in ROOT.glob("conf/**/*.toml") if path.parent.name != "study")
+CONF_FILES = sorted(path for path in ROOT.glob("conf/**/*.toml") if "study" not in path.parts)
 
 
 def pyproject_settings() -> dict[str, object]:
@@ -53,7 +53,8 @@ def test_conf_files_hold_the_reference_setting_of_the_study() -> None:
         ({"learning-rate": float("nan")}, "learning-rate = nan"),
         ({"learning-rate": [0.1]}, "learning-rate"),
         ({"nesterov": 1}, "true or false"),
-        ({"sharding": "dirichlet"}, '"iid", "classes"'),
+        ({"sharding": "shuffled"}, '"iid", "classes"'),
+        ({"dirichlet-alpha": 0.0}, "dirichlet-alpha"),
         ({"ridge-lambda": "big"}, 'or "auto"'),
         ({"ridge-lambda": 0.0}, "ridge-lambda = 0.0"),
         ({"run-name": "a\nb"}, "run-name"),

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import augmented, final_weights, numbers, same_bits
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict
 
 from fl_taskarith import client, simulate
 from fl_taskarith.config import Config, load
 from fl_taskarith.data.batches import batch_positions
-from fl_taskarith.engine.records import payload_bytes, to_record
+from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
 from fl_taskarith.errors import ClientFailure, ConfigError
 from fl_taskarith.federation import run_federation
 from fl_taskarith.global_model import Frozen
@@ -252,7 +252,7 @@ def test_an_infeasible_request_leaves_no_folder(quick_config: Config) -> None:
 
 
 CONF = Path(__file__).parent.parent / "conf"
-SIX_MODELS = sorted(CONF.glob("*.toml"))
+SIX_MODELS = sorted([*CONF.glob("centralized*.toml"), *CONF.glob("fedavg-*.toml")])
 SWEEPS = {"density": "density", "calibration-rounds": "calibration-rounds", "rules": "mask-rule"}
 SWEPT = sorted(path for folder in SWEEPS for path in (CONF / folder).glob("*.toml"))
 
@@ -290,3 +290,38 @@ def test_the_files_of_a_sweep_differ_in_one_setting(folder: str) -> None:
         values[path.stem] = str(config.to_run_config()[SWEEPS[folder]])
     assert all(name == value for name, value in values.items()), "a file is named after its value"
     assert len(values) == {"density": 5, "calibration-rounds": 4, "rules": 5}[folder]
+
+
+def test_clients_that_drop_out_are_a_function_of_the_seed_and_one_always_stays(quick_config: Config) -> None:
+    settings = {"participation": 0.5, "dropout": 0.5, "num_rounds": 4}
+    first, second = (simulate(quick_config, run_name=name, **settings) for name in ("first", "second"))
+    assert numbers(first.folder) == numbers(second.folder)
+    whole = simulate(quick_config, run_name="whole", **{**settings, "dropout": 0.0})
+    answered = [row["clients"] for row in first.rows[1:]]
+    assert [row["clients"] for row in whole.rows[1:]] == [5] * 4
+    assert 1 <= min(answered) < 5 and sum(answered) < 20
+    assert [row["downlink_bytes"] for row in first.rows[1:]] == [row["downlink_bytes"] for row in whole.rows[1:]]
+    alone = simulate(quick_config, run_name="alone", **{**settings, "dropout": 0.99})
+    assert all(row["clients"] == 1 for row in alone.rows[1:])
+
+
+def test_the_logged_cosine_is_that_of_the_clients_task_vectors(quick_config: Config) -> None:
+    seen: list[list[torch.Tensor]] = []
+
+    def recording(message: Message, context: Context) -> Message:
+        reply = client.app(message, context)
+        if message.metadata.message_type == MessageType.TRAIN:
+            if context.node_config["partition-id"] == min(partitions):
+                seen.append([])
+            tensors = to_tensors(reply.content.array_records["arrays"], torch.device("cpu"))
+            seen[-1].append(torch.cat([value.flatten() for value in tensors.values()]).double())
+        return reply
+
+    partitions = range(10)
+    history = run_federation(dataclasses.replace(quick_config, participation=1.0, num_rounds=2), recording)
+    for row, vectors in zip(history.rows[1:], seen, strict=True):
+        assert len(vectors) == 10
+        pairs = [(i, j) for i in partitions for j in partitions if i != j]
+        inner = sum(float(vectors[i] @ vectors[j]) for i, j in pairs)
+        lengths = sum(float(vectors[i].norm() * vectors[j].norm()) for i, j in pairs)
+        assert row["client_cosine"] == pytest.approx(inner / lengths, abs=0.02)  # shards differ in size by one example

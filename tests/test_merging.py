@@ -1,11 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, task_vector_norm
+from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, mean_pairwise_cosine, task_vector_norm
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=12), st.integers(0, 1000))
@@ -45,6 +47,9 @@ def test_task_vectors_that_do_not_match_are_refused(second: dict[str, torch.Tens
 def test_applying_a_task_vector_leaves_the_old_weights_and_the_others_alone() -> None:
     weights = {"a": torch.ones(2), "b": torch.ones(1)}
     new = apply_task_vector(weights, {"a": torch.full((2,), 2.0)}, step=0.5)
+    task_vector = {"a": torch.full((2,), 2.0)}
+    overwritten = apply_task_vector(weights, task_vector, step=0.5, overwrite=True)
+    assert torch.equal(overwritten["a"], new["a"]) and overwritten["a"] is task_vector["a"]
     assert torch.equal(new["a"], torch.full((2,), 2.0))
     assert new["b"] is weights["b"]
     assert torch.equal(weights["a"], torch.ones(2))
@@ -57,3 +62,22 @@ def test_the_norm_of_a_task_vector_shows_any_entry_that_is_not_finite(bad: float
     tensors["b"][4] = bad
     assert not math.isfinite(task_vector_norm(tensors))
     assert task_vector_norm({}) == 0.0
+
+
+@given(st.lists(st.tuples(arrays(float, 6, elements=st.floats(-3, 3)), st.floats(0.1, 5)), min_size=2, max_size=6))
+def test_the_mean_pairwise_cosine_from_norms_alone_is_that_of_all_pairs(clients: list) -> None:
+    vectors, weights = [np.asarray(vector) for vector, _ in clients], [weight for _, weight in clients]
+    shares = np.asarray(weights) / sum(weights)
+    mean = sum(share * vector for share, vector in zip(shares, vectors, strict=True))
+    norms = [float(np.linalg.norm(vector)) for vector in vectors]
+    found = mean_pairwise_cosine(float(np.linalg.norm(mean)), norms, weights)
+    pairs = [(i, j) for i in range(len(vectors)) for j in range(len(vectors)) if i != j]
+    importance = sum(shares[i] * norms[i] * shares[j] * norms[j] for i, j in pairs)
+    if importance < 1e-6:
+        return
+    inner = sum(shares[i] * shares[j] * float(vectors[i] @ vectors[j]) for i, j in pairs)
+    assert found == pytest.approx(inner / importance, abs=1e-6)
+
+
+def test_one_task_vector_has_no_pairwise_cosine() -> None:
+    assert mean_pairwise_cosine(1.0, [1.0], [3.0]) is None

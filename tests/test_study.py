@@ -10,12 +10,14 @@ from conftest import numbers
 from fl_taskarith.cli import main
 from fl_taskarith.config import Config
 from fl_taskarith.errors import CheckpointError, ClientFailure, ConfigError, DataError, Divergence, StudyError
-from fl_taskarith.logbook import Logbook
+from fl_taskarith.logbook import Logbook, read_rounds
 from fl_taskarith.run import History
 from fl_taskarith.study.definition import Study
 from fl_taskarith.study.listing import list_study
-from fl_taskarith.study.results import StudyResults
+from fl_taskarith.study.one_run import run_once
+from fl_taskarith.study.results import State, StudyResults, run_folder
 from fl_taskarith.study.runner import run_studies
+from fl_taskarith.study.search import Choice
 from fl_taskarith.study.study_file import load_study
 from fl_taskarith.study.tables import write_tables
 
@@ -75,7 +77,7 @@ class FakeTraining:
         self.accuracy = accuracy
         self.runs: list[Config] = []
 
-    def __call__(self, config: Config) -> History:
+    def __call__(self, config: Config, deadline: float | None = None) -> History:
         self.runs.append(config)
         with Logbook(config) as logbook:
             logbook.write_round({"round": 0, "val_accuracy": 0.5, "test_accuracy": 0.5, "uplink_bytes": 7})
@@ -139,7 +141,7 @@ def table(path: Path) -> list[dict[str, str]]:
         ("rounds = [1, 2]", "rounds = [2, 1]", "rising"),
         ("keep = 2", "keep = 6", "keep = 6"),
         ("participation = 0.1", "participation = 2.0", 'arm "half": participation'),
-        ('"dense"\n[[arm]]', '"half"\n[[arm]]', "would share folders"),
+        ('"dense"\n[[arm]]', '"half"\n[[arm]]', "is there twice"),
         ('same-rate-as = "dense"', 'same-rate-as = "danse"', 'same-rate-as = "danse" is no arm'),
         ('same-rate-as = "dense"', 'same-rate-as = "half"', "a rate of its own"),
         ("participation = 0.1", "learning-rate = 0.1", "not both"),
@@ -222,7 +224,7 @@ def test_the_density_of_a_masked_arm_is_shown(tmp_path: Path, training: FakeTrai
     assert [row["density"] for row in table(tmp_path / "tiny" / "table.csv")] == ["", "", "0.25"]
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "conf" / "study").glob("*.toml")), ids=str)
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "conf" / "study").rglob("*.toml")), ids=str)
 def test_the_shipped_study_files_are_valid(path: Path) -> None:
     assert load_study(path).arms
 
@@ -250,7 +252,7 @@ def test_a_changed_setting_is_run_anew(tmp_path: Path, training: FakeTraining) -
 def test_a_finished_run_whose_settings_do_not_fit_its_name_is_refused(tmp_path: Path, training: FakeTraining) -> None:
     study = study_of(STUDY, tmp_path)
     run_studies([study], tmp_path)
-    record = next((tmp_path / "tiny" / "runs").glob("dense-*-s0-*")) / "run.json"
+    record = next((tmp_path / "tiny" / "runs").glob("*-s0-*")) / "run.json"
     record.write_text(record.read_text().replace('"local-steps": 1', '"local-steps": 5'))
     with pytest.raises(StudyError, match=r"finished run of other settings \(local-steps"):
         run_studies([study], tmp_path)
@@ -440,7 +442,7 @@ def test_a_figure_is_drawn_for_every_group(tmp_path: Path, training: FakeTrainin
 def test_a_real_study_leaves_what_simulate_leaves_and_no_checkpoints(tmp_path: Path) -> None:
     study = study_of(STUDY.replace("[0, 1, 2]", "[0]"), tmp_path)
     run_studies([study], tmp_path)
-    folder = next((tmp_path / "tiny" / "runs").glob("dense-*"))
+    folder = next((tmp_path / "tiny" / "runs").glob("*"))
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
     assert "test accuracy" in (folder / "log.txt").read_text()
     assert not (folder / "checkpoints").exists()
@@ -461,14 +463,14 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
 def test_a_damaged_record_is_named(tmp_path: Path, training: FakeTraining) -> None:
     study = study_of(STUDY, tmp_path)
     run_studies([study], tmp_path)
-    record = next((tmp_path / "tiny" / "runs").glob("dense-*-s0-*")) / "run.json"
+    record = next((tmp_path / "tiny" / "runs").glob("*-s0-*")) / "run.json"
     record.write_text("{")
     with pytest.raises(CheckpointError, match=r"run\.json"):
         list(list_study(StudyResults(study, tmp_path)))
 
 
 def test_an_arm_that_stands_in_two_tables_has_its_runs_once(tmp_path: Path) -> None:
-    text = (Path(__file__).parent.parent / "conf" / "study" / "digits.toml").read_text()
+    text = (Path(__file__).parent.parent / "conf" / "study" / "digits" / "six-models.toml").read_text()
     (tmp_path / "twins.toml").write_text(text)
     study = load_study(tmp_path / "twins.toml")
     first, second = (arm for arm in study.arms if arm.settings["mask-rule"] == "none" and "sharding" not in arm.settings
@@ -480,3 +482,34 @@ def test_an_arm_that_stands_in_two_tables_has_its_runs_once(tmp_path: Path) -> N
     assert study.reference_of(first) is first
     assert study.reference_of(second) is not None
     assert study.reference_of(second).label == "least-sensitive"
+
+
+def test_studies_of_one_family_share_their_runs(tmp_path: Path, training: FakeTraining) -> None:
+    text = STUDY.replace('name = "tiny"', 'name = "family/{part}"')
+    first, second = (study_of(text.replace("{part}", part), tmp_path) for part in ("first", "second"))
+    run_studies([first, second], tmp_path)
+    assert len(training.runs) == 6
+    assert len(list((tmp_path / "family" / "runs").iterdir())) == 6
+    assert table(tmp_path / "family" / "first" / "table.csv") == table(tmp_path / "family" / "second" / "table.csv")
+
+
+def test_the_tables_say_what_the_arms_differ_in_and_where_each_run_lies(tmp_path: Path, training: FakeTraining) -> None:
+    study = study_of(STUDY, tmp_path)
+    run_studies([study], tmp_path)
+    assert study.varied
+    for row in table(tmp_path / "tiny" / "runs.csv"):
+        record = json.loads((tmp_path / "tiny" / "runs" / row["run"] / "run.json").read_text())["config"]
+        for key in study.varied:
+            assert row[key.replace("-", "_")] == str(record[key])
+
+
+def test_a_run_whose_time_is_up_stops_after_its_round_and_is_continued(tmp_path: Path) -> None:
+    study = study_of(STUDY.replace("[0, 1, 2]", "[0]"), tmp_path)
+    task = StudyResults(study, tmp_path).final_runs(study.arms[0], Choice(0.01))[0]
+    outcome = run_once(task, deadline=0.0)
+    assert outcome.state is State.UNFINISHED
+    folder = run_folder(task)
+    assert [row["round"] for row in read_rounds(folder)] == [0]
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    assert run_once(task, deadline=None).state is State.DONE
+    assert len(list(folder.parent.iterdir())) == 1

@@ -43,7 +43,8 @@ def reply_at_once(message: Message, partition: int) -> RecordDict:
     """The weights as tensors on the client's device, as any client takes them, and straight back as a task vector."""
     config, _ = read_settings(message.content.config_records["config"])
     weights = to_tensors(message.content.array_records["arrays"], choose_device(config.device))
-    metrics: dict[str, MetricValue] = {"num-examples": 1, "train-loss": 0.0, "update-norm": 0.0, "train-seconds": 0.0}
+    metrics: dict[str, MetricValue] = {"num-examples": 1, "step-coefficient-sum": 1.0}
+    metrics |= dict.fromkeys(("train-loss", "update-norm", "train-seconds"), 0.0)
     return RecordDict({"arrays": to_record(weights), "metrics": MetricRecord(metrics)})
 
 

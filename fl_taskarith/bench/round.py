@@ -142,7 +142,7 @@ class Bare:
         self.parameters = set_trained(self.model, home.trained_names(1))
         self.network: nn.Module = self.model
         if config.compile != "off":
-            self.network = cast(nn.Module, torch.compile(self.model, mode=config.compile))
+            self.network = cast(nn.Module, torch.compile(self.model, mode=config.compile, dynamic=False))
         generator = random_generator(0, "bench round")
         everything = batch_positions(len(home.data.train), config.batch_size, CLIENTS * LOCAL_STEPS, generator)
         self.batches = torch.from_numpy(everything).to(home.device)

@@ -22,15 +22,23 @@ Shards = list[np.ndarray]
 DEALS = 50  # assignments of classes to clients that are tried for equal shard sizes
 
 
-def make_shards(labels: np.ndarray, num_clients: int, sharding: str, classes_per_client: int, seed: int) -> Shards:
+def make_shards(
+    labels: np.ndarray,
+    num_clients: int,
+    sharding: str,
+    classes_per_client: int,
+    seed: int,
+    dirichlet_alpha: float = 1.0,
+) -> Shards:
     """Positions into `labels` [N] of each client's examples: `num_clients` sorted int64 arrays.
 
     Args:
         labels: class of every training example, int64 [N].
         num_clients: K.
-        sharding: "iid" or "classes".
+        sharding: "iid", "classes" or "dirichlet".
         classes_per_client: Nc; used by "classes" only.
         seed: the shard seed.
+        dirichlet_alpha: α; used by "dirichlet" only.
 
     Raises:
         ConfigError: the request is arithmetically impossible; says which inequality fails.
@@ -43,7 +51,59 @@ def make_shards(labels: np.ndarray, num_clients: int, sharding: str, classes_per
     if sharding == "iid":
         order = random_generator(seed, "sharding iid").permutation(len(labels))
         return [np.sort(shard) for shard in np.array_split(order, num_clients)]
+    if sharding == "dirichlet":
+        return _dirichlet_shards(labels, num_clients, dirichlet_alpha, seed)
     return _class_shards(labels, num_clients, classes_per_client, seed)
+
+
+def _dirichlet_shards(labels: np.ndarray, num_clients: int, alpha: float, seed: int) -> Shards:
+    """Shards of equal size ±1, client k's classes drawn by its own shares q_k ~ Dir(α p) (Hsu et al. 2019).
+
+    p are the class shares of all examples: α → ∞ is iid, α → 0 one class per client. Dir(a, ..., a), as others write
+    it, is α = a times the number of classes. Examples are drawn one by one without replacement, a class with a chance
+    in proportion to q_k times the share of it that is left. Without that last factor, clients that come last, in random
+    order, would get odd leftovers at any α; with it they still get what is left, but α → ∞ is iid for them too.
+    """
+    generator = random_generator(seed, "sharding dirichlet")
+    classes, counts = np.unique(labels, return_counts=True)
+    sizes = [len(part) for part in np.array_split(labels, num_clients)]
+    examples = [list(generator.permutation(np.flatnonzero(labels == label))) for label in classes]
+    shards: Shards = [np.empty(0, dtype=np.int64)] * num_clients
+    for client in generator.permutation(num_clients):
+        left = np.array([len(each) for each in examples])
+        shares = dirichlet_shares(alpha * counts / counts.sum(), generator)
+        taken = _draw_classes(shares / counts, left, sizes[client], generator)
+        drawn = [each.pop() for each, number in zip(examples, taken, strict=True) for _ in range(number)]
+        shards[client] = np.sort(np.array(drawn, dtype=np.int64))
+    return shards
+
+
+def dirichlet_shares(concentrations: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """One draw of Dir(concentrations) [n] that is not lost to underflow where they are tiny.
+
+    Through the logarithms of its Gamma variables: Gamma(a) ~ Gamma(a + 1) U^(1/a).
+    """
+    uniform_logs = -generator.standard_exponential(len(concentrations))
+    logs = np.log(generator.gamma(concentrations + 1)) + uniform_logs / concentrations
+    weights = np.exp(logs - logs.max())
+    shares: np.ndarray = weights / weights.sum()
+    return shares
+
+
+def _draw_classes(shares: np.ndarray, left: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """How many examples of each class: `size` in all, one by one with chances in proportion to `shares` · what is left.
+
+    `left` is reduced in place.
+    """
+    taken = np.zeros_like(left)
+    for draw in generator.random(size):
+        chances = np.cumsum(shares * left)
+        if not chances[-1]:  # what this client wanted is used up
+            chances = np.cumsum(left)
+        label = int(np.searchsorted(chances, draw * chances[-1], side="right"))
+        taken[label] += 1
+        left[label] -= 1
+    return taken
 
 
 def _class_shards(labels: np.ndarray, num_clients: int, classes_per_client: int, seed: int) -> Shards:

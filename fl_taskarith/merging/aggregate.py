@@ -1,6 +1,6 @@
 """Aggregation of task vectors τ_k = θ_k − θ, as plain dictionaries of tensors. Pure: no Flower, no data set."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 class WeightedMean:
     """Σ w_k τ_k / Σ w_k, folded in one task vector at a time: memory does not grow with the number of clients.
 
-    Sums are float32, in the order of the calls, so equal orders give equal bits.
+    Sums are float32 (float64 of float64), in the order of the calls, so equal orders give equal bits.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,10 @@ class WeightedMean:
         if weight <= 0:
             raise ValueError(f"weight {weight} is not positive")
         if not self._sums:
-            self._sums = {name: value.to(torch.float32) * weight for name, value in task_vector.items()}
+            self._sums = {
+                name: value.to(torch.promote_types(value.dtype, torch.float32)) * weight
+                for name, value in task_vector.items()
+            }
             self.total_weight = weight
             return
         if task_vector.keys() != self._sums.keys():
@@ -43,13 +46,33 @@ class WeightedMean:
 
 
 def apply_task_vector(
-    weights: Mapping[str, Tensor], task_vector: Mapping[str, Tensor], step: float
+    weights: Mapping[str, Tensor], task_vector: Mapping[str, Tensor], step: float, *, overwrite: bool = False
 ) -> dict[str, Tensor]:
-    """θ + step · τ for the tensors that τ has, the others as they are (McMahan et al. 2017, with a server step)."""
+    """θ + step · τ for the tensors that τ has, the others as they are (McMahan et al. 2017, with a server step).
+
+    With `overwrite` the results take τ's memory: at tens of millions of weights, fresh memory costs more than the sum.
+    """
     return {
-        name: torch.add(value, task_vector[name], alpha=step) if name in task_vector else value
+        name: torch.add(value, task_vector[name], alpha=step, out=task_vector[name] if overwrite else None)
+        if name in task_vector
+        else value
         for name, value in weights.items()
     }
+
+
+def mean_pairwise_cosine(mean_norm: float, norms: Sequence[float], weights: Sequence[float]) -> float | None:
+    """Mean cosine over all pairs of task vectors, each pair weighted by its p_i‖τ_i‖ · p_j‖τ_j‖, from norms alone.
+
+    With p = w / Σw: (‖Σ p τ‖² − Σ p²‖τ‖²) / ((Σ p‖τ‖)² − Σ p²‖τ‖²), whose numerator is the sum of p_i p_j ⟨τ_i, τ_j⟩
+    over i ≠ j. None for fewer than two that are not zero.
+
+    Args:
+        mean_norm: ‖Σ p τ‖; norms: ‖τ‖ of each; weights: w of each.
+    """
+    lengths = [weight / sum(weights) * norm for weight, norm in zip(weights, norms, strict=True)]
+    squares = sum(length**2 for length in lengths)
+    pairs = sum(lengths) ** 2 - squares
+    return (mean_norm**2 - squares) / pairs if pairs > 0 else None
 
 
 def task_vector_norm(task_vector: Mapping[str, Tensor]) -> float:

@@ -50,6 +50,8 @@ def shared_model(architecture: Hashable, fresh: VisionTransformer) -> VisionTran
 def compiled(network: Network, first_block: int, mode: str, device: torch.device) -> Network:
     """`network`, a part of the shared model from `first_block` on, under torch.compile's `mode`; shares its parameters.
 
+    For each size of batch anew: kernels for any size are slower, and a federation has few sizes.
+
     Where nothing can be compiled (no C++ compiler, no Triton) `network` itself, and a warning says why.
     """
     assert _kept is not None, "shared_model comes first"
@@ -57,7 +59,7 @@ def compiled(network: Network, first_block: int, mode: str, device: torch.device
         log.warning('compile = "%s" is left out, training runs as written: %s', mode, reason)
         return network
     if (first_block, mode) not in _kept.networks:
-        module = torch.compile(cast(nn.Module, network), mode=mode)
+        module = torch.compile(cast(nn.Module, network), mode=mode, dynamic=False)
         _kept.networks[first_block, mode] = cast(Network, module)
     return _kept.networks[first_block, mode]
 

@@ -1,5 +1,36 @@
-"""Aggregation algorithms by their configuration name. A new one is a file here and a line in `STRATEGIES`."""
+"""Aggregation algorithms, one per file: a file `fed_x.py` with one subclass of FedAvg is `strategy = "fed-x"`.
 
+One's own needs no file here: `strategy = "module:Class"` names any importable one.
+"""
+
+import importlib
+
+from fl_taskarith.config import snake
+from fl_taskarith.errors import ConfigError
 from fl_taskarith.strategies.fedavg import FedAvg
 
-STRATEGIES: dict[str, type[FedAvg]] = {"fedavg": FedAvg}
+
+def strategy_class(name: str) -> type[FedAvg]:
+    """The class of a configuration's `strategy`.
+
+    Raises:
+        ConfigError: "module:Class" that cannot be imported, or is no strategy.
+    """
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        module = importlib.import_module(f"{__name__}.{snake(name)}")
+        (only,) = (each for each in vars(module).values() if isinstance(each, type) and issubclass(each, FedAvg)
+                   and each.__module__ == module.__name__)  # fmt: skip
+        return only
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f'strategy = "{name}" cannot be imported: {error}. Expected "module:Class" of an installed module, or one '
+            "in a folder on PYTHONPATH."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, FedAvg)):
+        raise ConfigError(
+            f'strategy = "{name}" is no strategy: expected a subclass of fl_taskarith.strategies.fedavg.FedAvg.'
+        )
+    return found

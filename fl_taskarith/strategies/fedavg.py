@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -12,12 +12,14 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Result
 from torch import Tensor
 
+from fl_taskarith.client_groups import byzantine_clients
 from fl_taskarith.client_state import StateNames
 from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.errors import ClientFailure, Divergence
-from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, task_vector_norm
+from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, mean_pairwise_cosine, task_vector_norm
+from fl_taskarith.merging.attacks import DATA_ATTACKS, corrupted
 from fl_taskarith.seeding import random_generator
 
 RoundCallback = Callable[[int, ArrayRecord, MetricRecord], None]
@@ -31,13 +33,34 @@ class Traffic:
     uplink: int = 0
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What one client sent back.
+
+    client: its partition. task_vector: τ of what was sent to it; may be overwritten when the next reply is asked for.
+    step_coefficient_sum: ‖a‖₁, how many plain SGD steps its local ones amount to (`optim.step_coefficient_sum`).
+    others: tensors of its other array records, by the record's key.
+    """
+
+    client: int
+    task_vector: dict[str, Tensor]
+    num_examples: float
+    step_coefficient_sum: float = 1.0
+    others: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+def held(replies: Iterable[Reply]) -> list[dict[str, Tensor]]:
+    """All task vectors at once, in tensors of their own, for rules that cannot fold one at a time."""
+    return [{name: value.clone() for name, value in reply.task_vector.items()} for reply in replies]
+
+
 class FedAvg(FlowerFedAvg):
     """θ ← θ + η_s Σ_k (n_k / Σ n) τ_k, folded in as the replies come.
 
     Unlike Flower's: clients are sampled by our own seed over partition ids; replies carry task vectors; a failed client
     stops the run; rounds may start after the first, to resume. `learning_rate` gives the clients' step size in a round.
     What travels are the trained tensors, or under a mask their updated entries: an algorithm sees named tensors either
-    way. A subclass changes `aggregate`, and `state` and `load_state` if it keeps tensors between rounds.
+    way. A subclass changes `aggregate`; what it keeps between rounds it reads with `recalled` and writes with `keep`.
     """
 
     def __init__(self, config: Config, device: torch.device, learning_rate: Callable[[int], float]) -> None:
@@ -50,29 +73,53 @@ class FedAvg(FlowerFedAvg):
         self.frozen_name = ""  # the clients' file of what is fixed
         self.client_states: StateNames = {}  # what each of them told of it last, for the next message and checkpoints
         self._weights: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}
 
     # What a new aggregation rule defines
 
-    def aggregate(
-        self, weights: dict[str, Tensor], replies: Iterable[tuple[dict[str, Tensor], float]]
-    ) -> dict[str, Tensor]:
-        """The task vector that the server follows by a step of `server-lr`.
+    def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
+        """The task vector that the server follows by a step of `server-lr`, from replies that come in order.
 
-        `weights` are the global ones, `replies` (task vector, number of examples) of each client, in order.
+        `weights` are the global ones. A tensor that the result lacks stays as it is.
         """
         mean = WeightedMean()
-        for task_vector, num_examples in replies:
-            mean.add(task_vector, num_examples)
+        for reply in replies:
+            mean.add(reply.task_vector, reply.num_examples)
         return mean.result()
 
+    @property
+    def converged(self) -> bool:
+        """Whether rounds may end early; FedAvg has no convergence test."""
+        return False
+
+    def message_arrays(self, arrays: ArrayRecord) -> dict[str, ArrayRecord]:
+        """The array records of this round's messages, by key, from all that is trained."""
+        return {self.arrayrecord_key: arrays}
+
+    # What it may keep between rounds, in checkpoints too
+
+    def keep(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors for the next round under a name for their kind, in place of the last ones of it."""
+        others = {name: value for name, value in self._kept.items() if not name.startswith(f"{kind}/")}
+        self._kept = others | {f"{kind}/{name}": value for name, value in tensors.items()}
+
+    def recalled(self, kind: str, like: Mapping[str, Tensor], start: float = 0.0) -> dict[str, Tensor]:
+        """What was kept under `kind` for the names of `like`; tensors full of `start` where nothing was."""
+        kept = {name: self._kept.get(f"{kind}/{name}") for name in like}
+        return {
+            name: torch.full_like(like[name], start, dtype=torch.float32) if value is None else value
+            for name, value in kept.items()
+        }
+
     def state(self) -> dict[str, Tensor]:
-        """Tensors kept between rounds, for a checkpoint; FedAvg keeps none."""
-        return {}
+        """All that is kept, for a checkpoint."""
+        return self._kept
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue from the `state` of a checkpoint."""
+        self._kept = dict(state)
 
-    # The round loop---------------------
+    # The round loop
 
     def start(  # type: ignore[override]
         self,
@@ -91,6 +138,8 @@ class FedAvg(FlowerFedAvg):
         result = Result()
         result.arrays = initial_arrays
         for server_round in range(first_round, num_rounds + 1):
+            if self.converged:
+                break
             started = time.perf_counter()
             messages = self.configure_train(server_round, result.arrays, ConfigRecord(), grid)
             arrays, metrics = self.aggregate_train(server_round, grid.exchange(messages))
@@ -107,33 +156,53 @@ class FedAvg(FlowerFedAvg):
     def configure_train(  # type: ignore[override]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
     ) -> Iterable[Message]:
-        """One message with the global weights for each client sampled in this round, by ascending partition id.
+        """One message with the global weights for each client sampled in this round, by ascending partition id."""
+        self._weights = to_tensors(arrays, self.device)
+        chosen = self.sample(server_round, grid)
+        records = self.message_arrays(arrays)
+        self.traffic = Traffic(downlink=len(chosen) * sum(map(payload_bytes, records.values())))
+        messages = []
+        for partition in self._staying(server_round, chosen):
+            settings = self.round_settings(server_round, partition)
+            record = settings_record(self.config, settings)
+            content = RecordDict({**records, self.configrecord_key: record})
+            messages.append(Message(content, partition, MessageType.TRAIN))
+        return messages
+
+    def _staying(self, server_round: int, sampled: list[int]) -> list[int]:
+        """Those of the sampled clients that do not drop out of the round; all of them were sent the weights."""
+        if not self.config.dropout:
+            return sampled
+        luck = {
+            client: random_generator(self.config.seed, "dropout", server_round, client).random() for client in sampled
+        }
+        staying = [client for client in sampled if luck[client] >= self.config.dropout]
+        return staying or [max(sampled, key=lambda client: luck[client])]
+
+    def round_settings(self, server_round: int, partition: int) -> RoundSettings:
+        """What a message of `server_round` to this client carries beside tensors."""
+        return RoundSettings(
+            server_round,
+            self.learning_rate(server_round),
+            self.state_folder,
+            self.client_states.get(partition, ""),
+            self.frozen_name,
+        )
+
+    def sample(self, server_round: int, grid: PartitionGrid) -> list[int]:
+        """The partitions of this round's clients, ascending.
 
         What it costs does not depend on K: numpy draws a small share of many without listing them all.
         """
-        self._weights = to_tensors(arrays, self.device)
         partitions = grid.get_node_ids()
         generator = random_generator(self.config.seed, "participation", server_round)
         chosen = generator.choice(len(partitions), self.config.sampled_clients, replace=False)
-        self.traffic = Traffic(downlink=len(chosen) * payload_bytes(arrays))
-        messages = []
-        for partition in sorted(partitions[index] for index in chosen):
-            settings = RoundSettings(
-                server_round,
-                self.learning_rate(server_round),
-                self.state_folder,
-                self.client_states.get(partition, ""),
-                self.frozen_name,
-            )
-            record = settings_record(self.config, settings)
-            content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: record})
-            messages.append(Message(content, partition, MessageType.TRAIN))
-        return messages
+        return sorted(partitions[index] for index in chosen)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """No messages: the global model is evaluated on the server, which holds the validation and test splits."""
+        """Messages to clients after the last round: none, for the server evaluates the global model itself."""
         return []
 
     def aggregate_train(
@@ -146,19 +215,14 @@ class FedAvg(FlowerFedAvg):
         """
         log: list[MetricRecord] = []
 
-        def incoming() -> Iterable[tuple[dict[str, Tensor], float]]:
-            for reply in replies:
-                metrics = reply.content.metric_records["metrics"]
-                self._check_loss(server_round, reply.metadata.src_node_id, metrics)
+        def incoming() -> Iterable[Reply]:
+            for message in replies:
+                metrics = message.content.metric_records["metrics"]
+                self._check_loss(server_round, message.metadata.src_node_id, metrics)
                 log.append(metrics)
-                if "state" in reply.content.config_records:
-                    name = str(reply.content.config_records["state"]["name"])
-                    self.client_states[reply.metadata.src_node_id] = name
-                arrays = reply.content.array_records[self.arrayrecord_key]
-                self.traffic.uplink += payload_bytes(arrays)
-                yield to_tensors(arrays, self.device), metric(metrics, "num-examples")
+                yield self._read(message)
 
-        task_vector = self.aggregate(self._weights, incoming())
+        task_vector = self.aggregate(self._weights, self._attacked(incoming()))
         if not log:
             return None, None
         norm = task_vector_norm(task_vector)
@@ -169,7 +233,45 @@ class FedAvg(FlowerFedAvg):
             )
         metrics = self._summarise(log)
         metrics["update-norm"] = self.config.server_lr * norm
-        return to_record(apply_task_vector(self._weights, task_vector, self.config.server_lr)), metrics
+        is_mean = type(self).aggregate is FedAvg.aggregate  # and nothing else: of nobody's memory but this round's
+        if is_mean and not self.config.byzantine_fraction:  # else the norms that clients tell are not those that came
+            norms, weights = ([metric(each, name) for each in log] for name in ("update-norm", "num-examples"))
+            if (cosine := mean_pairwise_cosine(norm, norms, weights)) is not None:
+                metrics["client-cosine"] = cosine
+        new = apply_task_vector(self._weights, task_vector, self.config.server_lr, overwrite=is_mean)
+        return to_record(new), metrics
+
+    def _attacked(self, replies: Iterable[Reply]) -> Iterable[Reply]:
+        """The replies with those of Byzantine clients as the attack has them; omniscient attackers see all others.
+
+        What a client says of itself beside its task vector stays honest.
+        """
+        config = self.config
+        if not config.byzantine_fraction or config.attack in DATA_ATTACKS:
+            return replies
+        own = [
+            replace(reply, task_vector={name: value.clone() for name, value in reply.task_vector.items()})
+            for reply in replies
+        ]
+        byzantine = [bool(byzantine_clients(config)[reply.client]) for reply in own]
+        sent = corrupted([reply.task_vector for reply in own], byzantine, config.attack, config.attack_scale)
+        return [replace(reply, task_vector=dict(vector)) for reply, vector in zip(own, sent, strict=True)]
+
+    def _read(self, message: Message) -> Reply:
+        """The reply in `message`; counts its bytes and notes the name of the client's own state."""
+        client, metrics = message.metadata.src_node_id, message.content.metric_records["metrics"]
+        if "state" in message.content.config_records:
+            self.client_states[client] = str(message.content.config_records["state"]["name"])
+        records = message.content.array_records
+        self.traffic.uplink += sum(map(payload_bytes, records.values()))
+        tensors = {key: to_tensors(record, self.device) for key, record in records.items()}
+        return Reply(
+            client,
+            tensors.pop(self.arrayrecord_key),
+            metric(metrics, "num-examples"),
+            metric(metrics, "step-coefficient-sum"),
+            tensors,
+        )
 
     def _check_loss(self, server_round: int, client: int, metrics: MetricRecord) -> None:
         loss = metric(metrics, "train-loss")

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from fl_taskarith.config import Config, Scalar
+from fl_taskarith.config import Config
+from fl_taskarith.config_rule import Scalar
 from fl_taskarith.errors import FlTaskarithError
 from fl_taskarith.logbook import Row
 from fl_taskarith.study.definition import Arm

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_taskarith import config as configuration
-from fl_taskarith.config import Config, Scalar
+from fl_taskarith.config import Config
+from fl_taskarith.config_rule import Scalar
 from fl_taskarith.errors import ConfigError
+from fl_taskarith.logbook import run_name
 from fl_taskarith.study.search import Search
 
 UNSAVED: dict[str, Scalar] = {"save-model": False, "draw-curves": False}  # a study has many runs and its own figures
-LONGEST_SLUG = 90  # leaves room for rate, rounds, seed and fingerprint in a run's folder name
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,6 @@ class Arm:
         """Label and group, which tell it from every other arm of the study."""
         return f"{self.group}: {self.label}" if self.group else self.label
 
-    @property
-    def slug(self) -> str:
-        """The title as the beginning of a folder name."""
-        return re.sub(r"[^a-z0-9.]+", "-", self.title.lower()).strip("-.")[:LONGEST_SLUG]
-
 
 @dataclass(frozen=True)
 class Study:
@@ -73,7 +69,7 @@ class Study:
     arms: tuple[Arm, ...]
 
     def __post_init__(self) -> None:
-        _check_slugs(self.arms)
+        _check_titles(self.arms)
         for arm in self.arms:
             self._check_rate(arm)
             self.reference_of(arm)
@@ -90,13 +86,15 @@ class Study:
         """The groups in order of appearance."""
         return list(dict.fromkeys(arm.group for arm in self.arms))
 
+    @property
+    def varied(self) -> list[str]:
+        """The settings in which arms differ, in the order of the configuration's keys."""
+        values = [configuration.Config().to_run_config() | dict(arm.settings) for arm in self.arms]
+        return [key for key in values[0] if len({repr(each[key]) for each in values}) > 1]
+
     def rate_arm(self, arm: Arm) -> Arm:
         """The arm whose learning rate `arm` runs at: itself, or the one that same-rate-as names."""
         return self._find(arm.same_rate_as, arm, "same-rate-as") if arm.same_rate_as else arm
-
-    def twin(self, arm: Arm) -> Arm:
-        """The first arm with the same settings: an arm that stands in two tables has its runs once."""
-        return next(other for other in self.arms if other.settings == arm.settings)
 
     def reference_of(self, arm: Arm) -> Arm | None:
         """The arm that `arm` is compared with: in its own group and variant where there is one of that name."""
@@ -111,7 +109,7 @@ class Study:
         return dataclasses.replace(self.search, rounds=source.search_rounds or self.search.rounds)
 
     def config(self, arm: Arm, rate: float | None, rounds: int | None, seed: int, runs: Path) -> Config:
-        """The run of `arm` with `seed` under the folder `runs`, its name telling everything that differs.
+        """The run of `arm` with `seed` under the folder `runs`. Equal settings have equal names, in any arm and study.
 
         Args:
             rate: learning rate; None for that of the settings.
@@ -123,7 +121,7 @@ class Study:
         if rounds is not None:
             settings["num-rounds"] = rounds
         config = configuration.from_mapping(settings)
-        name = f"{self.twin(arm).slug}-lr{config.learning_rate:g}-r{config.num_rounds}-s{seed}-{config.fingerprint()}"
+        name = f"{run_name(config)}-lr{config.learning_rate:g}-r{config.num_rounds}"
         return configuration.from_mapping(
             config.to_run_config() | {"run-name": name.replace("+", ""), "results-dir": str(runs)}
         )
@@ -155,7 +153,7 @@ class Study:
         Raises:
             ConfigError: none, or several equally near; names `key`.
         """
-        named = [other for other in self.arms if name in (other.name, other.label)]
+        named = [other for other in self.arms if name in (other.name, other.label, other.title)]
         for near in (
             [other for other in named if (other.group, other.variant) == (arm.group, arm.variant)],
             [other for other in named if other.group == arm.group],
@@ -170,15 +168,13 @@ class Study:
         raise ConfigError(f'{key} = "{name}" is no arm of this study; arms: {known}.')
 
 
-def _check_slugs(arms: tuple[Arm, ...]) -> None:
+def _check_titles(arms: tuple[Arm, ...]) -> None:
     if not arms:
         raise ConfigError("a study needs at least one [[arm]], or a [grid].")
-    seen: dict[str, Arm] = {}
+    seen: set[str] = set()
     for arm in arms:
-        if not arm.label or not arm.slug:
+        if not re.search(r"\w", arm.label):
             raise ConfigError(f'arm name = "{arm.name}": expected letters or digits in it.')
-        if arm.slug in seen:
-            raise ConfigError(
-                f'arms "{seen[arm.slug].title}" and "{arm.title}" would share folders (both "{arm.slug}"): rename one.'
-            )
-        seen[arm.slug] = arm
+        if arm.title in seen:
+            raise ConfigError(f'arm "{arm.title}" is there twice: rename one.')
+        seen.add(arm.title)

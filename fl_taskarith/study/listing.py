@@ -7,8 +7,8 @@ from statistics import fmean
 from fl_taskarith.config import Config
 from fl_taskarith.errors import StudyError
 from fl_taskarith.study.definition import Arm
+from fl_taskarith.study.one_run import describe_run
 from fl_taskarith.study.results import Outcome, State, StudyResults, inspect
-from fl_taskarith.study.runner import describe_run
 from fl_taskarith.study.search import open_trials, trials_left
 
 

@@ -56,6 +56,8 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0) -> 
             threads=config.threads or available_threads(),
             results_dir=scratch,
             run_name="mask",
+            tensorboard=False,
+            wandb=False,
         )
         home = resident(alone)
         facts = describe(home)  # among them the shards: an infeasible request fails here, before a folder is made

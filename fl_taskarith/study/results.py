@@ -33,12 +33,14 @@ class Outcome:
         rows: of rounds.csv, of a run that is done.
         record: run.json, of a run that is done.
         cause: why it diverged or failed.
+        name: of its folder.
     """
 
     state: State
     rows: tuple[Row, ...] = ()
     record: dict[str, Any] | None = None
     cause: str = ""
+    name: str = ""
 
     @property
     def seconds(self) -> float:
@@ -55,13 +57,16 @@ class Outcome:
 
 
 class StudyResults:
-    """The folder of a study: README.md, table.csv, search.csv, figures, and runs/ with a folder per run."""
+    """The folder of a study: README.md, table.csv, search.csv and figures; runs/ has a folder per run.
+
+    Studies named "family/part" share the runs of their family: root/family/runs.
+    """
 
     def __init__(self, study: Study, root: Path) -> None:
         """`root` is the folder that holds all results."""
         self.study = study
         self.folder = root / study.name
-        self.runs = self.folder / "runs"
+        self.runs = root / study.name.partition("/")[0] / "runs"
 
     def final_runs(self, arm: Arm, choice: Choice) -> list[Config]:
         """The runs that are reported, one per seed."""
@@ -120,12 +125,12 @@ def inspect(config: Config) -> Outcome:
                 f"{folder} holds a finished run of other settings ({', '.join(different)}), although its name says "
                 "otherwise: move it away."
             )
-        return Outcome(State.DONE, tuple(read_rounds(folder)), record)
+        return Outcome(State.DONE, tuple(read_rounds(folder)), record, name=folder.name)
     failure = _read_json(folder / FAILURE)
     if failure is not None:
         state = State.DIVERGED if failure.get("diverged") else State.FAILED
-        return Outcome(state, cause=str(failure.get("cause", "")))
-    return Outcome(State.TO_DO if record is None else State.UNFINISHED)
+        return Outcome(state, cause=str(failure.get("cause", "")), name=folder.name)
+    return Outcome(State.TO_DO if record is None else State.UNFINISHED, name=folder.name)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

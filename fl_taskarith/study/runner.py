@@ -1,80 +1,190 @@
-"""Runs a study: for every arm its search, then its seeds. What is done stays done; what stopped half-way goes on."""
+"""Runs studies: for every arm its search, then its seeds. What is done stays done; what stopped half-way goes on."""
 
-import contextlib
-import json
 import multiprocessing
 import os
-import shutil
 import time
-import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from fl_taskarith import simulation
 from fl_taskarith.config import Config
-from fl_taskarith.errors import Divergence, FlTaskarithError, StudyError
-from fl_taskarith.files import write_atomically
+from fl_taskarith.errors import FlTaskarithError, StudyError
 from fl_taskarith.study.definition import Arm, Study
-from fl_taskarith.study.results import FAILURE, Outcome, State, StudyResults, inspect, run_folder
+from fl_taskarith.study.one_run import describe_run, run_once
+from fl_taskarith.study.results import Outcome, State, StudyResults, inspect, run_folder
 from fl_taskarith.study.search import open_trials
 from fl_taskarith.study.tables import write_tables
 
+SETTLED = (State.DONE, State.DIVERGED)  # not to be run again
+
 
 @dataclass(frozen=True)
-class Report:
-    """What became of a family of arms: a line per failure, and whether the budget ended before the work."""
+class Task:
+    """One run of one arm; `reported` if it is final and no trial of a search."""
 
-    failures: tuple[str, ...] = ()
-    stopped: bool = False
+    arm: Arm
+    run: Config
+    reported: bool
 
-
-class _BudgetSpentError(Exception):
-    """No time is left to start another run."""
+    @property
+    def folder(self) -> Path:
+        """Equal for equal runs, whichever arms and studies ask for them."""
+        return run_folder(self.run)
 
 
 def run_studies(studies: Sequence[Study], root: Path, jobs: int = 1, budget: float | None = None) -> None:
-    """Run what is left of the studies, one after the other, and write their tables.
+    """Run what is left of the studies and write their tables. A run that several arms or studies need is run once.
 
     Args:
         root: the folder of all results; each study gets root/<name>.
-        jobs: processes that arms are shared out to; results are the same for any number.
-        budget: seconds of wall-clock time after which no run is started any more.
+        jobs: processes that runs are shared out to; results are the same for any number.
+        budget: seconds of wall-clock time after which no run is started, and those that train stop at a checkpoint.
 
     Raises:
         StudyError: runs failed; all others were run, and the tables name the failures.
     """
     deadline = None if budget is None else time.time() + budget
-    failures: list[str] = []
-    for study in studies:
-        results = StudyResults(study, root)
-        print(f"{study.title}: {results.folder}", flush=True)
-        try:
-            reports = list(_reports(results, jobs, deadline))
-        finally:
+    everything = [StudyResults(study, root) for study in studies]
+    for results in everything:
+        print(f"{results.study.title}: {results.folder}", flush=True)
+    schedule = _Schedule([(results, arm) for results in everything for arm in results.study.arms])
+    try:
+        with _workers(jobs) as submit:
+            stopped = _work(schedule, submit, jobs, deadline)
+    finally:
+        for results in everything:
             write_tables(results)
-        print(f"Tables: {results.folder / 'README.md'}", flush=True)
-        failures += [failure for report in reports for failure in report.failures]
-        if any(report.stopped for report in reports):
-            print("The budget is spent: no further run was started. The same command goes on from here.", flush=True)
-            break
-    if failures:
-        raise StudyError(f"{len(failures)} failed, the others are kept:\n  " + "\n  ".join(failures))
+            print(f"Tables: {results.folder / 'README.md'}", flush=True)
+    if stopped:
+        print("The budget is spent. The same command goes on from here.", flush=True)
+    if schedule.failures:
+        raise StudyError(f"{len(schedule.failures)} failed, the others are kept:\n  " + "\n  ".join(schedule.failures))
 
 
-def _reports(results: StudyResults, jobs: int, deadline: float | None) -> Iterator[Report]:
-    """Of every family, by this process or by `jobs` of them."""
-    families = _families(results.study)
+def _work(schedule: "_Schedule", submit: "_Submit", jobs: int, deadline: float | None) -> bool:
+    """Keep `jobs` runs going until none is left; whether the deadline ended that."""
+    running: dict[Future[Outcome], Task] = {}
+    while True:
+        late = deadline is not None and time.time() >= deadline
+        while len(running) < jobs and not late and (task := schedule.next_task()) is not None:
+            running[submit(task.run, deadline)] = task
+        if not running:
+            return late and schedule.next_task() is not None
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            task, outcome = running.pop(future), future.result()
+            schedule.settle(task, outcome)
+            print(describe_run(task.arm, task.run, outcome, reported=task.reported), flush=True)
+
+
+@dataclass
+class _OpenArm:
+    """An arm that is not finished: the tasks it waits for, and how it finds the next ones."""
+
+    title: str
+    tasks: list[Task]
+    following: Iterator[list[Task]] = field(repr=False)
+
+
+class _Schedule:
+    """Which run comes next: the first, in the order of studies and arms, that no other depends on and nobody runs."""
+
+    def __init__(self, arms: Sequence[tuple[StudyResults, Arm]]) -> None:
+        self.failures: list[str] = []
+        self._outcomes: dict[Path, Outcome] = {}
+        self._taken: set[Path] = set()
+        self._open = [_OpenArm(arm.title, [], _batches(results, arm, self._outcomes)) for results, arm in arms]
+
+    def next_task(self) -> Task | None:
+        """A run to start now; None while all that is known is done or running."""
+        for arm in list(self._open):
+            self._advance(arm)
+            for task in arm.tasks if arm in self._open else ():
+                if task.folder not in self._taken:
+                    self._taken.add(task.folder)
+                    return task
+        return None
+
+    def settle(self, task: Task, outcome: Outcome) -> None:
+        """Note how a run that was handed out ended."""
+        self._outcomes[task.folder] = outcome
+        if outcome.state is State.UNFINISHED:  # its time was up: what needs it is left for the next command
+            self._open = [arm for arm in self._open if all(other.folder != task.folder for other in arm.tasks)]
+
+    def _advance(self, arm: _OpenArm) -> None:
+        """Go on to the arm's next tasks while those it waits for are settled; it leaves the schedule at its end."""
+        try:
+            while all(self._is_settled(task) for task in arm.tasks):
+                arm.tasks = next(arm.following)
+        except StopIteration as ended:
+            self._open.remove(arm)
+            self.failures += ended.value or []
+        except FlTaskarithError as error:
+            self._open.remove(arm)
+            self.failures.append(f"{arm.title}: {error}")
+
+    def _is_settled(self, task: Task) -> bool:
+        if task.folder not in self._outcomes and task.folder not in self._taken:
+            outcome = inspect(task.run)
+            if outcome.state in SETTLED:
+                self._outcomes[task.folder] = outcome
+                self._taken.add(task.folder)
+        return task.folder in self._outcomes
+
+
+def _batches(results: StudyResults, arm: Arm, outcomes: dict[Path, Outcome]) -> Generator[list[Task], None, list[str]]:
+    """Runs of an arm that can go on side by side: its search rung by rung, then its seeds. Returns lines of failures.
+
+    Raises:
+        StudyError: a run of the search failed, or all of them diverged.
+    """
+    study = results.study
+    source = study.rate_arm(arm)
+    search = study.searched(source)
+    while search is not None and (trials := open_trials(search, results.scores(source))):
+        tasks = [Task(source, results.trial_run(source, trial), reported=False) for trial in trials]
+        yield tasks
+        for task in tasks:
+            if outcomes[task.folder].state not in SETTLED:
+                cause = outcomes[task.folder].cause
+                raise StudyError(f"the search stopped at learning-rate = {task.run.learning_rate:g}: {cause}")
+    choice = results.choice(arm)
+    assert choice is not None
+    tasks = [Task(arm, run, reported=True) for run in results.final_runs(arm, choice)]
+    yield tasks
+    return [
+        f"{arm.title}, seed {task.run.seed}: {outcomes[task.folder].cause}"
+        for task in tasks
+        if outcomes[task.folder].state is not State.DONE
+    ]
+
+
+class _Submit:
+    """Called with a run and a deadline: starts it, here or in another process."""
+
+    def __init__(self, executor: ProcessPoolExecutor | None) -> None:
+        self._executor = executor
+
+    def __call__(self, run: Config, deadline: float | None) -> Future[Outcome]:
+        if self._executor is not None:
+            return self._executor.submit(_run_in_worker, run, deadline)
+        future: Future[Outcome] = Future()
+        future.set_result(run_once(run, deadline))
+        return future
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[_Submit]:
+    """This process for one job, else as many others, which keep data and models from one run to the next."""
     if jobs == 1:
-        yield from (_run_family(results, family, deadline) for family in families)
+        yield _Submit(None)
         return
     executor = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
     try:
-        futures = [executor.submit(_run_family_in_worker, results, family, deadline) for family in families]
-        for future in futures:
-            yield future.result()
+        yield _Submit(executor)
     except BrokenProcessPool as error:
         raise StudyError(
             "A process of --jobs was killed (was there too little memory?): start the same command again to go on, "
@@ -84,96 +194,9 @@ def _reports(results: StudyResults, jobs: int, deadline: float | None) -> Iterat
         executor.shutdown(cancel_futures=True)
 
 
-def _families(study: Study) -> list[list[Arm]]:
-    """Arms that share one search, or runs, stay in one process, in file order, so that no process waits for another."""
-    families: list[tuple[set[str], list[Arm]]] = []
-    for arm in study.arms:
-        shared = {study.twin(arm).title, study.twin(study.rate_arm(arm)).title}
-        joined = [family for family in families if family[0] & shared]
-        families = [family for family in families if family not in joined]
-        titles = shared.union(*(family[0] for family in joined))
-        families.append((titles, [*(each for family in joined for each in family[1]), arm]))
-    return [arms for _, arms in families]
-
-
-def _run_family_in_worker(results: StudyResults, family: Sequence[Arm], deadline: float | None) -> Report:
-    """Ctrl-C reaches every process of the terminal: a worker that went on would begin the next family."""
+def _run_in_worker(run: Config, deadline: float | None) -> Outcome:
+    """Ctrl-C reaches every process of the terminal: a worker that went on would begin the next run."""
     try:
-        return _run_family(results, family, deadline)
+        return run_once(run, deadline)
     except KeyboardInterrupt:
         os._exit(130)
-
-
-def _run_family(results: StudyResults, family: Sequence[Arm], deadline: float | None) -> Report:
-    failures: list[str] = []
-    for arm in family:
-        try:
-            failures += _run_arm(results, arm, deadline)
-        except _BudgetSpentError:
-            return Report(tuple(failures), stopped=True)
-        except FlTaskarithError as error:
-            failures.append(f"{arm.title}: {error}")
-    return Report(tuple(failures))
-
-
-def _run_arm(results: StudyResults, arm: Arm, deadline: float | None) -> list[str]:
-    """Search, then every seed; a line per final run that failed."""
-    source = results.study.rate_arm(arm)
-    search = results.study.searched(source)
-    while search is not None and (trials := open_trials(search, results.scores(source))):
-        for trial in trials:
-            run = results.trial_run(source, trial)
-            outcome = _run_once(source, run, deadline, reported=False)
-            if outcome.state not in (State.DONE, State.DIVERGED):
-                raise StudyError(f"the search stopped at learning-rate = {run.learning_rate:g}: {outcome.cause}")
-    choice = results.choice(arm)
-    assert choice is not None
-    failures = []
-    for run in results.final_runs(arm, choice):
-        outcome = _run_once(arm, run, deadline, reported=True)
-        if outcome.state is not State.DONE:
-            failures.append(f"{arm.title}, seed {run.seed}: {outcome.cause}")
-    return failures
-
-
-def _run_once(arm: Arm, run: Config, deadline: float | None, *, reported: bool) -> Outcome:
-    """Do or continue `run` unless it is done or known to diverge. What it prints goes to log.txt in its folder."""
-    before = inspect(run)
-    if before.state in (State.DONE, State.DIVERGED):
-        return before
-    if deadline is not None and time.time() >= deadline:
-        raise _BudgetSpentError
-    folder = run_folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FAILURE).unlink(missing_ok=True)
-    try:
-        with (
-            open(folder / "log.txt", "a", encoding="utf-8") as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
-        ):
-            simulation.simulate(run)
-    except Exception as error:  # of ours or of the machine (out of memory): the other runs go on
-        diverged = isinstance(error, Divergence)
-        failure = {"diverged": diverged, "cause": str(error) if diverged else f"{type(error).__name__}: {error}"}
-        if not isinstance(error, FlTaskarithError):
-            failure["traceback"] = traceback.format_exc()
-        write_atomically(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
-    after = inspect(run)
-    if after.state in (State.DONE, State.DIVERGED):
-        for leftover in ("checkpoints", "client-states"):  # of many runs they would fill a disk; nothing needs them now
-            shutil.rmtree(folder / leftover, ignore_errors=True)
-    print(describe_run(arm, run, after, reported=reported), flush=True)
-    return after
-
-
-def describe_run(arm: Arm, run: Config, outcome: Outcome, *, reported: bool) -> str:
-    """One line; test accuracy only of runs that are reported, since the search is not to see it."""
-    words = [arm.title, f"rate {run.learning_rate:g}", f"seed {run.seed}", f"rounds {run.num_rounds}"]
-    if outcome.state is not State.DONE:
-        return " | ".join([*words, f"{outcome.state}: {outcome.cause}" if outcome.cause else str(outcome.state)])
-    measured = {"val": "val_accuracy"} | ({"test": "test_accuracy"} if reported else {})
-    for name, column in measured.items():
-        if (value := outcome.rows[-1].get(column)) is not None:
-            words.append(f"{name} {100 * value:.2f} %")
-    return " | ".join([*words, f"{outcome.seconds:.1f} s"])

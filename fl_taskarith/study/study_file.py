@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.config import Scalar, kebab, to_toml
+from fl_taskarith.config import kebab
+from fl_taskarith.config_rule import Scalar, to_toml
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.search import Search
@@ -55,10 +56,10 @@ def shown_setting(key: str, value: Scalar) -> str:
 def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
     _check_keys(document, STUDY_KEYS, "study")
     name = _value(document, "name", str, "study")
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}", name):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,100})?", name):
         raise ConfigError(
             f'name = "{name}" is no plain folder name: use letters, digits, ".", "_" and "-", beginning with a letter, '
-            "digit or underscore."
+            'digit or underscore, or two such names as in "family/part" for studies that share runs.'
         )
     seeds = _whole_numbers(document, "seeds", "study")
     if not seeds or len(set(seeds)) < len(seeds):

@@ -1,4 +1,4 @@
-"""The tables of a study: README.md to read, table.csv, runs.csv and search.csv to compute with, and figures."""
+"""The tables of a study: README.md to read, the CSVs and settings.json to compute with, and figures."""
 
 import csv
 import io
@@ -6,13 +6,18 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from fl_taskarith.config import Config, snake
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.study.comparison import Comparison, compare
-from fl_taskarith.study.definition import Study
+from fl_taskarith.study.definition import Arm, Study
+from fl_taskarith.study.records import curve_records, machine, settings_record
 from fl_taskarith.study.results import State, StudyResults
+from fl_taskarith.study.run_set import Member, members
 from fl_taskarith.study.search import DIVERGED
+from fl_taskarith.study.set_plots import SWEPT, plot_bands, plot_drift, plot_heat_map, plot_sweep
 from fl_taskarith.study.statistics import Paired, Summary
 from fl_taskarith.study.study_file import shown_setting
 from fl_taskarith.study.table_plots import plot_arms
@@ -42,18 +47,48 @@ def write_tables(results: StudyResults) -> None:
         raise CheckpointError(f"Cannot make the folder {results.folder}: {error.strerror}.") from error
     parts = [f"# {study.title}"]
     for group in study.groups:
-        members = [row for row in rows if row.results.arm.group == group]
+        in_group = [row for row in rows if row.results.arm.group == group]
         parts += [f"## {group}"] if group else []
-        parts += [markdown_table(study, members), _failures(members)]
+        parts += [markdown_table(study, in_group), _failures(in_group)]
         figure = "accuracy" + (f"-{re.sub(r'[^a-z0-9.]+', '-', group.lower()).strip('-.')}" if group else "")
-        if plot_arms(members, group or study.title, results.folder / figure):
+        if plot_arms(in_group, group or study.title, results.folder / figure):
             parts.append(f"![test accuracy]({figure}.png)")
+        parts += _figures(results, in_group, figure.replace("accuracy", "curves", 1), plot_bands)
+    for draw, figure in ((plot_heat_map, "heat-map"), (plot_drift, "drift"), *((_sweep(key), key) for key in SWEPT)):
+        parts += _figures(results, rows, figure, draw)
     parts.append(footnote(results, rows))
     write_atomically(results.folder / "README.md", "\n\n".join(part for part in parts if part) + "\n")
-    write_atomically(results.folder / "table.csv", _csv([_arm_record(row) for row in rows]))
-    write_atomically(results.folder / "runs.csv", _csv([record for row in rows for record in _run_records(row)]))
+    write_atomically(results.folder / "table.csv", _csv([_arm_record(study, row) for row in rows]))
+    write_atomically(results.folder / "runs.csv", _csv([record for row in rows for record in _run_records(study, row)]))
+    arms = [row.results for row in rows]
+    write_atomically(results.folder / "settings.json", settings_record(study, arms))
+    write_atomically(results.folder / "curves.csv", _csv(curve_records(arms)))
     if study.search is not None:
         write_atomically(results.folder / "search.csv", _csv(_trial_records(results, rows)))
+
+
+def _figures(
+    results: StudyResults, rows: Sequence[Comparison], name: str, draw: Callable[[Sequence[Member], Path], list[Path]]
+) -> list[str]:
+    """A figure over the finished final runs of these arms, as Markdown; nothing where it does not apply."""
+    labelled = [
+        (results.runs / outcome.name, row.results.arm.label)
+        for row in rows
+        for outcome in row.results.outcomes.values()
+        if outcome.state is State.DONE
+    ]
+    if not labelled:
+        return []
+    if draw is plot_bands:
+        found = members([folder for folder, _ in labelled], [label for _, label in labelled])
+    else:  # over all tables, where an arm may stand twice, and two arms may have one name
+        found = members(list(dict.fromkeys(folder for folder, _ in labelled)))
+    drawn = draw(found, results.folder / name)
+    return [f"![{name}]({path.name})" for path in drawn if path.suffix == ".png"]
+
+
+def _sweep(key: str) -> Callable[[Sequence[Member], Path], list[Path]]:
+    return lambda arms, output: plot_sweep(arms, key, output)
 
 
 def markdown_table(study: Study, rows: Sequence[Comparison]) -> str:
@@ -100,7 +135,7 @@ def footnote(results: StudyResults, rows: Sequence[Comparison]) -> str:
     found = [outcome for row in rows for outcome in row.results.outcomes.values()]
     # Once each: an arm may stand in two tables.
     outcomes = list({str(each.record["config"]["run-name"]): each for each in found if each.record}.values())
-    machines = list(dict.fromkeys(_machine(outcome.record or {}) for outcome in outcomes))
+    machines = list(dict.fromkeys(machine(outcome.record or {}) for outcome in outcomes))
     if outcomes:
         minutes = sum(outcome.seconds for outcome in outcomes) / 60
         notes.append(f"Hardware: {'; '.join(machines)}. The {len(outcomes)} final runs took {minutes:.1f} minutes.")
@@ -125,14 +160,6 @@ def _about_rates(study: Study) -> str:
         )
         + (f" Set, not searched: {', '.join(fixed)}." if fixed else "")
     )
-
-
-def _machine(record: dict[str, object]) -> str:
-    machine = record.get("machine")
-    processor = machine.get("processor") if isinstance(machine, dict) else None
-    device = record.get("device", "unknown device")
-    where = str(processor or "unknown processor") if device == "cpu" else f"{device} ({processor})"
-    return f"{where}, {record.get('threads', '?')} CPU threads per run"
 
 
 def _failures(rows: Sequence[Comparison]) -> str:
@@ -183,12 +210,13 @@ def _detectable(paired: Paired | None) -> str:
     return BLANK if paired is None else _number(paired.detectable)
 
 
-def _arm_record(row: Comparison) -> dict[str, object]:
+def _arm_record(study: Study, row: Comparison) -> dict[str, object]:
     """One line of table.csv; what is not known is empty."""
     this, difference = row.results, row.difference
     record: dict[str, object] = {
         "group": this.arm.group,
         "arm": this.arm.label,
+        **_varied(study, this.arm),
         "density": this.density,
         "learning_rate": None if this.choice is None else this.choice.rate,
         "edge": None if this.choice is None else this.choice.edge,
@@ -203,13 +231,21 @@ def _arm_record(row: Comparison) -> dict[str, object]:
     return record | {"uplink_megabytes": row.uplink.mean}
 
 
-def _run_records(row: Comparison) -> list[dict[str, object]]:
+def _varied(study: Study, arm: Arm) -> dict[str, object]:
+    """The settings of an arm in which those of the study differ, as columns; the density stands in its own."""
+    values = Config().to_run_config() | dict(arm.settings)
+    return {snake(key): values[key] for key in study.varied if key not in ("density", "learning-rate")}
+
+
+def _run_records(study: Study, row: Comparison) -> list[dict[str, object]]:
     """Lines of runs.csv: every final run of an arm, so that each number can be made again from the file."""
     this = row.results
     return [
         {
             "group": this.arm.group,
             "arm": this.arm.label,
+            **_varied(study, this.arm),
+            "run": outcome.name,
             "seed": seed,
             "learning_rate": None if this.choice is None else this.choice.rate,
             "state": str(outcome.state),

@@ -1,0 +1,47 @@
+"""Accuracy of clients that keep some of their parameters to themselves: each client's own model, on its own classes."""
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+
+from flwr.app import Message
+
+from fl_taskarith.engine.grid import PartitionGrid
+from fl_taskarith.engine.records import metric
+from fl_taskarith.files import write_atomically
+
+MODELS = ("own", "global")
+SPLITS = ("val", "test")
+COLUMNS = (
+    *("client", "num_examples", "num_classes", "val_examples", "test_examples"),
+    *(f"{model}_{split}_accuracy" for split in SPLITS for model in MODELS),
+)
+
+
+def evaluate_clients(grid: PartitionGrid, messages: Iterable[Message], path: Path) -> dict[str, float]:
+    """Ask the clients that `messages` are for, write `path` with a row per client, and return means over clients.
+
+    Every client counts alike. Test images are those of the client's classes; the answer may still be any class. "own"
+    is the client's model, "global" the one that all share, with the parameters that none shares as pretrained. Nothing
+    is written, and the result is empty, without messages.
+
+    Raises:
+        ClientFailure: a client raised, or did not answer.
+        CheckpointError: the file cannot be written.
+    """
+    rows = []
+    for reply in grid.exchange(messages):
+        metrics = reply.content.metric_records["metrics"]
+        values = {name: metric(metrics, name.replace("_", "-")) for name in COLUMNS[1:]}
+        rows.append({"client": reply.metadata.src_node_id, **values})
+    if not rows:
+        return {}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: value if name.endswith("accuracy") else int(value) for name, value in row.items()})
+    write_atomically(path, text.getvalue())
+    return {name: fmean(row[name] for row in rows) for name in COLUMNS if name.endswith("accuracy")}

@@ -1,0 +1,93 @@
+"""What one configuration key may hold, and how a value is checked and shown."""
+
+import dataclasses
+import math
+import numbers
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from fl_taskarith.errors import ConfigError
+
+Scalar = bool | int | float | str
+
+AUTO = "auto"
+IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
+LARGEST = 1e6  # of any step size, penalty or scale: beyond it float32 overflows
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one key may hold: `kind` is bool, int, float or str.
+
+    `auto` admits the word "auto" beside a number, `importable` a class as "module:Class" beside the choices.
+    """
+
+    kind: type
+    about: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+    auto: bool = False
+    exclusive_low: bool = False
+    importable: bool = False
+
+    def expected(self) -> str:
+        """The accepted values in words, for error messages and the key reference."""
+        if self.choices:
+            named = ", ".join(f'"{choice}"' for choice in self.choices)
+            return f"one of {named}" + (', or "module:Class" of your own' if self.importable else "")
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}[self.kind]
+        if self.low > -math.inf:
+            words += f" {'above' if self.exclusive_low else 'from'} {self.low:g}"
+        if self.high < math.inf:
+            words += f" up to {self.high:g}"
+        return words + (' or "auto"' if self.auto else "")
+
+    def check(self, key: str, value: object) -> Scalar:
+        """Return `value` as the rule's kind, or raise ConfigError naming the key, the value and what is accepted."""
+        if self.auto and value == AUTO:
+            return AUTO
+        if isinstance(value, numbers.Real) and not isinstance(value, (bool, int)):
+            value = int(value) if isinstance(value, numbers.Integral) else float(value)  # numpy's come from sweeps
+        if self.kind is float and type(value) is int and abs(value) <= 2**53:
+            value = float(value)
+        if not isinstance(value, (bool, int, float, str)) or type(value) is not self.kind or not self._in_range(value):
+            raise ConfigError(f"{key} = {shown(value)} is not accepted: expected {self.expected()}.")
+        return value
+
+    def _in_range(self, value: Scalar) -> bool:
+        if isinstance(value, str):
+            known = not self.choices or value in self.choices
+            return (known or (self.importable and bool(IMPORTABLE.fullmatch(value)))) and value.isprintable()
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        return self.low <= value <= self.high and not (self.exclusive_low and value == self.low)
+
+
+def key(default: Scalar, about: str, **limits: Any) -> Any:
+    """A dataclass field with its rule; the kind is the default's."""
+    return dataclasses.field(default=default, metadata={"rule": Rule(type(default), about, **limits)})
+
+
+def auto_number(about: str) -> Any:
+    """A positive number, or "auto", which is the default."""
+    rule = Rule(float, about, low=0, high=LARGEST, exclusive_low=True, auto=True)
+    return dataclasses.field(default=AUTO, metadata={"rule": rule})
+
+
+def choice(default: str, about: str, *choices: str, importable: bool = False) -> Any:
+    """One of `choices`, or a class of the user's own where `importable`."""
+    return key(default, about, choices=choices, importable=importable)
+
+
+def to_toml(value: object) -> str:
+    """`value` as the user would write it in TOML."""
+    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def shown(value: object) -> str:
+    """`value` on one line, short, with what is unprintable escaped."""
+    text = repr(value) if not isinstance(value, (bool, str)) else to_toml(value)
+    text = text if text.isprintable() else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

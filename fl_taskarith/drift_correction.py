@@ -1,0 +1,66 @@
+"""What FedProx and SCAFFOLD add to a client's gradients, and SCAFFOLD's control variates. Pure: no Flower.
+
+Tensors are the trained ones, or under a mask [n] of the entries it updates.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+Tensors = Mapping[str, Tensor]
+
+
+def correct_gradients(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    indices: Tensors | None,
+    *,
+    start: Tensors,
+    proximal_mu: float = 0.0,
+    shift: Tensors | None = None,
+) -> None:
+    """Before each step of `optimizer`, g ← g + μ(θ − θ_t) + shift on the trained entries; the others are not looked at.
+
+    Args:
+        parameters: what is trained, by name; contiguous.
+        indices: flat positions of the updated entries, int64 [n] by name; None for all.
+        start: θ_t, the global tensors as they came.
+        proximal_mu: μ of FedProx's (μ/2)‖θ − θ_t‖² (Li et al., MLSys 2020).
+        shift: added as it is: SCAFFOLD's c − c_k.
+    """
+
+    @torch.no_grad()
+    def before_step(*_: object) -> None:
+        for name, parameter in parameters.items():
+            if parameter.grad is None:
+                continue
+            index = None if indices is None else indices[name]
+            entries = parameter.view(-1) if index is None else parameter.view(-1)[index]
+            term = torch.zeros_like(entries)
+            if proximal_mu:
+                term.add_(entries - start[name].view(-1), alpha=proximal_mu)
+            if shift is not None:
+                term.add_(shift[name].view(-1))
+            parameter.grad = parameter.grad.contiguous()
+            gradient = parameter.grad.view(-1)
+            if index is None:
+                gradient.add_(term)
+            else:
+                gradient.index_add_(0, index, term)
+
+    optimizer.register_step_pre_hook(before_step)
+
+
+def control_shift(control: Tensors, own: Tensors) -> dict[str, Tensor]:
+    """c − c_k, SCAFFOLD's correction; a tensor that `own` lacks is zero."""
+    return {name: value - own[name] if name in own else value for name, value in control.items()}
+
+
+def control_change(control: Tensors, task_vector: Tensors, path: float) -> dict[str, Tensor]:
+    """c_k⁺ − c_k = −c − τ_k/(ηJ), option II of Karimireddy et al. (ICML 2020).
+
+    `path` takes the place of ηJ: the learning rate times `optim.step_coefficient_sum`, which is J for plain SGD. Then
+    c_k⁺ is the mean of the client's own gradients, weighted as its steps were, with momentum too.
+    """
+    return {name: -value - task_vector[name] / path for name, value in control.items()}

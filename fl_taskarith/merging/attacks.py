@@ -1,0 +1,78 @@
+"""What Byzantine clients send in place of their task vectors. Pure: task vectors in, task vectors out.
+
+An omniscient attacker sees what the honest clients of the round (of the cluster it reports to) send. Attacks on a
+client's data instead of its report are the client's affair: `DATA_ATTACKS` names them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import norm
+from torch import Tensor
+
+from fl_taskarith.merging.robust import TaskVectors, stacked, trimmed_count
+from fl_taskarith.seeding import random_generator
+
+REPORT_ATTACKS = ("sign-flip", "alie", "inner-product")
+DATA_ATTACKS = ("scaled-model", "random-labels")
+ATTACKS = (*REPORT_ATTACKS, *DATA_ATTACKS)
+
+
+def draw_byzantine(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Which clients are Byzantine, bool [m]: ⌊α m_g⌋ of every group g of the clients' `groups`, int [m], drawn.
+
+    Per group, because a robust rule protects a cluster only while the share of attackers inside of it is bounded.
+    """
+    byzantine = np.zeros(len(groups), dtype=bool)
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        drawn = random_generator(seed, "byzantine", client=int(group)).permutation(members)
+        byzantine[drawn[: trimmed_count(fraction, len(members))]] = True
+    return byzantine
+
+
+def corrupted(
+    task_vectors: Sequence[Mapping[str, Tensor]], byzantine: Sequence[bool], attack: str, scale: float
+) -> list[Mapping[str, Tensor]]:
+    """The task vectors of one round, with those of Byzantine clients replaced by what `attack` sends.
+
+    Args:
+        task_vectors: of all clients, as if all were honest.
+        attack: one of `ATTACKS`; an attack on data leaves reports as they are.
+        scale: s of `sign_flip` and ε of `inner_product`.
+    """
+    if attack in DATA_ATTACKS or not any(byzantine):
+        return list(task_vectors)
+    honest = [vector for vector, bad in zip(task_vectors, byzantine, strict=True) if not bad]
+    if attack == "sign-flip" or not honest:  # nobody to hide among: turn the own report around
+        return [sign_flip(vector, scale) if bad else vector
+                for vector, bad in zip(task_vectors, byzantine, strict=True)]  # fmt: skip
+    lie = alie(honest, len(byzantine)) if attack == "alie" else inner_product(honest, scale)
+    return [lie if bad else vector for vector, bad in zip(task_vectors, byzantine, strict=True)]
+
+
+def sign_flip(task_vector: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """−s τ of the attacker's own honest τ."""
+    return {name: -scale * value for name, value in task_vector.items()}
+
+
+def alie(honest: TaskVectors, clients: int) -> dict[str, Tensor]:
+    """μ − z σ per entry of the honest clients' mean and standard deviation: "a little is enough".
+
+    z = Φ⁻¹((n − f − s) / (n − f)) with s = ⌊n/2 + 1⌋ − f supporters, n = `clients` and f of them Byzantine (Baruch,
+    Baruch, Goldberg, NeurIPS 2019, Algorithm 3): small while attackers are few, for then they cannot hide a large lie.
+    """
+    attackers = clients - len(honest)
+    supporters = clients // 2 + 1 - attackers
+    share = (clients - attackers - supporters) / (clients - attackers)
+    z = float(norm.ppf(min(max(share, 0.5), 1 - 1e-6)))
+    lie = {}
+    for name in honest[0]:
+        rows = stacked(honest, name)
+        lie[name] = rows.mean(0) - z * rows.std(0, correction=0)
+    return lie
+
+
+def inner_product(honest: TaskVectors, scale: float) -> dict[str, Tensor]:
+    """−ε times the honest clients' mean (Xie, Koyejo, Gupta, UAI 2019)."""
+    return {name: -scale * stacked(honest, name).mean(0) for name in honest[0]}

@@ -1,0 +1,211 @@
+"""Aggregation rules that bear clients far from the others. Pure: lists of task vectors in, one task vector out.
+
+Every client counts alike: numbers of examples are what a client says of itself. Coordinate-wise rules look at each
+entry alone; the others measure distances over all tensors of a task vector together. Tensors are looked up by name, one
+name at a time, so a mapping may read them from a file. Sums are float32, or float64 where the tensors are.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+TaskVectors = Sequence[Mapping[str, Tensor]]
+
+
+def coordinate_median(task_vectors: TaskVectors) -> dict[str, Tensor]:
+    """The median of every entry, the mean of the middle two for an even number (Yin et al., ICML 2018, Definition 1).
+
+    NaN sorts above every number, so a median is finite while fewer than half of the vectors are not.
+
+    Raises:
+        ValueError: no task vectors, or they differ in names or shapes.
+    """
+    return _coordinate_wise(task_vectors, (len(task_vectors) - 1) // 2)
+
+
+def trimmed_mean(task_vectors: TaskVectors, share: float) -> dict[str, Tensor]:
+    """The mean of every entry without its ⌊βn⌋ smallest and ⌊βn⌋ largest, β = `share` (Yin et al. 2018, Definition 2).
+
+    Raises:
+        ValueError: `share` is not in [0, ½); no task vectors, or they differ in names or shapes.
+    """
+    if not 0 <= share < 0.5:
+        raise ValueError(f"trimmed share {share}: expected 0 <= share < 0.5")
+    return _coordinate_wise(task_vectors, trimmed_count(share, len(task_vectors)))
+
+
+def trimmed_count(share: float, number: int) -> int:
+    """⌊βn⌋, how many of n are dropped at each end, as the decimal digits of β mean it: 0.29 of 100 is 29."""
+    return math.floor(share * number + 1e-9)
+
+
+def geometric_median(
+    task_vectors: TaskVectors, tolerance: float = 1e-6, max_iterations: int = 100
+) -> dict[str, Tensor]:
+    """The point of least summed distance Σ ‖v − τ_k‖ to all task vectors, by Weiszfeld's iteration from their mean.
+
+    Steps as Vardi & Zhang (PNAS 2000) mend them where v meets a task vector. Stops when v moves by less than
+    `tolerance` times the mean distance; where a task vector itself is as good, it is returned (Weiszfeld creeps towards
+    such a minimum). A vector with an entry that is not finite is left out.
+
+    Raises:
+        ValueError: no (finite) task vectors, or they differ in names or shapes.
+    """
+    vectors = _finite(task_vectors)
+    rows = {name: stacked(vectors, name) for name in vectors[0]}  # once, for what follows is a loop over small steps
+    centre = {name: value.mean(0) for name, value in rows.items()}
+    for _ in range(max_iterations):
+        away = _row_distances(rows, centre)
+        met = away == 0
+        if bool(met.all()):
+            break
+        pull = torch.where(met, 0.0, 1 / away)
+        weights = pull / pull.sum()
+        target = {name: torch.tensordot(weights.to(value), value, dims=1) for name, value in rows.items()}
+        if bool(met.any()):  # ‖Σ (τ_k − v)/‖τ_k − v‖‖ over the others, against the number that v coincides with
+            force = float(pull.sum()) * _distance(target, centre)
+            stay = min(1.0, float(met.sum()) / force) if force else 1.0
+            target = {name: torch.lerp(value, centre[name], stay) for name, value in target.items()}
+        moved = _distance(target, centre)
+        centre = target
+        if moved <= tolerance * float(away.mean()):
+            break
+    away = _row_distances(rows, centre)
+    nearest = {name: value[int(away.argmin())] for name, value in rows.items()}
+    at_nearest = _row_distances(rows, nearest).sum()
+    return {name: value.clone() for name, value in nearest.items()} if at_nearest <= away.sum() else centre
+
+
+def krum(task_vectors: TaskVectors, byzantine: int, selected: int = 1) -> dict[str, Tensor]:
+    """The task vector closest to its n − f − 2 nearest others, f = `byzantine` (Blanchard et al., NeurIPS 2017).
+
+    The score of a vector is the sum of squared distances to those others; ties go to the first. With `selected` m above
+    1 the mean of the m best (Multi-Krum).
+
+    Raises:
+        ValueError: not 0 <= 2f + 2 < n or not 1 <= m <= n - f; no task vectors, or they differ in names or shapes.
+    """
+    names, number = _names(task_vectors), len(task_vectors)
+    if byzantine < 0 or 2 * byzantine + 2 >= number:
+        raise ValueError(f"Krum bears f < (n - 2) / 2 Byzantine clients: f = {byzantine}, n = {number}")
+    if not 1 <= selected <= number - byzantine:
+        raise ValueError(f"Multi-Krum selects from 1 to n - f = {number - byzantine} vectors, not {selected}")
+    squares = torch.zeros(number, number, dtype=torch.float64)
+    for name in names:
+        rows = stacked(task_vectors, name).flatten(1)
+        squares += torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").double().square().cpu()
+    squares = squares.nan_to_num(nan=math.inf, posinf=math.inf).fill_diagonal_(0.0)
+    nearest = squares.sort(dim=1).values[:, 1 : number - byzantine - 1]
+    best = nearest.sum(1).argsort(stable=True)[:selected].sort().values.tolist()
+    return _combined([task_vectors[index] for index in best], torch.full((selected,), 1 / selected))
+
+
+def centred_clipping(
+    task_vectors: TaskVectors, radius: float, iterations: int = 1, start: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """v ← v + mean_k (τ_k − v) · min(1, ρ/‖τ_k − v‖), ρ = `radius`, from `start` (Karimireddy et al., ICML 2021).
+
+    `start` None is v = 0; with one iteration that is the mean of norm-clipped task vectors. ρ = ∞ gives the mean. A
+    vector with an entry that is not finite is clipped to nothing: it counts in the mean and moves v by 0.
+
+    Raises:
+        ValueError: `radius` is not above 0 or `iterations` below 1; no (finite) task vectors, or they differ in names
+            or shapes.
+    """
+    if not radius > 0 or iterations < 1:
+        raise ValueError(f"centred clipping needs radius > 0 and iterations >= 1, not {radius} and {iterations}")
+    vectors = _finite(task_vectors)
+    if start is None:
+        start = {name: torch.zeros_like(_promoted(value)) for name, value in vectors[0].items()}
+    centre = dict(start)
+    for _ in range(iterations):
+        shares = (radius / distances(vectors, centre)).clamp(max=1.0) / len(task_vectors)
+        kept = 1.0 - float(shares.sum())  # v + Σ s_k (τ_k − v) = (1 − Σ s_k) v + Σ s_k τ_k
+        moves = _combined(vectors, shares)
+        centre = {name: torch.add(move, centre[name], alpha=kept) for name, move in moves.items()}
+    return centre
+
+
+def distances(task_vectors: TaskVectors, centre: Mapping[str, Tensor]) -> Tensor:
+    """‖τ_k − centre‖₂ of each task vector over all tensors together: float64 [n] on the CPU."""
+    squares = torch.zeros(len(task_vectors), dtype=torch.float64)
+    for name in _names(task_vectors):
+        rows = (stacked(task_vectors, name) - centre[name]).flatten(1)
+        squares += torch.linalg.vector_norm(rows, dim=1).double().square().cpu()
+    return squares.sqrt()
+
+
+def _row_distances(rows: Mapping[str, Tensor], centre: Mapping[str, Tensor]) -> Tensor:
+    """The same of stacked task vectors, [n, ...] each."""
+    squares = [
+        torch.linalg.vector_norm((value - centre[name]).flatten(1), dim=1).double().square().cpu()
+        for name, value in rows.items()
+    ]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def _distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """‖first − second‖₂ over all tensors together."""
+    return math.sqrt(sum(float((first[name] - value).double().square().sum()) for name, value in second.items()))
+
+
+def norms(task_vectors: TaskVectors) -> Tensor:
+    """‖τ_k‖₂ of each task vector over all tensors together: float64 [n] on the CPU."""
+    squares = torch.zeros(len(task_vectors), dtype=torch.float64)
+    for name in _names(task_vectors):
+        rows = stacked(task_vectors, name).flatten(1)
+        squares += torch.linalg.vector_norm(rows, dim=1).double().square().cpu()
+    return squares.sqrt()
+
+
+def stacked(task_vectors: TaskVectors, name: str) -> Tensor:
+    """The tensors called `name` of all task vectors, [n, ...], in float32 or, where they are it, float64.
+
+    Raises:
+        ValueError: their shapes differ.
+    """
+    tensors = [vector[name] for vector in task_vectors]
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) > 1:
+        raise ValueError(f"{name} has different shapes: {', '.join(map(str, sorted(shapes)))}")
+    return _promoted(torch.stack(tensors))
+
+
+def _coordinate_wise(task_vectors: TaskVectors, dropped: int) -> dict[str, Tensor]:
+    """The mean of every entry without its `dropped` smallest and largest values."""
+    kept = slice(dropped, len(task_vectors) - dropped)
+    return {name: stacked(task_vectors, name).sort(dim=0).values[kept].mean(0) for name in _names(task_vectors)}
+
+
+def _combined(task_vectors: TaskVectors, weights: Tensor) -> dict[str, Tensor]:
+    """Σ w_k τ_k, in new tensors."""
+    result = {}
+    for name in _names(task_vectors):
+        rows = stacked(task_vectors, name)
+        result[name] = torch.tensordot(weights.to(rows), rows, dims=1)
+    return result
+
+
+def _finite(task_vectors: TaskVectors) -> TaskVectors:
+    """Those without an entry that is NaN or infinite."""
+    finite = [vector for vector, norm in zip(task_vectors, norms(task_vectors), strict=True) if math.isfinite(norm)]
+    if not finite:
+        raise ValueError("no task vector is finite")
+    return finite
+
+
+def _names(task_vectors: TaskVectors) -> list[str]:
+    """The names that all task vectors have, in the first one's order."""
+    if not task_vectors:
+        raise ValueError("there are no task vectors to aggregate")
+    for vector in task_vectors:
+        if vector.keys() != task_vectors[0].keys():
+            different = sorted(vector.keys() ^ task_vectors[0].keys())
+            raise ValueError(f"tensors in one task vector and not in another: {', '.join(different)}")
+    return list(task_vectors[0])
+
+
+def _promoted(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

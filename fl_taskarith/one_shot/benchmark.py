@@ -1,0 +1,200 @@
+"""Runs a one-shot benchmark: cell by cell, each a file; what is done stays done."""
+
+import json
+import multiprocessing
+import re
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from fl_taskarith.data.datasets import ImageSet
+from fl_taskarith.errors import CheckpointError, ConfigError, FlTaskarithError, StudyError
+from fl_taskarith.files import write_atomically
+from fl_taskarith.logbook import environment
+from fl_taskarith.merging.aggregate import task_vector_norm
+from fl_taskarith.merging.one_shot import scaled_weights
+from fl_taskarith.one_shot.definition import Cell, OneShot
+from fl_taskarith.one_shot.finetune import (
+    FineTuned,
+    TaskScore,
+    Training,
+    fine_tune,
+    plan_training,
+    score_tasks,
+    solve_heads,
+)
+from fl_taskarith.one_shot.search import normalised_accuracy, search_merge
+from fl_taskarith.one_shot.tasks import Task, folder_tasks, make_tasks
+from fl_taskarith.paths import resolve
+from fl_taskarith.resident import Resident
+
+Record = dict[str, Any]
+
+
+def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | None = None) -> None:
+    """Run the cells that are left, each in turn or in one of `jobs` processes, and write tables and figures.
+
+    Args:
+        root: the folder of all one-shot results; this one gets root/NAME.
+        budget: seconds after which no cell is started any more.
+
+    Raises:
+        StudyError: cells failed; all others were run.
+    """
+    from fl_taskarith.one_shot.tables import write_tables
+
+    deadline = None if budget is None else time.time() + budget
+    folder = root / one_shot.name
+    left = [cell for cell in one_shot.cells if read_cell(one_shot, cell, folder) is None]
+    print(f"{one_shot.title}: {folder}; {len(one_shot.cells) - len(left)} of {len(one_shot.cells)} cells are done")
+    failures: list[str] = []
+    try:
+        for number, problem in enumerate(_run_all(one_shot, left, folder, jobs, deadline), start=1):
+            failures += [problem] if problem else []
+            print(f"cell {number} of {len(left)}{': ' + problem if problem else ''}", flush=True)
+    finally:
+        write_tables(one_shot, folder)
+    print(f"Tables: {folder / 'README.md'}")
+    if failures:
+        raise StudyError(f"{len(failures)} cells failed, the others are kept:\n  " + "\n  ".join(failures))
+
+
+def _run_all(
+    one_shot: OneShot, cells: Sequence[Cell], folder: Path, jobs: int, deadline: float | None
+) -> Iterator[str]:
+    """A word on each cell's failure, "" for none; ends when the budget is spent."""
+    if jobs == 1:
+        yield from (_run_one(one_shot, cell, folder, deadline) for cell in cells)
+        return
+    executor = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        futures = [executor.submit(_run_one, one_shot, cell, folder, deadline) for cell in cells]
+        yield from (future.result() for future in futures)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _run_one(one_shot: OneShot, cell: Cell, folder: Path, deadline: float | None) -> str:
+    if deadline is not None and time.time() > deadline:
+        return "not started: the budget is spent; the same command goes on from here"
+    try:
+        started = time.perf_counter()
+        record = run_cell(one_shot, cell) | {"environment": environment()}
+        path = _cell_path(one_shot, cell, folder)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"Cannot make the folder {path.parent}: {error.strerror}.") from error
+        record["seconds"] = time.perf_counter() - started
+        write_atomically(path, json.dumps(record, indent=1) + "\n")
+    except FlTaskarithError as error:
+        return f"{cell.data}, {cell.training}, seed {cell.seed}: {type(error).__name__}: {error}"
+    return ""
+
+
+def read_cell(one_shot: OneShot, cell: Cell, folder: Path) -> Record | None:
+    """What `run_cell` found for this cell under these settings and at least these methods; None if it was not run."""
+    try:
+        record: Record = json.loads(_cell_path(one_shot, cell, folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if set(one_shot.methods) <= record.get("methods", {}).keys() else None
+
+
+def _cell_path(one_shot: OneShot, cell: Cell, folder: Path) -> Path:
+    words = re.sub(r"[^a-z0-9.]+", "-", f"{cell.data}-{cell.training}".lower()).strip("-.")
+    return folder / "cells" / f"{words}-s{cell.seed}-{one_shot.fingerprint(cell)}.json"
+
+
+def prepare(one_shot: OneShot, overlap: float, seed: int) -> tuple[Resident, list[Task]]:
+    """Model and preprocessing, of this process alone, and the tasks of a data level."""
+    config = one_shot.config(seed)
+    home = Resident(config)  # not the shared one: heads of the tasks are put into its model
+    if one_shot.family != "folders":
+        return home, make_tasks(home.data, one_shot.family, one_shot.number, overlap, seed)
+    if overlap:
+        raise ConfigError("Data sets in folders of their own have nothing in common: set overlap = 0.")
+    folders = [resolve(folder, "folders") for folder in one_shot.folders]
+    return home, folder_tasks(folders, config.input_size, home.device, seed)
+
+
+def run_cell(one_shot: OneShot, cell: Cell) -> Record:
+    """Fine-tune a model per task, merge them by every method at its best hyper-parameters, and score on test.
+
+    Raises:
+        FlTaskarithError: with the cause.
+    """
+    home, tasks = prepare(one_shot, cell.overlap, cell.seed)
+    heads = solve_heads(home, tasks, one_shot.shared_head)
+    plans = plan_training(home.config, len(tasks), cell.spread, cell.seed)
+    tuned = [fine_tune(home, task, head, plan, cell.seed, index)
+             for index, (task, head, plan) in enumerate(zip(tasks, heads, plans, strict=True))]  # fmt: skip
+    vectors = [each.task_vector for each in tuned]
+
+    def score(split: str, weights: dict[str, torch.Tensor]) -> list[TaskScore]:
+        return score_tasks(home, weights, _split(tasks, split), heads)
+
+    def alone(split: str) -> list[TaskScore]:
+        models = [scaled_weights(home.pretrained, vector, 1.0) for vector in vectors]
+        return [score_tasks(home, model, [getattr(task, split)], [head])[0]
+                for model, task, head in zip(models, tasks, heads, strict=True)]  # fmt: skip
+
+    own = {split: alone(split) for split in ("validation", "test")}
+    if unusable := [task.name for task, found in zip(tasks, own["validation"], strict=True) if not found.accuracy]:
+        raise ConfigError(f"The fine-tuned models of {', '.join(unusable)} get nothing right: lower learning-rate.")
+    merges = {}
+    for method in one_shot.methods:
+        merged = search_merge(
+            method, vectors, home.pretrained, lambda weights: score("validation", dict(weights)), own["validation"],
+            [each.step_coefficient_sum for each in tuned], cell.seed,
+        )  # fmt: skip
+        test = score("test", scaled_weights(home.pretrained, merged.direction, merged.scale))
+        merges[method] = {
+            "value": merged.value,
+            "scale": merged.scale,
+            "edge": merged.edge,
+            "val_normalised": merged.normalised,
+            "test_normalised": normalised_accuracy(test, own["test"]),
+            "test_accuracy": fmean(each.accuracy for each in test),
+            "test_by_task": [each.accuracy for each in test],
+        }
+    return {
+        "tasks": [_task_record(*each) for each in zip(tasks, plans, tuned, own["test"], strict=True)],
+        "pretrained_test_accuracy": fmean(each.accuracy for each in score("test", {})),
+        "own_test_accuracy": fmean(each.accuracy for each in own["test"]),
+        "mean_cosine": mean_cosine(vectors),
+        "methods": merges,
+    }
+
+
+def mean_cosine(vectors: Sequence[dict[str, torch.Tensor]]) -> float:
+    """Mean cosine between the task vectors of two tasks: how far they agree."""
+    flat = torch.stack([torch.cat([value.flatten() for value in vector.values()]).double() for vector in vectors])
+    unit = torch.nn.functional.normalize(flat, dim=1)
+    products = unit @ unit.T
+    pairs = len(flat) * (len(flat) - 1)
+    return float((products.sum() - products.diagonal().sum()) / pairs)
+
+
+def _split(tasks: Sequence[Task], split: str) -> list[ImageSet]:
+    return [getattr(task, split) for task in tasks]
+
+
+def _task_record(task: Task, plan: Training, tuned: FineTuned, own: TaskScore) -> Record:
+    return {
+        "name": task.name,
+        "train_examples": len(task.train),
+        "validation_examples": len(task.validation),
+        "test_examples": len(task.test),
+        "local_steps": plan.local_steps,
+        "learning_rate": plan.learning_rate,
+        "batch_size": plan.batch_size,
+        "step_coefficient_sum": tuned.step_coefficient_sum,
+        "task_vector_norm": task_vector_norm(tuned.task_vector),
+        "own_test_accuracy": own.accuracy,
+    }

@@ -1,0 +1,163 @@
+"""Fine-tuning one model per task from the same θ₀ under a fixed head, with a knob for unequal training."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fl_taskarith.config import Config
+from fl_taskarith.data.datasets import ImageSet
+from fl_taskarith.errors import Divergence
+from fl_taskarith.models.backbone import HEAD_PARAMETERS
+from fl_taskarith.models.heads import LinearHead, RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
+from fl_taskarith.one_shot.tasks import Task
+from fl_taskarith.optim import sgdm, step_coefficient_sum
+from fl_taskarith.resident import Resident
+from fl_taskarith.seeding import random_generator
+from fl_taskarith.training import set_trained, train_locally
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Training heterogeneity: the largest over the smallest value among the tasks; 1 = the same for all."""
+
+    steps: float = 1.0
+    learning_rate: float = 1.0
+    batch_size: float = 1.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one task's model is fine-tuned."""
+
+    local_steps: int
+    learning_rate: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A task's model as its task vector, and ‖a‖₁, the number of plain SGD steps that its training amounts to."""
+
+    task_vector: Weights
+    step_coefficient_sum: float
+
+
+def plan_training(config: Config, number: int, spread: Spread, seed: int) -> list[Training]:
+    """A training for each of T tasks: values in geometric progression, dealt to the tasks at random.
+
+    The sum of steps stays T · local-steps, whatever the spread, so that total work does not change with it (but for
+    rounding); the geometric mean of learning rates and of batch sizes stays as set.
+    """
+
+    def factors(ratio: float, purpose: str) -> Sequence[float]:
+        exponents = torch.linspace(-0.5, 0.5, number, dtype=torch.float64)
+        order = random_generator(seed, f"training spread {purpose}").permutation(number)
+        values: list[float] = (ratio**exponents)[torch.from_numpy(order)].tolist()
+        return values
+
+    steps = factors(spread.steps, "steps")
+    return [
+        Training(
+            max(1, round(config.local_steps * number * step / sum(steps))),
+            config.learning_rate * rate,
+            max(1, round(config.batch_size * batch)),
+        )
+        for step, rate, batch in zip(
+            steps, factors(spread.learning_rate, "rate"), factors(spread.batch_size, "batch"), strict=True
+        )
+    ]
+
+
+def solve_heads(home: Resident, tasks: Sequence[Task], shared: bool) -> list[LinearHead]:
+    """The ridge head of every task on the features of θ₀, its penalty and logit scale chosen on validation, float32.
+
+    With `shared` the head of all tasks' data together, the same for each: their labels must mean the same.
+    """
+    home.load(home.pretrained)
+    statistics, features = [], []
+    for task in tasks:
+        statistics.append(RidgeStatistics.of(home.features(task.train), task.train.labels, len(task.classes)))
+        features.append(home.features(task.validation))
+    labels = [task.validation.labels for task in tasks]
+    if not shared:
+        return [_solve(*each) for each in zip(statistics, features, labels, strict=True)]
+    total = statistics[0]
+    for each in statistics[1:]:
+        total = total + each
+    return [_solve(total, torch.cat(features), torch.cat(labels))] * len(tasks)
+
+
+def _solve(statistics: RidgeStatistics, features: Tensor, labels: Tensor) -> LinearHead:
+    solver = RidgeSolver(statistics)
+    head = solver.solve(choose_ridge_lambda(solver, features, labels))
+    head = head.scaled(fit_logit_scale(head.scores(features), labels))
+    return LinearHead(head.weight.float(), head.bias.float())
+
+
+def fine_tune(home: Resident, task: Task, head: LinearHead, training: Training, seed: int, index: int) -> FineTuned:
+    """Train the backbone on a task from θ₀, at a constant learning rate, the head frozen.
+
+    Raises:
+        Divergence: the loss, or a weight, is not finite.
+    """
+    config = home.config
+    home.load(home.pretrained)
+    home.model.head = _linear(head)
+    names = backbone_names(home)
+    parameters = set_trained(home.model, names)
+    loss = train_locally(
+        home.network,
+        task.train,
+        torch.arange(len(task.train), device=home.device),
+        sgdm(zip(names, parameters, strict=True), config, training.learning_rate),
+        home.preprocessing,
+        local_steps=training.local_steps,
+        batch_size=training.batch_size,
+        precision=config.precision,
+        generator=random_generator(seed, "fine-tuning", 0, index),
+    )
+    task_vector = {name: parameter.detach() - home.pretrained[name]
+                   for name, parameter in zip(names, parameters, strict=True)}  # fmt: skip
+    if not all(bool(value.isfinite().all()) for value in (*task_vector.values(), torch.tensor(loss))):
+        raise Divergence(f'Fine-tuning on "{task.name}" diverged at learning-rate {training.learning_rate:g}.')
+    return FineTuned(task_vector, step_coefficient_sum(config, training.local_steps, training.learning_rate))
+
+
+def backbone_names(home: Resident) -> list[str]:
+    """Names of the parameters that are fine-tuned and merged."""
+    return [name for name in home.trained_names(home.config.num_rounds) if name not in HEAD_PARAMETERS]
+
+
+def _linear(head: LinearHead) -> nn.Linear:
+    layer = nn.Linear(head.weight.shape[1], head.weight.shape[0], device=head.weight.device)
+    with torch.no_grad():
+        layer.weight.copy_(head.weight)
+        layer.bias.copy_(head.bias)
+    return layer.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Accuracy in [0, 1] and mean cross-entropy of one task on one split."""
+
+    accuracy: float
+    loss: float
+
+
+def score_tasks(
+    home: Resident, weights: Mapping[str, Tensor], splits: Sequence[ImageSet], heads: Sequence[LinearHead]
+) -> list[TaskScore]:
+    """The backbone `weights` (θ₀ where they lack a tensor) under every task's own head, on a split of each task."""
+    home.load(home.pretrained | dict(weights))
+    together = ImageSet(torch.cat([each.images for each in splits]), torch.cat([each.labels for each in splits]))
+    parts = home.features(together).split([len(each) for each in splits])
+    scores = []
+    for features, examples, head in zip(parts, splits, heads, strict=True):
+        logits = head.scores(features)
+        accuracy = (logits.argmax(1) == examples.labels).double().mean().item()
+        scores.append(TaskScore(accuracy, nn.functional.cross_entropy(logits, examples.labels).item()))
+    return scores

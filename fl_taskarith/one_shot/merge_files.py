@@ -1,0 +1,135 @@
+"""Merge model files into one, at given hyper-parameters: what `fl-taskarith merge` does without a search."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fl_taskarith.errors import CheckpointError, ConfigError, WeightsError
+from fl_taskarith.files import write_atomically
+from fl_taskarith.merging.one_shot import MERGE_RULES, merge_direction, scaled_weights
+from fl_taskarith.one_shot.checkpoints import ModelFile, TaskVector, merged_names, require_finite
+
+WITHOUT_BASE = ("average", "median")  # moving all models by the same moves these by it too: θ₀ cancels
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """How to merge.
+
+    method: a name in MERGE_RULES. value: of the rule's hyper-parameter, None if it has none. scale: λ, None for the one
+    at which equal models merge into themselves. steps: local steps of each model, for FedNova. seed: for DARE.
+    """
+
+    method: str
+    value: float | None = None
+    scale: float | None = None
+    steps: Sequence[float] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class MergeSources:
+    """The files to merge, checked against each other.
+
+    base: θ₀, or in its absence the first model, which then gives names and types. vectors: a task vector per model,
+    read tensor by tensor. left: names of tensors that stay as in `base`.
+    """
+
+    base: ModelFile
+    has_base: bool
+    vectors: list[TaskVector]
+    left: list[str]
+
+
+def open_sources(base: Path | None, models: Sequence[Path], are_task_vectors: bool) -> MergeSources:
+    """Open the files of θ₀ and of the models, or of their task vectors.
+
+    Raises:
+        WeightsError: a file cannot be read, or the models are not of one architecture.
+        ConfigError: task vectors without a base.
+    """
+    if are_task_vectors and base is None:
+        raise ConfigError("Task vectors are added to a model: give it with --base.")
+    files = [ModelFile(path) for path in models]
+    start = ModelFile(base) if base is not None else files[0]
+    if are_task_vectors:  # they may hold the trained tensors only
+        names = [name for name in start if all(name in file for file in files)]
+        if unknown := sorted({name for file in files for name in file} - set(names)):
+            raise WeightsError(f"Not in every task vector and the base: {', '.join(unknown[:10])} ({len(unknown)}).")
+        left = [name for name in start if name not in names]
+    else:
+        names, left = merged_names(start, files)
+    minuend = start if base is not None and not are_task_vectors else None
+    return MergeSources(start, base is not None, [TaskVector(file, minuend, names) for file in files], left)
+
+
+def merge(sources: MergeSources, settings: MergeSettings) -> dict[str, Tensor]:
+    """The merged tensors θ₀ + λ · direction, in the types of the base, without those that stay as they are.
+
+    Raises:
+        ConfigError: the hyper-parameter is missing, superfluous or out of range; or the method needs a base.
+        WeightsError: an entry is not finite.
+    """
+    _check(sources, settings)
+    rule, vectors = MERGE_RULES[settings.method], sources.vectors
+    scale = rule.default_scale(len(vectors)) if settings.scale is None else settings.scale
+    try:
+        direction = merge_direction(settings.method, vectors, settings.value, settings.steps, settings.seed)
+    except ValueError as error:
+        raise ConfigError(f"{settings.method}: {error}.") from error
+    require_finite(direction, "The merged task vector")
+    if not sources.has_base:
+        return {name: value.to(sources.base[name].dtype) for name, value in direction.items()}
+    merged = {}
+    for name in sources.vectors[0]:
+        merged |= scaled_weights(sources.base, {name: direction.pop(name)}, scale)
+    return merged
+
+
+def write_merged(sources: MergeSources, merged: dict[str, Tensor], facts: dict[str, object], output: Path) -> None:
+    """Write `merged`, and what stays as in the base, with the base's metadata and `facts` about the merging.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    tensors = {name: merged[name] if name in merged else sources.base[name] for name in sources.base}
+    metadata = {"format": "pt"} | sources.base.metadata | {"merging": json.dumps(facts)}
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"Cannot make the folder {output.parent}: {error.strerror}.") from error
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
+    write_atomically(output, safetensors.torch.save(contiguous, metadata))
+
+
+def describe_sources(sources: MergeSources) -> str:
+    """One line on what is merged and what is not."""
+    shapes = (sources.base.shape(name) or () for name in sources.vectors[0])
+    entries = sum(int(torch.Size(shape).numel()) for shape in shapes)
+    left = f"; as in {sources.base.path}: {', '.join(sources.left[:8])}" if sources.left else ""
+    more = f" and {len(sources.left) - 8} more" if len(sources.left) > 8 else ""
+    tensors = len(sources.vectors[0])
+    return f"{len(sources.vectors)} models, {tensors} tensors of {entries:,} entries are merged{left}{more}"
+
+
+def _check(sources: MergeSources, settings: MergeSettings) -> None:
+    rule, method = MERGE_RULES[settings.method], settings.method
+    if not sources.has_base and (method not in WITHOUT_BASE or settings.scale not in (None, 1.0)):
+        raise ConfigError(
+            f'The method "{method}" needs the model that all were fine-tuned from: give it with --base. Without one: '
+            + ", ".join(WITHOUT_BASE) + ", at scale 1."
+        )  # fmt: skip
+    if rule.parameter and settings.value is None:
+        raise ConfigError(f'The method "{method}" has a hyper-parameter: give --{rule.parameter}, or --search.')
+    if not rule.scaled and settings.scale not in (None, 1.0):
+        raise ConfigError(f'The method "{method}" has no scale: leave --scale out, or use task-arithmetic.')
+    if method == "fednova" and len(settings.steps) != len(sources.vectors):
+        raise ConfigError(
+            f'The method "fednova" needs the local steps of each of {len(sources.vectors)} models: give --steps, a '
+            "number per model in their order."
+        )

@@ -1,0 +1,91 @@
+"""Byzantine-robust iterative federated clustering (Tao, Yang, Kulkarni, arXiv 2306.00638).
+
+IFCA (Ghosh et al., NeurIPS 2020) with a robust rule in place of the mean; `cluster-rule = "mean"` is IFCA itself.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fl_taskarith.client_groups import byzantine_clients
+from fl_taskarith.config import Config
+from fl_taskarith.config_clusters import REGRESSION
+from fl_taskarith.engine.cohorts import Heard, cohort_messages
+from fl_taskarith.engine.grid import PartitionGrid, settings_record
+from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
+from fl_taskarith.errors import Divergence
+from fl_taskarith.merging.aggregate import apply_task_vector, task_vector_norm
+from fl_taskarith.merging.attacks import corrupted
+from fl_taskarith.merging.rules import aggregate_by
+from fl_taskarith.strategies.fedavg import FedAvg, Traffic
+
+
+class BRIFCA(FedAvg):
+    """θ_k ← θ_k + η_s · rule{τ_j : client j picked cluster k}; a cluster that nobody picked stays.
+
+    The global tensors hold the K cluster models along their first dimension; a client picks the one of least loss on
+    its own data and sends the cluster and its task vector. A robust rule needs all of them at once, so all are held.
+    """
+
+    def __init__(self, config: Config, device: torch.device, learning_rate: Callable[[int], float]) -> None:
+        super().__init__(config, device, learning_rate)
+        self.byzantine = byzantine_clients(config)
+
+    def configure_train(  # type: ignore[override]
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
+    ) -> Iterable[Message]:
+        """All K models to every sampled client, or to cohorts of `clients-at-once` of them."""
+        self._weights = to_tensors(arrays, self.device)
+        chosen = self.sample(server_round, grid)
+        self.traffic = Traffic(downlink=len(chosen) * payload_bytes(arrays))
+        settings = settings_record(self.config, self.round_settings(server_round, chosen[0]))
+        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
+        kind = "train.cluster_step" if self.config.dataset == REGRESSION else "train.cluster"
+        return cohort_messages(content, chosen, self.config.clients_at_once, kind)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The new models, each from the replies of the clients that picked it.
+
+        Raises:
+            Divergence: a client's loss, or an aggregate, is NaN or infinite.
+        """
+        heard, sent, weights = Heard(), [], []
+        for reply in replies:
+            arrays = reply.content.array_records[self.arrayrecord_key]
+            metrics = reply.content.metric_records["metrics"]
+            members = heard.add(metrics)
+            tensors = to_tensors(arrays, self.device)
+            one = to_record({name: value[:1] for name, value in tensors.items()})
+            self.traffic.uplink += members * payload_bytes(one)  # the same for a cohort as for its members
+            sent += [{name: value[place].clone() for name, value in tensors.items()} for place in range(members)]
+            weights += [metric(metrics, "num-examples")] * members
+        if not sent:
+            return None, None
+        update = self._per_cluster(heard, sent, weights)
+        norm = task_vector_norm(update)
+        if not torch.isfinite(torch.tensor(norm)):
+            raise Divergence(f"Round {server_round}: an aggregated task vector is not finite. Lower learning-rate.")
+        mean_norm = sum(task_vector_norm(task_vector) for task_vector in sent) / len(sent)
+        metrics = heard.metrics(mean_norm, self.config.server_lr * norm, self.traffic.downlink, self.traffic.uplink)
+        return to_record(apply_task_vector(self._weights, update, self.config.server_lr)), metrics
+
+    def _per_cluster(self, heard: Heard, sent: list[dict[str, Tensor]], weights: list[float]) -> dict[str, Tensor]:
+        """The aggregate of every cluster, stacked along the first dimension; zero where nobody reported."""
+        config = self.config
+        update = {name: torch.zeros_like(value) for name, value in self._weights.items()}
+        for cluster in range(config.num_clusters):
+            members = [place for place, picked in enumerate(heard.clusters) if picked == cluster]
+            if not members:
+                continue
+            byzantine = [bool(self.byzantine[heard.partitions[place]]) for place in members]
+            reports = corrupted([sent[place] for place in members], byzantine, config.attack, config.attack_scale)
+            aggregate = aggregate_by(
+                config.cluster_rule, reports, [weights[place] for place in members], config.trimmed_share
+            )
+            for name, value in aggregate.items():
+                update[name][cluster] = value
+        return update

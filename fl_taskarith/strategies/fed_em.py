@@ -1,0 +1,69 @@
+"""Federated EM for a mixture of linear regressions (Tao, Chandak, Kulkarni, arXiv 2408.05819)."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fl_taskarith.engine.cohorts import Heard, cohort_messages
+from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
+from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
+from fl_taskarith.mixtures.expectation_maximisation import Statistics, largest_move, maximisation
+from fl_taskarith.strategies.fedavg import FedAvg, Traffic
+
+
+class FedEM(FedAvg):
+    """Clients send {w_jk X_jᵀX_j, w_jk X_jᵀy_j}_k; the server adds them up and solves for every θ_k.
+
+    Under partial participation the M-step is over the sampled clients. Rounds end when no θ_k moves by more than
+    `tolerance`.
+    """
+
+    _move = math.inf
+
+    def configure_train(  # type: ignore[override]
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
+    ) -> Iterable[Message]:
+        """θ to every sampled client, or to cohorts of `clients-at-once` of them."""
+        self._weights = to_tensors(arrays, self.device)
+        chosen = self.sample(server_round, grid)
+        self.traffic = Traffic(downlink=len(chosen) * payload_bytes(arrays))
+        settings = settings_record(self.config, RoundSettings(server_round, self.learning_rate(server_round)))
+        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
+        return cohort_messages(content, chosen, self.config.clients_at_once, "train.expectation")
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The M-step. Sums are added in the order of the clients."""
+        theta = self._weights["theta"]
+        total: Statistics | None = None
+        heard = Heard()
+        for reply in replies:
+            arrays = reply.content.array_records[self.arrayrecord_key]
+            members = heard.add(reply.content.metric_records["metrics"])
+            self.traffic.uplink += members * payload_bytes(arrays)  # each sends as much as all of them added up
+            sums = Statistics(**to_tensors(arrays, self.device))
+            total = sums if total is None else total + sums
+        if total is None:
+            return None, None
+        after = maximisation(total, theta)
+        self._move = largest_move(after, theta)
+        moved = float((after - theta).norm())
+        metrics = heard.metrics(math.nan, moved, self.traffic.downlink, self.traffic.uplink)
+        return to_record({"theta": after}), metrics
+
+    @property
+    def converged(self) -> bool:
+        """Whether the last M-step passed the convergence test."""
+        return self._move <= self.config.tolerance
+
+    def state(self) -> dict[str, Tensor]:
+        """How far the last M-step went."""
+        return {"move": torch.tensor(self._move, dtype=torch.float64)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Of a checkpoint."""
+        self._move = float(state["move"])

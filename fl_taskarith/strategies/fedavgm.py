@@ -1,0 +1,19 @@
+"""FedAvgM (Hsu et al. 2019): FedAvg with momentum on the server."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from fl_taskarith.merging.server_optimizer import momentum_step
+from fl_taskarith.strategies.fedavg import FedAvg, Reply
+
+
+class FedAvgM(FedAvg):
+    """v ← βv + Δ, θ ← θ + η_s v, with Δ as FedAvg's and β = `server-momentum`; what Flower's FedAvgM computes too."""
+
+    def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
+        """The velocity."""
+        delta = super().aggregate(weights, replies)
+        velocity = momentum_step(delta, self.recalled("velocity", delta), self.config.server_momentum)
+        self.keep("velocity", velocity)
+        return velocity

@@ -1,0 +1,39 @@
+"""FedBN (Li et al., ICLR 2021): FedAvg of all but the normalisation parameters, which stay with each client."""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+
+from fl_taskarith.engine.grid import PartitionGrid, settings_record
+from fl_taskarith.errors import ConfigError
+from fl_taskarith.strategies.fedavg import FedAvg
+
+
+class FedBN(FedAvg):
+    """Sends all that is trained but the `personal-parameters`: of a vision transformer its LayerNorm and LayerScale.
+
+    What a client trains and is not sent, it keeps in its own file. There is no single model then: the global one, whose
+    personal parameters stay as pretrained, is in rounds.csv, and every client's own is evaluated at the end.
+    """
+
+    def message_arrays(self, arrays: ArrayRecord) -> dict[str, ArrayRecord]:
+        """The shared tensors alone."""
+        patterns = [pattern.strip() for pattern in self.config.personal_parameters.split(",")]
+        shared = ArrayRecord()
+        for name, array in arrays.items():
+            if not any(fnmatchcase(name, pattern) for pattern in patterns):
+                shared[name] = array
+        if not shared:
+            raise ConfigError(f'personal-parameters = "{self.config.personal_parameters}" leaves nothing to share.')
+        return {self.arrayrecord_key: shared}
+
+    def configure_evaluate(  # type: ignore[override]
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
+    ) -> Iterable[Message]:
+        """A message to every client, for the accuracy of its own model."""
+        records = self.message_arrays(arrays)
+        for partition in grid.get_node_ids():
+            settings = self.round_settings(server_round, partition)
+            content = RecordDict({**records, self.configrecord_key: settings_record(self.config, settings)})
+            yield Message(content, partition, MessageType.EVALUATE)

@@ -1,0 +1,7 @@
+"""FedProx (Li et al., MLSys 2020): FedAvg over clients that stay near the global model."""
+
+from fl_taskarith.strategies.fedavg import FedAvg
+
+
+class FedProx(FedAvg):
+    """Aggregates as FedAvg does. Its term (μ/2)‖θ − θ_t‖² is the clients': they add it where `proximal-mu` is set."""

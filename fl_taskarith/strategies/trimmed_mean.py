@@ -1,0 +1,17 @@
+"""The coordinate-wise trimmed mean of the task vectors (Yin et al., ICML 2018)."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from fl_taskarith.merging.robust import trimmed_mean
+from fl_taskarith.strategies.fedavg import FedAvg, Reply, held
+
+
+class TrimmedMean(FedAvg):
+    """Drops the ⌊βn⌋ smallest and largest of n values per entry, β = `trimmed-share`; every client counts alike."""
+
+    def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
+        """The trimmed mean of every entry."""
+        vectors = held(replies)
+        return trimmed_mean(vectors, self.config.trimmed_share) if vectors else {}

@@ -1,0 +1,52 @@
+"""One run of a study, from whatever its folder holds to its end or the deadline, and a line about it."""
+
+import contextlib
+import json
+import shutil
+import traceback
+
+from fl_taskarith import simulation
+from fl_taskarith.config import Config
+from fl_taskarith.errors import BudgetSpent, Divergence, FlTaskarithError
+from fl_taskarith.files import write_atomically
+from fl_taskarith.study.definition import Arm
+from fl_taskarith.study.results import FAILURE, Outcome, State, inspect, run_folder
+
+
+def run_once(run: Config, deadline: float | None) -> Outcome:
+    """Do or continue `run`; at `deadline` (of time.time) it stops with a checkpoint. Its log.txt has what it prints."""
+    folder = run_folder(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FAILURE).unlink(missing_ok=True)
+    try:
+        with (
+            open(folder / "log.txt", "a", encoding="utf-8") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            simulation.simulate(run, deadline=deadline)
+    except BudgetSpent:
+        pass
+    except Exception as error:  # of ours or of the machine (out of memory): the other runs go on
+        diverged = isinstance(error, Divergence)
+        failure = {"diverged": diverged, "cause": str(error) if diverged else f"{type(error).__name__}: {error}"}
+        if not isinstance(error, FlTaskarithError):
+            failure["traceback"] = traceback.format_exc()
+        write_atomically(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
+    after = inspect(run)
+    if after.state in (State.DONE, State.DIVERGED):
+        for leftover in ("checkpoints", "client-states"):  # of many runs they would fill a disk; nothing needs them now
+            shutil.rmtree(folder / leftover, ignore_errors=True)
+    return after
+
+
+def describe_run(arm: Arm, run: Config, outcome: Outcome, *, reported: bool) -> str:
+    """One line; test accuracy only of runs that are reported, since the search is not to see it."""
+    words = [arm.title, f"rate {run.learning_rate:g}", f"seed {run.seed}", f"rounds {run.num_rounds}"]
+    if outcome.state is not State.DONE:
+        return " | ".join([*words, f"{outcome.state}: {outcome.cause}" if outcome.cause else str(outcome.state)])
+    measured = {"val": "val_accuracy"} | ({"test": "test_accuracy"} if reported else {})
+    for name, column in measured.items():
+        if (value := outcome.rows[-1].get(column)) is not None:
+            words.append(f"{name} {100 * value:.2f} %")
+    return " | ".join([*words, f"{outcome.seconds:.1f} s"])

@@ -1,0 +1,79 @@
+"""What a study's folder keeps beside its tables: every arm's settings, and every run's course. A report reads them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fl_taskarith.config import OPERATIONAL_KEYS
+from fl_taskarith.config_rule import Scalar
+from fl_taskarith.study.comparison import ArmResults
+from fl_taskarith.study.definition import Study
+
+CHOSEN_KEYS = {"seed", "shard-seed", "learning-rate"}  # of a single run: runs.csv has them
+
+
+def settings_record(study: Study, arms: Sequence[ArmResults]) -> str:
+    """settings.json: seeds, search, machines, and every arm's settings in full, defaults included; no path in it."""
+    runs = [outcome.record for arm in arms for outcome in arm.outcomes.values() if outcome.record]
+    search = study.search
+    record = {
+        "title": study.title,
+        "seeds": list(study.seeds),
+        "search": None
+        if search is None
+        else {
+            "rates": list(search.rates),
+            "rounds": list(search.rounds),
+            "keep": search.keep,
+            "seed": search.seed,
+        },
+        "machines": list(dict.fromkeys(machine(run) for run in runs)),
+        "arms": [
+            {"group": each.arm.group, "arm": each.arm.label, "settings": _portable(each.settings)} for each in arms
+        ],
+    }
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+
+
+def curve_records(arms: Sequence[ArmResults]) -> list[dict[str, object]]:
+    """Lines of curves.csv: every evaluated round of every final run; megabytes (10⁶) are summed since round 0."""
+    lines = []
+    for each in arms:
+        for seed, outcome in each.outcomes.items():
+            sent = 0.0
+            for row in outcome.rows:
+                sent += (row.get("uplink_bytes") or 0) / 1e6
+                accuracies = {split: row.get(f"{split}_accuracy") for split in ("val", "test")}
+                if all(value is None for value in accuracies.values()):
+                    continue
+                percents = {f"{split}_percent": None if value is None else 100 * value
+                            for split, value in accuracies.items()}  # fmt: skip
+                lines.append(
+                    {
+                        "group": each.arm.group,
+                        "arm": each.arm.label,
+                        "seed": seed,
+                        "round": row["round"],
+                        "uplink_megabytes": sent,
+                        "train_loss": row.get("train_loss"),
+                        "val_loss": row.get("val_loss"),
+                        "test_loss": row.get("test_loss"),
+                    }
+                    | percents
+                )
+    return lines
+
+
+def machine(record: Mapping[str, Any]) -> str:
+    """Processor or GPU and threads, from a run.json."""
+    described = record.get("machine")
+    processor = described.get("processor") if isinstance(described, dict) else None
+    device = record.get("device", "unknown device")
+    where = str(processor or "unknown processor") if device == "cpu" else f"{device} ({processor})"
+    return f"{where}, {record.get('threads', '?')} CPU threads per run"
+
+
+def _portable(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    kept = {key: value for key, value in settings.items() if key not in OPERATIONAL_KEYS and key not in CHOSEN_KEYS}
+    return kept | {key: Path(str(kept[key])).name for key in ("weights", "mask-file") if kept.get(key)}
