@@ -12,10 +12,11 @@ from fl_taskarith.config import OPERATIONAL_KEYS
 from fl_taskarith.config_rule import Scalar
 from fl_taskarith.report.labels import condition
 from fl_taskarith.report.results import Curve, MeasuredArm
+from fl_taskarith.study.definition import CHOSEN_KEYS
 from fl_taskarith.study.statistics import Paired, Summary, paired, summarise
 
 # Of a run, not of an arm; or without a say in what is compared.
-UNCOMPARED = OPERATIONAL_KEYS | {"seed", "shard-seed", "learning-rate", "evaluate-every", "threads", "device"}
+UNCOMPARED = OPERATIONAL_KEYS | CHOSEN_KEYS | {"evaluate-every", "threads", "device"}
 MASK_KEYS = frozenset(
     {"mask-rule", "density", "sensitivity-threshold", "calibration-rounds", "soft-zero", "mask-source", "mask-exclude"}
     | {"calibration-per-client", "fisher-labels", "fisher-score", "calibration-memory", "mask-file"}

@@ -147,7 +147,7 @@ def context(
         "seeds": sorted({seed for study in studies for seed in study.record.get("seeds", [])}),
         "machines": list(dict.fromkeys(name for study in studies for name in study.record.get("machines", []))),
         "runs": len(runs),
-        "hours": sum(seconds for *_, seconds in runs) / 3600,
+        "duration": _duration(sum(seconds for *_, seconds in runs)),
         "searches": list(dict.fromkeys(_search(study) for study in studies if study.record.get("search"))),
         "edges": [arm.label for arm in arms if arm.edge],
     }
@@ -228,6 +228,10 @@ def read_authors(path: Path) -> tuple[str, list[Author]]:
         if not table.get("name") or not table.get("id"):
             raise ConfigError(f"{path}: author {index} needs a name and an id.")
     return title, [Author(**table) for table in tables]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _search(study: StudyFolder) -> str:

@@ -42,17 +42,16 @@ class Figure:
 
 def figures_of(section: str, studies: Sequence[StudyFolder]) -> list[Figure]:
     """The figures of a section, from the study of its name."""
-    found: list[Figure] = []
-    for study in (study for study in studies if study.name == section):
-        drawn = sorted(study.folder.glob("*.pdf"))
-        for pattern, caption in WANTED.get(section, ()):
-            for path in drawn:
-                if fnmatch(path.name, f"{pattern}.pdf") and path not in [figure.source for figure in found]:
-                    found.append(
-                        Figure(Latex(_plain_name(f"{section}-{path.stem}")), path, caption, _width(path) > COLUMN)
-                    )
-                    break
-    return found[:LIMIT]
+    wanted = WANTED.get(section, ())
+    drawn = [path for study in studies if study.name == section for path in sorted(study.folder.glob("*.pdf"))]
+    found: dict[Path, tuple[int, int, str]] = {}
+    for order, (pattern, caption) in enumerate(wanted):
+        for place, path in enumerate(path for path in drawn if fnmatch(path.name, f"{pattern}.pdf")):
+            found.setdefault(path, (place, order, caption))  # one of each kind comes before a second of any
+    return [
+        Figure(Latex(_plain_name(f"{section}-{path.stem}")), path, caption, _width(path) > COLUMN)
+        for path, (_, _, caption) in sorted(found.items(), key=lambda item: item[1])[:LIMIT]
+    ]
 
 
 def _width(path: Path) -> float:

@@ -179,9 +179,9 @@ def _local_work(section: Section, arms: Arms) -> None:
         for each in more:
             name = join([words("local-steps", each), *([place] if (place := where(family, found)) else [])])
             pairs[name] = difference(family.members[each], family.members[least])
-    work = "the same" if all(map(_equal_work, found)) else "not the same"
+    work = "equal" if all(map(_equal_work, found)) else "unequal"
     section.paragraphs.append(
-        Latex("\\emph{More local steps}, with {} number of steps in all. {}").fill(
+        Latex("\\emph{More local steps per round}, at {} numbers of steps in all. {}").fill(
             work, against(words("local-steps", least), pairs)
         )
     )

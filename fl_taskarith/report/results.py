@@ -11,6 +11,7 @@ from fl_taskarith.config import OPERATIONAL_KEYS, Config, kebab, rules
 from fl_taskarith.config_rule import Scalar
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.report.labels import settings_in_label
+from fl_taskarith.study.definition import CHOSEN_KEYS
 
 BySeed = Mapping[int, float]
 Curve = tuple[tuple[int, float], ...]  # (round, percent), rising rounds
@@ -86,7 +87,8 @@ def read_study(folder: Path) -> StudyFolder:
     name = folder.resolve().name
     record = _read_settings(folder / "settings.json")
     # A setting that the version which ran the study did not have was at its default.
-    defaults = {key: value for key, value in Config().to_run_config().items() if key not in OPERATIONAL_KEYS}
+    own = OPERATIONAL_KEYS | CHOSEN_KEYS
+    defaults = {key: value for key, value in Config().to_run_config().items() if key not in own}
     known = {(arm["group"], arm["arm"]): defaults | arm["settings"] for arm in record.get("arms", [])}
     runs: dict[tuple[str, str], list[dict[str, str]]] = {}
     for line in _read_csv(folder / "runs.csv", RUN_COLUMNS):

@@ -8,9 +8,7 @@ from typing import Any
 from fl_taskarith.config import OPERATIONAL_KEYS
 from fl_taskarith.config_rule import Scalar
 from fl_taskarith.study.comparison import ArmResults
-from fl_taskarith.study.definition import Study
-
-CHOSEN_KEYS = {"seed", "shard-seed", "learning-rate"}  # of a single run: runs.csv has them
+from fl_taskarith.study.definition import CHOSEN_KEYS, Study
 
 
 def settings_record(study: Study, arms: Sequence[ArmResults]) -> str:
