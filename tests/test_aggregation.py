@@ -180,10 +180,11 @@ def test_clipping_may_start_from_the_last_result_and_choose_its_radius() -> None
     assert made("cclip").state() == {}, "from zero nothing is kept"
 
 
-COORDINATE_WISE = sorted(set(STRATEGIES) - {"cclip"})
+OF_IMAGES = sorted(set(STRATEGIES) - {"fed-em"})
+COORDINATE_WISE = sorted(set(OF_IMAGES) - {"cclip", "geometric-median", "krum"})
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_under_a_mask_a_strategy_does_what_it_does_to_masked_dense_vectors(name: str) -> None:
     """Sparse = dense ⊙ mask, in every entry that is updated; in the others nothing moves."""
     generator = torch.Generator().manual_seed(5)
@@ -205,7 +206,7 @@ def test_under_a_mask_a_strategy_does_what_it_does_to_masked_dense_vectors(name:
             assert close(mask.gather(whole), alone.aggregate(mask.gather(WEIGHTS), entries))
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_without_replies_there_is_no_update_and_replies_are_not_kept(name: str) -> None:
     assert made(name).aggregate({}, iter([])) == {}
     buffer = {label: value.clone() for label, value in WEIGHTS.items()}
@@ -221,7 +222,7 @@ def test_without_replies_there_is_no_update_and_replies_are_not_kept(name: str) 
     assert all(torch.equal(value, expected[label]) for label, value in found.items())
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_what_a_strategy_keeps_survives_a_checkpoint(name: str) -> None:
     def rounds(strategy: FedAvg, seeds: range) -> Vector:
         for seed in seeds:

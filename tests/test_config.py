@@ -13,7 +13,7 @@ from fl_taskarith.config import Config, from_mapping, load, parse_overrides
 from fl_taskarith.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
-CONF_FILES = sorted(path for path in ROOT.glob("conf/**/*.toml") if "study" not in path.parts)
+CONF_FILES = sorted(path for path in ROOT.glob("conf/**/*.toml") if not {"study", "one-shot"} & set(path.parts))
 
 
 def pyproject_settings() -> dict[str, object]:
