@@ -270,6 +270,7 @@ OPERATIONAL_KEYS = frozenset(
     | {"engine", "checkpoint-every", "save-model", "draw-curves", "tensorboard", "wandb"}
 )
 IDENTITY_KEYS = frozenset(rules()) - OPERATIONAL_KEYS
+CHOSEN_KEYS = frozenset({"seed", "shard-seed", "learning-rate"})  # of a single run, not of an arm of a study
 _DEFAULTS = {kebab(field.name): field.default for field in dataclasses.fields(Config)}
 
 

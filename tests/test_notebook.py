@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 from fl_taskarith.logbook import read_rounds
 
 NOTEBOOK = Path(__file__).parent.parent / "results" / "colab.ipynb"
-ROUNDS = 40  # enough that the cut comes before the end
+ROUNDS = 20  # enough that the cut comes before the end
 
 
 def read_notebook() -> nbformat.NotebookNode:

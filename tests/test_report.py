@@ -19,6 +19,7 @@ from fl_taskarith.errors import CheckpointError, ConfigError, ReportError
 from fl_taskarith.paths import shipped_file
 from fl_taskarith.report.document import PAGES, read_authors, write_report
 from fl_taskarith.report.typeset import find_tex, typeset
+from fl_taskarith.study.study_file import load_study
 
 TEX = find_tex()
 AUTHORS = '[[author]]\nname = "Ada Lovelace"\nid = "s_123"\naffiliation = "R&D"\n[[author]]\nname = "Ōno"\nid = "7"\n'
@@ -318,3 +319,18 @@ def test_what_tex_complains_of_is_quoted(whole: Path, tmp_path: Path) -> None:
 def test_writing_a_report_needs_no_torch() -> None:
     code = "import sys, fl_taskarith.report.document; sys.exit(any(name in sys.modules for name in ('torch', 'ray')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_shipped_studies_answer_every_question(tmp_path: Path) -> None:
+    files = sorted((Path(__file__).parent.parent / "conf" / "study" / "digits").glob("*.toml"))
+    for file in files:
+        write_study(tmp_path / file.stem, [(arm.title, arm.settings) for arm in load_study(file).arms])
+    tex = report(tmp_path, tmp_path / "report")
+    body = tex[tex.index(r"\section{Experiments}") :]
+    assert len(files) == len(STUDIES)
+    assert r"\notrun" not in body
+    schedules = ("exponential", "plateau", "weight decay 0.01")
+    cells = ("$N_c = 5$", "$J = 16$", "$d = 0.01$", "$R = 8$", "$K = 100$", "$C = 0.05$")
+    algorithms = ("FedNova", r"FedProx with $\mu = 0.1$", "equal $J$ under FedAvg", "dropout 0.2")
+    for asked in (*schedules, *cells, *algorithms):
+        assert asked in body, asked

@@ -11,6 +11,7 @@ from scipy import stats
 
 from fl_taskarith.report.comparisons import (
     Verdict,
+    distinct,
     enough_rounds,
     families,
     p_value,
@@ -18,7 +19,7 @@ from fl_taskarith.report.comparisons import (
     twin,
     verdict,
 )
-from fl_taskarith.report.labels import condition, heterogeneity, settings_in_label
+from fl_taskarith.report.labels import algorithm, condition, heterogeneity, setting, settings_in_label, words
 from fl_taskarith.report.latex import Latex, escape, interval, join, number, spread, tabular
 from fl_taskarith.report.results import MeasuredArm
 from fl_taskarith.report.wording import Status, against, claim, sentence
@@ -152,6 +153,20 @@ def test_conditions_are_ordered_by_heterogeneity() -> None:
     ordered = sorted(names, key=heterogeneity)
     assert ordered == ["centralized", "iid", "Nc = 10", "Nc = 5", "Nc = 1"]
     assert condition({}) == ""
+
+
+def test_settings_that_say_one_thing_together() -> None:
+    drawn = {"local-steps-min": 1, "local-steps-max": 7, "dropout": 0.2}
+    assert setting({"local-steps-max": 0}, "load") == "equal J"
+    assert setting(drawn, "load") == "J from 1 to 7, dropout 0.2"
+    assert words("load", "J from 1 to 7") == "$J$ from 1 to 7"
+    assert setting({}, "load") == ""
+    prox = {"strategy": "fedprox", "proximal-mu": 0.1}
+    assert words("algorithm", algorithm(prox)) == r"FedProx with $\mu = 0.1$"
+    arms = [arm({seed: 1.0 for seed in range(3)}, strategy=name, proximal_mu=mu)
+            for name, mu in (("fedavg", 0.0), ("fedprox", 0.1), ("fedprox", 1.0))]  # fmt: skip
+    assert len(families(arms, "algorithm")[0].members) == 3
+    assert len(distinct([*arms, arms[0]])) == 3
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,10 @@ from statistics import fmean
 
 from scipy.stats import t as student
 
-from fl_taskarith.config import OPERATIONAL_KEYS
+from fl_taskarith.config import CHOSEN_KEYS, OPERATIONAL_KEYS
 from fl_taskarith.config_rule import Scalar
-from fl_taskarith.report.labels import condition
+from fl_taskarith.report.labels import condition, setting
 from fl_taskarith.report.results import Curve, MeasuredArm
-from fl_taskarith.study.definition import CHOSEN_KEYS
 from fl_taskarith.study.statistics import Paired, Summary, paired, summarise
 
 # Of a run, not of an arm; or without a say in what is compared.
@@ -21,7 +20,14 @@ MASK_KEYS = frozenset(
     {"mask-rule", "density", "sensitivity-threshold", "calibration-rounds", "soft-zero", "mask-source", "mask-exclude"}
     | {"calibration-per-client", "fisher-labels", "fisher-score", "calibration-memory", "mask-file"}
 )
-CONDITION_KEYS = frozenset({"sharding", "classes-per-client", "dirichlet-alpha"})
+VIRTUAL = {  # settings that say one thing together
+    "condition": frozenset({"sharding", "classes-per-client", "dirichlet-alpha"}),
+    "load": frozenset({"local-steps-min", "local-steps-max", "dropout"}),
+    "algorithm": frozenset(
+        {"strategy", "server-lr", "server-momentum", "server-beta1", "server-beta2", "server-tau", "proximal-mu"}
+        | {"gma-threshold", "trimmed-share", "clipping-radius", "clipping-iterations", "clipping-start"}
+    ),
+}
 WORK_KEYS = frozenset({"num-rounds", "warmup-rounds"})  # go with local-steps, so that rounds × J stays the same
 NO_WIDTH = 1e-9  # points; below it the seeds' differences are the same number
 
@@ -54,12 +60,12 @@ def families(
 ) -> list[Family]:
     """Every family of at least two arms that differ in the setting `key` alone, or in `also` with it.
 
-    `key` may be "condition": iid, Nc = 1, ... for the settings that say how data are divided.
+    `key` may be one of VIRTUAL: what several settings say together, such as "condition": iid, Nc = 1, ...
     """
     found: dict[frozenset[tuple[str, Scalar]], dict[Scalar, MeasuredArm]] = {}
-    changing = {*(CONDITION_KEYS if key == "condition" else {key}), *also}
+    changing = {*VIRTUAL.get(key, {key}), *also}
     for arm in arms:
-        value = condition(arm.settings) if key == "condition" else arm.settings.get(key)
+        value = setting(arm.settings, key)
         if value is None or value == "":
             continue
         found.setdefault(frozenset(identity(arm, changing).items()), {}).setdefault(value, arm)
@@ -76,6 +82,14 @@ def identity(arm: MeasuredArm, without: Collection[str] = ()) -> dict[str, Scala
     if condition(arm.settings) in ("iid", "centralized"):
         left_out |= {"classes-per-client", "dirichlet-alpha"}
     return {key: value for key, value in arm.settings.items() if key not in left_out}
+
+
+def distinct(arms: Sequence[MeasuredArm]) -> list[MeasuredArm]:
+    """Without the arms that stand in a second table: those with the settings and the results of an earlier one."""
+    seen: dict[tuple[object, ...], MeasuredArm] = {}
+    for arm in arms:
+        seen.setdefault((frozenset(identity(arm).items()), *arm.test.items(), *arm.states), arm)
+    return list(seen.values())
 
 
 def twin(arm: MeasuredArm, arms: Sequence[MeasuredArm], changed: Mapping[str, Scalar], also: Collection[str] = ()

@@ -16,6 +16,7 @@ from fl_taskarith.config_rule import Scalar, to_toml
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.paths import shipped_file
+from fl_taskarith.report.comparisons import distinct
 from fl_taskarith.report.figures import Figure, figures_of
 from fl_taskarith.report.latex import Latex, join, source, tabular
 from fl_taskarith.report.mask_questions import sparsity, systems
@@ -93,7 +94,7 @@ def answer(studies: Sequence[StudyFolder]) -> list[Section]:
     named = {study.name: list(study.arms) for study in studies}
 
     def arms(name: str) -> list[MeasuredArm]:
-        return named.get(name) or everything
+        return distinct(named.get(name) or everything)
 
     unequal = [arm for arm in everything if arm.settings.get("local-steps-max")]
     return [
@@ -103,7 +104,7 @@ def answer(studies: Sequence[StudyFolder]) -> list[Section]:
         sparsity(arms("sparsity")),
         six_models(arms("six-models")),
         participation(arms("participation")),
-        systems(named.get("systems") or unequal),
+        systems(distinct(named.get("systems") or unequal)),
     ]
 
 
@@ -163,7 +164,7 @@ def settings_table(known: Sequence[Mapping[str, Scalar]]) -> Latex:
         values = sorted({each[key] for each in known if key in each}, key=lambda value: (str(type(value)), value))
         shown = values if len(values) <= MANY else [values[0], "...", values[-1]]
         if shown:
-            rows.append([key, join(value if isinstance(value, str) else to_toml(value) for value in shown)])
+            rows.append([key, join(_shown(value) for value in shown)])
     return tabular(["setting", "values in the studies"], rows, widest=1)
 
 
@@ -228,6 +229,10 @@ def read_authors(path: Path) -> tuple[str, list[Author]]:
         if not table.get("name") or not table.get("id"):
             raise ConfigError(f"{path}: author {index} needs a name and an id.")
     return title, [Author(**table) for table in tables]
+
+
+def _shown(value: Scalar) -> str:
+    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else to_toml(value)
 
 
 def _duration(seconds: float) -> str:

@@ -11,23 +11,21 @@ from fl_taskarith.report.results import StudyFolder
 
 # Of each section: patterns of file names, first choice first, with the caption; at most LIMIT of them are shown.
 WANTED: dict[str, tuple[tuple[str, str], ...]] = {
-    "centralized": (
-        ("*curve*", "Centralized training: accuracy and loss against epochs."),
-        ("*loss*", "Centralized training: loss against epochs."),
-    ),
+    "centralized": (("curves-schedule", "Schedules: accuracy and loss against epochs; bands: one sd over seeds."),),
+    "fedavg-iid": (("curves", "FedAvg, iid: accuracy and loss against rounds and bytes; bands: one sd over seeds."),),
     "heterogeneity": (
-        ("*heat*", "Test accuracy by division of the data and local steps."),
-        ("*drift*", "Client drift by division of the data and local steps."),
+        ("heat-map", "Test accuracy by division of the data and local steps, mean ± sd."),
+        ("drift", "Norm and pairwise cosine of the clients' task vectors."),
         ("accuracy*", "Test accuracy by division of the data and local steps: mean ± sd, and every seed."),
     ),
     "sparsity": (
-        ("*rule*", "Mask rules at equal density: mean ± sd, and every seed."),
-        ("*densit*", "Density: mean ± sd, and every seed."),
-        ("*calibration*", "Calibration rounds: mean ± sd, and every seed."),
+        ("density", "Test accuracy against density, mean ± sd."),
+        ("calibration-rounds", "Test accuracy against calibration rounds, mean ± sd."),
+        ("accuracy*", "Masks: mean ± sd, and every seed."),
     ),
 }
 LIMIT = 2
-COLUMN = 252.0  # points (1/72 inch) up to which a figure fits one column
+COLUMN = 310.0  # points (1/72 inch) up to which a figure stays readable in one column of 84 mm
 
 
 @dataclass(frozen=True)

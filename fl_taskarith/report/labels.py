@@ -59,6 +59,12 @@ def words(key: str, value: Scalar) -> Latex:
         return condition_words(value)
     if key in FORMULAS and isinstance(value, (int, float)):
         return Latex("${} = {}$").fill(Latex(FORMULAS[key]), plain(value))
+    if key == "algorithm":
+        strategy, _, strength = str(value).partition(", mu = ")
+        name = source(NAMES.get(strategy, strategy))
+        return Latex("{} with $\\mu = {}$").fill(name, strength) if strength else name
+    if key == "load":
+        return Latex(source(str(value)).replace("J", "$J$"))
     if key == "weight-decay":
         return Latex("weight decay {}").fill(plain(float(value)))
     if key in ("mask-rule", "strategy", "schedule"):
@@ -84,6 +90,29 @@ def condition_words(name: Scalar) -> Latex:
     if not equals:
         return source(str(name))
     return Latex("${} = {}$").fill(Latex({"Nc": "N_c", "alpha": r"\alpha"}[symbol]), value)
+
+
+def algorithm(settings: Mapping[str, Scalar]) -> str:
+    """The strategy with the parameter that several arms of one strategy differ in: "fedprox, mu = 0.1"."""
+    strength = settings.get("proximal-mu", 0)
+    return str(settings.get("strategy", "")) + (
+        f", mu = {strength:g}" if isinstance(strength, float) and strength else ""
+    )
+
+
+def load(settings: Mapping[str, Scalar]) -> str:
+    """What clients do of a round's work: "equal J", "J from 1 to 7", "J from 1 to 7, dropout 0.2"."""
+    if "local-steps-max" not in settings:
+        return ""
+    drawn = f"J from {settings.get('local-steps-min')} to {settings['local-steps-max']}"
+    dropout = settings.get("dropout", 0)
+    return (drawn if settings["local-steps-max"] else "equal J") + (f", dropout {dropout}" if dropout else "")
+
+
+def setting(settings: Mapping[str, Scalar], key: str) -> Scalar | None:
+    """`settings[key]`, or what several of them say together; None or "" where they do not say."""
+    together = {"condition": condition, "algorithm": algorithm, "load": load}
+    return together[key](settings) if key in together else settings.get(key)
 
 
 def heterogeneity(name: str) -> tuple[int, float]:

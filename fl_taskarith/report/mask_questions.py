@@ -1,7 +1,7 @@
 """The questions on masks (which rule, how many weights, how many calibration rounds) and on unequal clients."""
 
 from fl_taskarith.report.comparisons import MASK_KEYS, Family, accuracy, difference, families, masked, twin
-from fl_taskarith.report.labels import condition, heterogeneity, words
+from fl_taskarith.report.labels import algorithm, condition, heterogeneity, words
 from fl_taskarith.report.latex import Latex
 from fl_taskarith.report.questions import Arms
 from fl_taskarith.report.results import MeasuredArm
@@ -10,6 +10,7 @@ from fl_taskarith.report.wording import (
     against,
     arms_table,
     at,
+    best_by_validation,
     claim,
     families_table,
     lead,
@@ -17,12 +18,6 @@ from fl_taskarith.report.wording import (
     sweep,
     tested,
     where,
-)
-
-# What goes with an aggregation algorithm: parameters that the others do not have, or have of their own.
-STRATEGY_KEYS = frozenset(
-    {"server-lr", "server-momentum", "server-beta1", "server-beta2", "server-tau", "proximal-mu", "gma-threshold"}
-    | {"trimmed-share", "clipping-radius", "clipping-iterations", "clipping-start", "personal-parameters"}
 )
 
 
@@ -40,18 +35,26 @@ def systems(arms: Arms) -> Section:
     """FedAvg against other algorithms where clients do unequal work."""
     question = "Does another algorithm help where clients do unequal work?"
     section = Section("systems", "Systems heterogeneity", question)
-    found = [family for family in families(arms, "strategy", STRATEGY_KEYS) if "fedavg" in family.members]
+    found = [family for family in families(arms, "algorithm") if "fedavg" in family.members]
     if not found:
         return section.missing("FedNova and FedProx under systems heterogeneity")
     for family in found:
         reference = family.members["fedavg"]
-        section.paragraphs.append(sweep("strategy", family, found, reference, "FedAvg"))
-        for name, arm in family.members.items():
-            if arm is not reference:
-                subject = Latex("{}{}").fill(words("strategy", name), at(family, found))
-                section.claims.append(claim(subject, difference(arm, reference), "FedAvg"))
+        section.paragraphs.append(sweep("algorithm", family, found, reference, "FedAvg"))
+        others = [arm for arm in family.members.values() if arm is not reference]
+        for strategy in dict.fromkeys(arm.settings["strategy"] for arm in others):
+            best = best_by_validation([arm for arm in others if arm.settings["strategy"] == strategy])
+            if best is None:
+                section.missing(f"{strategy} under systems heterogeneity")
+                continue
+            subject = Latex("{}{}").fill(words("algorithm", algorithm(best.settings)), at(family, found))
+            section.claims.append(claim(subject, difference(best, reference), "FedAvg"))
+    unequal = [family for family in families(arms, "load") if algorithm(family.common) == "fedavg"]
+    for family in unequal:
+        if (equal := family.members.get("equal J")) is not None:
+            section.paragraphs.append(sweep("load", family, unequal, equal, Latex("equal $J$ under FedAvg")))
     caption = Latex("Algorithms under systems heterogeneity; gain over the ridge head, in points.")
-    section.tables.append(families_table(caption, "strategy", found))
+    section.tables.append(families_table(caption, "algorithm", found))
     return section
 
 

@@ -15,8 +15,8 @@ from fl_taskarith.report.comparisons import (
     twin,
     validation,
 )
-from fl_taskarith.report.labels import condition, heterogeneity, words
-from fl_taskarith.report.latex import Latex, interval, join, not_run, number, spread, tabular
+from fl_taskarith.report.labels import condition, heterogeneity, setting, words
+from fl_taskarith.report.latex import Latex, interval, not_run, number, spread, tabular
 from fl_taskarith.report.results import MeasuredArm
 from fl_taskarith.report.wording import (
     Claim,
@@ -29,8 +29,8 @@ from fl_taskarith.report.wording import (
     at,
     best_by_validation,
     claim,
-    families_table,
     lead,
+    pooled_sweep,
     rate,
     sweep,
     tested,
@@ -53,7 +53,7 @@ def centralized(arms: Arms) -> Section:
     varying = [
         key for key in ("schedule", "weight-decay", "num-rounds") if len({arm.settings.get(key) for arm in chosen}) > 1
     ]
-    names = [arm_words(arm, varying) if varying else Latex(arm_words(arm, ())) for arm in chosen]
+    names = [arm_words(arm, varying) for arm in chosen]
     section.paragraphs.append(
         Latex("Validation chooses {} at $\\eta$~=~{} ({}\\,\\% on validation): {}\\,\\% on test (n~=~{}).").fill(
             arm_words(best, varying), rate(best), spread(validation(best)), tested(best), accuracy(best).n
@@ -172,19 +172,16 @@ def _local_work(section: Section, arms: Arms) -> None:
     if not found:
         section.missing("whether more local work hurts")
         return
-    found.sort(key=lambda family: heterogeneity(condition(family.common)))
-    pairs = {}
-    for family in found:
-        least, *more = family.members
-        for each in more:
-            name = join([words("local-steps", each), *([place] if (place := where(family, found)) else [])])
-            pairs[name] = difference(family.members[each], family.members[least])
+    found.sort(key=lambda family: (heterogeneity(condition(family.common)), not _is_masked(family)))
     work = "equal" if all(map(_equal_work, found)) else "unequal"
-    section.paragraphs.append(
-        Latex("\\emph{More local steps per round}, at {} numbers of steps in all. {}").fill(
-            work, against(words("local-steps", least), pairs)
+    for rule in dict.fromkeys(family.common.get("mask-rule") for family in found):
+        alike = [family for family in found if family.common.get("mask-rule") == rule]
+        place = Latex(", {}").fill(words("mask-rule", rule)) if rule is not None and len(alike) < len(found) else ""
+        section.paragraphs.append(
+            Latex("\\emph{More local steps per round{}}, at {} numbers of steps in all. {}").fill(
+                place, work, pooled_sweep("local-steps", alike)
+            )
         )
-    )
     hardest = found[-1]
     least, *_, most = hardest.members
     apart = difference(hardest.members[most], hardest.members[least])
@@ -221,22 +218,38 @@ def participation(arms: Arms) -> Section:
         "participation", "Participation and scale", "What do more clients per round, and more clients, change?"
     )
     federated = [arm for arm in arms if condition(arm.settings) not in ("", "centralized")]
-    for key, subject in (("participation", "the share of clients per round"), ("num-clients", "the number of clients")):
+    shown: list[MeasuredArm] = []
+    for key, other, subject in (
+        ("participation", "num-clients", "the share of clients per round"),
+        ("num-clients", "participation", "the number of clients"),
+    ):
         found = families(federated, key)
         if not found:
             section.missing(subject)
-        for family in found:
-            least = next(iter(family.members))
-            section.paragraphs.append(sweep(key, family, found, family.members[least], words(key, least)))
-        if found:
-            family = max(found, key=lambda each: heterogeneity(condition(each.common)))
-            least, *_, most = family.members
-            text = Latex("{}{}").fill(words(key, most), at(family, found))
-            apart = difference(family.members[most], family.members[least])
-            section.claims.append(claim(text, apart, words(key, least)))
-            caption = Latex("Changing {}; gain over the ridge head, in points.").fill(subject)
-            section.tables.append(families_table(caption, key, found))
+            continue
+        shown += [arm for family in found for arm in family.members.values() if arm not in shown]
+        if all(len(family.members) == 2 and list(family.members) == list(found[0].members) for family in found):
+            section.paragraphs.append(pooled_sweep(key, found))
+        else:
+            for family in found:
+                least = next(iter(family.members))
+                section.paragraphs.append(sweep(key, family, found, family.members[least], words(key, least)))
+        # Claimed for all weights, the least alike data, and the largest federation or share.
+        family = max(found, key=lambda each: (not _is_masked(each), heterogeneity(condition(each.common)),
+                                              _number(each.common.get(other, 0))))  # fmt: skip
+        least, *_, most = family.members
+        text = Latex("{}{}").fill(words(key, most), at(family, found))
+        section.claims.append(claim(text, difference(family.members[most], family.members[least]), words(key, least)))
+    if shown:
+        keys = ("mask-rule", "condition", "num-clients", "participation")
+        varying = [key for key in keys if len({setting(arm.settings, key) for arm in shown}) > 1]
+        caption = Latex("Clients per round and in all; gain over the ridge head, in points.")
+        section.tables.append(arms_table(caption, shown, [arm_words(arm, varying) for arm in shown]))
     return section
+
+
+def _is_masked(family: Family) -> bool:
+    return family.common.get("mask-rule", "none") != "none"
 
 
 def _equal_work(family: Family) -> bool:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.config import OPERATIONAL_KEYS, Config, kebab, rules
+from fl_taskarith.config import CHOSEN_KEYS, OPERATIONAL_KEYS, Config, kebab, rules
 from fl_taskarith.config_rule import Scalar
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.report.labels import settings_in_label
-from fl_taskarith.study.definition import CHOSEN_KEYS
 
 BySeed = Mapping[int, float]
 Curve = tuple[tuple[int, float], ...]  # (round, percent), rising rounds

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from fl_taskarith.config_rule import Scalar
 from fl_taskarith.report.comparisons import (
     Family,
     Verdict,
@@ -15,7 +14,7 @@ from fl_taskarith.report.comparisons import (
     validation,
     verdict,
 )
-from fl_taskarith.report.labels import condition, words
+from fl_taskarith.report.labels import setting, words
 from fl_taskarith.report.latex import Latex, interval, join, not_run, number, plain, source, spread, tabular
 from fl_taskarith.report.results import MeasuredArm
 from fl_taskarith.study.statistics import Paired
@@ -23,7 +22,7 @@ from fl_taskarith.study.statistics import Paired
 POINTS = Latex("{} points (n~=~{})")
 # What may tell one family of a question from another, in the order it is told.
 PLACE = (
-    "condition", "mask-rule", "density", "calibration-rounds", "strategy", "local-steps", "local-steps-max",
+    "condition", "mask-rule", "density", "calibration-rounds", "strategy", "local-steps", "load",
     "num-clients", "participation", "num-rounds", "schedule", "weight-decay",
 )  # fmt: skip
 
@@ -121,7 +120,7 @@ def arm_words(arm: MeasuredArm, varying: Sequence[str]) -> Latex:
     """The settings of `arm` that are named, in symbols; its label where none of them is known."""
     named = []
     for key in varying:
-        value = condition(arm.settings) if key == "condition" else arm.settings.get(key)
+        value = setting(arm.settings, key)
         if value is not None and value != "":
             named.append(words(key, value))
     return join(named) if named else source(arm.label)
@@ -129,10 +128,10 @@ def arm_words(arm: MeasuredArm, varying: Sequence[str]) -> Latex:
 
 def where(family: Family, among: Sequence[Family]) -> Latex:
     """What tells a family from the others, for example "iid, dense"; empty where it is the only one."""
-    keys = [key for key in PLACE if len({_value(each, key) for each in among}) > 1]
+    keys = [key for key in PLACE if len({setting(each.common, key) for each in among}) > 1]
     if "local-steps" in keys and "num-rounds" in keys:  # which follow from J where the work is equal
         keys.remove("num-rounds")
-    return join([words(key, value) for key in keys if (value := _value(family, key)) not in ("", None)])
+    return join([words(key, value) for key in keys if (value := setting(family.common, key)) not in ("", None)])
 
 
 def at(family: Family, among: Sequence[Family]) -> Latex:
@@ -156,6 +155,18 @@ def sweep(key: str, family: Family, among: Sequence[Family], reference: Measured
         else Latex("{} ({})").fill(name, not_run())
     )
     return Latex("{}{}").fill(lead(where(family, among)), against(stated, pairs))
+
+
+def pooled_sweep(key: str, found: Sequence[Family]) -> Latex:
+    """One paragraph for all families, whose least value of `key` is the same: every other value against it."""
+    least = next(iter(found[0].members))
+    pairs = {}
+    for family in found:
+        place = where(family, found)
+        (_, reference), *others = family.members.items()
+        for value, arm in others:
+            pairs[join([words(key, value), *([place] if place else [])])] = difference(arm, reference)
+    return against(words(key, least), pairs)
 
 
 def families_table(caption: Latex, key: str, found: Sequence[Family]) -> Table:
@@ -217,12 +228,6 @@ def sentence(text: Latex) -> Latex:
 def _small(text: Latex) -> Latex:
     """After a colon."""
     return Latex(text[:1].lower() + text[1:])
-
-
-def _value(family: Family, key: str) -> Scalar | None:
-    if key == "condition":
-        return condition(family.common)
-    return family.common.get(key)
 
 
 def _range(counts: Sequence[int]) -> str:

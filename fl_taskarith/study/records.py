@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.config import OPERATIONAL_KEYS
+from fl_taskarith.config import CHOSEN_KEYS, OPERATIONAL_KEYS
 from fl_taskarith.config_rule import Scalar
 from fl_taskarith.study.comparison import ArmResults
-from fl_taskarith.study.definition import CHOSEN_KEYS, Study
+from fl_taskarith.study.definition import Study
 
 
 def settings_record(study: Study, arms: Sequence[ArmResults]) -> str:
