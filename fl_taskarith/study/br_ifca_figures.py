@@ -9,6 +9,7 @@ from fl_taskarith.study.br_ifca_cells import ALPHAS, ATTACKS, CLUSTERS, DIMENSIO
 from fl_taskarith.study.series import draw_line, save, share_legend, subplots
 
 METHODS = ("mean", "median", "trimmed-mean", "geometric-median", "krum", TWO_STAGE)
+FRAME = (0.02, 2.0)  # of distances against d; what leaves it stands in the table
 NAMES = {
     "nearest_distance": "(1/K) Σ_k min_j ‖θ_k − θ*_j‖",
     "matched_distance": "matched (1/K) Σ_k ‖θ_k − θ*_π(k)‖",
@@ -27,6 +28,7 @@ def distance(runs: pandas.DataFrame, column: str, folder: Path) -> str:
             part.set_xticks(DIMENSIONS, [str(d) for d in DIMENSIONS])
             part.minorticks_off()
             part.set_yscale("log")
+            part.set_ylim(*FRAME)
     for part in axes[-1]:
         part.set_xlabel("dimension d")
     figure.supylabel(NAMES[column], fontsize=9)
@@ -44,7 +46,7 @@ def random_start(runs: pandas.DataFrame, folder: Path) -> str:
             part.set_xscale("log")
             part.set_xticks((20, 50, 100), ["20", "50", "100"])
             part.minorticks_off()
-            part.set_ylim(bottom=0)
+            part.set_ylim(0, 1.0)
         row[0].set_ylabel("published" if column == "nearest_distance" else "matched")
     for part in axes[-1]:
         part.set_xlabel("dimension d")

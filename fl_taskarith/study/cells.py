@@ -72,11 +72,13 @@ class CellTables:
         if not path.exists():
             return pandas.DataFrame(columns=columns)
         try:
-            frame = pandas.read_csv(path, float_precision="round_trip", keep_default_na=True)
+            frame = pandas.read_csv(path)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"Cannot read {path}: {error}. Restore it, or delete it to begin anew.") from error
         if list(frame.columns) != columns:
             raise CheckpointError(f"{path} has not the columns {', '.join(columns)}: delete it to begin anew.")
+        for field in frame[self.fields].select_dtypes("float"):  # the very numbers of the cells, not an ulp beside them
+            frame[field] = [float(DIGITS % value) for value in frame[field]]
         return frame
 
 
@@ -141,6 +143,8 @@ def _yielded(
                 if (cell := next(waiting, None)) is None:
                     break
                 running[executor.submit(work, cell)] = cell
+            if deadline is not None and time.monotonic() >= deadline:
+                running = {future: cell for future, cell in running.items() if not future.cancel()}
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas
 from scipy.stats import linregress
+from scipy.stats import t as student
 
 from fl_taskarith.files import write_atomically
 from fl_taskarith.study import em_figures
@@ -74,9 +75,14 @@ def _slope(runs: pandas.DataFrame) -> str:
     ratio = math.exp(float(np.mean(y - x)))
     return (
         f"Least squares of log mean error on log σ√(Kd/(mn)) over {len(points)} settings: slope {fit.slope:.3f} ± "
-        f"{1.96 * fit.stderr:.3f} (95 %), R² = {fit.rvalue**2:.4f}; at slope 1 the factor is {ratio:.2f}. "
+        f"{_half(fit.stderr, len(points)):.3f} (95 %), R² = {fit.rvalue**2:.4f}; at slope 1 the factor is {ratio:.2f}. "
         f"{int(points['count'].min())} to {int(points['count'].max())} seeds per setting."
     )
+
+
+def _half(standard_error: float, points: int) -> float:
+    """Half the width of a slope's 95 % interval from a straight line through so many points."""
+    return float(student.ppf(0.975, points - 2)) * standard_error
 
 
 def _knees(runs: pandas.DataFrame) -> str:
@@ -88,7 +94,8 @@ def _knees(runs: pandas.DataFrame) -> str:
     if len(finite) < 3:
         return table
     fit = linregress(np.log(list(finite)), np.log(list(finite.values())))
-    return f"{table}\n\nLog-log slope of that SNR on K: {fit.slope:.2f} ± {1.96 * fit.stderr:.2f} (√K: 0.5)."
+    half = _half(fit.stderr, len(finite))
+    return f"{table}\n\nLog-log slope of that SNR on K: {fit.slope:.2f} ± {half:.2f} (95 %; √K: 0.5)."
 
 
 def _pooled(runs: pandas.DataFrame) -> str:
