@@ -98,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_merge(merge)
 
+    one_shot = commands.add_parser(
+        "one-shot", help="fine-tune a model per task, merge them by every method, and attribute the loss"
+    )
+    one_shot.add_argument("words", nargs="+", metavar="BENCHMARK.toml [key=value]", help="files; settings for all")
+    one_shot.add_argument("--jobs", type=_positive, default=1, help="processes to share the cells out to (default: 1)")
+    one_shot.add_argument("--budget", type=_seconds, help="start no cell after this time, for example 90s, 25m or 3h")
+    one_shot.add_argument("--results-dir", default="", help="gets one-shot/NAME (default: results/ of the checkout)")
+    one_shot.set_defaults(run=_one_shot)
+
     plot = commands.add_parser("plot", help="draw one run, or compare any set of runs (PNG and PDF)")
     plot.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's, or one with runs below it")
     plot.add_argument("--output", type=Path, help="path without ending (default: curves in the first folder)")
@@ -314,6 +323,17 @@ def _merge(parsed: argparse.Namespace) -> None:
     facts = {"method": parsed.method, **given, "scale": parsed.scale, "models": [path.name for path in parsed.models]}
     write_merged(sources, merged, facts, parsed.output)
     print(parsed.output.resolve())
+
+
+def _one_shot(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.one_shot.benchmark import run_one_shot
+    from fl_taskarith.one_shot.definition import load_one_shot
+    from fl_taskarith.paths import results_root
+
+    overrides = configuration.parse_overrides(word for word in parsed.words if "=" in word)
+    benchmarks = [load_one_shot(Path(word), overrides) for word in parsed.words if "=" not in word]
+    for benchmark in benchmarks:
+        run_one_shot(benchmark, results_root(parsed.results_dir) / "one-shot", parsed.jobs, parsed.budget)
 
 
 def _pretrain_glyph(parsed: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Runs a one-shot benchmark: cell by cell, each a file; what is done stays done."""
 
+import csv
 import json
 import multiprocessing
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from fl_taskarith.data.datasets import ImageSet
-from fl_taskarith.errors import CheckpointError, ConfigError, FlTaskarithError, StudyError
+from fl_taskarith.errors import CheckpointError, ConfigError, Divergence, FlTaskarithError, StudyError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.logbook import environment
 from fl_taskarith.merging.aggregate import task_vector_norm
@@ -21,6 +22,7 @@ from fl_taskarith.merging.one_shot import scaled_weights
 from fl_taskarith.one_shot.definition import Cell, OneShot
 from fl_taskarith.one_shot.finetune import (
     FineTuned,
+    Spread,
     TaskScore,
     Training,
     fine_tune,
@@ -50,6 +52,7 @@ def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | N
 
     deadline = None if budget is None else time.time() + budget
     folder = root / one_shot.name
+    one_shot = at_chosen_rate(one_shot, folder)
     left = [cell for cell in one_shot.cells if read_cell(one_shot, cell, folder) is None]
     print(f"{one_shot.title}: {folder}; {len(one_shot.cells) - len(left)} of {len(one_shot.cells)} cells are done")
     failures: list[str] = []
@@ -168,8 +171,53 @@ def run_cell(one_shot: OneShot, cell: Cell) -> Record:
         "pretrained_test_accuracy": fmean(each.accuracy for each in score("test", {})),
         "own_test_accuracy": fmean(each.accuracy for each in own["test"]),
         "mean_cosine": mean_cosine(vectors),
+        "learning_rate": home.config.learning_rate,
         "methods": merges,
     }
+
+
+def at_chosen_rate(one_shot: OneShot, folder: Path) -> OneShot:
+    """The benchmark at the learning rate of search.csv, which is written, once, if the rate is to be searched.
+
+    The rate whose models do best by themselves on validation: mean over tasks and over the lowest and the highest data
+    level, equal training, first seed. Merging has no part in it, so that it favours no method.
+    """
+    if not one_shot.rates:
+        return one_shot
+    path, spread = folder / "search.csv", next(iter(one_shot.training.values()))
+    levels = dict.fromkeys((next(iter(one_shot.data.values())), list(one_shot.data.values())[-1]))
+    key = "-".join(one_shot.fingerprint(Cell("", overlap, "", spread, one_shot.seeds[0])) for overlap in levels)
+    lines = csv.DictReader(path.read_text(encoding="utf-8").splitlines() if path.exists() else [])
+    found = {float(line["learning_rate"]): float(line["val_accuracy"]) for line in lines if line["settings"] == key}
+    for rate in one_shot.rates:
+        if rate in found:
+            continue
+        found[rate] = fmean(_own_accuracy(one_shot.at_rate(rate), overlap, spread) for overlap in levels)
+        print(f"learning rate {rate:g}: own models' validation accuracy {found[rate]:.4f}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [f"{each},{accuracy!r},{key}" for each, accuracy in sorted(found.items())]
+        write_atomically(path, "\n".join(["learning_rate,val_accuracy,settings", *rows]) + "\n")
+    best = max(one_shot.rates, key=lambda rate: (found[rate], -rate))
+    if best in (one_shot.rates[0], one_shot.rates[-1]):
+        print(f"The learning rate {best:g} lies at an end of what was searched: it is not tuned.")
+    return one_shot.at_rate(best)
+
+
+def _own_accuracy(one_shot: OneShot, overlap: float, spread: Spread) -> float:
+    """Mean over tasks of the validation accuracy of each task's own model; 0 where one diverges."""
+    seed = one_shot.seeds[0]
+    home, tasks = prepare(one_shot, overlap, seed)
+    heads = solve_heads(home, tasks, one_shot.shared_head)
+    plans = plan_training(home.config, len(tasks), spread, seed)
+    scores = []
+    for index, (task, head, plan) in enumerate(zip(tasks, heads, plans, strict=True)):
+        try:
+            vector = fine_tune(home, task, head, plan, seed, index).task_vector
+        except Divergence:
+            return 0.0
+        weights = scaled_weights(home.pretrained, vector, 1.0)
+        scores.append(score_tasks(home, weights, [task.validation], [head])[0].accuracy)
+    return fmean(scores)
 
 
 def mean_cosine(vectors: Sequence[dict[str, torch.Tensor]]) -> float:

@@ -1,5 +1,6 @@
 """A one-shot benchmark from its TOML file: tasks, levels of data and training heterogeneity, merging rules, seeds."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -15,6 +16,7 @@ from fl_taskarith.errors import ConfigError
 from fl_taskarith.merging.one_shot import MERGE_RULES
 from fl_taskarith.one_shot.finetune import Spread
 from fl_taskarith.one_shot.tasks import FAMILIES
+from fl_taskarith.study.search import Search
 
 TASK_KEYS = {"family": str, "number": int, "heads": str, "folders": list}
 TRAINING_KEYS = ("steps-spread", "learning-rate-spread", "batch-size-spread")
@@ -42,6 +44,7 @@ class OneShot:
         family, number, shared_head, folders: of the tasks.
         data: overlap by level; training: spread by level.
         methods: rules to merge by; reference: the one that others are compared with.
+        rates: learning rates to choose from, on validation; empty if the settings give one.
     """
 
     title: str
@@ -57,6 +60,7 @@ class OneShot:
     training: Mapping[str, Spread]
     methods: tuple[str, ...]
     reference: str
+    rates: tuple[float, ...] = ()
 
     @property
     def cells(self) -> list[Cell]:
@@ -71,6 +75,10 @@ class OneShot:
     def config(self, seed: int = 0) -> Config:
         """The settings of fine-tuning."""
         return configuration.from_mapping({**self.settings, **SETTINGS, "seed": seed})
+
+    def at_rate(self, rate: float) -> "OneShot":
+        """The same benchmark at a learning rate."""
+        return dataclasses.replace(self, settings={**self.settings, "learning-rate": rate})
 
     def fingerprint(self, cell: Cell) -> str:
         """Eight hexadecimal digits of all that decides a cell's numbers, but for its methods."""
@@ -101,7 +109,8 @@ def load_one_shot(path: Path, overrides: Mapping[str, Any] | None = None) -> One
 
 
 def _one_shot(document: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]) -> OneShot:
-    known = ("title", "name", "seeds", "methods", "reference", "tasks", "settings", "data", "training")
+    known = ("title", "name", "seeds", "methods", "reference", "tasks", "settings", "data", "training",
+             "search")  # fmt: skip
     _check_keys(document, known, "benchmark")
     name = document.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}", name):
@@ -135,9 +144,26 @@ def _one_shot(document: Mapping[str, Any], path: Path, overrides: Mapping[str, A
         training={level: _spread(table, level) for level, table in _levels(document, "training")},
         methods=tuple(methods),
         reference=reference,
+        rates=_rates(document, settings),
     )
-    one_shot.config()
+    for rate in one_shot.rates or [one_shot.config().learning_rate]:
+        one_shot.at_rate(rate).config()
     return one_shot
+
+
+def _rates(document: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[float, ...]:
+    """The grid of [search], if there is one: as in a study, at least four decades."""
+    if "search" not in document:
+        return ()
+    table = _table(document, "search")
+    _check_keys(table, ("from", "to", "per-decade"), "[search]")
+    if "learning-rate" in settings:
+        raise ConfigError("[settings] learning-rate contradicts [search], which chooses it: leave one out.")
+    try:
+        search = Search(float(table["from"]), float(table["to"]), table.get("per-decade", 2), (1,), 1, 0)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"[search] needs the numbers from and to, and perhaps per-decade ({error!r}).") from error
+    return tuple(search.rates)
 
 
 def _tasks(table: Mapping[str, Any]) -> tuple[str, int, bool, tuple[str, ...]]:

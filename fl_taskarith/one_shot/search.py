@@ -11,6 +11,8 @@ from fl_taskarith.merging.one_shot import MERGE_RULES, SCALES, Direction, merge_
 from fl_taskarith.merging.robust import TaskVectors
 from fl_taskarith.one_shot.finetune import TaskScore
 
+STRIDE = 4
+
 Evaluate = Callable[[Mapping[str, Tensor]], Sequence[TaskScore]]
 
 
@@ -50,7 +52,10 @@ def search_merge(
     seed: int,
     scales: Sequence[float] = SCALES,
 ) -> Merged:
-    """Every value of the rule's hyper-parameter times every λ; ties go to the smaller mean validation loss.
+    """Every value of the rule's hyper-parameter at every fourth λ, then the best value at all λ around its best.
+
+    The score over λ rises and falls once, but for noise, so that this finds what the whole grid would at a quarter of
+    the cost. Ties go to the smaller mean validation loss, then to what was tried first.
 
     Args:
         weights: θ₀.
@@ -58,20 +63,30 @@ def search_merge(
         own: the same of each task's own model, on its task.
         steps: ‖a‖₁ of each model's training, for FedNova.
         seed: for DARE.
+        scales: λ, rising; a rule that has none is tried at 1.
     """
     rule = MERGE_RULES[method]
     values: Sequence[float | None] = list(rule.values(task_vectors)) if rule.parameter else [None]
     tried = list(scales) if rule.scaled else [1.0]
-    best: Merged | None = None
-    best_rank = (-math.inf, -math.inf)
+    coarse = range(STRIDE - 1, len(tried), STRIDE) if len(tried) >= STRIDE else range(len(tried))
+
+    def ranked(direction: Direction, place: int) -> tuple[float, float]:
+        scores = evaluate(scaled_weights(weights, direction, tried[place]))
+        loss = fmean(score.loss for score in scores)
+        return normalised_accuracy(scores, own), -loss if math.isfinite(loss) else -math.inf
+
+    best: tuple[tuple[float, float], float | None, int, Direction] | None = None
     for value in values:
         direction = merge_direction(method, task_vectors, value, steps, seed)
-        for scale in tried:
-            scores = evaluate(scaled_weights(weights, direction, scale))
-            normalised, loss = normalised_accuracy(scores, own), fmean(score.loss for score in scores)
-            rank = (normalised, -loss if math.isfinite(loss) else -math.inf)
-            if best is None or rank > best_rank:
-                edge = len(tried) > 1 and scale in (tried[0], tried[-1])
-                best, best_rank = Merged(method, value, scale, normalised, edge, direction), rank
+        for place in coarse:
+            rank = ranked(direction, place)
+            if best is None or rank > best[0]:
+                best = rank, value, place, direction
     assert best is not None
-    return best
+    rank, value, middle, direction = best
+    chosen = middle
+    for place in range(max(0, middle - STRIDE + 1), min(len(tried), middle + STRIDE)):
+        if place not in coarse and (found := ranked(direction, place)) > rank:
+            rank, chosen = found, place
+    edge = len(tried) > 1 and chosen in (0, len(tried) - 1)
+    return Merged(method, value, tried[chosen], rank[0], edge, direction)
