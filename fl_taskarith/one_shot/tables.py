@@ -82,10 +82,13 @@ def difference_table(results: OneShotResults) -> str:
 
 def attribution_table(results: OneShotResults) -> str:
     """Methods × sources: change in points against both heterogeneities lowest."""
-    lines = [("merged by", "data heterogeneity", "training heterogeneity", "both", "interaction")]
+    lines: list[tuple[str, ...]] = [
+        ("merged by", "data heterogeneity", "training heterogeneity", "both", "interaction")
+    ]
     for method in results.one_shot.methods:
         loss = results.attribution(method)
-        lines.append((method, *map(_interval, (loss.data, loss.training, loss.both, loss.interaction))))
+        sources = (_interval(source) for source in (loss.data, loss.training, loss.both, loss.interaction))
+        lines.append((method, *sources))
     return _table(lines)
 
 

@@ -56,11 +56,11 @@ def make_tasks(data: Data, family: str, number: int, overlap: float, seed: int) 
         group_of[torch.tensor(labels)] = index
     owned = {split: _owners(getattr(data, split).labels.cpu(), group_of, number, overlap, seed, split)
              for split in SPLITS}  # fmt: skip
-    return [
-        Task(name, *(getattr(data, split).take((owned[split] == index).nonzero().flatten()) for split in SPLITS),
-             data.dataset.classes)
-        for index, name in enumerate(groups)
-    ]  # fmt: skip
+    tasks = []
+    for index, name in enumerate(groups):
+        parts = [getattr(data, split).take((owned[split] == index).nonzero().flatten()) for split in SPLITS]
+        tasks.append(Task(name, parts[0], parts[1], parts[2], data.dataset.classes))
+    return tasks
 
 
 def folder_tasks(folders: Sequence[Path], size: int, device: torch.device, seed: int) -> list[Task]:
@@ -87,8 +87,8 @@ def folder_tasks(folders: Sequence[Path], size: int, device: torch.device, seed:
         order = random_generator(seed, f"folder validation {folder.name}").permutation(len(examples))
         held_out = torch.from_numpy(np.sort(order[: max(1, round(FOLDER_VALIDATION * len(order)))]))
         rest = torch.from_numpy(np.sort(order[len(held_out) :]))
-        parts = (examples.take(rest), examples.take(held_out), _read(test))
-        tasks.append(Task(folder.name, *(part.to(device) for part in parts), tuple(train.classes)))
+        parts = [part.to(device) for part in (examples.take(rest), examples.take(held_out), _read(test))]
+        tasks.append(Task(folder.name, parts[0], parts[1], parts[2], tuple(train.classes)))
     return tasks
 
 
@@ -166,5 +166,5 @@ def _transformed(data: Data, transforms: dict[str, Transform], overlap: float, s
             images = transform(examples.images)
             images[plain.to(images.device)] = examples.images[plain.to(images.device)]
             parts.append(ImageSet(images, examples.labels))
-        tasks.append(Task(name, *parts, data.dataset.classes))
+        tasks.append(Task(name, parts[0], parts[1], parts[2], data.dataset.classes))
     return tasks
