@@ -42,7 +42,10 @@ def plot_bands(members: Sequence[Member], output: Path) -> list[Path]:
             _band(rounds, member.curve("test_accuracy", 100.0), look, member.label)
             _band(loss, member.curve("test_loss"), look, member.label)
             sent = _megabytes(member)
-            _band(traffic, [(sent[number], point) for number, point in member.curve("test_accuracy", 100.0)], look, "")
+            if max(sent.values(), default=0.0) > 0:  # training without clients sends nothing
+                _band(
+                    traffic, [(sent[number], point) for number, point in member.curve("test_accuracy", 100.0)], look, ""
+                )
         epochs = {member.settings["strategy"] == "centralized" for member in members}
         for axes, name in ((rounds, "test accuracy (%)"), (loss, "test cross-entropy (nats)")):
             axes.set_xlabel({1: "epoch" if True in epochs else "round"}.get(len(epochs), "round or epoch"))
@@ -50,7 +53,7 @@ def plot_bands(members: Sequence[Member], output: Path) -> list[Path]:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         traffic.set_xlabel("sent so far, both ways (MB)")
         traffic.set_ylabel("test accuracy (%)")
-        if any(max(_megabytes(member).values(), default=0) > 0 for member in members):
+        if traffic.lines:
             traffic.set_xscale("symlog", linthresh=1.0)
             traffic.set_xlim(left=0)
         handles, labels = rounds.get_legend_handles_labels()
