@@ -518,18 +518,21 @@ def test_a_run_whose_time_is_up_stops_after_its_round_and_is_continued(tmp_path:
 def test_search_chooses_one_configurations_rate_and_goes_on_where_it_stopped(
     tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["search", "num-clients=10", "mask-rule=none", "--rounds", "1", "2", "--results-dir", str(tmp_path)]
-    assert main(command) == 0
+    words, command = (
+        ["search", "num-clients=10", "mask-rule=none"],
+        ["--rounds", "1", "2", "--results-dir", str(tmp_path)],
+    )
+    assert main([*words, *command]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "learning-rate = 0.1"
     assert [(run.learning_rate, run.num_rounds) for run in training.runs[9:]] == [(0.1, 2), (0.316, 2)]
     (found,) = tmp_path.glob("search/*/search.csv")
     assert [row["learning_rate"] for row in table(found) if row["chosen"] == "True"] == ["0.1", "0.1"]
-    assert main(command) == 0
+    assert main([*words, *command]) == 0
     assert len(training.runs) == 11
     training.accuracy = lambda run: run.learning_rate / 100
-    assert main([*command, "local-steps=2"]) == 0
+    assert main([*words, "local-steps=2", *command]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "learning-rate = 10 (an end of the grid: not tuned)"
-    assert main([*command, "--to", "1"]) == 1
+    assert main([*words, *command, "--to", "1"]) == 1
     assert "do not span 4 decades" in capsys.readouterr().err
 
 

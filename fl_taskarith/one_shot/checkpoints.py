@@ -87,7 +87,9 @@ def merged_names(base: ModelFile, models: Sequence[ModelFile]) -> tuple[list[str
     Raises:
         WeightsError: a model lacks a tensor that is no head, has it in another shape, or has more; names them.
     """
-    merged, left, problems = [], [], []
+    merged: list[str] = []
+    left: list[str] = []
+    problems: list[str] = []
     for name in base:
         unlike = [model for model in models if model.shape(name) != base.shape(name)]
         if not unlike:

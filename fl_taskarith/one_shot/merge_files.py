@@ -85,7 +85,7 @@ def merge(sources: MergeSources, settings: MergeSettings) -> dict[str, Tensor]:
     require_finite(direction, "The merged task vector")
     if not sources.has_base:
         return {name: value.to(sources.base[name].dtype) for name, value in direction.items()}
-    merged = {}
+    merged: dict[str, Tensor] = {}
     for name in sources.vectors[0]:
         merged |= scaled_weights(sources.base, {name: direction.pop(name)}, scale)
     return merged
