@@ -1,6 +1,7 @@
 """The command `fl-taskarith`: argument parsing only."""
 
 import argparse
+import dataclasses
 import importlib
 import os
 import sys
@@ -146,7 +147,10 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
     for name, about in MERGE_PARAMETERS.items():
         merge.add_argument(f"--{name}", type=float, help=about)
     merge.add_argument("--steps", type=float, nargs="+", default=(), help="fednova: local steps of each model")
-    merge.add_argument("--seed", type=int, default=0, help="dare: of what is dropped (default: %(default)s)")
+    merge.add_argument("--seed", type=int, default=0, help="of what dare drops, and of tasks (default: %(default)s)")
+    merge.add_argument("--search", type=Path, metavar="BENCHMARK.toml", help="choose λ and the rest on validation of "
+                       "these tasks, one per model in order (see one-shot)")  # fmt: skip
+    merge.add_argument("--data", default="", metavar="LEVEL", help="of the tasks, under --search (default: the first)")
     merge.add_argument("--output", type=Path, default=Path("merged.safetensors"), help="default: %(default)s")
     merge.set_defaults(run=_merge)
 
@@ -319,8 +323,15 @@ def _merge(parsed: argparse.Namespace) -> None:
     sources = open_sources(parsed.base, parsed.models, parsed.task_vectors)
     print(describe_sources(sources))
     settings = MergeSettings(parsed.method, given.get(own), parsed.scale, parsed.steps, parsed.seed)
+    if parsed.search is not None:
+        if given or parsed.scale is not None:
+            raise ConfigError(f"--search chooses --scale{' and --' + own if own else ''}: leave them out.")
+        from fl_taskarith.one_shot.definition import load_one_shot
+        from fl_taskarith.one_shot.search_files import search_files
+
+        settings = search_files(sources, settings, load_one_shot(parsed.search), parsed.data)
     merged = merge(sources, settings)
-    facts = {"method": parsed.method, **given, "scale": parsed.scale, "models": [path.name for path in parsed.models]}
+    facts = dataclasses.asdict(settings) | {"models": [path.name for path in parsed.models]}
     write_merged(sources, merged, facts, parsed.output)
     print(parsed.output.resolve())
 

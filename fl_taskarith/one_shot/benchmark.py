@@ -58,6 +58,9 @@ def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | N
     failures: list[str] = []
     try:
         for number, problem in enumerate(_run_all(one_shot, left, folder, jobs, deadline), start=1):
+            if problem is None:
+                print("The budget is spent: no further cell was started. The same command goes on from here.")
+                break
             failures += [problem] if problem else []
             print(f"cell {number} of {len(left)}{': ' + problem if problem else ''}", flush=True)
     finally:
@@ -69,8 +72,8 @@ def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | N
 
 def _run_all(
     one_shot: OneShot, cells: Sequence[Cell], folder: Path, jobs: int, deadline: float | None
-) -> Iterator[str]:
-    """A word on each cell's failure, "" for none; ends when the budget is spent."""
+) -> Iterator[str | None]:
+    """A word on each cell's failure, "" for none, None where it was not started because the budget is spent."""
     if jobs == 1:
         yield from (_run_one(one_shot, cell, folder, deadline) for cell in cells)
         return
@@ -82,9 +85,9 @@ def _run_all(
         executor.shutdown(cancel_futures=True)
 
 
-def _run_one(one_shot: OneShot, cell: Cell, folder: Path, deadline: float | None) -> str:
+def _run_one(one_shot: OneShot, cell: Cell, folder: Path, deadline: float | None) -> str | None:
     if deadline is not None and time.time() > deadline:
-        return "not started: the budget is spent; the same command goes on from here"
+        return None
     try:
         started = time.perf_counter()
         record = run_cell(one_shot, cell) | {"environment": environment()}

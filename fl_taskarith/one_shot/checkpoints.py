@@ -80,6 +80,10 @@ class TaskVector(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def of(self, names: Sequence[str]) -> "TaskVector":
+        """The part of it that has these names."""
+        return TaskVector(self._model, self._base, names)
+
 
 def merged_names(base: ModelFile, models: Sequence[ModelFile]) -> tuple[list[str], list[str]]:
     """Names of the tensors of `base` to merge, and of those that stay as they are there: integers and unlike heads.

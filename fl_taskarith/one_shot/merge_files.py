@@ -36,12 +36,13 @@ class MergeSettings:
 class MergeSources:
     """The files to merge, checked against each other.
 
-    base: θ₀, or in its absence the first model, which then gives names and types. vectors: a task vector per model,
-    read tensor by tensor. left: names of tensors that stay as in `base`.
+    base: θ₀, or in its absence the first model, which then gives names and types. models: the files; vectors: a task
+    vector of each, read tensor by tensor. left: names of tensors that stay as in `base`.
     """
 
     base: ModelFile
     has_base: bool
+    models: list[ModelFile]
     vectors: list[TaskVector]
     left: list[str]
 
@@ -65,7 +66,7 @@ def open_sources(base: Path | None, models: Sequence[Path], are_task_vectors: bo
     else:
         names, left = merged_names(start, files)
     minuend = start if base is not None and not are_task_vectors else None
-    return MergeSources(start, base is not None, [TaskVector(file, minuend, names) for file in files], left)
+    return MergeSources(start, base is not None, files, [TaskVector(file, minuend, names) for file in files], left)
 
 
 def merge(sources: MergeSources, settings: MergeSettings) -> dict[str, Tensor]:
