@@ -387,6 +387,8 @@ def _study(parsed: argparse.Namespace) -> None:
 
     overrides = configuration.parse_overrides(word for word in parsed.words if "=" in word)
     studies = [load_study(Path(word), overrides) for word in parsed.words if "=" not in word]
+    if not studies:
+        raise ConfigError("Name a study file before the settings, for example conf/study/digits/six-models.toml.")
     root = results_root(parsed.results_dir)
     from fl_taskarith.study.listing import list_study
     from fl_taskarith.study.results import StudyResults

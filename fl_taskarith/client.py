@@ -21,9 +21,9 @@ from fl_taskarith.client_state import read_client_state, read_frozen, write_clie
 from fl_taskarith.config import Config
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.drift_correction import control_change, control_shift, correct_gradients
-from fl_taskarith.engine.grid import RoundSettings, read_settings
+from fl_taskarith.engine.grid import CLIENT_ERROR, DIVERGED, RoundSettings, read_settings
 from fl_taskarith.engine.records import metric, to_record, to_tensors
-from fl_taskarith.errors import FlTaskarithError
+from fl_taskarith.errors import Divergence, FlTaskarithError
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.mixture_client import cluster_step, expectation_step
@@ -39,8 +39,6 @@ MetricValue = int | float | list[int] | list[float]
 
 CONTROL, OWN = "control/", "own/"  # in a client's file: its control variate c_k, and parameters that it does not share
 
-CLIENT_ERROR = 100  # code of our error replies; Flower's own codes are below
-
 
 def answer(work: Callable[[Message, int], RecordDict], message: Message, context: Context) -> Message:
     """Reply with what `work` returns for this client's partition, or with an error in the client's own words.
@@ -49,6 +47,8 @@ def answer(work: Callable[[Message, int], RecordDict], message: Message, context
     """
     try:
         return Message(work(message, int(context.node_config["partition-id"])), reply_to=message)
+    except Divergence as error:
+        return Message(Error(DIVERGED, str(error)), reply_to=message)
     except FlTaskarithError as error:
         reason = f"{type(error).__name__}: {error}"
     except Exception as error:  # a bug of ours, or out of memory: the server must hear of it with its origin

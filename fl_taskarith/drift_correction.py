@@ -39,9 +39,9 @@ def correct_gradients(
             entries = parameter.view(-1) if index is None else parameter.view(-1)[index]
             term = torch.zeros_like(entries)
             if proximal_mu:
-                term.add_(entries - start[name].view(-1), alpha=proximal_mu)
+                term.add_(entries - start[name].reshape(-1), alpha=proximal_mu)
             if shift is not None:
-                term.add_(shift[name].view(-1))
+                term.add_(shift[name].reshape(-1))
             parameter.grad = parameter.grad.contiguous()
             gradient = parameter.grad.view(-1)
             if index is None:

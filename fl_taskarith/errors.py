@@ -21,6 +21,10 @@ class CheckpointError(FlTaskarithError):
     """A results folder or checkpoint cannot be read, written or resumed."""
 
 
+class FolderInUse(CheckpointError):
+    """Another process is writing the run."""
+
+
 class ClientFailure(FlTaskarithError):
     """A client raised, diverged or did not answer."""
 

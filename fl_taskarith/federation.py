@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -58,6 +59,7 @@ def run_federation(
     require_trackers(config)
     # Every process of the run, Ray's actors among them, computes with the same number of threads, stated here.
     shared = dataclasses.replace(config, threads=config.threads or available_threads())
+    torch.set_num_threads(shared.threads)
     home = resident(shared) if shared.dataset != REGRESSION else None
     # Among the facts are the shards: an infeasible request fails here, before a folder is made.
     facts = describe(home) if home is not None else describe_mixture(shared)
@@ -215,6 +217,8 @@ class FederatedRun(Run):
         told = zip(metrics["partitions"], metrics["clusters"], strict=True)  # type: ignore[arg-type]
         honest = [(group_of(self.config, int(partition)), cluster) for partition, cluster in told
                   if not byzantine_clients(self.config)[int(partition)]]  # fmt: skip
+        if not honest:
+            return math.nan
         groups, clusters = (torch.tensor(each, dtype=torch.int64) for each in zip(*honest, strict=True))
         return cluster_accuracy(clusters, groups, max(self.config.num_clusters, len(VIEWS[self.config.client_groups])))
 

@@ -21,7 +21,7 @@ from fl_taskarith.checkpoint import Checkpoint, load_latest_checkpoint, referenc
 from fl_taskarith.client_state import prune_client_states
 from fl_taskarith.config import Config
 from fl_taskarith.config_clusters import REGRESSION
-from fl_taskarith.errors import BudgetSpent, CheckpointError, ConfigError
+from fl_taskarith.errors import BudgetSpent, CheckpointError, ConfigError, FolderInUse
 from fl_taskarith.files import write_atomically
 from fl_taskarith.paths import checkout, results_root
 from fl_taskarith.tracking import Tracker, open_trackers
@@ -284,7 +284,7 @@ def _lock(folder: Path) -> IO[str] | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        raise CheckpointError(
+        raise FolderInUse(
             f"Another process is writing the run in {folder}: wait for it or stop it (flwr stop RUN-ID for a run that "
             "flwr run started), or choose another run-name."
         ) from error

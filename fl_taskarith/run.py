@@ -226,7 +226,7 @@ class Run(ABC):
             logit_scale = fit_logit_scale(head.scores(features), validation.labels)
         scaled = head.scaled(float(logit_scale))
         self.logbook.note(head={"kind": "ridge", "ridge_lambda": ridge_lambda, "logit_scale": logit_scale})
-        return dict(zip(HEAD_PARAMETERS, (scaled.weight.float(), scaled.bias.float()), strict=True))
+        return dict(zip(HEAD_PARAMETERS, (scaled.weight.float().contiguous(), scaled.bias.float()), strict=True))
 
     def _evaluate(self, row: Row) -> None:
         """Validation and test loss and accuracy of the global model, and ‖θ − θ₀‖, into `row`.

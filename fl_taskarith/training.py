@@ -88,7 +88,8 @@ def train_locally(
         scaler.update()
         loss_sum += loss.detach()
     if scaler.is_enabled():
-        _report_skipped(round(math.log2(LOSS_SCALE / scaler.get_scale())), steps)
+        scale = scaler.get_scale()
+        _report_skipped(round(math.log2(LOSS_SCALE / scale)) if scale else steps, steps)
     return loss_sum.item() / local_steps
 
 

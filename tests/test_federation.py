@@ -17,7 +17,7 @@ from fl_taskarith import client, simulate
 from fl_taskarith.config import Config, load
 from fl_taskarith.data.batches import batch_positions
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
-from fl_taskarith.errors import ClientFailure, ConfigError
+from fl_taskarith.errors import ClientFailure, ConfigError, Divergence
 from fl_taskarith.federation import run_federation
 from fl_taskarith.global_model import Frozen
 from fl_taskarith.logbook import COLUMNS
@@ -325,3 +325,20 @@ def test_the_logged_cosine_is_that_of_the_clients_task_vectors(quick_config: Con
         inner = sum(float(vectors[i] @ vectors[j]) for i, j in pairs)
         lengths = sum(float(vectors[i].norm() * vectors[j].norm()) for i, j in pairs)
         assert row["client_cosine"] == pytest.approx(inner / lengths, abs=0.02)  # shards differ in size by one example
+
+
+def test_a_client_that_diverges_in_half_precision_ends_the_run_as_divergence(
+    quick_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fl_taskarith.training.LOSS_SCALE", 2.0**60)
+    with pytest.raises(Divergence, match=r"Client \d+ diverged.*fp16"):
+        simulate(quick_config, precision="fp16", local_steps=1)
+
+
+@pytest.mark.parametrize("settings", [{"strategy": "fedprox", "proximal_mu": 0.1}, {"strategy": "scaffold"}])
+@pytest.mark.parametrize("phases", [{"trainable": "all"}, {"trainable": "head"}, {"head_rounds": 1}])
+def test_corrections_of_gradients_reach_a_solved_head(
+    quick_config: Config, settings: dict[str, object], phases: dict[str, object]
+) -> None:
+    history = simulate(quick_config, num_rounds=2, **settings, **phases)
+    assert len(history.rows) == 3

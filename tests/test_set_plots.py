@@ -117,3 +117,19 @@ def test_labels_fall_back_to_folder_names_where_settings_do_not_tell(tmp_path: P
             logbook.write_round({"round": 0, "test_accuracy": 0.5})
         folders.append(logbook.folder)
     assert [member.label for member in members(folders)] == ["num-rounds = 24", "num-rounds = 7"]
+
+
+def test_a_seed_that_was_run_twice_counts_once(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path, 0.5), write_run(tmp_path, 0.5)]
+    assert folders[0] != folders[1]
+    (member,) = members(find_runs([tmp_path, folders[0]]))
+    assert len(member.runs) == 1
+
+
+def test_members_that_a_figure_cannot_tell_apart_are_not_drawn_over_one_another(grid: Path) -> None:
+    write_run(grid, 0.99, strategy="centralized", mask_rule="none", local_steps=4, classes_per_client=2)
+    drawn = {path.name for path in plot_set(members(find_runs([grid])), grid / "mixed")}
+    assert "mixed-heat-map.png" in drawn, "centralized runs have no place in it, and take none"
+    write_run(grid, 0.2, strategy="fedgma", mask_rule="none", local_steps=4, classes_per_client=2)
+    drawn = {path.name for path in plot_set(members(find_runs([grid])), grid / "strategies")}
+    assert "strategies-heat-map.png" not in drawn and "strategies.png" in drawn

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import math
@@ -9,9 +10,18 @@ from conftest import numbers
 
 from fl_taskarith.cli import main
 from fl_taskarith.config import Config
-from fl_taskarith.errors import CheckpointError, ClientFailure, ConfigError, DataError, Divergence, StudyError
+from fl_taskarith.errors import (
+    BudgetSpent,
+    CheckpointError,
+    ClientFailure,
+    ConfigError,
+    DataError,
+    Divergence,
+    StudyError,
+)
 from fl_taskarith.logbook import Logbook, read_rounds
 from fl_taskarith.run import History
+from fl_taskarith.study import runner
 from fl_taskarith.study.definition import Study
 from fl_taskarith.study.listing import list_study
 from fl_taskarith.study.one_run import run_once
@@ -541,3 +551,52 @@ def test_the_first_estimate_comes_from_the_file(tmp_path: Path) -> None:
     lines = list(list_study(StudyResults(study_of(text, tmp_path), tmp_path)))
     images = 6 * 2 * 2 * 1 * 16  # runs x rounds x clients x steps x batch
     assert f"{images:,} training images, about {images / 2 / 60:.0f} minutes" in lines[-1]
+
+
+def test_what_is_done_is_not_run_again_beside_what_is_open(
+    tmp_path: Path, training: FakeTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(STUDY, tmp_path)
+    run_studies([study], tmp_path)
+    for record in (tmp_path / "tiny" / "runs").glob("*-s0-*/run.json"):  # seed 0 of both arms was interrupted
+        record.write_text(record.read_text().replace('"finished"', '"interrupted"', 1))
+    monkeypatch.setattr("fl_taskarith.study.runner._workers", lambda jobs: contextlib.nullcontext(runner._Submit(None)))
+    run_studies([study], tmp_path, jobs=2)
+    assert [run.seed for run in training.runs[6:]] == [0, 0]
+    assert len(list((tmp_path / "tiny" / "runs").iterdir())) == 6
+    done = StudyResults(study, tmp_path).final_runs(study.arms[0], Choice(0.01))[1]
+    assert run_once(done, deadline=None).state is State.DONE
+    assert len(training.runs) == 8
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_spent_budget_is_no_failure_and_is_said(
+    tmp_path: Path,
+    training: FakeTraining,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    jobs: int,
+) -> None:
+    def cut(run: Config) -> float:
+        raise BudgetSpent("over")
+
+    training.accuracy = cut
+    monkeypatch.setattr("fl_taskarith.study.runner._workers", lambda jobs: contextlib.nullcontext(runner._Submit(None)))
+    twins = STUDY + '\n[[arm]]\nname = "follower"\nsame-rate-as = "dense"\nsettings = { local-steps = 1 }\n'
+    run_studies([study_of(twins, tmp_path), study_of(SEARCHED, tmp_path)], tmp_path, jobs=jobs)
+    assert "budget is spent" in capsys.readouterr().out
+
+
+def test_a_run_that_another_process_writes_is_left_to_it(tmp_path: Path) -> None:
+    study = study_of(STUDY, tmp_path)
+    task = StudyResults(study, tmp_path).final_runs(study.arms[0], Choice(0.01))[0]
+    with Logbook(task):
+        outcome = run_once(task, deadline=None)
+        assert outcome.state is State.FAILED
+        assert "Another process" in outcome.cause
+        assert not (run_folder(task) / "failure.json").exists()
+
+
+def test_a_study_without_a_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "density=0.1"]) == 1
+    assert "study file" in capsys.readouterr().err

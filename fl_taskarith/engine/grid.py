@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fl_taskarith.config import Config, from_mapping
-from fl_taskarith.errors import ClientFailure
+from fl_taskarith.errors import ClientFailure, Divergence
 
 
 class PartitionGrid(Grid):
@@ -62,8 +62,13 @@ class PartitionGrid(Grid):
         raise NotImplementedError("use exchange or send_and_receive")
 
 
+CLIENT_ERROR, DIVERGED = 100, 101  # codes of our error replies; Flower's own are below
+
+
 def checked(reply: Message, partition: int) -> Message:
-    """`reply` itself, or ClientFailure with the client's own words if it carries an error."""
+    """`reply` itself; if it carries an error, ClientFailure or Divergence with the client's own words."""
+    if reply.has_error() and reply.error.code == DIVERGED:
+        raise Divergence(f"Client {partition} diverged: {reply.error.reason}")
     if reply.has_error():
         raise ClientFailure(f"Client {partition} failed: {reply.error.reason}")
     return reply

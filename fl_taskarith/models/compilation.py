@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Kept:
-    """The module of one architecture, and what is compiled of it by (first block, mode)."""
+    """The module of one architecture, and what is compiled of it by (class, first block, mode)."""
 
     architecture: Hashable
     model: VisionTransformer
-    networks: dict[tuple[int, str], Network] = field(default_factory=dict)
+    networks: dict[tuple[type, int, str], Network] = field(default_factory=dict)
 
 
 _kept: _Kept | None = None
@@ -58,10 +58,11 @@ def compiled(network: Network, first_block: int, mode: str, device: torch.device
     if reason := _obstacle(device):
         log.warning('compile = "%s" is left out, training runs as written: %s', mode, reason)
         return network
-    if (first_block, mode) not in _kept.networks:
+    key = (type(network), first_block, mode)
+    if key not in _kept.networks:
         module = torch.compile(cast(nn.Module, network), mode=mode, dynamic=False)
-        _kept.networks[first_block, mode] = cast(Network, module)
-    return _kept.networks[first_block, mode]
+        _kept.networks[key] = cast(Network, module)
+    return _kept.networks[key]
 
 
 @lru_cache

@@ -52,7 +52,7 @@ def search_files(sources: MergeSources, settings: MergeSettings, one_shot: OneSh
         )
     vectors = [vector.of(names) for vector in sources.vectors]
     ridge = solve_heads(home, tasks, one_shot.shared_head)
-    heads = [_own_head(*each) or head for *each, head in zip(sources.models, tasks, ridge, strict=True)]
+    heads = [_own_head(model, task) or head for model, task, head in zip(sources.models, tasks, ridge, strict=True)]
 
     def alone(split: str) -> list[TaskScore]:
         return [

@@ -43,7 +43,8 @@ class BRIFCA(FedAvg):
         settings = settings_record(self.config, self.round_settings(server_round, chosen[0]))
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
         kind = "train.cluster_step" if self.config.dataset == REGRESSION else "train.cluster"
-        return cohort_messages(content, chosen, self.config.clients_at_once, kind)
+        staying = self._staying(server_round, chosen)
+        return cohort_messages(content, staying, self.config.clients_at_once, kind)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -32,7 +32,8 @@ class FedEM(FedAvg):
         self.traffic = Traffic(downlink=len(chosen) * payload_bytes(arrays))
         settings = settings_record(self.config, RoundSettings(server_round, self.learning_rate(server_round)))
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
-        return cohort_messages(content, chosen, self.config.clients_at_once, "train.expectation")
+        staying = self._staying(server_round, chosen)
+        return cohort_messages(content, staying, self.config.clients_at_once, "train.expectation")
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

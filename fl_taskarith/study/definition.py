@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fl_taskarith import config as configuration
 from fl_taskarith.config import Config
+from fl_taskarith.config_clusters import REGRESSION
 from fl_taskarith.config_rule import Scalar
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.logbook import run_name
@@ -148,6 +149,8 @@ class Study:
                     f'arm "{arm.title}": same-rate-as = "{arm.same_rate_as}" names an arm that takes its own rate from '
                     "elsewhere: name an arm with a rate of its own."
                 )
+        if self.searched(arm) is not None and arm.settings.get("dataset") == REGRESSION:
+            raise ConfigError(f'arm "{arm.title}": dataset = "{REGRESSION}" has no validation accuracy to search by.')
         if self.searched(arm) is not None and arm.settings.get("validation-size") == 0:
             raise ConfigError(f'arm "{arm.title}": [search] chooses on validation: set validation-size above 0.')
 

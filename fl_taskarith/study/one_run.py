@@ -7,7 +7,7 @@ import traceback
 
 from fl_taskarith import simulation
 from fl_taskarith.config import Config
-from fl_taskarith.errors import BudgetSpent, Divergence, FlTaskarithError
+from fl_taskarith.errors import BudgetSpent, Divergence, FlTaskarithError, FolderInUse
 from fl_taskarith.files import write_atomically
 from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.results import FAILURE, Outcome, State, inspect, run_folder
@@ -15,6 +15,9 @@ from fl_taskarith.study.results import FAILURE, Outcome, State, inspect, run_fol
 
 def run_once(run: Config, deadline: float | None) -> Outcome:
     """Do or continue `run`; at `deadline` (of time.time) it stops with a checkpoint. Its log.txt has what it prints."""
+    before = inspect(run)
+    if before.state in (State.DONE, State.DIVERGED):
+        return before
     folder = run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FAILURE).unlink(missing_ok=True)
@@ -27,6 +30,8 @@ def run_once(run: Config, deadline: float | None) -> Outcome:
             simulation.simulate(run, deadline=deadline)
     except BudgetSpent:
         pass
+    except FolderInUse as error:  # whoever writes there will say how it ended
+        return Outcome(State.FAILED, cause=str(error), name=folder.name)
     except Exception as error:  # of ours or of the machine (out of memory): the other runs go on
         diverged = isinstance(error, Divergence)
         failure = {"diverged": diverged, "cause": str(error) if diverged else f"{type(error).__name__}: {error}"}

@@ -124,11 +124,13 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
         if not below:
             raise CheckpointError(f"{folder} is no folder of a run (it has no rounds.csv) and holds no finished run.")
         found += below
-    return found
+    return list({folder.resolve(): folder for folder in found}.values())
 
 
 def members(folders: Sequence[Path], labels: Sequence[str] | None = None) -> list[Member]:
     """The members of a set of run folders, in the order in which they first appear.
+
+    A seed that was run twice counts once.
 
     Args:
         labels: of each folder, where the caller knows better; else the settings that differ.
@@ -136,16 +138,18 @@ def members(folders: Sequence[Path], labels: Sequence[str] | None = None) -> lis
     Raises:
         CheckpointError: a folder's files cannot be read.
     """
-    groups: dict[str, list[tuple[Settings, tuple[Row, ...], str]]] = {}
+    groups: dict[str, dict[tuple[Scalar, ...], tuple[Settings, tuple[Row, ...], str]]] = {}
     for index, folder in enumerate(folders):
         settings = _settings(folder)
         decisive = {key: value for key, value in settings.items() if key in IDENTITY_KEYS and key not in SEED_KEYS}
         key = json.dumps(decisive, sort_keys=True) if labels is None else labels[index]
-        groups.setdefault(key, []).append((settings, tuple(read_rounds(folder)), folder.resolve().name))
-    settings_of = [group[0][0] for group in groups.values()]
-    words = list(groups) if labels is not None else _labels(settings_of, [group[0][2] for group in groups.values()])
+        seeds = tuple(settings[each] for each in SEED_KEYS)
+        groups.setdefault(key, {}).setdefault(seeds, (settings, tuple(read_rounds(folder)), folder.resolve().name))
+    first = [next(iter(group.values())) for group in groups.values()]
+    settings_of = [settings for settings, _, _ in first]
+    words = list(groups) if labels is not None else _labels(settings_of, [name for _, _, name in first])
     return [
-        Member(label, settings, tuple(rows for _, rows, _ in group))
+        Member(label, settings, tuple(rows for _, rows, _ in group.values()))
         for label, settings, group in zip(words, settings_of, groups.values(), strict=True)
     ]
 

@@ -76,7 +76,7 @@ def _work(schedule: "_Schedule", submit: "_Submit", jobs: int, deadline: float |
         while len(running) < jobs and not late and (task := schedule.next_task()) is not None:
             running[submit(task.run, deadline)] = task
         if not running:
-            return late and schedule.next_task() is not None
+            return schedule.next_task() is not None or schedule.cut
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
             task, outcome = running.pop(future), future.result()
@@ -98,6 +98,7 @@ class _Schedule:
 
     def __init__(self, arms: Sequence[tuple[StudyResults, Arm]]) -> None:
         self.failures: list[str] = []
+        self.cut = False  # whether a run was stopped before its end
         self._outcomes: dict[Path, Outcome] = {}
         self._taken: set[Path] = set()
         self._open = [_OpenArm(arm.title, [], _batches(results, arm, self._outcomes)) for results, arm in arms]
@@ -115,13 +116,16 @@ class _Schedule:
     def settle(self, task: Task, outcome: Outcome) -> None:
         """Note how a run that was handed out ended."""
         self._outcomes[task.folder] = outcome
-        if outcome.state is State.UNFINISHED:  # its time was up: what needs it is left for the next command
-            self._open = [arm for arm in self._open if all(other.folder != task.folder for other in arm.tasks)]
 
     def _advance(self, arm: _OpenArm) -> None:
         """Go on to the arm's next tasks while those it waits for are settled; it leaves the schedule at its end."""
         try:
-            while all(self._is_settled(task) for task in arm.tasks):
+            # Every task is looked at, or one that is done would be handed out while one before it is open.
+            while all([self._is_settled(task) for task in arm.tasks]):
+                if any(self._outcomes[task.folder].state is State.UNFINISHED for task in arm.tasks):
+                    self._open.remove(arm)  # its time was up: what needs it is left for the next command
+                    self.cut = True
+                    return
                 arm.tasks = next(arm.following)
         except StopIteration as ended:
             self._open.remove(arm)

@@ -63,8 +63,9 @@ def plot_bands(members: Sequence[Member], output: Path) -> list[Path]:
 
 def plot_heat_map(members: Sequence[Member], output: Path) -> list[Path]:
     """Mean test accuracy for sharding x local steps, a panel per mask; nothing unless both differ."""
+    members = _federated(members)
     shardings, steps, panels = _axes_of(members)
-    if len(shardings) < 2 or len(steps) < 2:
+    if len(shardings) < 2 or len(steps) < 2 or _collide(members):
         return []
     cells = {(_panel(each), sharding_words(each.settings), each.settings["local-steps"]): each for each in members}
     means = {place: member.over_runs(last_test_accuracy) for place, member in cells.items()}
@@ -100,8 +101,13 @@ def plot_drift(members: Sequence[Member], output: Path) -> list[Path]:
 
     Nothing unless shardings differ and cosines were logged.
     """
+    members = _federated(members)
     shardings, steps, panels = _axes_of(members)
-    if len(shardings) < 2 or not any(each.over_runs(mean_of("client_cosine")).n for each in members):
+    if (
+        len(shardings) < 2
+        or _collide(members)
+        or not any(each.over_runs(mean_of("client_cosine")).n for each in members)
+    ):
         return []
     with pyplot.rc_context(cast(Any, STYLE)):
         figure, grid = pyplot.subplots(1, 2, figsize=(7.2, 3.1), layout="constrained")
@@ -140,9 +146,12 @@ def plot_drift(members: Sequence[Member], output: Path) -> list[Path]:
 def plot_sweep(members: Sequence[Member], key: str, output: Path) -> list[Path]:
     """Final test accuracy against a numeric setting, a line per sharding; nothing unless it differs under one rule."""
     lines: dict[str, dict[float, Member]] = {}
-    for member in members:
-        if member.settings["mask-rule"] == "least-sensitive" and _usual(member, members, key):
-            lines.setdefault(sharding_words(member.settings), {})[float(member.settings[key])] = member
+    drawn = [each for each in _federated(members)
+             if each.settings["mask-rule"] == "least-sensitive" and _usual(each, members, key)]  # fmt: skip
+    for member in drawn:
+        lines.setdefault(sharding_words(member.settings), {})[float(member.settings[key])] = member
+    if sum(map(len, lines.values())) < len(drawn):  # they differ in something else too, and would hide one another
+        return []
     if max((len(line) for line in lines.values()), default=0) < 2:
         return []
     with pyplot.rc_context(cast(Any, STYLE)):
@@ -182,18 +191,27 @@ def _usual(member: Member, members: Sequence[Member], key: str) -> bool:
 
 
 def _axes_of(members: Sequence[Member]) -> tuple[list[str], list[int], list[str]]:
-    """Shardings (from few classes per client to iid), local steps and panels of federated members."""
-    federated = [each for each in members if each.settings["strategy"] != "centralized"]
+    """Shardings (from few classes per client to iid), local steps and panels of members."""
 
     def evenness(member: Member) -> tuple[int, float]:
         kind = str(member.settings["sharding"])
         by = {"classes": "classes-per-client", "dirichlet": "dirichlet-alpha"}
         return (2, 0.0) if kind == "iid" else (int(kind == "classes"), float(member.settings[by[kind]]))
 
-    ordered = sorted(federated, key=evenness)
+    ordered = sorted(members, key=evenness)
     shardings = list(dict.fromkeys(sharding_words(each.settings) for each in ordered))
-    steps = sorted({int(each.settings["local-steps"]) for each in federated})
-    return shardings, steps, list(dict.fromkeys(map(_panel, federated)))
+    steps = sorted({int(each.settings["local-steps"]) for each in members})
+    return shardings, steps, list(dict.fromkeys(map(_panel, members)))
+
+
+def _federated(members: Sequence[Member]) -> list[Member]:
+    return [each for each in members if each.settings["strategy"] != "centralized"]
+
+
+def _collide(members: Sequence[Member]) -> bool:
+    """Whether two members differ in something that these figures have no place for, and would hide one another."""
+    places = [(_panel(each), sharding_words(each.settings), each.settings["local-steps"]) for each in members]
+    return len(set(places)) < len(places)
 
 
 def _panel(member: Member) -> str:
