@@ -72,6 +72,7 @@ def test_an_attack_changes_a_run_and_only_if_somebody_attacks(quick_config: Conf
     assert not same_bits(weights[0.3], clean)
 
 
+@pytest.mark.slow
 def test_the_median_withstands_what_turns_the_mean_around(quick_config: Config) -> None:
     settings = {"participation": 1.0, "byzantine_fraction": 0.2, "attack_scale": 10.0, "num_rounds": 4,
                 "sharding": "iid", "learning_rate": 0.01}  # fmt: skip

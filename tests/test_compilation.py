@@ -30,6 +30,7 @@ def test_a_compiled_run_has_the_losses_of_the_plain_one(quick_config: Config) ->
             assert theirs.get(column) == pytest.approx(ours.get(column), rel=1e-4), column
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh")
 def test_runs_of_one_architecture_share_what_is_compiled_and_not_their_weights(quick_config: Config) -> None:
     compiling = dataclasses.replace(quick_config, compile="default")

@@ -322,7 +322,8 @@ def test_writing_a_report_needs_no_torch() -> None:
 
 
 def test_the_shipped_studies_answer_every_question(tmp_path: Path) -> None:
-    files = sorted((Path(__file__).parent.parent / "conf" / "study" / "digits").glob("*.toml"))
+    shipped = sorted((Path(__file__).parent.parent / "conf" / "study" / "digits").glob("*.toml"))
+    files = [file for file in shipped if file.stem in STUDIES]  # there are others, of questions that it does not ask
     for file in files:
         write_study(tmp_path / file.stem, [(arm.title, arm.settings) for arm in load_study(file).arms])
     tex = report(tmp_path, tmp_path / "report")

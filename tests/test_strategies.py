@@ -165,10 +165,8 @@ def test_a_resumed_run_has_the_same_bits(quick_config: Config, name: str) -> Non
 RAY = {"num_clients": 4, "classes_per_client": 5, "participation": 0.5, "num_rounds": 2}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["scaffold", *(pytest.param(name, marks=pytest.mark.slow) for name in ON_IMAGES if name != "scaffold")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_IMAGES)
 def test_both_engines_give_the_same_bits(quick_config: Config, name: str) -> None:
     """SCAFFOLD under a mask stands for all: it sends two records each way and keeps files at the clients."""
     settings = {**RAY, "strategy": name, "mask_rule": "random", **OWN.get(name, {})}
