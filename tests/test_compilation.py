@@ -27,7 +27,7 @@ def test_a_compiled_run_has_the_losses_of_the_plain_one(quick_config: Config) ->
     assert compilation._obstacle(torch.device("cpu")) == ""
     for ours, theirs in zip(plain.rows, compiled.rows, strict=True):
         for column in ("train_loss", "val_loss", "test_loss", "update_norm"):
-            assert theirs.get(column) == pytest.approx(ours.get(column), rel=1e-4), column
+            assert (theirs.get(column) or 0.0) == pytest.approx(ours.get(column) or 0.0, rel=1e-4), column
 
 
 @pytest.mark.slow
