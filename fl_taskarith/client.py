@@ -21,8 +21,10 @@ from fl_taskarith.client_state import read_client_state, read_frozen, write_clie
 from fl_taskarith.config import Config
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.drift_correction import control_change, control_shift, correct_gradients
-from fl_taskarith.engine.grid import CLIENT_ERROR, DIVERGED, RoundSettings, read_settings
+from fl_taskarith.engine.grid import RoundSettings, read_settings
 from fl_taskarith.engine.records import metric, to_record, to_tensors
+from fl_taskarith.engine.replies import CLIENT_ERROR, DIVERGED
+from fl_taskarith.engine.time_limit import time_limit
 from fl_taskarith.errors import Divergence, FlTaskarithError
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.merging.aggregate import task_vector_norm
@@ -43,10 +45,12 @@ CONTROL, OWN = "control/", "own/"  # in a client's file: its control variate c_k
 def answer(work: Callable[[Message, int], RecordDict], message: Message, context: Context) -> Message:
     """Reply with what `work` returns for this client's partition, or with an error in the client's own words.
 
-    Flower would turn an exception into a reply that its strategies skip over; ours stop the run on it.
+    Flower would turn an exception into a reply that its strategies skip over without a word; ours say so or stop.
     """
     try:
-        return Message(work(message, int(context.node_config["partition-id"])), reply_to=message)
+        with time_limit(_client_timeout(message)):
+            content = work(message, int(context.node_config["partition-id"]))
+        return Message(content, reply_to=message)
     except Divergence as error:
         return Message(Error(DIVERGED, str(error)), reply_to=message)
     except FlTaskarithError as error:
@@ -56,6 +60,10 @@ def answer(work: Callable[[Message, int], RecordDict], message: Message, context
 
         reason = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
     return Message(Error(CLIENT_ERROR, reason), reply_to=message)
+
+
+def _client_timeout(message: Message) -> float:
+    return float(message.content.config_records["config"].get("client-timeout", 0.0))  # type: ignore[arg-type]
 
 
 def tell_partition(message: Message, partition: int) -> RecordDict:
@@ -108,8 +116,8 @@ def train_in_cluster(message: Message, partition: int) -> RecordDict:
     }
     metrics.update(told)
     metrics["train-seconds"] = metric(metrics, "train-seconds") + choosing_seconds
-    arrays = to_record({name: value[None] for name, value in task_vector.items()})
-    return RecordDict({"arrays": arrays, "metrics": metrics})
+    reply["arrays"] = to_record({name: value[None] for name, value in task_vector.items()})
+    return reply
 
 
 def _train_locally(content: RecordDict, partition: int) -> RecordDict:
@@ -152,7 +160,7 @@ def _train_locally(content: RecordDict, partition: int) -> RecordDict:
         ends = parameters if frozen.mask is None else frozen.mask.gather(home.parameters)
         keeps = {OWN + name: ends[name].detach().clone() for name in names if name not in shared}
         task_vector = {name: ends[name].detach().sub_(start) for name, start in shared.items()}
-    reply = RecordDict({"arrays": to_record(task_vector)})
+    reply = RecordDict({"arrays": to_record(task_vector), "frozen": ConfigRecord({"name": current.frozen_name})})
     if control is not None:
         change = control_change(control, task_vector, current.learning_rate * coefficients)
         reply["control"] = to_record(change)

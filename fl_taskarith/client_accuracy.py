@@ -9,7 +9,7 @@ from statistics import fmean
 from flwr.app import Message
 
 from fl_taskarith.engine.grid import PartitionGrid
-from fl_taskarith.engine.records import metric
+from fl_taskarith.engine.replies import Failures, number
 from fl_taskarith.files import write_atomically
 
 MODELS = ("own", "global")
@@ -20,7 +20,9 @@ COLUMNS = (
 )
 
 
-def evaluate_clients(grid: PartitionGrid, messages: Iterable[Message], path: Path) -> dict[str, float]:
+def evaluate_clients(
+    grid: PartitionGrid, messages: Iterable[Message], path: Path, failures: Failures
+) -> dict[str, float]:
     """Ask the clients that `messages` are for, write `path` with a row per client, and return means over clients.
 
     Every client counts alike. Test images are those of the client's classes; the answer may still be any class. "own"
@@ -28,14 +30,15 @@ def evaluate_clients(grid: PartitionGrid, messages: Iterable[Message], path: Pat
     is written, and the result is empty, without messages.
 
     Raises:
-        ClientFailure: a client raised, or did not answer.
+        ClientFailure: a client raised, or did not answer (by `on-client-failure`).
         CheckpointError: the file cannot be written.
     """
-    rows = []
-    for reply in grid.exchange(messages):
-        metrics = reply.content.metric_records["metrics"]
-        values = {name: metric(metrics, name.replace("_", "-")) for name in COLUMNS[1:]}
-        rows.append({"client": reply.metadata.src_node_id, **values})
+
+    def read(reply: Message) -> dict[str, float]:
+        values = {name: number(reply, name.replace("_", "-")) for name in COLUMNS[1:]}
+        return {"client": reply.metadata.src_node_id, **values}
+
+    rows = list(failures.read(grid.exchange(messages), read))
     if not rows:
         return {}
     text = io.StringIO()

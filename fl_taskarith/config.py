@@ -90,6 +90,10 @@ class Config:
     dropout: float = _key(
         0.0, "chance of each sampled client to drop out of a round; at least one stays", low=0, high=0.99
     )
+    client_timeout: float = _key(0.0, "seconds that a client may work on a message; 0 = no limit", low=0, high=LARGEST)
+    on_client_failure: str = _choice(
+        "stop", "where one raises, is late or sends what cannot be used: end the run, or go on", "stop", "skip"
+    )
     sharding: str = _choice("classes", "how clients divide the data", "iid", "classes", "dirichlet")
     classes_per_client: int = _key(2, "classes per client, Nc, under sharding = classes", low=1)
     dirichlet_alpha: float = _key(
@@ -264,9 +268,11 @@ def rules() -> dict[str, Rule]:
     return {kebab(field.name): field.metadata["rule"] for field in dataclasses.fields(Config)}
 
 
-# Where a run lives, how often it saves and which engine carries it do not change a number; every other key does.
+# Where a run lives, how often it saves, which engine carries it and what it does about a fault do not change a number
+# of a run without faults; every other key does.
 OPERATIONAL_KEYS = frozenset(
     {"data-dir", "download", "results-dir", "run-name", "resume"}
+    | {"client-timeout", "on-client-failure"}
     | {"engine", "checkpoint-every", "save-model", "draw-curves", "tensorboard", "wandb"}
 )
 IDENTITY_KEYS = frozenset(rules()) - OPERATIONAL_KEYS
@@ -372,6 +378,8 @@ def _check_combinations(config: Config) -> None:
         (config.strategy == "scaffold" and config.clip_norm > 0,
          'strategy = "scaffold" takes the mean gradient from the way a client went, which clipping hides: set '
          "clip-norm = 0."),
+        (config.strategy == "scaffold" and config.learning_rate == 0,
+         'strategy = "scaffold" divides the way a client went by its steps\' size: set learning-rate above 0.'),
         *cluster_contradictions(config),
         (config.strategy == "centralized" and config.engine == "flower",
          'strategy = "centralized" has no clients to run on SuperNodes: leave engine = "sequential".'),

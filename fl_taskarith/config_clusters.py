@@ -38,6 +38,9 @@ def cluster_contradictions(config: "Config") -> list[tuple[bool, str]]:
         (config.clients_at_once != 1 and (config.engine == "flower" or config.dataset != REGRESSION),
          f"clients-at-once = {config.clients_at_once} computes clients together in one process, on regression data: "
          'it needs engine = "sequential", or set it to 1.'),
+        (config.clients_at_once != 1 and config.on_client_failure == "skip",
+         f"clients-at-once = {config.clients_at_once} fails as a whole where one of them does: set it to 1, or "
+         'on-client-failure = "stop".'),
         (config.byzantine_fraction > 0 and config.strategy in ("fed-em", "centralized"),
          f'byzantine-fraction needs a strategy that takes task vectors from clients, not "{config.strategy}".'),
         (config.byzantine_fraction > 0 and config.dataset != REGRESSION

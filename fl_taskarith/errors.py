@@ -33,6 +33,10 @@ class Divergence(ClientFailure):
     """Training left the finite numbers: the same settings would do so again."""
 
 
+class AggregateDivergence(Divergence):
+    """What the server made of the clients' replies is not finite."""
+
+
 class BudgetSpent(FlTaskarithError):
     """The time given to a run is over: it stopped after a checkpoint and can be continued."""
 

@@ -20,6 +20,7 @@ from fl_taskarith.config import Config
 from fl_taskarith.config_clusters import REGRESSION
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
+from fl_taskarith.engine.replies import check_examples, check_finite, number, shapes_of, tensors_of, told
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
 from fl_taskarith.errors import ClientFailure
@@ -107,13 +108,14 @@ class FederatedRun(Run):
         self.grid = grid
         self.strategy = strategy_class(config.strategy)(config, home.device, self.learning_rate)
         self.strategy.state_folder = str(logbook.client_states)
+        self.strategy.shard_size = lambda partition: len(home.shards[partition])
 
     def execute(self) -> None:
         """All rounds; then, where clients have models of their own, their accuracy: clients.csv, means in run.json."""
         super().execute()
         arrays = to_record(self.model.trained)
         messages = self.strategy.configure_evaluate(self.config.num_rounds, arrays, ConfigRecord(), self.grid)
-        if means := evaluate_clients(self.grid, messages, self.logbook.folder / "clients.csv"):
+        if means := evaluate_clients(self.grid, messages, self.logbook.folder / "clients.csv", self.strategy.failures):
             log.info(
                 "Mean over clients on their own classes: test accuracy %(own_test_accuracy).4f of their own models, "
                 "%(global_test_accuracy).4f of the global one.",
@@ -125,14 +127,21 @@ class FederatedRun(Run):
         """The sum of all clients' statistics, in partition order."""
         settings = RecordDict({"config": settings_record(self.config, RoundSettings(0))})
         questions = (Message(settings, partition, "query.ridge") for partition in self.grid.get_node_ids())
+        asked = RidgeStatistics.shapes(self.home.model.num_features, len(self.home.data.dataset.classes))
         total: RidgeStatistics | None = None
-        for reply in self.grid.exchange(questions):
-            arrays = reply.content.array_records["arrays"]
-            statistics = RidgeStatistics(**to_tensors(arrays, self.home.device))
+
+        def read(reply: Message) -> RidgeStatistics:
+            check_examples(reply, len(self.home.shards[reply.metadata.src_node_id]))
+            statistics = tensors_of(reply, "arrays", self.home.device, asked)
+            check_finite(reply, statistics)
+            row["train_seconds"] += number(reply, "train-seconds")
+            row["uplink_bytes"] += payload_bytes(reply.content.array_records["arrays"])
+            return RidgeStatistics(**statistics)
+
+        for statistics in self.strategy.failures.read(self.grid.exchange(questions), read):
             total = statistics if total is None else total + statistics
             row["clients"] += 1
-            row["uplink_bytes"] += payload_bytes(arrays)
-            row["train_seconds"] += metric(reply.content.metric_records["metrics"], "train-seconds")
+        self._count_failures(row)
         if total is None:
             raise ClientFailure("No client sent statistics for the ridge head.")
         return total
@@ -149,14 +158,25 @@ class FederatedRun(Run):
             row["downlink_bytes"] += len(partitions) * payload_bytes(sent)
             questions = (Message(content, partition, "query.sensitivity") for partition in partitions)
             total = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in alive.tensors.items()}
-            examples = 0
-            for reply in self.grid.exchange(questions):
-                arrays = reply.content.array_records["arrays"]
-                row["uplink_bytes"] += payload_bytes(arrays)
-                row["train_seconds"] += metric(reply.content.metric_records["metrics"], "train-seconds")
-                examples += int(metric(reply.content.metric_records["metrics"], "num-examples"))
-                for name, value in to_tensors(arrays, self.home.device).items():
+            examples, shapes = 0, shapes_of(alive.tensors)
+
+            def read(reply: Message) -> tuple[Weights, int]:
+                shard = len(self.home.shards[reply.metadata.src_node_id])
+                scored = min(shard, self.config.calibration_per_client or shard)
+                check_examples(reply, scored)
+                scores = tensors_of(reply, "arrays", self.home.device, shapes)
+                check_finite(reply, scores)
+                row["train_seconds"] += number(reply, "train-seconds")
+                row["uplink_bytes"] += payload_bytes(reply.content.array_records["arrays"])
+                return scores, scored
+
+            for scores, scored in self.strategy.failures.read(self.grid.exchange(questions), read):
+                examples += scored
+                for name, value in scores.items():
                     total[name] += value
+            self._count_failures(row)
+            if not examples:
+                raise ClientFailure(f"No client sent scores in calibration round {calibration_round}.")
             return total, examples
 
         return sums
@@ -171,9 +191,14 @@ class FederatedRun(Run):
         settings = RoundSettings(0, state_folder=self.strategy.state_folder, frozen_name=self.strategy.frozen_name)
         content = RecordDict({"config": settings_record(self.config, settings), "arrays": arrays})
         partitions = self.grid.get_node_ids()
-        for _ in self.grid.exchange(Message(content, partition, "query.frozen") for partition in partitions):
-            pass  # a client that cannot keep them answers with an error, which the engine raises
+        sent = (Message(content, partition, "query.frozen") for partition in partitions)
+        for _ in self.strategy.failures.read(self.grid.exchange(sent), told):
+            pass  # a client that cannot keep them answers with an error
+        self._count_failures(row)
         row["downlink_bytes"] += len(partitions) * payload_bytes(arrays)
+
+    def _count_failures(self, row: Row) -> None:
+        row["failed_clients"] = row.get("failed_clients", 0) + self.strategy.failures.take()
 
     def train_rounds(self, first_round: int, last_round: int) -> None:
         """The strategy's own loop."""
@@ -203,6 +228,7 @@ class FederatedRun(Run):
             "client_cosine": metrics.get("client-cosine"),
             "update_norm": metrics["update-norm"],
             "clients": metrics["clients"],
+            "failed_clients": metrics["failed-clients"],
             "uplink_bytes": metrics["uplink-bytes"],
             "downlink_bytes": metrics["downlink-bytes"],
             "train_seconds": metrics["train-seconds"],

@@ -48,6 +48,7 @@ COLUMNS = (
     "nearest_distance",
     "cluster_accuracy",
     "clients",
+    "failed_clients",
     "uplink_bytes",
     "downlink_bytes",
     "train_seconds",

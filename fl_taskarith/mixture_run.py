@@ -47,6 +47,7 @@ class MixtureRun:
         self.grid = grid
         self.mixture = mixture_of(config)
         self.strategy = strategy(config, CPU, lambda server_round: learning_rate(config, server_round, []))
+        self.strategy.shard_size = lambda _: config.examples_per_client
         self.theta = self.mixture.start(config.start, config.start_radius)
 
     def execute(self) -> None:
@@ -80,6 +81,7 @@ class MixtureRun:
             "client_update_norm": _known(metric(metrics, "client-update-norm")),
             "update_norm": metrics["update-norm"],
             "clients": metrics["clients"],
+            "failed_clients": metrics["failed-clients"],
             "uplink_bytes": metrics["uplink-bytes"],
             "downlink_bytes": metrics["downlink-bytes"],
             "cluster_accuracy": self._accuracy(metrics),

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import numpy as np
@@ -12,6 +13,7 @@ from fl_taskarith.config import Config, load
 from fl_taskarith.engine import supernodes
 from fl_taskarith.engine.grid import RoundSettings, read_settings, settings_record
 from fl_taskarith.engine.records import TensorArray, payload_bytes, to_record, to_tensors
+from fl_taskarith.engine.replies import Failures, checked
 from fl_taskarith.engine.sequential import SequentialGrid, ensure_run_identity
 from fl_taskarith.engine.supernodes import SuperNodeGrid
 from fl_taskarith.errors import ClientFailure, ConfigError
@@ -98,8 +100,9 @@ def test_an_error_reply_stops_with_the_clients_own_words() -> None:
     def client(message: Message, context: Context) -> Message:
         return Message(Error(100, "DataError: my shard is gone"), reply_to=message)
 
+    replies = SequentialGrid(client, 5).exchange(messages_to([4]))
     with pytest.raises(ClientFailure, match=r"Client 4 failed: DataError: my shard is gone"):
-        list(SequentialGrid(client, 5).exchange(messages_to([4])))
+        list(Failures("stop").read(replies, checked))
 
 
 # Flower's engine, with a Grid that stands in for Flower's
@@ -174,5 +177,26 @@ def test_wrongly_numbered_supernodes_are_named(partitions: list[int], expected: 
 
 def test_a_silent_supernode_is_named() -> None:
     grid = SuperNodeGrid(FakeFlowerGrid([0, 1, 2], silent=(1,)), config_for(3))
-    with pytest.raises(ClientFailure, match="No answer from client 1"):
-        list(grid.exchange(messages_to([0, 1, 2])))
+    with pytest.raises(ClientFailure, match="Client 1 failed: no answer: did its SuperNode stop"):
+        list(Failures("stop").read(grid.exchange(messages_to([0, 1, 2])), checked))
+    failures = Failures("skip")
+    heard = failures.read(grid.exchange(messages_to([0, 1, 2])), lambda reply: reply.metadata.src_node_id)
+    assert list(heard) == [0, 2]
+    assert (failures.take(), failures.take()) == (1, 0)
+
+
+def test_a_time_limit_is_for_each_client_and_the_wait_is_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SuperNodes that share a machine take turns."""
+    waited: list[float | None] = []
+    flower = FakeFlowerGrid([0, 1, 2])
+    answer = flower.send_and_receive
+
+    def timed(messages: list[Message], *, timeout: float | None = None) -> list[Message]:
+        waited.append(timeout)
+        return answer(messages, timeout=timeout)
+
+    monkeypatch.setattr(flower, "send_and_receive", timed)
+    for client_timeout in (0.0, 10.0):
+        config = dataclasses.replace(config_for(3), client_timeout=client_timeout)
+        list(SuperNodeGrid(flower, config).exchange(messages_to([0, 1, 2])))
+    assert waited[1::2] == [None, supernodes.STARTUP + 30.0]

@@ -3,15 +3,13 @@
 import csv
 import dataclasses
 import json
-import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import augmented, final_weights, numbers, same_bits
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message, MessageType
 
 from fl_taskarith import client, simulate
 from fl_taskarith.config import Config, load
@@ -193,51 +191,6 @@ def test_evaluation_can_be_rarer_and_the_last_round_is_always_evaluated(quick_co
 
 
 # failures
-
-
-def failing_app(fault: Callable[[Message, int], RecordDict]) -> Callable[[Message, Context], Message]:
-    """The real client app, but training on partition 3 or above goes wrong."""
-
-    def app(message: Message, context: Context) -> Message:
-        partition = int(context.node_config["partition-id"])
-        if message.metadata.message_type == "train" and partition >= 3:
-            return client.answer(fault, message, context)
-        return client.app(message, context)
-
-    return app
-
-
-def raises(message: Message, partition: int) -> RecordDict:
-    raise ZeroDivisionError("a bug in client code")
-
-
-def loses_its_loss(message: Message, partition: int) -> RecordDict:
-    reply = client.train(message, partition)
-    reply.metric_records["metrics"]["train-loss"] = math.nan
-    return reply
-
-
-def sends_infinity(message: Message, partition: int) -> RecordDict:
-    reply = client.train(message, partition)
-    next(iter(reply.array_records["arrays"].values())).tensor.fill_(math.inf)
-    return reply
-
-
-@pytest.mark.parametrize(
-    ("fault", "expected"),
-    [(raises, r"Client \d+ failed: ZeroDivisionError: a bug in client code"),
-     (loses_its_loss, r"Client \d+ diverged in round 1"),
-     (sends_infinity, "aggregated task vector is not finite")],
-)  # fmt: skip
-def test_a_client_fault_stops_the_run_with_its_cause(
-    quick_config: Config, fault: Callable[[Message, int], RecordDict], expected: str
-) -> None:
-    config = dataclasses.replace(quick_config, participation=1.0, run_name="failing")
-    with pytest.raises(ClientFailure, match=expected):
-        run_federation(config, failing_app(fault))
-    record = json.loads((Path(config.results_dir) / "failing" / "run.json").read_text())
-    assert record["status"] == "failed"
-    assert record["cause"].startswith(("ClientFailure(", "Divergence("))
 
 
 def test_divergence_is_an_error_and_not_a_finished_run(quick_config: Config) -> None:

@@ -5,12 +5,14 @@ is to its receiver alone, so clients need one way of answering and not two.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from fl_taskarith.engine.records import metric
-from fl_taskarith.errors import Divergence
+from fl_taskarith.config import Config
+from fl_taskarith.engine.replies import check_examples, number, numbers, told
+from fl_taskarith.errors import ClientFailure, Divergence
 
 COHORT = "cohort"
 
@@ -34,6 +36,46 @@ def addressed(message: Message, partition: int) -> list[int]:
     return [int(each) for each in listed]
 
 
+@dataclass(frozen=True)
+class Choices:
+    """What one reply tells beside tensors, of one client or of each of a cohort; all have as many examples."""
+
+    partitions: list[int]
+    clusters: list[int]
+    losses: list[float]
+    examples: float
+    seconds: float
+
+    @classmethod
+    def of(cls, reply: Message, config: Config, shard_size: Callable[[int], int] | None) -> "Choices":
+        """Of a reply.
+
+        Raises:
+            Divergence: a loss is NaN or infinite.
+            ClientFailure: a number is missing, or is not one that the client can have.
+        """
+        client, listed = reply.metadata.src_node_id, told(reply).get("partitions")
+        size = len(listed) if isinstance(listed, list) and config.clients_at_once != 1 else 1
+        for loss in _listed(told(reply).get("losses")):
+            if isinstance(loss, float) and not math.isfinite(loss):
+                raise Divergence(f"Client {client} diverged: its loss is {loss}. Lower learning-rate.")
+        partitions, clusters, losses = (numbers(reply, name, size) for name in ("partitions", "clusters", "losses"))
+        if partitions[0] != client or not all(cluster in range(config.num_clusters) for cluster in clusters):
+            raise ClientFailure(
+                f"Client {client} sent a reply of client {partitions[0]:g} and cluster {clusters[0]:g}: expected its "
+                f"own, and a cluster from 0 to {config.num_clusters - 1}."
+            )
+        if shard_size is not None:
+            check_examples(reply, shard_size(client))
+        return cls(
+            [int(each) for each in partitions],
+            [int(each) for each in clusters],
+            losses,
+            number(reply, "num-examples"),
+            number(reply, "train-seconds"),
+        )
+
+
 class Heard:
     """What the clients of one round told beside tensors, in order."""
 
@@ -41,32 +83,24 @@ class Heard:
         self.partitions: list[int] = []
         self.clusters: list[int] = []
         self._losses: list[float] = []
-        self._examples: list[float] = []
+        self.examples: list[float] = []
         self._seconds = 0.0
 
-    def add(self, metrics: MetricRecord) -> int:
-        """Take in one reply, of one client or a cohort; returns of how many.
-
-        Raises:
-            Divergence: a client's loss is NaN or infinite.
-        """
-        partitions, clusters, losses = (_numbers(metrics[name]) for name in ("partitions", "clusters", "losses"))
-        for partition, loss in zip(partitions, losses, strict=True):
-            if not math.isfinite(loss):
-                raise Divergence(f"Client {int(partition)} diverged: its loss is {loss}. Lower learning-rate.")
-        self.partitions += [int(partition) for partition in partitions]
-        self.clusters += [int(cluster) for cluster in clusters]
-        self._losses += losses
-        self._examples += [metric(metrics, "num-examples")] * len(losses)
-        self._seconds += metric(metrics, "train-seconds")
-        return len(losses)
+    def add(self, choices: Choices) -> int:
+        """Take in one reply; returns of how many clients."""
+        self.partitions += choices.partitions
+        self.clusters += choices.clusters
+        self._losses += choices.losses
+        self.examples += [choices.examples] * len(choices.losses)
+        self._seconds += choices.seconds
+        return len(choices.losses)
 
     def metrics(self, client_update_norm: float, update_norm: float, downlink: int, uplink: int) -> MetricRecord:
         """Of the round: the loss is a mean by numbers of examples."""
-        weighted = sum(loss * examples for loss, examples in zip(self._losses, self._examples, strict=True))
+        weighted = sum(loss * examples for loss, examples in zip(self._losses, self.examples, strict=True))
         return MetricRecord(
             {
-                "train-loss": weighted / sum(self._examples),
+                "train-loss": weighted / sum(self.examples),
                 "client-update-norm": client_update_norm,
                 "update-norm": update_norm,
                 "clients": len(self.partitions),
@@ -79,5 +113,5 @@ class Heard:
         )
 
 
-def _numbers(value: object) -> list[float]:
-    return [float(each) for each in value] if isinstance(value, list) else [float(value)]  # type: ignore[arg-type]
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]

@@ -15,7 +15,6 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fl_taskarith.config import Config, from_mapping
-from fl_taskarith.errors import ClientFailure, Divergence
 
 
 class PartitionGrid(Grid):
@@ -31,12 +30,10 @@ class PartitionGrid(Grid):
 
     @abstractmethod
     def exchange(self, messages: Iterable[Message]) -> Iterator[Message]:
-        """Replies one by one, in the order of `messages`.
+        """Replies one by one, in the order of `messages`; from a client that raised or did not answer, an error reply.
 
-        A reply's tensors may be overwritten when the next one is asked for: fold or copy them first.
-
-        Raises:
-            ClientFailure: a client raised, or did not answer.
+        A reply's tensors may be overwritten when the next one is asked for: fold or copy them first. `engine.replies`
+        says what becomes of errors.
         """
 
     def create_message(
@@ -60,18 +57,6 @@ class PartitionGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Not offered: sending and receiving are one step here."""
         raise NotImplementedError("use exchange or send_and_receive")
-
-
-CLIENT_ERROR, DIVERGED = 100, 101  # codes of our error replies; Flower's own are below
-
-
-def checked(reply: Message, partition: int) -> Message:
-    """`reply` itself; if it carries an error, ClientFailure or Divergence with the client's own words."""
-    if reply.has_error() and reply.error.code == DIVERGED:
-        raise Divergence(f"Client {partition} diverged: {reply.error.reason}")
-    if reply.has_error():
-        raise ClientFailure(f"Client {partition} failed: {reply.error.reason}")
-    return reply
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
-from fl_taskarith.engine.grid import PartitionGrid, checked
+from fl_taskarith.engine.grid import PartitionGrid
 from fl_taskarith.engine.records import TensorArray
 
 ClientCallable = Callable[[Message, Context], Message]
@@ -35,7 +35,7 @@ class SequentialGrid(PartitionGrid):
                 state=RecordDict(),
                 run_config={},
             )
-            yield checked(self._client_app(message, context), partition)
+            yield self._client_app(message, context)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """All replies at once, each with tensors of its own, for rules that need them together."""
@@ -43,6 +43,8 @@ class SequentialGrid(PartitionGrid):
 
 
 def _with_own_tensors(reply: Message) -> Message:
+    if reply.has_error():
+        return reply
     for key, record in reply.content.items():
         if isinstance(record, ArrayRecord):
             for name, array in record.items():

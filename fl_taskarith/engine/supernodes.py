@@ -3,18 +3,19 @@
 import time
 from collections.abc import Iterable, Iterator
 
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fl_taskarith.config import Config
-from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, checked, settings_record
-from fl_taskarith.engine.records import metric
-from fl_taskarith.errors import ClientFailure, ConfigError
+from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
+from fl_taskarith.engine.replies import CLIENT_ERROR, checked, number
+from fl_taskarith.errors import ConfigError
 
 NODES_TIMEOUT = 30.0  # seconds for the SuperNodes to register; simulated ones do so at once
 HANDSHAKE_TIMEOUT = 300.0  # seconds for those connected to start Python, import torch and tell their partition
 HANDSHAKE = "query.partition"
+STARTUP = 60.0  # seconds beyond `client-timeout` that a SuperNode may take to start its ClientApp's process
 
 
 class SuperNodeGrid(PartitionGrid):
@@ -27,6 +28,7 @@ class SuperNodeGrid(PartitionGrid):
             ConfigError: fewer than K SuperNodes, or partitions missing or held twice; says how to start them.
         """
         self._grid = grid
+        self._client_timeout = config.client_timeout
         node_ids = _wait_for_nodes(grid, config.num_clients, nodes_timeout)
         self._nodes = _ask_partitions(grid, node_ids, config)
         self._partitions = {node: partition for partition, node in self._nodes.items()}
@@ -45,23 +47,26 @@ class SuperNodeGrid(PartitionGrid):
         yield from self.send_and_receive(messages)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """All replies, in the order of `messages`.
+        """All replies, in the order of `messages`; an error reply in place of one that is not there in time.
 
-        Raises:
-            ClientFailure: an error reply, or none within `timeout` seconds.
+        The time is `timeout` in seconds, or what `client-timeout` gives each client, for those that share a machine
+        take turns. Flower itself answers for a SuperNode that has stopped: it finds out within two of its heartbeats.
         """
         sent = list(messages)
         order = [message.metadata.dst_node_id for message in sent]
+        if timeout is None and self._client_timeout:
+            timeout = STARTUP + len(sent) * self._client_timeout
         for message, partition in zip(sent, order, strict=True):
             message.metadata.dst_node_id = self._nodes[partition]
         replies = {}
         for reply in self._grid.send_and_receive(sent, timeout=timeout):
-            partition = self._partitions[reply.metadata.src_node_id]
-            replies[partition] = checked(reply, partition)
-            reply.metadata.__dict__["_src_node_id"] = partition  # strategies know clients by partition
-        silent = [partition for partition in order if partition not in replies]
-        if silent:
-            raise ClientFailure(f"No answer from client {', '.join(map(str, silent))}: did its SuperNode stop?")
+            replies[self._partitions[reply.metadata.src_node_id]] = reply
+        for message, partition in zip(sent, order, strict=True):
+            if partition not in replies:
+                within = f" within {timeout:g} s" if timeout else ""
+                error = Error(CLIENT_ERROR, f"no answer{within}: did its SuperNode stop?")
+                replies[partition] = Message(error, reply_to=message)
+            replies[partition].metadata.__dict__["_src_node_id"] = partition  # strategies know clients by partition
         return [replies[partition] for partition in order]
 
 
@@ -84,7 +89,7 @@ def _ask_partitions(grid: Grid, node_ids: list[int], config: Config) -> dict[int
     nodes: dict[int, int] = {}
     for reply in grid.send_and_receive(questions, timeout=HANDSHAKE_TIMEOUT):
         node_id = reply.metadata.src_node_id
-        partition = int(metric(checked(reply, node_id).content.metric_records["metrics"], "partition-id"))
+        partition = int(number(checked(reply), "partition-id"))
         if partition in nodes:
             raise ConfigError(f"Two SuperNodes hold partition {partition}: give each its own partition-id.")
         nodes[partition] = node_id

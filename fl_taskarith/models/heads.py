@@ -43,6 +43,17 @@ class RidgeStatistics:
             class_counts=targets.sum(0),
         )
 
+    @staticmethod
+    def shapes(features: int, classes: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each, by name, for d features and c classes."""
+        return {
+            "count": (1,),
+            "feature_sum": (features,),
+            "gram": (features, features),
+            "class_sums": (features, classes),
+            "class_counts": (classes,),
+        }
+
     def tensors(self) -> dict[str, Tensor]:
         """By name, for a message."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

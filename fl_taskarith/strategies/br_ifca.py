@@ -12,10 +12,11 @@ from torch import Tensor
 from fl_taskarith.client_groups import byzantine_clients
 from fl_taskarith.config import Config
 from fl_taskarith.config_clusters import REGRESSION
-from fl_taskarith.engine.cohorts import Heard, cohort_messages
+from fl_taskarith.engine.cohorts import Choices, Heard, cohort_messages
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
-from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
-from fl_taskarith.errors import Divergence
+from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
+from fl_taskarith.engine.replies import check_finite, check_frozen, tensors_of
+from fl_taskarith.errors import AggregateDivergence
 from fl_taskarith.merging.aggregate import apply_task_vector, task_vector_norm
 from fl_taskarith.merging.attacks import corrupted
 from fl_taskarith.merging.rules import aggregate_by
@@ -52,29 +53,39 @@ class BRIFCA(FedAvg):
         """The new models, each from the replies of the clients that picked it.
 
         Raises:
-            Divergence: a client's loss, or an aggregate, is NaN or infinite.
+            ClientFailure: a client failed, or sent what cannot be used (by `on-client-failure`).
+            AggregateDivergence: an aggregate is NaN or infinite.
         """
-        heard, sent, weights = Heard(), [], []
-        for reply in replies:
-            arrays = reply.content.array_records[self.arrayrecord_key]
-            metrics = reply.content.metric_records["metrics"]
-            members = heard.add(metrics)
-            tensors = to_tensors(arrays, self.device)
+        heard, sent = Heard(), []
+
+        def read(reply: Message) -> tuple[int, dict[str, Tensor]]:
+            choices = Choices.of(reply, self.config, self.shard_size)
+            members = len(choices.partitions)
+            asked = {name: (members, *value.shape[1:]) for name, value in self._weights.items()}
+            tensors = tensors_of(reply, self.arrayrecord_key, self.device, asked)
+            check_finite(reply, tensors)
+            if self.config.dataset != REGRESSION:
+                check_frozen(reply, self.frozen_name)
+            heard.add(choices)
+            return members, tensors
+
+        for members, tensors in self.failures.read(replies, read):
             one = to_record({name: value[:1] for name, value in tensors.items()})
             self.traffic.uplink += members * payload_bytes(one)  # the same for a cohort as for its members
             sent += [{name: value[place].clone() for name, value in tensors.items()} for place in range(members)]
-            weights += [metric(metrics, "num-examples")] * members
         if not sent:
             return None, None
-        update = self._per_cluster(heard, sent, weights)
+        update = self._per_cluster(heard, sent)
         norm = task_vector_norm(update)
         if not torch.isfinite(torch.tensor(norm)):
-            raise Divergence(f"Round {server_round}: an aggregated task vector is not finite. Lower learning-rate.")
+            raise AggregateDivergence(
+                f"Round {server_round}: an aggregated task vector is not finite. Lower learning-rate."
+            )
         mean_norm = sum(task_vector_norm(task_vector) for task_vector in sent) / len(sent)
         metrics = heard.metrics(mean_norm, self.config.server_lr * norm, self.traffic.downlink, self.traffic.uplink)
         return to_record(apply_task_vector(self._weights, update, self.config.server_lr)), metrics
 
-    def _per_cluster(self, heard: Heard, sent: list[dict[str, Tensor]], weights: list[float]) -> dict[str, Tensor]:
+    def _per_cluster(self, heard: Heard, sent: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The aggregate of every cluster, stacked along the first dimension; zero where nobody reported."""
         config = self.config
         update = {name: torch.zeros_like(value) for name, value in self._weights.items()}
@@ -85,7 +96,7 @@ class BRIFCA(FedAvg):
             byzantine = [bool(self.byzantine[heard.partitions[place]]) for place in members]
             reports = corrupted([sent[place] for place in members], byzantine, config.attack, config.attack_scale)
             aggregate = aggregate_by(
-                config.cluster_rule, reports, [weights[place] for place in members], config.trimmed_share
+                config.cluster_rule, reports, [heard.examples[place] for place in members], config.trimmed_share
             )
             for name, value in aggregate.items():
                 update[name][cluster] = value

@@ -7,9 +7,10 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fl_taskarith.engine.cohorts import Heard, cohort_messages
+from fl_taskarith.engine.cohorts import Choices, Heard, cohort_messages
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
+from fl_taskarith.engine.replies import check_finite, tensors_of
 from fl_taskarith.mixtures.expectation_maximisation import Statistics, largest_move, maximisation
 from fl_taskarith.strategies.fedavg import FedAvg, Traffic
 
@@ -42,11 +43,18 @@ class FedEM(FedAvg):
         theta = self._weights["theta"]
         total: Statistics | None = None
         heard = Heard()
-        for reply in replies:
+        clusters, dimension = theta.shape
+        asked = {"grams": (clusters, dimension, dimension), "moments": (clusters, dimension)}
+
+        def read(reply: Message) -> Statistics:
+            sums = tensors_of(reply, self.arrayrecord_key, self.device, asked)
+            check_finite(reply, sums)
+            members = heard.add(Choices.of(reply, self.config, self.shard_size))
             arrays = reply.content.array_records[self.arrayrecord_key]
-            members = heard.add(reply.content.metric_records["metrics"])
             self.traffic.uplink += members * payload_bytes(arrays)  # each sends as much as all of them added up
-            sums = Statistics(**to_tensors(arrays, self.device))
+            return Statistics(**sums)
+
+        for sums in self.failures.read(replies, read):
             total = sums if total is None else total + sums
         if total is None:
             return None, None

@@ -17,7 +17,17 @@ from fl_taskarith.client_state import StateNames
 from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
-from fl_taskarith.errors import ClientFailure, Divergence
+from fl_taskarith.engine.replies import (
+    Failures,
+    Shapes,
+    check_examples,
+    check_finite,
+    check_frozen,
+    number,
+    tensors_of,
+    told,
+)
+from fl_taskarith.errors import AggregateDivergence, ClientFailure, Divergence
 from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, mean_pairwise_cosine, task_vector_norm
 from fl_taskarith.merging.attacks import DATA_ATTACKS, corrupted
 from fl_taskarith.seeding import random_generator
@@ -57,10 +67,11 @@ def held(replies: Iterable[Reply]) -> list[dict[str, Tensor]]:
 class FedAvg(FlowerFedAvg):
     """θ ← θ + η_s Σ_k (n_k / Σ n) τ_k, folded in as the replies come.
 
-    Unlike Flower's: clients are sampled by our own seed over partition ids; replies carry task vectors; a failed client
-    stops the run; rounds may start after the first, to resume. `learning_rate` gives the clients' step size in a round.
-    What travels are the trained tensors, or under a mask their updated entries: an algorithm sees named tensors either
-    way. A subclass changes `aggregate`; what it keeps between rounds it reads with `recalled` and writes with `keep`.
+    Unlike Flower's: clients are sampled by our own seed over partition ids; replies carry task vectors and are checked;
+    a failed client stops the run, or is counted (`on-client-failure`); rounds may start after the first, to resume.
+    `learning_rate` gives the clients' step size in a round. What travels are the trained tensors, or under a mask their
+    updated entries: an algorithm sees named tensors either way. A subclass changes `aggregate`; what it keeps between
+    rounds it reads with `recalled` and writes with `keep`.
     """
 
     def __init__(self, config: Config, device: torch.device, learning_rate: Callable[[int], float]) -> None:
@@ -72,7 +83,12 @@ class FedAvg(FlowerFedAvg):
         self.state_folder = ""  # where clients keep state between rounds
         self.frozen_name = ""  # the clients' file of what is fixed
         self.client_states: StateNames = {}  # what each of them told of it last, for the next message and checkpoints
+        self.shard_size: Callable[[int], int] | None = None  # of a partition, if the server knows
+        self.failures = Failures(config.on_client_failure)
+        self._sum_only = type(self).aggregate is FedAvg.aggregate  # of this round's task vectors and nothing else
+        self._scrutinise = not self._sum_only  # every reply for NaN, before it is used
         self._weights: dict[str, Tensor] = {}
+        self._asked: dict[str, Shapes] = {}  # the shapes of this round's answers: those of what is sent
         self._kept: dict[str, Tensor] = {}
 
     # What a new aggregation rule defines
@@ -141,10 +157,10 @@ class FedAvg(FlowerFedAvg):
             if self.converged:
                 break
             started = time.perf_counter()
-            messages = self.configure_train(server_round, result.arrays, ConfigRecord(), grid)
-            arrays, metrics = self.aggregate_train(server_round, grid.exchange(messages))
+            arrays, metrics = self._round(server_round, result.arrays, grid)
             if arrays is None or metrics is None:
-                raise ClientFailure(f"Round {server_round} got no reply from any client.")
+                raise ClientFailure(f"Round {server_round} got no reply that can be used from any client.")
+            metrics["failed-clients"] = self.failures.take()
             metrics["learning-rate"] = self.learning_rate(server_round)
             metrics["round-seconds"] = time.perf_counter() - started
             result.arrays = arrays
@@ -153,6 +169,30 @@ class FedAvg(FlowerFedAvg):
                 after_round(server_round, arrays, metrics)
         return result
 
+    def _round(
+        self, server_round: int, arrays: ArrayRecord, grid: PartitionGrid
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """One round; a second time if a sum turns out not to be finite, to learn whose task vector was not.
+
+        To look at every entry of every task vector before it is added costs as much as to add it, and one look at
+        their sum tells whether anybody's was bad.
+        """
+        messages = self.configure_train(server_round, arrays, ConfigRecord(), grid)
+        states = dict(self.client_states)
+        try:
+            return self.aggregate_train(server_round, grid.exchange(messages))
+        except AggregateDivergence:
+            if self._scrutinise:
+                raise
+        self.failures.take()
+        self.client_states = states
+        self._scrutinise = True
+        try:
+            messages = self.configure_train(server_round, arrays, ConfigRecord(), grid)
+            return self.aggregate_train(server_round, grid.exchange(messages))
+        finally:
+            self._scrutinise = False
+
     def configure_train(  # type: ignore[override]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
     ) -> Iterable[Message]:
@@ -160,6 +200,8 @@ class FedAvg(FlowerFedAvg):
         self._weights = to_tensors(arrays, self.device)
         chosen = self.sample(server_round, grid)
         records = self.message_arrays(arrays)
+        self._asked = {key: {name: tuple(array.shape) for name, array in record.items()}
+                       for key, record in records.items()}  # fmt: skip
         self.traffic = Traffic(downlink=len(chosen) * sum(map(payload_bytes, records.values())))
         messages = []
         for partition in self._staying(server_round, chosen):
@@ -211,34 +253,36 @@ class FedAvg(FlowerFedAvg):
         """The new global weights, and metrics averaged by numbers of examples; (None, None) without replies.
 
         Raises:
-            ClientFailure: a client's loss, or the aggregate, is NaN or infinite.
+            ClientFailure: a client failed, or sent what cannot be used (by `on-client-failure`).
+            AggregateDivergence: the aggregate is NaN or infinite.
         """
         log: list[MetricRecord] = []
 
-        def incoming() -> Iterable[Reply]:
-            for message in replies:
-                metrics = message.content.metric_records["metrics"]
-                self._check_loss(server_round, message.metadata.src_node_id, metrics)
-                log.append(metrics)
-                yield self._read(message)
+        def read(message: Message) -> Reply:
+            self._check_loss(server_round, message)
+            reply = self._read(message)
+            log.append(told(message))
+            return reply
 
-        task_vector = self.aggregate(self._weights, self._attacked(incoming()))
+        incoming = self.failures.read(replies, read)
+        task_vector = self.aggregate(self._weights, self._attacked(incoming))
         if not log:
             return None, None
         norm = task_vector_norm(task_vector)
         if not math.isfinite(norm):
-            raise Divergence(
+            raise AggregateDivergence(
                 f"Round {server_round}: the aggregated task vector is not finite although every client's loss was. "
                 "Lower learning-rate (or server-lr)."
             )
         metrics = self._summarise(log)
         metrics["update-norm"] = self.config.server_lr * norm
-        is_mean = type(self).aggregate is FedAvg.aggregate  # and nothing else: of nobody's memory but this round's
-        if is_mean and not self.config.byzantine_fraction:  # else the norms that clients tell are not those that came
+        if (
+            self._sum_only and not self.config.byzantine_fraction
+        ):  # else the norms that clients tell are not those that came
             norms, weights = ([metric(each, name) for each in log] for name in ("update-norm", "num-examples"))
             if (cosine := mean_pairwise_cosine(norm, norms, weights)) is not None:
                 metrics["client-cosine"] = cosine
-        new = apply_task_vector(self._weights, task_vector, self.config.server_lr, overwrite=is_mean)
+        new = apply_task_vector(self._weights, task_vector, self.config.server_lr, overwrite=self._sum_only)
         return to_record(new), metrics
 
     def _attacked(self, replies: Iterable[Reply]) -> Iterable[Reply]:
@@ -258,27 +302,38 @@ class FedAvg(FlowerFedAvg):
         return [replace(reply, task_vector=dict(vector)) for reply, vector in zip(own, sent, strict=True)]
 
     def _read(self, message: Message) -> Reply:
-        """The reply in `message`; counts its bytes and notes the name of the client's own state."""
-        client, metrics = message.metadata.src_node_id, message.content.metric_records["metrics"]
-        if "state" in message.content.config_records:
-            self.client_states[client] = str(message.content.config_records["state"]["name"])
-        records = message.content.array_records
-        self.traffic.uplink += sum(map(payload_bytes, records.values()))
-        tensors = {key: to_tensors(record, self.device) for key, record in records.items()}
-        return Reply(
+        """The reply in `message`; counts its bytes and notes the name of the client's own state.
+
+        Raises:
+            ClientFailure: it is not what was asked for.
+        """
+        client = message.metadata.src_node_id
+        check_frozen(message, self.frozen_name)
+        if self.shard_size is not None:
+            check_examples(message, self.shard_size(client))
+        tensors = {key: tensors_of(message, key, self.device, shapes) for key, shapes in self._asked.items()}
+        if self._scrutinise:
+            for received in tensors.values():
+                check_finite(message, received)
+        reply = Reply(
             client,
             tensors.pop(self.arrayrecord_key),
-            metric(metrics, "num-examples"),
-            metric(metrics, "step-coefficient-sum"),
+            number(message, "num-examples"),
+            number(message, "step-coefficient-sum"),
             tensors,
         )
+        number(message, "update-norm"), number(message, "train-seconds")
+        if "state" in message.content.config_records:
+            self.client_states[client] = str(message.content.config_records["state"]["name"])
+        self.traffic.uplink += sum(map(payload_bytes, message.content.array_records.values()))
+        return reply
 
-    def _check_loss(self, server_round: int, client: int, metrics: MetricRecord) -> None:
-        loss = metric(metrics, "train-loss")
-        if not math.isfinite(loss):
+    def _check_loss(self, server_round: int, message: Message) -> None:
+        loss = told(message).get("train-loss")
+        if isinstance(loss, float) and not math.isfinite(loss):
             raise Divergence(
-                f"Client {client} diverged in round {server_round}: its training loss is {loss}. Lower learning-rate "
-                f"(now {self.config.learning_rate:g}), or add warmup-rounds."
+                f"Client {message.metadata.src_node_id} diverged in round {server_round}: its training loss is {loss}. "
+                f"Lower learning-rate (now {self.config.learning_rate:g}), or add warmup-rounds."
             )
 
     def _summarise(self, log: list[MetricRecord]) -> MetricRecord:
