@@ -31,7 +31,7 @@ LEARNING_RATE = 1e-4
 def bench_round(
     model_name: str = "vit_small_patch14_dinov2",
     input_size: int = 98,
-    batch_size: int = 8,
+    batch_size: int = 32,
     density: float = 0.0,
     precision: str = "fp32",
     repeats: int = 3,
