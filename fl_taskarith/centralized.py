@@ -29,10 +29,10 @@ class CentralizedRun(Run):
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
         """Of the pooled training set."""
         started = time.perf_counter()
-        self.home.load(self.home.pretrained)
+        self.home.place(self.model)
         examples = self.home.data.train
         features = self.home.features(examples)
-        row["train_seconds"] = time.perf_counter() - started
+        row["train_seconds"] += time.perf_counter() - started
         return RidgeStatistics.of(features, examples.labels, len(self.home.data.dataset.classes))
 
     def train_rounds(self, first_round: int, last_round: int) -> None:
@@ -55,6 +55,7 @@ class CentralizedRun(Run):
                 batch_size=config.batch_size,
                 precision=config.precision,
                 generator=random_generator(config.seed, "centralized training", epoch),
+                loss_name=config.local_loss,
             )
             if not math.isfinite(train_loss):
                 raise Divergence(f"Epoch {epoch}: the training loss is {train_loss}. Lower learning-rate.")

@@ -200,7 +200,7 @@ def _add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         bench.add_argument("--repeats", type=_positive, default=repeats, help="default: %(default)s")
     memory = own["memory"] = names.add_parser("memory", help="the peak of a round, against that of a bare loop")
     _add_common(memory, *vit_s)
-    for name, size in (("round", 8), ("prefix", 32), ("throughput", 64), ("memory", 32)):
+    for name, size in (("round", 32), ("prefix", 32), ("throughput", 64), ("memory", 32)):
         own[name].add_argument("--batch-size", type=_positive, default=size, help="default: %(default)s")
     for name, usual in (("round", "fp32"), ("throughput", "bf16"), ("memory", "fp32")):
         own[name].add_argument(

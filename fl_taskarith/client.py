@@ -29,11 +29,12 @@ from fl_taskarith.errors import Divergence, FlTaskarithError
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.mixture_client import cluster_step, expectation_step
+from fl_taskarith.models.backbone import linear_shapes
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.optim import sgdm, step_coefficient_sum
 from fl_taskarith.resident import EVALUATION_BATCH, Resident, resident
 from fl_taskarith.seeding import random_generator
-from fl_taskarith.training import evaluate, set_trained, train_locally
+from fl_taskarith.training import evaluate, input_square_sums, set_trained, train_locally
 
 app = ClientApp()
 
@@ -155,6 +156,7 @@ def _train_locally(content: RecordDict, partition: int) -> RecordDict:
         batch_size=config.batch_size,
         precision=config.precision,
         generator=random_generator(config.seed, "local training", current.number, partition),
+        loss_name=config.local_loss,
     )
     with torch.no_grad():  # in the model's own storage: the next client loads its weights anew
         ends = parameters if frozen.mask is None else frozen.mask.gather(home.parameters)
@@ -195,15 +197,33 @@ def score_sensitivity(message: Message, partition: int) -> RecordDict:
 
 
 def ridge_statistics(message: Message, partition: int) -> RecordDict:
-    """This shard's sums for the ridge head, from features of the pretrained backbone without augmentation."""
+    """This shard's sums for the ridge head, without augmentation.
+
+    The features are those of the backbone in the message, or of the pretrained one where it has none.
+    """
     started = time.perf_counter()
-    config, _ = read_settings(message.content.config_records["config"])
+    config, current = read_settings(message.content.config_records["config"])
     home = resident(config)
-    home.load(home.pretrained)
+    trained = to_tensors(message.content.array_records["arrays"], home.device)
+    frozen = _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
+    home.place(GlobalModel(trained, frozen))
     shard = as_seen_by(config, partition, home.data.train.take(home.shards[partition]))
     statistics = RidgeStatistics.of(home.features(shard), shard.labels, len(home.data.dataset.classes))
     metrics: dict[str, MetricValue] = {"num-examples": len(shard), "train-seconds": time.perf_counter() - started}
     return RecordDict({"arrays": to_record(statistics.tensors()), "metrics": MetricRecord(metrics)})
+
+
+def gram_diagonals(message: Message, partition: int) -> RecordDict:
+    """Σ x_j² of the inputs to each trained linear layer over this shard, under the model in the message."""
+    config, current = read_settings(message.content.config_records["config"])
+    home = resident(config)
+    trained = to_tensors(message.content.array_records["arrays"], home.device)
+    frozen = _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
+    home.place(GlobalModel(trained, frozen))
+    shard = as_seen_by(config, partition, home.data.train.take(home.shards[partition]))
+    layers = linear_shapes(home.model, trained)
+    sums = input_square_sums(home.model, list(layers), home.network, shard, home.preprocessing, EVALUATION_BATCH)
+    return RecordDict({"arrays": to_record(sums), "metrics": MetricRecord({"num-examples": len(shard)})})
 
 
 def evaluate_own(message: Message, partition: int) -> RecordDict:
@@ -293,6 +313,12 @@ def on_ridge(message: Message, context: Context) -> Message:
 def on_sensitivity(message: Message, context: Context) -> Message:
     """The client's scores for a mask that clients choose together."""
     return answer(score_sensitivity, message, context)
+
+
+@app.query("gram")
+def on_gram(message: Message, context: Context) -> Message:
+    """The client's diagonal Grams of the linear layers."""
+    return answer(gram_diagonals, message, context)
 
 
 @app.query("frozen")

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.config_clusters import ATTACKS, CLUSTER_RULES, REGRESSION, cluster_contradictions
-from fl_taskarith.config_rule import AUTO, LARGEST, Rule, Scalar
+from fl_taskarith.config_clusters import ATTACKS, CLUSTER_RULES, REGRESSION
+from fl_taskarith.config_contradictions import contradictions
+from fl_taskarith.config_rule import LARGEST, Rule, Scalar
 from fl_taskarith.config_rule import auto_number as _auto_number
 from fl_taskarith.config_rule import choice as _choice
 from fl_taskarith.config_rule import key as _key
@@ -61,7 +62,12 @@ class Config:
     head: str = _choice("ridge", "classifier: ridge (closed form) or linear (trained)", "ridge", "linear")
     head_rounds: int = _key(0, "first rounds that train the head alone", low=0)
     ridge_lambda: float | str = _auto_number("ridge penalty; auto = chosen on validation")
-    logit_scale: float | str = _auto_number("factor on ridge scores; auto = by validation cross-entropy")
+    logit_scale: float | str = _auto_number(
+        "factor on ridge scores; auto = by validation cross-entropy, 1 under local-loss = squared"
+    )
+    ridge_refresh: int = _key(
+        0, "rounds after which the ridge head is solved anew from all clients' current features; 0 = never", low=0
+    )
     # mask
     mask_rule: str = _choice(
         "least-sensitive", "which backbone weights are updated; none = all of them", "none", *MASK_RULES, "file"
@@ -87,6 +93,9 @@ class Config:
     )
     num_clients: int = _key(50, "clients, K", low=1, high=1_000_000)
     participation: float = _key(0.2, "share of clients sampled per round, C", low=0, high=1, exclusive_low=True)
+    sampling: str = _choice(
+        "random", "of each round's clients: drawn anew, or in turns of one random order", "random", "cyclic"
+    )
     dropout: float = _key(
         0.0, "chance of each sampled client to drop out of a round; at least one stays", low=0, high=0.99
     )
@@ -107,6 +116,14 @@ class Config:
     server_lr: float = _key(
         1.0, "step of the server along the aggregated task vector", low=0, high=LARGEST, exclusive_low=True
     )
+    task_vector_bank: str = _choice(
+        "off",
+        "average over every client's newest task vector, kept in this type, and not this round's alone",
+        "off",
+        "float32",
+        "bfloat16",
+    )
+    bank_decay: float = _key(1.0, "task-vector-bank: factor per round on what is not new", low=0, high=1)
     # of single strategies
     proximal_mu: float = _key(0.0, "FedProx: μ of (μ/2)‖θ − θ_t‖² in the local loss", low=0, high=LARGEST)
     server_momentum: float = _key(0.9, "fedavgm: momentum of the server", low=0, high=1)
@@ -122,6 +139,12 @@ class Config:
     clipping_radius: float | str = _auto_number("cclip: radius ρ; auto = the median distance of the round's replies")
     clipping_iterations: int = _key(1, "cclip: iterations per round", low=1, high=1000)
     clipping_start: str = _choice("zero", "cclip: where each round's iterations start", "zero", "previous")
+    gram_anchor: float = _key(
+        0.0, "gram-anchored: γ, weight of the clients that are not in the round", low=0, high=LARGEST
+    )
+    gram_epsilon: float = _key(
+        0.0, "gram-anchored: ε, as a share of the mean squared input of the round", low=0, high=LARGEST
+    )
     personal_parameters: str = _key(
         "*norm*, *.ls1.*, *.ls2.*", "fedbn: what stays with each client: comma-separated names or patterns with *"
     )
@@ -164,6 +187,9 @@ class Config:
         1, "sequential engine: clients computed together; 0 = all; numbers agree to rounding", low=0
     )
     # local training
+    local_loss: str = _choice(
+        "cross-entropy", "squared: half of ‖scores − one-hot label‖², bounded targets", "cross-entropy", "squared"
+    )
     local_steps: int = _key(4, "SGDM steps per client and round, J", low=1)
     local_steps_min: int = _key(0, "with local-steps-max: clients draw their own J; 0 = off", low=0)
     local_steps_max: int = _key(0, "see local-steps-min", low=0)
@@ -213,7 +239,9 @@ class Config:
         for key, rule in rules().items():
             name = snake(key)
             object.__setattr__(self, name, rule.check(key, getattr(self, name)))
-        _check_combinations(self)
+        for contradiction, message in contradictions(self):
+            if contradiction:
+                raise ConfigError(message)
 
     @property
     def masked(self) -> bool:
@@ -328,62 +356,3 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, object]:
             raise ConfigError(f'"{kebab(key)}" is given twice on the command line.')
         overrides[kebab(key)] = value
     return overrides
-
-
-def _check_combinations(config: Config) -> None:
-    """Settings that are each fine and contradict one another."""
-    low, high = config.local_steps_min, config.local_steps_max
-    contradictions = [
-        (config.nesterov and (config.momentum == 0 or config.dampening != 0),
-         "nesterov = true needs momentum above 0 and dampening = 0."),
-        ((low == 0) != (high == 0) or low > high,
-         f"local-steps-min = {low} and local-steps-max = {high}: set both, with 1 <= min <= max, or leave both 0."),
-        (config.trainable == "head" and config.trainable_blocks > 0,
-         'trainable-blocks has no meaning under trainable = "head": leave it 0.'),
-        (config.prefix_cache != "off" and not (config.trainable_blocks or config.trainable == "head"),
-         f'prefix-cache = "{config.prefix_cache}" keeps what frozen blocks compute: set trainable-blocks.'),
-        (config.prefix_cache != "off" and "crop" in config.augmentation,
-         f'prefix-cache = "{config.prefix_cache}" keeps images as they are and flipped, and augmentation = '
-         f'"{config.augmentation}" crops: set augmentation to "flip" or "none".'),
-        (config.head == "linear" and config.trainable == "backbone" and config.head_rounds == 0,
-         'head = "linear" starts at zero and trainable = "backbone" would freeze it there, so nothing could be learnt: '
-         'set head-rounds, or trainable = "all", or head = "ridge".'),
-        (config.head_rounds > config.num_rounds,
-         f"head-rounds = {config.head_rounds} exceeds num-rounds = {config.num_rounds}."),
-        (config.warmup_rounds > config.num_rounds,
-         f"warmup-rounds = {config.warmup_rounds} exceeds num-rounds = {config.num_rounds}."),
-        (config.head == "ridge" and config.validation_size == 0 and AUTO in (config.ridge_lambda, config.logit_scale),
-         "validation-size = 0 leaves nothing to choose the ridge head on: set ridge-lambda and logit-scale."),
-        (config.schedule == "plateau" and (config.validation_size == 0 or config.evaluate_every != 1),
-         'schedule = "plateau" watches the validation loss of every round: it needs validation-size above 0 and '
-         "evaluate-every = 1."),
-        (config.masked and config.trainable != "backbone",
-         f'mask-rule = "{config.mask_rule}" masks the backbone and keeps the head frozen: it needs trainable = '
-         f'"backbone", not "{config.trainable}", or set mask-rule = "none".'),
-        (bool(config.mask_exclude) and not config.masked,
-         'mask-exclude leaves parameters out of a mask, and mask-rule = "none" has none: choose a rule.'),
-        (config.sensitivity_threshold > 0 and not config.scored,
-         f'sensitivity-threshold needs a rule that scores sensitivity, not mask-rule = "{config.mask_rule}".'),
-        (config.scored and config.mask_source == "server" and config.calibration_size == 0,
-         f'mask-rule = "{config.mask_rule}" with mask-source = "server" scores the calibration split: set '
-         "calibration-size above 0."),
-        (config.scored and config.mask_source == "clients" and config.strategy == "centralized",
-         'strategy = "centralized" has no clients to score: set mask-source = "server".'),
-        ((config.mask_rule == "file") != bool(config.mask_file),
-         f'mask-rule = "{config.mask_rule}" and mask-file = "{config.mask_file}": a mask file is named and used under '
-         'mask-rule = "file" only.'),
-        (config.proximal_mu > 0 and config.strategy in ("fedavg", "centralized"),
-         f'proximal-mu = {config.proximal_mu:g} under strategy = "{config.strategy}": set strategy = "fedprox", whose '
-         "term it is, or leave it 0."),
-        (config.strategy == "scaffold" and config.clip_norm > 0,
-         'strategy = "scaffold" takes the mean gradient from the way a client went, which clipping hides: set '
-         "clip-norm = 0."),
-        (config.strategy == "scaffold" and config.learning_rate == 0,
-         'strategy = "scaffold" divides the way a client went by its steps\' size: set learning-rate above 0.'),
-        *cluster_contradictions(config),
-        (config.strategy == "centralized" and config.engine == "flower",
-         'strategy = "centralized" has no clients to run on SuperNodes: leave engine = "sequential".'),
-    ]  # fmt: skip
-    for contradiction, message in contradictions:
-        if contradiction:
-            raise ConfigError(message)

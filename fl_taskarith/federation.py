@@ -29,6 +29,7 @@ from fl_taskarith.logbook import Logbook, Row, describe_device
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.mixture_run import MixtureRun, describe_mixture
 from fl_taskarith.mixtures.matching import cluster_accuracy
+from fl_taskarith.models.backbone import linear_shapes
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.resident import Resident, available_threads, resident
 from fl_taskarith.run import History, Progress, Run, overhead
@@ -113,6 +114,7 @@ class FederatedRun(Run):
     def execute(self) -> None:
         """All rounds; then, where clients have models of their own, their accuracy: clients.csv, means in run.json."""
         super().execute()
+        self.logbook.note(server_state_bytes=sum(value.nbytes for value in self.strategy.state().values()))
         arrays = to_record(self.model.trained)
         messages = self.strategy.configure_evaluate(self.config.num_rounds, arrays, ConfigRecord(), self.grid)
         if means := evaluate_clients(self.grid, messages, self.logbook.folder / "clients.csv", self.strategy.failures):
@@ -125,8 +127,12 @@ class FederatedRun(Run):
 
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
         """The sum of all clients' statistics, in partition order."""
-        settings = RecordDict({"config": settings_record(self.config, RoundSettings(0))})
-        questions = (Message(settings, partition, "query.ridge") for partition in self.grid.get_node_ids())
+        sent = to_record(self.model.trained)
+        current = RoundSettings(row["round"], 0.0, self.strategy.state_folder, "", self.strategy.frozen_name)
+        content = RecordDict({"config": settings_record(self.config, current), "arrays": sent})
+        partitions = self.grid.get_node_ids()
+        questions = (Message(content, partition, "query.ridge") for partition in partitions)
+        row["downlink_bytes"] += len(partitions) * payload_bytes(sent)
         asked = RidgeStatistics.shapes(self.home.model.num_features, len(self.home.data.dataset.classes))
         total: RidgeStatistics | None = None
 
@@ -140,7 +146,7 @@ class FederatedRun(Run):
 
         for statistics in self.strategy.failures.read(self.grid.exchange(questions), read):
             total = statistics if total is None else total + statistics
-            row["clients"] += 1
+            row["clients"] += row["round"] == 0
         self._count_failures(row)
         if total is None:
             raise ClientFailure("No client sent statistics for the ridge head.")
@@ -184,6 +190,8 @@ class FederatedRun(Run):
     def distribute(self, row: Row) -> None:
         """The frozen head and the mask to every client, once; later messages only name them."""
         tensors = self.model.frozen.tensors()
+        self.strategy.mask = self.model.frozen.mask
+        self.strategy.linear_shapes = linear_shapes(self.home.model, self.model.trained)
         self.strategy.frozen_name = frozen_name(tensors) if tensors else ""
         if not tensors:
             return

@@ -68,7 +68,7 @@ class Run(ABC):
 
     @abstractmethod
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
-        """Of all training examples under the pretrained backbone; adds clients, bytes and seconds to `row`."""
+        """Of all training examples under the current backbone; adds bytes and seconds, in round 0 clients, to `row`."""
 
     @abstractmethod
     def train_rounds(self, first_round: int, last_round: int) -> None:
@@ -147,6 +147,8 @@ class Run(ABC):
         self.model = GlobalModel(trained, self.model.frozen)
         if server_round == config.head_rounds:
             self._freeze(row)
+        elif config.ridge_refresh and server_round % config.ridge_refresh == 0:
+            self._refresh_head(row)
         last = server_round == config.num_rounds
         if last or server_round % config.evaluate_every == 0:
             self._evaluate(row)
@@ -210,10 +212,18 @@ class Run(ABC):
         self.distribute(row)
         row["overhead_seconds"] += overhead(time.perf_counter() - started, row["train_seconds"] - clients_before)
 
+    def _refresh_head(self, row: Row) -> None:
+        """Solve the head anew for the backbone as it is, and send it to clients in place of the last one."""
+        started, clients_before = time.perf_counter(), row["train_seconds"]
+        head = self._solve_ridge_head(row)
+        self.model = GlobalModel(self.model.trained, Frozen(self.model.frozen.weights | head, self.model.frozen.mask))
+        self.distribute(row)
+        row["overhead_seconds"] += overhead(time.perf_counter() - started, row["train_seconds"] - clients_before)
+
     def _solve_ridge_head(self, row: Row) -> Weights:
         """The head's weight and bias; λ and logit scale by validation where they are "auto"."""
         solver = RidgeSolver(self.ridge_statistics(row))
-        self.home.load(self.home.pretrained)
+        self.home.place(self.model)
         validation = pooled(self.config, self.home.data.validation)
         features = self.home.features(validation)
         ridge_lambda, logit_scale = self.config.ridge_lambda, self.config.logit_scale
@@ -222,7 +232,9 @@ class Run(ABC):
             if ridge_lambda in (RIDGE_GRID[0], RIDGE_GRID[-1]):
                 log.warning("ridge-lambda = %g lies at the edge of the searched grid: it is not tuned.", ridge_lambda)
         head = solver.solve(float(ridge_lambda))
-        if logit_scale == AUTO:
+        if logit_scale == AUTO and self.config.local_loss == "squared":
+            logit_scale = 1.0
+        elif logit_scale == AUTO:
             logit_scale = fit_logit_scale(head.scores(features), validation.labels)
         scaled = head.scaled(float(logit_scale))
         self.logbook.note(head={"kind": "ridge", "ridge_lambda": ridge_lambda, "logit_scale": logit_scale})

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -54,8 +54,9 @@ def train_locally(
     batch_size: int,
     precision: str,
     generator: np.random.Generator,
+    loss_name: str = "cross-entropy",
 ) -> float:
-    """J steps of `optimizer` on cross-entropy over random batches of one shard, in place; the mean loss of the steps.
+    """J steps of `optimizer` on `local_loss` over random batches of one shard, in place; the mean loss of the steps.
 
     The host waits for the device once, at the end; under fp16 once per step, to see whether gradients are finite. There
     the loss is multiplied by `LOSS_SCALE`, halved whenever they are not; such a step is left out and reported.
@@ -81,7 +82,7 @@ def train_locally(
     for chosen, augmentation in zip(shard[positions], augmentations, strict=True):
         inputs = preprocessing.training_inputs(examples.images[chosen], augmentation)
         with autocast(device, precision):
-            loss = functional.cross_entropy(model(inputs), examples.labels[chosen])
+            loss = local_loss(model(inputs), examples.labels[chosen], loss_name)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -91,6 +92,18 @@ def train_locally(
         scale = scaler.get_scale()
         _report_skipped(round(math.log2(LOSS_SCALE / scale)) if scale else steps, steps)
     return loss_sum.item() / local_steps
+
+
+def local_loss(scores: Tensor, labels: Tensor, name: str) -> Tensor:
+    """Mean over a batch of scores [b, c] and labels int64 [b]: "cross-entropy", or "squared", ½‖scores − one-hot‖².
+
+    "squared" is what the ridge head minimises: its targets are bounded, so a client pulls at its features only by what
+    is left of them.
+    """
+    if name == "cross-entropy":
+        return functional.cross_entropy(scores, labels)
+    targets = functional.one_hot(labels, scores.shape[1])
+    return 0.5 * (scores.float() - targets).square().sum(1).mean()
 
 
 def _report_skipped(skipped: int, steps: int) -> None:
@@ -133,6 +146,39 @@ def extract_features(
             tokens = model.forward_features(preprocessing.evaluation_inputs(images))
             parts.append(model.forward_head(tokens, pre_logits=True).float())
     return torch.cat(parts)
+
+
+@torch.inference_mode()
+def input_square_sums(
+    model: nn.Module, names: Sequence[str], network: Network, examples: ImageSet, preprocessing: Inputs, batch_size: int
+) -> dict[str, Tensor]:
+    """Σ x_j² over all tokens of `examples`, [in], of the inputs x to each linear layer whose weight `names` has.
+
+    Args:
+        network: runs on the inputs; its linear layers are modules of `model`, by which they are named.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hear(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            squares = inputs[0].flatten(0, -2).double().square().sum(0)
+            sums[name] = sums[name] + squares if name in sums else squares
+
+        return hear
+
+    hooks = [
+        module.register_forward_pre_hook(listen(f"{name}.weight"))
+        for name, module in model.named_modules()
+        if f"{name}.weight" in names
+    ]
+    try:
+        model.eval()
+        for images, _ in _batches(examples, batch_size):
+            network(preprocessing.evaluation_inputs(images))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: sums[name].float() for name in names}
 
 
 def set_trained(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:

@@ -45,7 +45,7 @@ ON_IMAGES = sorted(set(STRATEGIES) - {"fed-em"})  # which has tests of its own
 def test_every_file_is_a_choice_and_every_choice_a_strategy() -> None:
     assert set(STRATEGIES) == {
         "fedavg", "fedprox", "scaffold", "fedavgm", "fedadam", "fedyogi", "fednova", "fedgma", "median",
-        "trimmed-mean", "geometric-median", "krum", "cclip", "fedbn", "br-ifca", "fed-em",
+        "trimmed-mean", "geometric-median", "krum", "cclip", "fedbn", "gram-anchored", "br-ifca", "fed-em",
     }  # fmt: skip
     classes = {strategy_class(name) for name in STRATEGIES}
     assert len(classes) == len(STRATEGIES)

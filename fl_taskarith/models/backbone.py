@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ import safetensors.torch
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from fl_taskarith.errors import ConfigError, WeightsError
 from fl_taskarith.files import write_atomically
@@ -131,3 +132,13 @@ def trained_parameters(model: VisionTransformer, trainable: str, trainable_block
         unfrozen = (*(f"blocks.{depth - 1 - back}." for back in range(trainable_blocks)), "norm.", "fc_norm.")
         backbone = [name for name in backbone if name.startswith(unfrozen)]
     return {"backbone": backbone, "head": list(HEAD_PARAMETERS), "all": backbone + list(HEAD_PARAMETERS)}[trainable]
+
+
+def linear_shapes(model: nn.Module, trained: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """[out, in] of the weight of every linear layer that is among the trained parameters, by the weight's name."""
+    names = set(trained)
+    return {
+        f"{name}.weight": (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and f"{name}.weight" in names
+    }

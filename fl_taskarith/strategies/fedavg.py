@@ -28,9 +28,13 @@ from fl_taskarith.engine.replies import (
     told,
 )
 from fl_taskarith.errors import AggregateDivergence, ClientFailure, Divergence
+from fl_taskarith.masking.mask import Mask
 from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, mean_pairwise_cosine, task_vector_norm
 from fl_taskarith.merging.attacks import DATA_ATTACKS, corrupted
+from fl_taskarith.merging.task_vector_bank import TaskVectorBank
 from fl_taskarith.seeding import random_generator
+
+BANK = "bank/"  # in the state of a checkpoint
 
 RoundCallback = Callable[[int, ArrayRecord, MetricRecord], None]
 
@@ -82,10 +86,14 @@ class FedAvg(FlowerFedAvg):
         self.traffic = Traffic()
         self.state_folder = ""  # where clients keep state between rounds
         self.frozen_name = ""  # the clients' file of what is fixed
+        self.mask: Mask | None = None  # in it
+        self.linear_shapes: dict[str, tuple[int, int]] = {}  # [out, in] of the trained linear layers' weights
         self.client_states: StateNames = {}  # what each of them told of it last, for the next message and checkpoints
         self.shard_size: Callable[[int], int] | None = None  # of a partition, if the server knows
         self.failures = Failures(config.on_client_failure)
-        self._sum_only = type(self).aggregate is FedAvg.aggregate  # of this round's task vectors and nothing else
+        self.bank = TaskVectorBank(getattr(torch, config.task_vector_bank, torch.float32), config.bank_decay)
+        banked = config.task_vector_bank != "off"
+        self._sum_only = type(self).aggregate is FedAvg.aggregate and not banked  # of this round's task vectors alone
         self._scrutinise = not self._sum_only  # every reply for NaN, before it is used
         self._weights: dict[str, Tensor] = {}
         self._asked: dict[str, Shapes] = {}  # the shapes of this round's answers: those of what is sent
@@ -98,6 +106,11 @@ class FedAvg(FlowerFedAvg):
 
         `weights` are the global ones. A tensor that the result lacks stays as it is.
         """
+        if self.config.task_vector_bank != "off":
+            self.bank.begin_round(weights)
+            for reply in replies:
+                self.bank.put(reply.client, reply.task_vector, reply.num_examples)
+            return self.bank.mean()
         mean = WeightedMean()
         for reply in replies:
             mean.add(reply.task_vector, reply.num_examples)
@@ -129,11 +142,12 @@ class FedAvg(FlowerFedAvg):
 
     def state(self) -> dict[str, Tensor]:
         """All that is kept, for a checkpoint."""
-        return self._kept
+        return self._kept | {BANK + name: value for name, value in self.bank.tensors().items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue from the `state` of a checkpoint."""
-        self._kept = dict(state)
+        self._kept = {name: value for name, value in state.items() if not name.startswith(BANK)}
+        self.bank.load({name.removeprefix(BANK): state[name] for name in state if name.startswith(BANK)})
 
     # The round loop
 
@@ -232,11 +246,16 @@ class FedAvg(FlowerFedAvg):
         )
 
     def sample(self, server_round: int, grid: PartitionGrid) -> list[int]:
-        """The partitions of this round's clients, ascending.
+        """The partitions of this round's clients, ascending: drawn anew, or the next of one random order (cyclic).
 
-        What it costs does not depend on K: numpy draws a small share of many without listing them all.
+        What drawing costs does not depend on K: numpy draws a small share of many without listing them all.
         """
         partitions = grid.get_node_ids()
+        if self.config.sampling == "cyclic":
+            order = random_generator(self.config.seed, "cyclic order").permutation(len(partitions))
+            first = (server_round - 1) * self.config.sampled_clients
+            places = range(first, first + self.config.sampled_clients)
+            return sorted(partitions[order[place % len(partitions)]] for place in places)
         generator = random_generator(self.config.seed, "participation", server_round)
         chosen = generator.choice(len(partitions), self.config.sampled_clients, replace=False)
         return sorted(partitions[index] for index in chosen)

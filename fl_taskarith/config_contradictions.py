@@ -1,0 +1,74 @@
+"""Settings that are each fine and contradict one another."""
+
+from typing import TYPE_CHECKING
+
+from fl_taskarith.config_clusters import cluster_contradictions
+from fl_taskarith.config_rule import AUTO
+
+if TYPE_CHECKING:
+    from fl_taskarith.config import Config
+
+BANKED = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn")  # whose rounds start from the mean
+
+
+def contradictions(config: "Config") -> list[tuple[bool, str]]:
+    """Whether each contradiction holds, and what to say then."""
+    low, high = config.local_steps_min, config.local_steps_max
+    return [
+        (config.nesterov and (config.momentum == 0 or config.dampening != 0),
+         "nesterov = true needs momentum above 0 and dampening = 0."),
+        ((low == 0) != (high == 0) or low > high,
+         f"local-steps-min = {low} and local-steps-max = {high}: set both, with 1 <= min <= max, or leave both 0."),
+        (config.trainable == "head" and config.trainable_blocks > 0,
+         'trainable-blocks has no meaning under trainable = "head": leave it 0.'),
+        (config.prefix_cache != "off" and not (config.trainable_blocks or config.trainable == "head"),
+         f'prefix-cache = "{config.prefix_cache}" keeps what frozen blocks compute: set trainable-blocks.'),
+        (config.prefix_cache != "off" and "crop" in config.augmentation,
+         f'prefix-cache = "{config.prefix_cache}" keeps images as they are and flipped, and augmentation = '
+         f'"{config.augmentation}" crops: set augmentation to "flip" or "none".'),
+        (config.head == "linear" and config.trainable == "backbone" and config.head_rounds == 0,
+         'head = "linear" starts at zero and trainable = "backbone" would freeze it there, so nothing could be learnt: '
+         'set head-rounds, or trainable = "all", or head = "ridge".'),
+        (config.head_rounds > config.num_rounds,
+         f"head-rounds = {config.head_rounds} exceeds num-rounds = {config.num_rounds}."),
+        (config.warmup_rounds > config.num_rounds,
+         f"warmup-rounds = {config.warmup_rounds} exceeds num-rounds = {config.num_rounds}."),
+        (config.head == "ridge" and config.validation_size == 0 and AUTO in (config.ridge_lambda, config.logit_scale),
+         "validation-size = 0 leaves nothing to choose the ridge head on: set ridge-lambda and logit-scale."),
+        (config.ridge_refresh > 0 and not (config.head == "ridge" and config.trainable == "backbone"
+                                           and config.head_rounds == 0 and config.strategy != "br-ifca"),
+         'ridge-refresh solves the head of one model anew, and it is frozen in between: it needs head = "ridge", '
+         'trainable = "backbone", head-rounds = 0 and not strategy = "br-ifca".'),
+        (config.schedule == "plateau" and (config.validation_size == 0 or config.evaluate_every != 1),
+         'schedule = "plateau" watches the validation loss of every round: it needs validation-size above 0 and '
+         "evaluate-every = 1."),
+        (config.masked and config.trainable != "backbone",
+         f'mask-rule = "{config.mask_rule}" masks the backbone and keeps the head frozen: it needs trainable = '
+         f'"backbone", not "{config.trainable}", or set mask-rule = "none".'),
+        (bool(config.mask_exclude) and not config.masked,
+         'mask-exclude leaves parameters out of a mask, and mask-rule = "none" has none: choose a rule.'),
+        (config.sensitivity_threshold > 0 and not config.scored,
+         f'sensitivity-threshold needs a rule that scores sensitivity, not mask-rule = "{config.mask_rule}".'),
+        (config.scored and config.mask_source == "server" and config.calibration_size == 0,
+         f'mask-rule = "{config.mask_rule}" with mask-source = "server" scores the calibration split: set '
+         "calibration-size above 0."),
+        (config.scored and config.mask_source == "clients" and config.strategy == "centralized",
+         'strategy = "centralized" has no clients to score: set mask-source = "server".'),
+        ((config.mask_rule == "file") != bool(config.mask_file),
+         f'mask-rule = "{config.mask_rule}" and mask-file = "{config.mask_file}": a mask file is named and used under '
+         'mask-rule = "file" only.'),
+        (config.proximal_mu > 0 and config.strategy in ("fedavg", "centralized"),
+         f'proximal-mu = {config.proximal_mu:g} under strategy = "{config.strategy}": set strategy = "fedprox", whose '
+         "term it is, or leave it 0."),
+        (config.strategy == "scaffold" and config.clip_norm > 0,
+         'strategy = "scaffold" takes the mean gradient from the way a client went, which clipping hides: set '
+         "clip-norm = 0."),
+        (config.strategy == "scaffold" and config.learning_rate == 0,
+         'strategy = "scaffold" divides the way a client went by its steps\' size: set learning-rate above 0.'),
+        (config.task_vector_bank != "off" and config.strategy not in BANKED and ":" not in config.strategy,
+         f'task-vector-bank replaces the mean of a round, which strategy = "{config.strategy}" does not take: use '
+         f"{', '.join(BANKED)}."),
+        *cluster_contradictions(config),
+        (config.strategy == "centralized" and config.engine == "flower",
+         'strategy = "centralized" has no clients to run on SuperNodes: leave engine = "sequential".'),
+    ]  # fmt: skip

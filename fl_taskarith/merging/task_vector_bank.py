@@ -1,0 +1,90 @@
+"""The newest task vector of every client, so that a round's mean is over all clients that were ever heard.
+
+With few clients per round and few classes per client, the mean of a round points to the classes at hand; the mean of
+everybody's newest task vector does not (MIFA: Gu et al., NeurIPS 2021; for gradients SAG: Schmidt, Le Roux, Bach 2017).
+A task vector that was made from older weights is stale, and each one is applied in about 1/C rounds, C the share of
+clients per round: the server's step is to be tuned anew. Pure: no Flower, no data set.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fl_taskarith.merging.aggregate import WeightedMean
+
+EXAMPLES, AGE = "examples", "age"
+
+
+class TaskVectorBank:
+    """Σ n_k γ^age_k τ_k / Σ n_k γ^age_k over the clients heard so far; the age of a task vector is in rounds.
+
+    Cold start: clients never heard have no weight, so the first round is FedAvg's. With all clients in every round it
+    is FedAvg to the bit, if kept as float32.
+
+    Args:
+        dtype: of what is kept, float32 or bfloat16; sums are float32.
+        decay: γ, 1 to let a task vector count until it is replaced.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32, decay: float = 1.0) -> None:
+        self.dtype = dtype
+        self.decay = decay
+        self._names: list[str] = []
+        self._vectors: dict[int, dict[str, Tensor]] = {}
+        self._examples: dict[int, float] = {}
+        self._ages: dict[int, int] = {}
+
+    def begin_round(self, weights: Mapping[str, Tensor]) -> None:
+        """All grow a round older; everything is forgotten if other tensors than before are trained now, `weights`."""
+        self._names = list(weights)
+        for vector in self._vectors.values():
+            if {name: value.shape for name, value in vector.items()} != {n: v.shape for n, v in weights.items()}:
+                self._vectors, self._examples, self._ages = {}, {}, {}
+                break
+        self._ages = {client: age + 1 for client, age in self._ages.items()}
+
+    def put(self, client: int, task_vector: Mapping[str, Tensor], examples: float) -> None:
+        """Keep a client's newest task vector, copied, in place of its last one."""
+        self._vectors[client] = {name: value.to(self.dtype, copy=True) for name, value in task_vector.items()}
+        self._examples[client], self._ages[client] = examples, 0
+
+    def mean(self) -> dict[str, Tensor]:
+        """The weighted mean over all that is kept, added up by ascending client; {} of nothing."""
+        mean = WeightedMean()
+        for client in sorted(self._vectors):
+            weight = self._examples[client] * self.decay ** self._ages[client]
+            if weight > 0:  # γ = 0, or an age at which γ^age is too small for a number
+                mean.add(self._vectors[client], weight)
+        result = mean.result()
+        return {name: result[name] for name in self._names if name in result}  # an order that no file has changed
+
+    @property
+    def bytes(self) -> int:
+        """What the kept task vectors take."""
+        return sum(value.nbytes for vector in self._vectors.values() for value in vector.values())
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, for a checkpoint: by "CLIENT/name"."""
+        facts = {
+            client: torch.tensor([self._examples[client], self._ages[client]], dtype=torch.float64)
+            for client in self._vectors
+        }
+        return {
+            f"{client}/{name}": value
+            for client, vector in self._vectors.items()
+            for name, value in {"": facts[client], **vector}.items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`."""
+        self._vectors, self._examples, self._ages = {}, {}, {}
+        for key, value in tensors.items():
+            client, _, name = key.partition("/")
+            if name:
+                self._vectors.setdefault(int(client), {})[name] = value
+            else:
+                self._examples[int(client)], self._ages[int(client)] = float(value[0]), int(value[1])
