@@ -123,6 +123,12 @@ class Config:
         "float32",
         "bfloat16",
     )
+    bank_start: str = _choice(
+        "at-once",
+        "task-vector-bank: the server moves from the first round, or stays until every client was heard",
+        "at-once",
+        "all-heard",
+    )
     bank_decay: float = _key(1.0, "task-vector-bank: factor per round on what is not new", low=0, high=1)
     # of single strategies
     proximal_mu: float = _key(0.0, "FedProx: μ of (μ/2)‖θ − θ_t‖² in the local loss", low=0, high=LARGEST)

@@ -121,6 +121,13 @@ def test_each_method_has_the_same_bits_on_flowers_engine(quick_config: Config, c
     assert same_bits(final_weights(ours.folder), final_weights(flowers.folder))
 
 
+def test_a_bank_that_waits_moves_once_everybody_was_heard(quick_config: Config) -> None:
+    settings = {"participation": 0.4, "num_rounds": 4, "task_vector_bank": "float32", "sampling": "cyclic"}
+    rows = simulate(quick_config, bank_start="all-heard", **settings).rows
+    assert [row["update_norm"] > 0 for row in rows[1:]] == [False, False, True, True], "4, 8 and then all of 10 clients"
+    assert len({row["test_loss"] for row in rows[:3]}) == 1
+
+
 def test_a_bank_is_for_strategies_that_take_a_mean() -> None:
     with pytest.raises(ConfigError, match="task-vector-bank replaces the mean"):
         Config(strategy="median", task_vector_bank="float32")

@@ -19,8 +19,8 @@ EXAMPLES, AGE = "examples", "age"
 class TaskVectorBank:
     """Σ n_k γ^age_k τ_k / Σ n_k γ^age_k over the clients heard so far; the age of a task vector is in rounds.
 
-    Cold start: clients never heard have no weight, so the first round is FedAvg's. With all clients in every round it
-    is FedAvg to the bit, if kept as float32.
+    Cold start: clients never heard have no weight, so the first round is FedAvg's (a strategy may wait until `len` is
+    K). With all clients in every round it is FedAvg to the bit, if kept as float32.
 
     Args:
         dtype: of what is kept, float32 or bfloat16; sums are float32.

@@ -110,7 +110,8 @@ class FedAvg(FlowerFedAvg):
             self.bank.begin_round(weights)
             for reply in replies:
                 self.bank.put(reply.client, reply.task_vector, reply.num_examples)
-            return self.bank.mean()
+            waits = self.config.bank_start == "all-heard" and len(self.bank) < self.config.num_clients
+            return {} if waits else self.bank.mean()
         mean = WeightedMean()
         for reply in replies:
             mean.add(reply.task_vector, reply.num_examples)
