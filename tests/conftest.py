@@ -1,6 +1,7 @@
 """Shared fixtures. The real data are used where FL_TASKARITH_TEST_DATA names a folder that holds them."""
 
 import hashlib
+import math
 import os
 import pickle
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from small_studies import FakeTraining
 
 from fl_taskarith.data.batches import Preprocessing, draw_augmentations
 from fl_taskarith.logbook import TIMING_COLUMNS, Logbook, Row, read_rounds
@@ -136,6 +138,21 @@ def _no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Drawing takes as long as a small run: only tests marked `figures` draw."""
     if "figures" not in request.keywords:
         monkeypatch.setattr("fl_taskarith.federation.draw_curves", lambda folder: None)
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
+    """Accuracy 0.9, less a point for each decade between the learning rate and 0.1, plus a tenth of it per seed."""
+    fake = FakeTraining(lambda run: 0.9 - 0.01 * abs(math.log10(run.learning_rate) + 1) + 0.001 * run.seed)
+    monkeypatch.setattr("fl_taskarith.simulation.simulate", fake)
+    return fake
+
+
+@pytest.fixture
+def no_table_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables without their figures, but in tests marked `figures`."""
+    if "figures" not in request.keywords:
+        monkeypatch.setattr("fl_taskarith.study.tables.plot_arms", lambda rows, title, output: [])
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_study import SEARCHED, STUDY, FakeTraining, study_of, table, training  # noqa: F401 (a fixture)
+from small_studies import SEARCHED, STUDY, FakeTraining, study_of, table
 
 from fl_taskarith.config import OPERATIONAL_KEYS, rules
 from fl_taskarith.report.comparisons import twin
@@ -17,7 +17,7 @@ def _no_table_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fl_taskarith.study.tables.plot_arms", lambda rows, title, output: [])
 
 
-def test_a_studys_folder_is_read_back_arm_by_arm(tmp_path: Path, training: FakeTraining) -> None:  # noqa: F811
+def test_a_studys_folder_is_read_back_arm_by_arm(tmp_path: Path, training: FakeTraining) -> None:
     text = STUDY.replace('trainable = "head"', 'trainable = "head", weights = "/somewhere/private/vit.safetensors"')
     run_studies([study_of(text, tmp_path)], tmp_path)
     assert str(tmp_path) not in (tmp_path / "tiny" / "settings.json").read_text()
@@ -38,7 +38,7 @@ def test_a_studys_folder_is_read_back_arm_by_arm(tmp_path: Path, training: FakeT
     assert [float(line["uplink_megabytes"]) for line in courses[:3]] == pytest.approx([7e-6, 2 + 7e-6, 6 + 7e-6])
 
 
-def test_a_search_is_recorded_and_an_arm_without_runs_stays(tmp_path: Path, training: FakeTraining) -> None:  # noqa: F811
+def test_a_search_is_recorded_and_an_arm_without_runs_stays(tmp_path: Path, training: FakeTraining) -> None:
     training.accuracy = lambda run: 0.5 + 0.01 * run.learning_rate
     run_studies([study_of(SEARCHED, tmp_path)], tmp_path, budget=0.0)
     found = read_study(tmp_path / "searched")

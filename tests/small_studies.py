@@ -1,0 +1,91 @@
+"""Small studies for tests, and training that takes no time."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+from fl_taskarith.config import Config
+from fl_taskarith.logbook import Logbook
+from fl_taskarith.run import History
+from fl_taskarith.study.definition import Study
+from fl_taskarith.study.study_file import load_study
+
+STUDY = """
+title = "A study"
+name = "tiny"
+seeds = [0, 1, 2]
+reference = "dense"
+
+[settings]
+num-clients = 10
+num-rounds = 2
+mask-rule = "none"
+local-steps = 1
+
+[[arm]]
+name = "dense"
+settings = { learning-rate = 0.01 }
+
+[[arm]]
+name = "head alone"
+settings = { learning-rate = 0.1, trainable = "head" }
+"""
+
+SEARCHED = """
+name = "searched"
+seeds = [0, 1]
+[settings]
+num-clients = 10
+num-rounds = 2
+mask-rule = "none"
+[search]
+from = 1e-3
+to = 10.0
+per-decade = 1
+rounds = [1, 2]
+keep = 2
+[[arm]]
+name = "dense"
+[[arm]]
+name = "half"
+settings = { participation = 0.1 }
+same-rate-as = "dense"
+"""
+
+
+def study_of(text: str, tmp_path: Path) -> Study:
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return load_study(path)
+
+
+class FakeTraining:
+    """Stands for `simulate`: writes a run's folder through the real logbook, with accuracies from a formula."""
+
+    def __init__(self, accuracy: Callable[[Config], float]) -> None:
+        self.accuracy = accuracy
+        self.runs: list[Config] = []
+
+    def __call__(self, config: Config, deadline: float | None = None) -> History:
+        self.runs.append(config)
+        with Logbook(config) as logbook:
+            logbook.write_round({"round": 0, "val_accuracy": 0.5, "test_accuracy": 0.5, "uplink_bytes": 7})
+            value = self.accuracy(config)
+            for server_round in range(1, config.num_rounds + 1):
+                logbook.write_round(
+                    {
+                        "round": server_round,
+                        "val_accuracy": value,
+                        "val_loss": 1.0,
+                        "test_accuracy": value,
+                        "uplink_bytes": 2_000_000 * server_round,
+                        "train_seconds": 3.0,
+                        "task_vector_norm": 0.5 * server_round,
+                    }
+                )
+        return History(logbook.folder, logbook.rows)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
