@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from fl_taskarith.calibrate import shard_sums
+from fl_taskarith.calibrate import make_mask, shard_sums
 from fl_taskarith.client_groups import as_seen_by, as_trained_on
 from fl_taskarith.client_state import read_client_state, read_frozen, write_client_state, write_frozen
 from fl_taskarith.config import Config
@@ -27,9 +27,10 @@ from fl_taskarith.engine.replies import CLIENT_ERROR, DIVERGED
 from fl_taskarith.engine.time_limit import time_limit
 from fl_taskarith.errors import Divergence, FlTaskarithError
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
+from fl_taskarith.masking.mask import Mask
 from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.mixture_client import cluster_step, expectation_step
-from fl_taskarith.models.backbone import linear_shapes
+from fl_taskarith.models.backbone import HEAD_PARAMETERS, linear_shapes
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.optim import sgdm, step_coefficient_sum
 from fl_taskarith.resident import EVALUATION_BATCH, Resident, resident
@@ -40,7 +41,8 @@ app = ClientApp()
 
 MetricValue = int | float | list[int] | list[float]
 
-CONTROL, OWN = "control/", "own/"  # in a client's file: its control variate c_k, and parameters that it does not share
+# In a client's file: its control variate c_k, parameters that it does not share, and its own mask.
+CONTROL, OWN, MASK = "control/", "own/", "mask/"
 
 
 def answer(work: Callable[[Message, int], RecordDict], message: Message, context: Context) -> Message:
@@ -130,18 +132,24 @@ def _train_locally(content: RecordDict, partition: int) -> RecordDict:
     frozen = _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
     kept = _kept(current, partition, home.device)
     trained = _with_own(home, shared, kept, frozen, current.number)
+    mask, new_mask = frozen.mask, Weights()
+    if config.mask_source == "own" and current.number > config.head_rounds:
+        mask, new_mask = _own_mask(home, frozen, kept, partition)
     home.place(GlobalModel(trained, frozen))
+    if mask is not frozen.mask:
+        assert mask is not None
+        trained = shared = mask.gather(trained)
     names = list(trained)
     parameters = dict(zip(names, set_trained(home.model, names), strict=True))
     examples, shard = _training_examples(home, partition)
     local_steps = draw_local_steps(config, current.number, partition)
     coefficients = step_coefficient_sum(config, local_steps, current.learning_rate)
-    optimizer = sgdm(parameters.items(), config, current.learning_rate, frozen.mask)
+    optimizer = sgdm(parameters.items(), config, current.learning_rate, mask)
     if config.proximal_mu or control is not None:
         correct_gradients(
             optimizer,
             parameters,
-            None if frozen.mask is None else frozen.mask.indices,
+            None if mask is None else mask.indices,
             start=trained,
             proximal_mu=config.proximal_mu,
             shift=None if control is None else control_shift(control, _under(CONTROL, kept)),
@@ -159,10 +167,13 @@ def _train_locally(content: RecordDict, partition: int) -> RecordDict:
         loss_name=config.local_loss,
     )
     with torch.no_grad():  # in the model's own storage: the next client loads its weights anew
-        ends = parameters if frozen.mask is None else frozen.mask.gather(home.parameters)
+        ends = parameters if mask is None else mask.gather(home.parameters)
         keeps = {OWN + name: ends[name].detach().clone() for name in names if name not in shared}
         task_vector = {name: ends[name].detach().sub_(start) for name, start in shared.items()}
     reply = RecordDict({"arrays": to_record(task_vector), "frozen": ConfigRecord({"name": current.frozen_name})})
+    if new_mask:
+        reply["mask"] = to_record(new_mask)
+        keeps |= {MASK + name: value for name, value in new_mask.items()}
     if control is not None:
         change = control_change(control, task_vector, current.learning_rate * coefficients)
         reply["control"] = to_record(change)
@@ -277,6 +288,15 @@ def _with_own(home: Resident, shared: Weights, kept: Weights, frozen: Frozen, se
     start = home.pretrained if frozen.mask is None else frozen.mask.gather(home.pretrained)
     own = start | _under(OWN, kept)
     return {name: shared[name] if name in shared else own[name] for name in names}
+
+
+def _own_mask(home: Resident, frozen: Frozen, kept: Weights, partition: int) -> tuple[Mask, Weights]:
+    """This client's mask, by the scores of its own shard, and its bits if it was made only now."""
+    if packed := _under(MASK, kept):
+        return Mask.unpacked(packed, home.shapes).to(home.device), {}
+    head = {name: (home.pretrained | frozen.weights)[name] for name in HEAD_PARAMETERS}
+    mask = make_mask(home, shard_sums(home, head, partition)).mask
+    return mask, mask.packed()
 
 
 def _under(prefix: str, tensors: Weights) -> Weights:

@@ -79,7 +79,11 @@ class Config:
     calibration_rounds: int = _key(4, "rounds of scoring and dropping, R, down to the density", low=1, high=1000)
     soft_zero: float = _key(0.1, "factor on dropped weights while later rounds score; 1 = no damping", low=0, high=1)
     mask_source: str = _choice(
-        "server", "who scores: server (calibration split), clients (summed)", "server", "clients"
+        "server",
+        "who scores: server (calibration split), clients (summed), or each client for a mask of its own",
+        "server",
+        "clients",
+        "own",
     )
     calibration_per_client: int = _key(0, "examples that each client scores; 0 = its whole shard", low=0)
     fisher_labels: str = _choice("sampled", "labels of the Fisher information", "sampled", "true", "expected")

@@ -52,8 +52,11 @@ def contradictions(config: "Config") -> list[tuple[bool, str]]:
         (config.scored and config.mask_source == "server" and config.calibration_size == 0,
          f'mask-rule = "{config.mask_rule}" with mask-source = "server" scores the calibration split: set '
          "calibration-size above 0."),
-        (config.scored and config.mask_source == "clients" and config.strategy == "centralized",
+        (config.scored and config.mask_source != "server" and config.strategy == "centralized",
          'strategy = "centralized" has no clients to score: set mask-source = "server".'),
+        (config.mask_source == "own" and (not config.scored or config.strategy in ("scaffold", "fedbn", "br-ifca")),
+         f'mask-source = "own" gives each client a mask by its own scores: it needs mask-rule = "least-sensitive" or '
+         f'"most-sensitive", and a strategy whose clients share all they train, not "{config.strategy}".'),
         ((config.mask_rule == "file") != bool(config.mask_file),
          f'mask-rule = "{config.mask_rule}" and mask-file = "{config.mask_file}": a mask file is named and used under '
          'mask-rule = "file" only.'),

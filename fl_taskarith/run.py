@@ -19,7 +19,7 @@ from fl_taskarith.cluster_models import split_clusters, start_clusters
 from fl_taskarith.config import Config
 from fl_taskarith.config_rule import AUTO
 from fl_taskarith.data.datasets import ImageSet
-from fl_taskarith.errors import BudgetSpent, Divergence
+from fl_taskarith.errors import BudgetSpent, ConfigError, Divergence
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.logbook import COLUMNS, Logbook, Row
 from fl_taskarith.masking.mask import save_mask
@@ -126,7 +126,12 @@ class Run(ABC):
         """What `execute` does until the mask is chosen and saved, and no more: the test set is not looked at.
 
         A rule that scores nothing needs no head, so none is solved or trained for it.
+
+        Raises:
+            ConfigError: every client has a mask of its own.
         """
+        if self.config.mask_source == "own":
+            raise ConfigError('mask-source = "own" chooses no mask that all share: set "server" or "clients".')
         self.evaluated.pop("test")
         if not self.config.scored:
             self.model = GlobalModel({name: self.home.pretrained[name] for name in HEAD_PARAMETERS})
@@ -192,7 +197,9 @@ class Run(ABC):
         started, clients_before = time.perf_counter(), row["train_seconds"]
         trained = {name: (self.home.pretrained | head)[name] for name in self.home.trained_names(config.num_rounds)}
         frozen = Frozen({name: value for name, value in head.items() if name not in trained})
-        if config.masked:
+        if config.masked and config.mask_source == "own":
+            self.logbook.note(mask={"rule": config.mask_rule, "source": "own", "density": config.density})
+        elif config.masked:
             by_clients = config.mask_source == "clients"
             sums = self.client_sums(head, row) if by_clients else server_sums(self.home, head)
             calibration = make_mask(self.home, sums)

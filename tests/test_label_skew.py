@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import final_weights, numbers, power_cut, same_bits
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from torch.nn import functional
 from fl_taskarith import simulate
 from fl_taskarith.config import Config
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.masking.mask import load_mask
+from fl_taskarith.masking.mask import Mask, load_mask
 from fl_taskarith.merging.aggregate import WeightedMean
 from fl_taskarith.merging.gram_anchored import GramAnchoredSum, per_entry
 from fl_taskarith.merging.task_vector_bank import TaskVectorBank
@@ -89,6 +90,7 @@ def test_a_bank_under_full_participation_is_the_strategy_without(quick_config: C
         {"strategy": "gram-anchored", "gram_anchor": 0.1, "gram_epsilon": 0.01, "mask_rule": "random"},
         {"local_loss": "squared", "ridge_refresh": 2, "mask_rule": "random", "task_vector_bank": "float32"},
         {"local_loss": "squared", "ridge_refresh": 1, "strategy": "gram-anchored"},
+        {"mask_source": "own", "mask_rule": "least-sensitive", "calibration_rounds": 2, "calibration_per_client": 10},
     ],
     ids=lambda changed: " ".join(map(str, changed.values())),
 )
@@ -109,12 +111,13 @@ def test_each_method_is_resumed_bit_for_bit(quick_config: Config, changed: dict[
         {"task_vector_bank": "float32", "sampling": "cyclic"},
         {"strategy": "gram-anchored", "gram_anchor": 0.1},
         {"local_loss": "squared", "ridge_refresh": 1},
+        {"mask_source": "own", "mask_rule": "least-sensitive", "calibration_rounds": 1, "calibration_per_client": 10},
     ],
     ids=lambda changed: " ".join(map(str, changed.values())),
 )
 def test_each_method_has_the_same_bits_on_flowers_engine(quick_config: Config, changed: dict[str, object]) -> None:
-    config = dataclasses.replace(quick_config, num_clients=4, classes_per_client=5, participation=0.5, num_rounds=2,
-                                 mask_rule="random", **changed)  # fmt: skip
+    settings = {"num_clients": 4, "classes_per_client": 5, "participation": 0.5, "num_rounds": 2, "mask_rule": "random"}
+    config = dataclasses.replace(quick_config, **{**settings, **changed})
     ours = simulate(config, run_name="ours")
     flowers = simulate(config, run_name="flowers", engine="flower")
     assert numbers(ours.folder) == numbers(flowers.folder)
@@ -195,6 +198,46 @@ def test_a_refreshed_head_is_the_ridge_head_of_the_trained_backbone(quick_config
 def test_a_head_that_is_trained_is_not_refreshed(changed: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="ridge-refresh"):
         Config(ridge_refresh=2, **changed)
+
+
+# masks of each client's own
+
+
+def test_the_own_mask_of_a_single_client_is_the_one_that_clients_choose(quick_config: Config) -> None:
+    settings = {"num_clients": 1, "sharding": "iid", "participation": 1.0, "num_rounds": 2, "train_subset": 100,
+                "mask_rule": "least-sensitive", "calibration_rounds": 2}  # fmt: skip
+    shared = simulate(quick_config, mask_source="clients", **settings)
+    own = simulate(quick_config, mask_source="own", **settings)
+    assert same_bits(final_weights(shared.folder), final_weights(own.folder))
+    assert own.rows[1]["client_update_norm"] == shared.rows[1]["client_update_norm"]
+
+
+def test_own_masks_differ_and_travel_once(quick_config: Config) -> None:
+    config = dataclasses.replace(
+        quick_config, num_clients=4, participation=1.0, mask_source="own", mask_rule="least-sensitive",
+        classes_per_client=5, calibration_rounds=1, calibration_per_client=20, num_rounds=2, density=0.1,
+    )  # fmt: skip
+    run = simulate(config)
+    home = resident(config)
+    masks = []
+    for file in sorted((run.folder / "client-states").glob("*/*.safetensors")):
+        kept = safetensors.torch.load_file(file)
+        packed = {name.removeprefix("mask/"): value for name, value in kept.items()}
+        masks.append(Mask.unpacked({name: packed[name] for name in home.maskable()}, home.shapes))
+    assert len(masks) == 4
+    assert all(mask.updated == round(0.1 * mask.size) for mask in masks)
+    assert masks[0].jaccard(masks[1]) < 0.9
+    changed = Mask({name: value != home.pretrained[name] for name, value in final_weights(run.folder).items()
+                    if name in masks[0].tensors})  # fmt: skip
+    for name, moved in changed.tensors.items():
+        assert not bool((moved & ~torch.stack([mask.tensors[name] for mask in masks]).any(0)).any())
+    assert run.rows[1]["uplink_bytes"] > run.rows[2]["uplink_bytes"], "the masks went up with the first replies"
+
+
+@pytest.mark.parametrize("changed", [{"mask_rule": "random"}, {"strategy": "scaffold"}, {"strategy": "fedbn"}])
+def test_own_masks_are_for_scores_and_shared_weights(changed: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match='mask-source = "own"'):
+        Config(mask_source="own", **changed)
 
 
 # Gram-anchored averaging

@@ -24,6 +24,7 @@ from fl_taskarith.engine.replies import (
     check_finite,
     check_frozen,
     number,
+    shapes_of,
     tensors_of,
     told,
 )
@@ -34,6 +35,7 @@ from fl_taskarith.merging.attacks import DATA_ATTACKS, corrupted
 from fl_taskarith.merging.task_vector_bank import TaskVectorBank
 from fl_taskarith.seeding import random_generator
 
+CPU = torch.device("cpu")
 BANK = "bank/"  # in the state of a checkpoint
 
 RoundCallback = Callable[[int, ArrayRecord, MetricRecord], None]
@@ -96,6 +98,7 @@ class FedAvg(FlowerFedAvg):
         self._sum_only = type(self).aggregate is FedAvg.aggregate and not banked  # of this round's task vectors alone
         self._scrutinise = not self._sum_only  # every reply for NaN, before it is used
         self._weights: dict[str, Tensor] = {}
+        self._own_masks = False  # each client trains under one of its own
         self._asked: dict[str, Shapes] = {}  # the shapes of this round's answers: those of what is sent
         self._kept: dict[str, Tensor] = {}
 
@@ -213,6 +216,7 @@ class FedAvg(FlowerFedAvg):
     ) -> Iterable[Message]:
         """One message with the global weights for each client sampled in this round, by ascending partition id."""
         self._weights = to_tensors(arrays, self.device)
+        self._own_masks = self.config.mask_source == "own" and server_round > self.config.head_rounds
         chosen = self.sample(server_round, grid)
         records = self.message_arrays(arrays)
         self._asked = {key: {name: tuple(array.shape) for name, array in record.items()}
@@ -331,7 +335,10 @@ class FedAvg(FlowerFedAvg):
         check_frozen(message, self.frozen_name)
         if self.shard_size is not None:
             check_examples(message, self.shard_size(client))
-        tensors = {key: tensors_of(message, key, self.device, shapes) for key, shapes in self._asked.items()}
+        asked, mask = self._asked, self._mask_of(message) if self._own_masks else None
+        if mask is not None:
+            asked = {self.arrayrecord_key: {name: (len(index),) for name, index in mask.indices.items()}}
+        tensors = {key: tensors_of(message, key, self.device, shapes) for key, shapes in asked.items()}
         if self._scrutinise:
             for received in tensors.values():
                 check_finite(message, received)
@@ -343,10 +350,34 @@ class FedAvg(FlowerFedAvg):
             tensors,
         )
         number(message, "update-norm"), number(message, "train-seconds")
+        if mask is not None:
+            self.keep(f"mask-{client}", mask.packed())
+            full = {name: torch.zeros_like(value) for name, value in self._weights.items()}
+            mask.scatter_(full, reply.task_vector)
+            reply = replace(reply, task_vector=full)
         if "state" in message.content.config_records:
             self.client_states[client] = str(message.content.config_records["state"]["name"])
         self.traffic.uplink += sum(map(payload_bytes, message.content.array_records.values()))
         return reply
+
+    def _mask_of(self, message: Message) -> Mask:
+        """The mask that a client sent with its first reply.
+
+        Raises:
+            ClientFailure: it sent none, or none of these weights.
+        """
+        client = message.metadata.src_node_id
+        sent = message.content.array_records.get("mask")
+        packed = to_tensors(sent, CPU) if sent is not None else {}
+        if sent is None:
+            packed = {name: self._kept[f"mask-{client}/{name}"] for name in self._weights
+                      if f"mask-{client}/{name}" in self._kept}  # fmt: skip
+        try:
+            return Mask.unpacked({name: packed[name] for name in self._weights}, shapes_of(self._weights)).to(
+                self.device
+            )
+        except (KeyError, ValueError) as error:
+            raise ClientFailure(f"Client {client} sent no mask of the weights that are trained: {error}.") from error
 
     def _check_loss(self, server_round: int, message: Message) -> None:
         loss = told(message).get("train-loss")
