@@ -56,6 +56,7 @@ class CentralizedRun(Run):
                 precision=config.precision,
                 generator=random_generator(config.seed, "centralized training", epoch),
                 loss_name=config.local_loss,
+                logit_scale=self.logit_scale,
             )
             if not math.isfinite(train_loss):
                 raise Divergence(f"Epoch {epoch}: the training loss is {train_loss}. Lower learning-rate.")

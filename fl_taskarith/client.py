@@ -19,17 +19,18 @@ from fl_taskarith.calibrate import make_mask, shard_sums
 from fl_taskarith.client_groups import as_seen_by, as_trained_on
 from fl_taskarith.client_state import read_client_state, read_frozen, write_client_state, write_frozen
 from fl_taskarith.config import Config
+from fl_taskarith.config_clusters import REGRESSION
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.drift_correction import control_change, control_shift, correct_gradients
 from fl_taskarith.engine.grid import RoundSettings, read_settings
 from fl_taskarith.engine.records import metric, to_record, to_tensors
 from fl_taskarith.engine.replies import CLIENT_ERROR, DIVERGED
-from fl_taskarith.engine.time_limit import time_limit
+from fl_taskarith.engine.time_limit import limited
 from fl_taskarith.errors import Divergence, FlTaskarithError
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.merging.aggregate import task_vector_norm
-from fl_taskarith.mixture_client import cluster_step, expectation_step
+from fl_taskarith.mixture_client import cluster_step, expectation_step, mixture_of
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, linear_shapes
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.optim import sgdm, step_coefficient_sum
@@ -51,9 +52,10 @@ def answer(work: Callable[[Message, int], RecordDict], message: Message, context
     Flower would turn an exception into a reply that its strategies skip over without a word; ours say so or stop.
     """
     try:
-        with time_limit(_client_timeout(message)):
-            content = work(message, int(context.node_config["partition-id"]))
-        return Message(content, reply_to=message)
+        partition, timeout = int(context.node_config["partition-id"]), _client_timeout(message)
+        if timeout:
+            load(message)
+        return Message(limited(lambda: work(message, partition), timeout), reply_to=message)
     except Divergence as error:
         return Message(Error(DIVERGED, str(error)), reply_to=message)
     except FlTaskarithError as error:
@@ -63,6 +65,15 @@ def answer(work: Callable[[Message, int], RecordDict], message: Message, context
 
         reason = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
     return Message(Error(CLIENT_ERROR, reason), reply_to=message)
+
+
+def load(message: Message) -> None:
+    """Have what all messages need: a limit on the client's work does not count it, and must not interrupt it."""
+    config, _ = read_settings(message.content.config_records["config"])
+    if config.dataset == REGRESSION:
+        mixture_of(config)
+    else:
+        resident(config)
 
 
 def _client_timeout(message: Message) -> float:
@@ -165,6 +176,7 @@ def _train_locally(content: RecordDict, partition: int) -> RecordDict:
         precision=config.precision,
         generator=random_generator(config.seed, "local training", current.number, partition),
         loss_name=config.local_loss,
+        logit_scale=current.logit_scale,
     )
     with torch.no_grad():  # in the model's own storage: the next client loads its weights anew
         ends = parameters if mask is None else mask.gather(home.parameters)
@@ -226,6 +238,7 @@ def ridge_statistics(message: Message, partition: int) -> RecordDict:
 
 def gram_diagonals(message: Message, partition: int) -> RecordDict:
     """Σ x_j² of the inputs to each trained linear layer over this shard, under the model in the message."""
+    started = time.perf_counter()
     config, current = read_settings(message.content.config_records["config"])
     home = resident(config)
     trained = to_tensors(message.content.array_records["arrays"], home.device)
@@ -234,7 +247,8 @@ def gram_diagonals(message: Message, partition: int) -> RecordDict:
     shard = as_seen_by(config, partition, home.data.train.take(home.shards[partition]))
     layers = linear_shapes(home.model, trained)
     sums = input_square_sums(home.model, list(layers), home.network, shard, home.preprocessing, EVALUATION_BATCH)
-    return RecordDict({"arrays": to_record(sums), "metrics": MetricRecord({"num-examples": len(shard)})})
+    metrics: dict[str, MetricValue] = {"num-examples": len(shard), "train-seconds": time.perf_counter() - started}
+    return RecordDict({"arrays": to_record(sums), "metrics": MetricRecord(metrics)})
 
 
 def evaluate_own(message: Message, partition: int) -> RecordDict:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
@@ -35,7 +36,11 @@ def evaluate_clients(
     """
 
     def read(reply: Message) -> dict[str, float]:
-        values = {name: number(reply, name.replace("_", "-")) for name in COLUMNS[1:]}
+        values = {name: number(reply, name.replace("_", "-")) for name in COLUMNS[1:] if not name.endswith("accuracy")}
+        for name in COLUMNS:
+            if name.endswith("accuracy"):
+                measured = values[f"{name.split('_')[1]}_examples"] > 0
+                values[name] = number(reply, name.replace("_", "-")) if measured else math.nan
         return {"client": reply.metadata.src_node_id, **values}
 
     rows = list(failures.read(grid.exchange(messages), read))
@@ -47,4 +52,5 @@ def evaluate_clients(
     for row in rows:
         writer.writerow({name: value if name.endswith("accuracy") else int(value) for name, value in row.items()})
     write_atomically(path, text.getvalue())
-    return {name: fmean(row[name] for row in rows) for name in COLUMNS if name.endswith("accuracy")}
+    return {name: fmean(measured) for name in COLUMNS if name.endswith("accuracy")
+            if (measured := [row[name] for row in rows if not math.isnan(row[name])])}  # fmt: skip

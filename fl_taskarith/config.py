@@ -62,9 +62,7 @@ class Config:
     head: str = _choice("ridge", "classifier: ridge (closed form) or linear (trained)", "ridge", "linear")
     head_rounds: int = _key(0, "first rounds that train the head alone", low=0)
     ridge_lambda: float | str = _auto_number("ridge penalty; auto = chosen on validation")
-    logit_scale: float | str = _auto_number(
-        "factor on ridge scores; auto = by validation cross-entropy, 1 under local-loss = squared"
-    )
+    logit_scale: float | str = _auto_number("factor on ridge scores; auto = by validation cross-entropy")
     ridge_refresh: int = _key(
         0, "rounds after which the ridge head is solved anew from all clients' current features; 0 = never", low=0
     )
@@ -153,7 +151,7 @@ class Config:
         0.0, "gram-anchored: γ, weight of the clients that are not in the round", low=0, high=LARGEST
     )
     gram_epsilon: float = _key(
-        0.0, "gram-anchored: ε, as a share of the mean squared input of the round", low=0, high=LARGEST
+        0.0, "gram-anchored: ε, as a share of the mean factor over a layer's updated entries", low=0, high=LARGEST
     )
     personal_parameters: str = _key(
         "*norm*, *.ls1.*, *.ls2.*", "fedbn: what stays with each client: comma-separated names or patterns with *"
@@ -198,7 +196,7 @@ class Config:
     )
     # local training
     local_loss: str = _choice(
-        "cross-entropy", "squared: half of ‖scores − one-hot label‖², bounded targets", "cross-entropy", "squared"
+        "cross-entropy", "squared: ½‖ridge scores − one-hot label‖², bounded targets", "cross-entropy", "squared"
     )
     local_steps: int = _key(4, "SGDM steps per client and round, J", low=1)
     local_steps_min: int = _key(0, "with local-steps-max: clients draw their own J; 0 = off", low=0)
@@ -283,12 +281,13 @@ class Config:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
     def differing_keys(self, other: Mapping[str, Scalar]) -> list[str]:
-        """Keys of `IDENTITY_KEYS` on which the run-config mapping `other` disagrees with this one.
+        """Keys of `IDENTITY_KEYS`, but for `SWITCHABLE_KEYS`, on which the run-config mapping `other` disagrees.
 
         A key that `other` lacks counts as its default: what a version without that setting did.
         """
         mine = self.to_run_config()
-        return [key for key in mine if key in IDENTITY_KEYS and other.get(key, _DEFAULTS[key]) != mine[key]]
+        compared = IDENTITY_KEYS - SWITCHABLE_KEYS
+        return [key for key in mine if key in compared and other.get(key, _DEFAULTS[key]) != mine[key]]
 
 
 def snake(key: str) -> str:
@@ -306,14 +305,14 @@ def rules() -> dict[str, Rule]:
     return {kebab(field.name): field.metadata["rule"] for field in dataclasses.fields(Config)}
 
 
-# Where a run lives, how often it saves, which engine carries it and what it does about a fault do not change a number
-# of a run without faults; every other key does.
+# Where a run lives, how often it saves and which engine carries it do not change a number; every other key does.
 OPERATIONAL_KEYS = frozenset(
     {"data-dir", "download", "results-dir", "run-name", "resume"}
-    | {"client-timeout", "on-client-failure"}
+    | {"client-timeout"}
     | {"engine", "checkpoint-every", "save-model", "draw-curves", "tensorboard", "wandb"}
 )
 IDENTITY_KEYS = frozenset(rules()) - OPERATIONAL_KEYS
+SWITCHABLE_KEYS = frozenset({"on-client-failure"})  # decisive too, but an interrupted run may go on with another value
 CHOSEN_KEYS = frozenset({"seed", "shard-seed", "learning-rate"})  # of a single run, not of an arm of a study
 _DEFAULTS = {kebab(field.name): field.default for field in dataclasses.fields(Config)}
 

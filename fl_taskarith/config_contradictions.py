@@ -39,6 +39,10 @@ def contradictions(config: "Config") -> list[tuple[bool, str]]:
                                            and config.head_rounds == 0 and config.strategy != "br-ifca"),
          'ridge-refresh solves the head of one model anew, and it is frozen in between: it needs head = "ridge", '
          'trainable = "backbone", head-rounds = 0 and not strategy = "br-ifca".'),
+        (config.ridge_refresh > 0 and config.strategy == "fedbn",
+         'ridge-refresh solves one head, and strategy = "fedbn" gives every client features of its own: set it to 0.'),
+        (config.ridge_refresh > config.num_rounds,
+         f"ridge-refresh = {config.ridge_refresh} exceeds num-rounds = {config.num_rounds}."),
         (config.schedule == "plateau" and (config.validation_size == 0 or config.evaluate_every != 1),
          'schedule = "plateau" watches the validation loss of every round: it needs validation-size above 0 and '
          "evaluate-every = 1."),
@@ -68,7 +72,7 @@ def contradictions(config: "Config") -> list[tuple[bool, str]]:
          "clip-norm = 0."),
         (config.strategy == "scaffold" and config.learning_rate == 0,
          'strategy = "scaffold" divides the way a client went by its steps\' size: set learning-rate above 0.'),
-        (config.task_vector_bank != "off" and config.strategy not in BANKED and ":" not in config.strategy,
+        (config.task_vector_bank != "off" and config.strategy not in BANKED,
          f'task-vector-bank replaces the mean of a round, which strategy = "{config.strategy}" does not take: use '
          f"{', '.join(BANKED)}."),
         *cluster_contradictions(config),

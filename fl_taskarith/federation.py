@@ -20,10 +20,9 @@ from fl_taskarith.config import Config
 from fl_taskarith.config_clusters import REGRESSION
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
-from fl_taskarith.engine.replies import check_examples, check_finite, number, shapes_of, tensors_of, told
+from fl_taskarith.engine.replies import check_examples, check_finite, number, tensors_of, told
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
-from fl_taskarith.errors import ClientFailure
 from fl_taskarith.global_model import Frozen, Weights
 from fl_taskarith.logbook import Logbook, Row, describe_device
 from fl_taskarith.masking.mask import Mask
@@ -109,6 +108,7 @@ class FederatedRun(Run):
         self.grid = grid
         self.strategy = strategy_class(config.strategy)(config, home.device, self.learning_rate)
         self.strategy.state_folder = str(logbook.client_states)
+        self.strategy.logit_scale = lambda: self.logit_scale
         self.strategy.shard_size = lambda partition: len(home.shards[partition])
 
     def execute(self) -> None:
@@ -124,6 +124,8 @@ class FederatedRun(Run):
                 means,
             )
             self.logbook.note(clients=means)
+        if failed := self.strategy.failures.take():
+            self.logbook.note(failed_evaluations=failed)
 
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
         """The sum of all clients' statistics, in partition order."""
@@ -133,7 +135,9 @@ class FederatedRun(Run):
         partitions = self.grid.get_node_ids()
         questions = (Message(content, partition, "query.ridge") for partition in partitions)
         row["downlink_bytes"] += len(partitions) * payload_bytes(sent)
-        asked = RidgeStatistics.shapes(self.home.model.num_features, len(self.home.data.dataset.classes))
+        classes = self.home.data.dataset.classes
+        shapes = RidgeStatistics.shapes(self.home.model.num_features, len(classes))
+        asked = {name: (torch.float64, shape) for name, shape in shapes.items()}
         total: RidgeStatistics | None = None
 
         def read(reply: Message) -> RidgeStatistics:
@@ -147,9 +151,9 @@ class FederatedRun(Run):
         for statistics in self.strategy.failures.read(self.grid.exchange(questions), read):
             total = statistics if total is None else total + statistics
             row["clients"] += row["round"] == 0
-        self._count_failures(row)
         if total is None:
-            raise ClientFailure("No client sent statistics for the ridge head.")
+            raise self.strategy.failures.of_all("The ridge head")
+        self._warn_of_missing_classes(total)
         return total
 
     def client_sums(self, head: Weights, row: Row) -> Sums:
@@ -164,13 +168,14 @@ class FederatedRun(Run):
             row["downlink_bytes"] += len(partitions) * payload_bytes(sent)
             questions = (Message(content, partition, "query.sensitivity") for partition in partitions)
             total = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in alive.tensors.items()}
-            examples, shapes = 0, shapes_of(alive.tensors)
+            examples = 0
+            asked = {name: (torch.float32, tuple(value.shape)) for name, value in alive.tensors.items()}
 
             def read(reply: Message) -> tuple[Weights, int]:
                 shard = len(self.home.shards[reply.metadata.src_node_id])
                 scored = min(shard, self.config.calibration_per_client or shard)
                 check_examples(reply, scored)
-                scores = tensors_of(reply, "arrays", self.home.device, shapes)
+                scores = tensors_of(reply, "arrays", self.home.device, asked)
                 check_finite(reply, scores)
                 row["train_seconds"] += number(reply, "train-seconds")
                 row["uplink_bytes"] += payload_bytes(reply.content.array_records["arrays"])
@@ -180,9 +185,8 @@ class FederatedRun(Run):
                 examples += scored
                 for name, value in scores.items():
                     total[name] += value
-            self._count_failures(row)
             if not examples:
-                raise ClientFailure(f"No client sent scores in calibration round {calibration_round}.")
+                raise self.strategy.failures.of_all(f"Calibration round {calibration_round}")
             return total, examples
 
         return sums
@@ -190,8 +194,6 @@ class FederatedRun(Run):
     def distribute(self, row: Row) -> None:
         """The frozen head and the mask to every client, once; later messages only name them."""
         tensors = self.model.frozen.tensors()
-        self.strategy.mask = self.model.frozen.mask
-        self.strategy.linear_shapes = linear_shapes(self.home.model, self.model.trained)
         self.strategy.frozen_name = frozen_name(tensors) if tensors else ""
         if not tensors:
             return
@@ -202,14 +204,25 @@ class FederatedRun(Run):
         sent = (Message(content, partition, "query.frozen") for partition in partitions)
         for _ in self.strategy.failures.read(self.grid.exchange(sent), told):
             pass  # a client that cannot keep them answers with an error
-        self._count_failures(row)
         row["downlink_bytes"] += len(partitions) * payload_bytes(arrays)
 
-    def _count_failures(self, row: Row) -> None:
-        row["failed_clients"] = row.get("failed_clients", 0) + self.strategy.failures.take()
+    def complete(self, row: Row) -> None:
+        """How many clients failed at anything since the last row."""
+        row["failed_clients"] = self.strategy.failures.take()
+
+    def _warn_of_missing_classes(self, statistics: RidgeStatistics) -> None:
+        """A class whose examples all lie with clients that failed is never predicted."""
+        absent = (statistics.class_counts == 0).nonzero().flatten().tolist()
+        if absent:
+            named = ", ".join(str(self.home.data.dataset.classes[index]) for index in absent[:10])
+            log.warning(
+                "No client sent statistics of %d classes (%s): the ridge head cannot predict them.", len(absent), named
+            )
 
     def train_rounds(self, first_round: int, last_round: int) -> None:
         """The strategy's own loop."""
+        self.strategy.mask = self.model.frozen.mask
+        self.strategy.linear_shapes = linear_shapes(self.home.model, self.model.trained)
         self.strategy.start(
             self.grid,
             to_record(self.model.trained),
@@ -236,7 +249,6 @@ class FederatedRun(Run):
             "client_cosine": metrics.get("client-cosine"),
             "update_norm": metrics["update-norm"],
             "clients": metrics["clients"],
-            "failed_clients": metrics["failed-clients"],
             "uplink_bytes": metrics["uplink-bytes"],
             "downlink_bytes": metrics["downlink-bytes"],
             "train_seconds": metrics["train-seconds"],

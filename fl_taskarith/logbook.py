@@ -120,6 +120,11 @@ class Logbook:
         self._record |= facts
         write_atomically(self.folder / "run.json", json.dumps(self._record, indent=2) + "\n")
 
+    def fact(self, name: str) -> dict[str, Any]:
+        """A group of facts of run.json; {} if it is not there (yet)."""
+        found = self._record.get(name)
+        return found if isinstance(found, dict) else {}
+
     def write_round(self, row: Row) -> None:
         """Append one row; columns that it lacks stay empty. The row is in the file when this returns."""
         unknown = row.keys() - set(COLUMNS)

@@ -81,7 +81,7 @@ class MixtureRun:
             "client_update_norm": _known(metric(metrics, "client-update-norm")),
             "update_norm": metrics["update-norm"],
             "clients": metrics["clients"],
-            "failed_clients": metrics["failed-clients"],
+            "failed_clients": self.strategy.failures.take(),
             "uplink_bytes": metrics["uplink-bytes"],
             "downlink_bytes": metrics["downlink-bytes"],
             "cluster_accuracy": self._accuracy(metrics),

@@ -141,6 +141,14 @@ class Run(ABC):
         if self.config.head_rounds:
             self.train_rounds(1, self.config.head_rounds)
 
+    def complete(self, row: Row) -> None:  # noqa: B027 (nothing to add is the usual case)
+        """Add to a round's row what only its end shows."""
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor between the scores of the ridge head and the model's; 1 without such a head."""
+        return float(self.logbook.fact("head").get("logit_scale", 1.0))
+
     def learning_rate(self, server_round: int) -> float:
         """Of `server_round`, from the schedule and the validation losses logged so far."""
         losses = [row.get("val_loss") for row in self.logbook.rows if row["round"] < server_round]
@@ -152,11 +160,12 @@ class Run(ABC):
         self.model = GlobalModel(trained, self.model.frozen)
         if server_round == config.head_rounds:
             self._freeze(row)
-        elif config.ridge_refresh and server_round % config.ridge_refresh == 0:
-            self._refresh_head(row)
         last = server_round == config.num_rounds
+        if config.ridge_refresh and server_round and (last or server_round % config.ridge_refresh == 0):
+            self._refresh_head(row)
         if last or server_round % config.evaluate_every == 0:
             self._evaluate(row)
+        self.complete(row)
         record_round(self.logbook, config, row, self.progress, self._checkpoint, last=last, deadline=self.deadline)
 
     def _checkpoint(self) -> Checkpoint:
@@ -239,9 +248,7 @@ class Run(ABC):
             if ridge_lambda in (RIDGE_GRID[0], RIDGE_GRID[-1]):
                 log.warning("ridge-lambda = %g lies at the edge of the searched grid: it is not tuned.", ridge_lambda)
         head = solver.solve(float(ridge_lambda))
-        if logit_scale == AUTO and self.config.local_loss == "squared":
-            logit_scale = 1.0
-        elif logit_scale == AUTO:
+        if logit_scale == AUTO:
             logit_scale = fit_logit_scale(head.scores(features), validation.labels)
         scaled = head.scaled(float(logit_scale))
         self.logbook.note(head={"kind": "ridge", "ridge_lambda": ridge_lambda, "logit_scale": logit_scale})

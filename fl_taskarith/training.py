@@ -55,6 +55,7 @@ def train_locally(
     precision: str,
     generator: np.random.Generator,
     loss_name: str = "cross-entropy",
+    logit_scale: float = 1.0,
 ) -> float:
     """J steps of `optimizer` on `local_loss` over random batches of one shard, in place; the mean loss of the steps.
 
@@ -82,7 +83,7 @@ def train_locally(
     for chosen, augmentation in zip(shard[positions], augmentations, strict=True):
         inputs = preprocessing.training_inputs(examples.images[chosen], augmentation)
         with autocast(device, precision):
-            loss = local_loss(model(inputs), examples.labels[chosen], loss_name)
+            loss = local_loss(model(inputs), examples.labels[chosen], loss_name, logit_scale)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -94,16 +95,17 @@ def train_locally(
     return loss_sum.item() / local_steps
 
 
-def local_loss(scores: Tensor, labels: Tensor, name: str) -> Tensor:
-    """Mean over a batch of scores [b, c] and labels int64 [b]: "cross-entropy", or "squared", ½‖scores − one-hot‖².
+def local_loss(scores: Tensor, labels: Tensor, name: str, logit_scale: float = 1.0) -> Tensor:
+    """Mean over a batch of scores [b, c] and labels int64 [b]: "cross-entropy", or "squared", ½‖scores/s − one-hot‖².
 
+    s = `logit_scale` is what the ridge head's own scores were multiplied by, for a softmax of them to be calibrated.
     "squared" is what the ridge head minimises: its targets are bounded, so a client pulls at its features only by what
     is left of them.
     """
     if name == "cross-entropy":
         return functional.cross_entropy(scores, labels)
     targets = functional.one_hot(labels, scores.shape[1])
-    return 0.5 * (scores.float() - targets).square().sum(1).mean()
+    return 0.5 * (scores.float() / logit_scale - targets).square().sum(1).mean()
 
 
 def _report_skipped(skipped: int, steps: int) -> None:

@@ -105,6 +105,31 @@ def forgets_its_metrics(message: Message, partition: int) -> RecordDict:
     return reply
 
 
+def doubles_its_numbers(message: Message, partition: int) -> RecordDict:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({name: value.double() for name, value in tensors.items()})
+
+    return _with_tensors(message, partition, change)
+
+
+def says_nothing_of_its_loss(message: Message, partition: int) -> RecordDict:
+    reply = client.train(message, partition)
+    del reply.metric_records["metrics"]["train-loss"]
+    return reply
+
+
+def took_no_steps(message: Message, partition: int) -> RecordDict:
+    reply = client.train(message, partition)
+    reply.metric_records["metrics"]["step-coefficient-sum"] = 0.0
+    return reply
+
+
+def has_a_nameless_state(message: Message, partition: int) -> RecordDict:
+    reply = client.train(message, partition)
+    reply["state"] = ConfigRecord({"folder": "somewhere"})
+    return reply
+
+
 def uses_another_mask(message: Message, partition: int) -> RecordDict:
     """Tensors of the right shapes, made under another mask."""
     reply = client.train(message, partition)
@@ -120,8 +145,12 @@ FAULTS: dict[str, tuple[Work, str]] = {  # what goes wrong, and what is said abo
     "sends infinity": (sends_infinity, "NaN or infinite values in "),
     "sends wrong shapes": (sends_wrong_shapes, "was it made under another mask"),
     "sends wrong keys": (sends_wrong_keys, "other tensors than asked for: "),
-    "sends whole numbers": (sends_whole_numbers, "torch.int64"),
+    "sends whole numbers": (sends_whole_numbers, "as int64 "),
     "sends damaged bytes": (sends_damaged_bytes, "cannot be read"),
+    "sends float64": (doubles_its_numbers, "as float64 "),
+    "sends no loss at all": (says_nothing_of_its_loss, "is missing or no number"),
+    "took no steps": (took_no_steps, "must be above 0"),
+    "has a nameless state": (has_a_nameless_state, "whose state has no name"),
     "sends a wrong example count": (miscounts, "of 10000 examples, and its shard holds "),
     "sends no metrics": (forgets_its_metrics, "without metrics"),
     "uses another mask": (uses_another_mask, "made with another mask or head"),

@@ -115,7 +115,7 @@ def test_the_fingerprint_ignores_where_a_run_lives_and_sees_what_decides_its_num
     for key in configuration.OPERATIONAL_KEYS:
         name = configuration.snake(key)
         other = {"engine": "flower", "data_dir": "/x", "results_dir": "/y", "run_name": "z", "checkpoint_every": 3,
-                 "on_client_failure": "skip", "client_timeout": 5.0}  # fmt: skip
+                 "client_timeout": 5.0}  # fmt: skip
         value = other.get(name, not getattr(base, name))
         assert dataclasses.replace(base, **{name: value}).fingerprint() == base.fingerprint(), key
     assert dataclasses.replace(base, seed=1).fingerprint() != base.fingerprint()

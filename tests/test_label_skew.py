@@ -1,6 +1,8 @@
 """The methods against label skew: task-vector bank, cyclic turns, squared loss, refreshed head, Gram anchors."""
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +10,17 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import final_weights, numbers, power_cut, same_bits
+from flwr.app import Context, Error, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from fl_taskarith import simulate
+from fl_taskarith import client, simulate
 from fl_taskarith.config import Config
-from fl_taskarith.errors import ConfigError
+from fl_taskarith.engine.replies import shapes_of
+from fl_taskarith.errors import ClientFailure, ConfigError
+from fl_taskarith.federation import run_federation
 from fl_taskarith.masking.mask import Mask, load_mask
 from fl_taskarith.merging.aggregate import WeightedMean
 from fl_taskarith.merging.gram_anchored import GramAnchoredSum, per_entry
@@ -42,7 +47,7 @@ def test_a_bank_against_its_definition(rounds: list[list[int]], decay: float) ->
     bank = TaskVectorBank(decay=decay)
     newest: dict[int, tuple[int, dict[str, torch.Tensor]]] = {}
     for number, clients in enumerate(rounds):
-        bank.begin_round(like)
+        bank.begin_round(shapes_of(like))
         for client in clients:
             vector = {name: torch.randn(value.shape, generator=generator) for name, value in like.items()}
             newest[client] = (number, vector)
@@ -56,8 +61,8 @@ def test_a_bank_against_its_definition(rounds: list[list[int]], decay: float) ->
     assert list(found) == list(like), "in the weights' order"
     again = TaskVectorBank(decay=decay)
     again.load(dict(sorted(bank.tensors().items())))
-    bank.begin_round(like)
-    again.begin_round(like)
+    bank.begin_round(shapes_of(like))
+    again.begin_round(shapes_of(like))
     assert list(again.mean()) == list(bank.mean()) == (list(like) if decay else []), "all are a round old by now"
     assert same_bits(bank.mean(), again.mean())
     assert bank.bytes == again.bytes == len(newest) * 4 * (3 + 4)
@@ -65,9 +70,9 @@ def test_a_bank_against_its_definition(rounds: list[list[int]], decay: float) ->
 
 def test_a_bank_of_other_tensors_is_forgotten() -> None:
     bank = TaskVectorBank()
-    bank.begin_round({"head": torch.zeros(2)})
+    bank.begin_round({"head": (2,)})
     bank.put(0, {"head": torch.ones(2)}, 1.0)
-    bank.begin_round({"backbone": torch.zeros(3)})
+    bank.begin_round({"backbone": (3,)})
     assert len(bank) == 0
     assert bank.mean() == {}
 
@@ -82,6 +87,16 @@ def test_a_bank_under_full_participation_is_the_strategy_without(quick_config: C
     assert same_bits(final_weights(plain.folder), final_weights(banked.folder))
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedbn"])
+def test_a_bank_holds_everybody_who_was_heard(quick_config: Config, strategy: str) -> None:
+    def kept(rounds: int) -> int:
+        run = simulate(quick_config, strategy=strategy, num_rounds=rounds, participation=0.2, sampling="cyclic",
+                       task_vector_bank="float32", run_name=f"{rounds}")  # fmt: skip
+        return json.loads((run.folder / "run.json").read_text())["server_state_bytes"]
+
+    assert kept(3) == 3 * kept(1) > 0, "six clients against two"
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -91,6 +106,8 @@ def test_a_bank_under_full_participation_is_the_strategy_without(quick_config: C
         {"local_loss": "squared", "ridge_refresh": 2, "mask_rule": "random", "task_vector_bank": "float32"},
         {"local_loss": "squared", "ridge_refresh": 1, "strategy": "gram-anchored"},
         {"mask_source": "own", "mask_rule": "least-sensitive", "calibration_rounds": 2, "calibration_per_client": 10},
+        {"strategy": "gram-anchored", "head": "linear", "head_rounds": 3},
+        {"strategy": "fedbn", "task_vector_bank": "float32"},
     ],
     ids=lambda changed: " ".join(map(str, changed.values())),
 )
@@ -173,8 +190,10 @@ def test_the_squared_loss_against_its_definition() -> None:
 
 def test_without_local_steps_a_refreshed_head_stays_the_ridge_head(quick_config: Config) -> None:
     """A learning rate of 0 is what no local steps are."""
-    rows = simulate(quick_config, learning_rate=0.0, local_loss="squared", ridge_refresh=1, classes_per_client=1).rows
-    assert len({(row["test_accuracy"], row["test_loss"]) for row in rows}) == 1
+    run = simulate(quick_config, learning_rate=0.0, local_loss="squared", ridge_refresh=1, classes_per_client=1)
+    assert len({(row["test_accuracy"], row["test_loss"]) for row in run.rows}) == 1
+    statistics = 8 * (64 * 64 + 64 + 64 * 10 + 10 + 1) * 10
+    assert all(row["uplink_bytes"] > statistics for row in run.rows), "it was solved anew in every round"
 
 
 def test_a_refreshed_head_is_the_ridge_head_of_the_trained_backbone(quick_config: Config) -> None:
@@ -304,6 +323,32 @@ def test_input_squares_against_a_loop(quick_config: Config) -> None:
     assert found.keys() == shapes.keys()
 
 
+def test_a_client_without_grams_counts_as_the_mean_one(quick_config: Config) -> None:
+    def app(failing: set[int]) -> Callable[[Message, Context], Message]:
+        def answer(message: Message, context: Context) -> Message:
+            asked = message.metadata.message_type == "query.gram"
+            if asked and int(context.node_config["partition-id"]) in failing:
+                return Message(Error(100, "out of memory"), reply_to=message)
+            return client.app(message, context)
+
+        return answer
+
+    config = dataclasses.replace(
+        quick_config,
+        strategy="gram-anchored",
+        gram_anchor=0.5,
+        num_rounds=1,
+        on_client_failure="skip",
+        participation=0.5,
+    )
+    sound = run_federation(dataclasses.replace(config, run_name="sound"), app(set()))
+    missing = run_federation(dataclasses.replace(config, run_name="missing"), app({0, 1, 2}))
+    assert [row["failed_clients"] for row in missing.rows] == [0, 3]
+    assert missing.rows[1]["update_norm"] == pytest.approx(sound.rows[1]["update_norm"], rel=0.2)
+    with pytest.raises(ClientFailure, match="question for Grams got no reply"):
+        run_federation(dataclasses.replace(config, run_name="none"), app(set(range(10))))
+
+
 def test_anchoring_to_absent_clients_shortens_the_step(quick_config: Config) -> None:
     def moved(**changed: object) -> float:
         run = simulate(quick_config, num_rounds=1, strategy="gram-anchored", participation=0.2, **changed)
@@ -315,6 +360,7 @@ def test_anchoring_to_absent_clients_shortens_the_step(quick_config: Config) -> 
 def test_masked_entries_only_are_moved(quick_config: Config, tmp_path: Path) -> None:
     run = simulate(quick_config, strategy="gram-anchored", mask_rule="random", num_rounds=1)
     mask, _ = load_mask(run.folder / "mask.safetensors")
+    assert run.rows[1]["update_norm"] > 0
     home = resident(dataclasses.replace(quick_config, strategy="gram-anchored", mask_rule="random", num_rounds=1))
     for name, value in final_weights(run.folder).items():
         if name in mask.tensors:

@@ -63,9 +63,10 @@ class PartitionGrid(Grid):
 class RoundSettings:
     """What changes from message to message beside the tensors.
 
-    number: the round, from 1; 0 is the head's; of calibration in messages about masks. learning_rate: of this round.
+    number: the round, from 1; 0 is before it; of calibration in messages about masks. learning_rate: of this round.
     state_folder: where clients keep files between rounds. state_name: the receiver's newest state in it; empty if it
-    has none. frozen_name: the file in it of what is fixed in this round; empty if nothing is.
+    has none. frozen_name: the file in it of what is fixed in this round; empty if nothing is. logit_scale: the factor
+    between the ridge head's scores and the model's, which a squared loss takes away.
     """
 
     number: int
@@ -73,6 +74,7 @@ class RoundSettings:
     state_folder: str = ""
     state_name: str = ""
     frozen_name: str = ""
+    logit_scale: float = 1.0
 
 
 def settings_record(config: Config, current: RoundSettings) -> ConfigRecord:

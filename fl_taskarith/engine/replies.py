@@ -15,20 +15,21 @@ from fl_taskarith.errors import ClientFailure, Divergence
 CLIENT_ERROR, DIVERGED = 100, 101  # codes of our error replies; Flower's own are below
 
 Read = TypeVar("Read")
-Shapes = Mapping[str, tuple[int, ...]]
+Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Of the tensors that are asked for: type and shape by name."""
 
 log = logging.getLogger(__name__)
 
 
 class Failures:
-    """Reads replies by `on-client-failure`: "stop" raises at a bad one, "skip" logs it, counts it and passes it over.
+    """Reads replies by `on-client-failure`: "stop" raises at a bad one, "skip" logs it and passes it over.
 
-    count: replies passed over since `take` was last called.
+    by_client: the last failure of each client that was passed over since `take` was last called.
     """
 
     def __init__(self, policy: str) -> None:
         self.policy = policy
-        self.count = 0
+        self.by_client: dict[int, ClientFailure] = {}
 
     def read(self, replies: Iterable[Message], read: Callable[[Message], Read]) -> Iterator[Read]:
         """`read` of each reply that is no error, in order.
@@ -42,15 +43,23 @@ class Failures:
             except ClientFailure as failure:
                 if self.policy == "stop":
                     raise
-                self.count += 1
+                self.by_client[reply.metadata.src_node_id] = failure
                 log.warning("%s\nThe run goes on without it (on-client-failure = skip).", failure)
                 continue
             yield value
 
     def take(self) -> int:
-        """The count, which starts anew."""
-        count, self.count = self.count, 0
+        """How many clients failed, once for each; counting starts anew."""
+        count = len(self.by_client)
+        self.by_client = {}
         return count
+
+    def of_all(self, place: str) -> ClientFailure:
+        """What to raise where no reply was left; a Divergence if nothing but that was wrong."""
+        reasons = list(self.by_client.values())
+        diverged = bool(reasons) and all(isinstance(reason, Divergence) for reason in reasons)
+        kind = Divergence if diverged else ClientFailure
+        return kind(f"{place} got no reply that can be used from any client. {reasons[0] if reasons else ''}".rstrip())
 
 
 def checked(reply: Message) -> Message:
@@ -92,6 +101,19 @@ def number(reply: Message, name: str) -> float:
     return value
 
 
+def positive(reply: Message, name: str) -> float:
+    """One finite number above 0 of a reply's metrics.
+
+    Raises:
+        ClientFailure: it is missing, no number, or not above 0.
+        Divergence: it is NaN or infinite.
+    """
+    value = number(reply, name)
+    if value <= 0:
+        raise ClientFailure(_complaint(reply, f'whose metric "{name}" is {value:g}, and must be above 0'))
+    return value
+
+
 def numbers(reply: Message, name: str, length: int) -> list[float]:
     """A metric that holds `length` finite numbers, or one of them by itself.
 
@@ -128,17 +150,31 @@ def check_frozen(reply: Message, expected: str) -> None:
         raise ClientFailure(_complaint(reply, f"made with another mask or head ({name!r}, not {expected!r})"))
 
 
-def tensors_of(reply: Message, key: str, device: torch.device, shapes: Shapes) -> dict[str, Tensor]:
-    """The tensors of a reply's array record `key`, in the order of `shapes`.
+def state_name(reply: Message) -> str | None:
+    """The name of the file that the client keeps its state in from now on, if it wrote one.
 
     Raises:
-        ClientFailure: the record is missing or damaged, or its names, shapes or kind of numbers are not the expected.
+        ClientFailure: it says that it did, and no name.
+    """
+    record = reply.content.config_records.get("state")
+    if record is None:
+        return None
+    if not isinstance(name := record.get("name"), str):
+        raise ClientFailure(_complaint(reply, "whose state has no name"))
+    return name
+
+
+def tensors_of(reply: Message, key: str, device: torch.device, layout: Layout) -> dict[str, Tensor]:
+    """The tensors of a reply's array record `key`, in the order of `layout`.
+
+    Raises:
+        ClientFailure: the record is missing or damaged, or its names, types or shapes are not those of `layout`.
     """
     record = reply.content.array_records.get(key)
     if record is None:
         raise ClientFailure(_complaint(reply, f'without the array record "{key}"'))
-    if record.keys() != shapes.keys():
-        different = sorted(record.keys() ^ shapes.keys())
+    if record.keys() != layout.keys():
+        different = sorted(record.keys() ^ layout.keys())
         raise ClientFailure(
             _complaint(reply, f'whose "{key}" has other tensors than asked for: {", ".join(different[:5])}')
         )
@@ -146,17 +182,13 @@ def tensors_of(reply: Message, key: str, device: torch.device, shapes: Shapes) -
         tensors = to_tensors(record, device)
     except (ValueError, TypeError, OSError, EOFError) as error:
         raise ClientFailure(_complaint(reply, f'whose "{key}" cannot be read: {error}')) from error
-    for name, shape in shapes.items():
-        value = tensors[name]
-        if tuple(value.shape) != tuple(shape) or not value.is_floating_point():
-            raise ClientFailure(
-                _complaint(
-                    reply,
-                    f'whose "{key}" holds {name} as {value.dtype} of shape {list(value.shape)}, not as floating point '
-                    f"of shape {list(shape)}: was it made under another mask?",
-                )
-            )
-    return {name: tensors[name] for name in shapes}
+    for name, expected in layout.items():
+        found = (tensors[name].dtype, tuple(tensors[name].shape))
+        if found != expected:
+            about = f'whose "{key}" holds {name} as {_shown(*found)}, not as {_shown(*expected)}'
+            hint = ": was it made under another mask?" if found[0] == expected[0] else "."
+            raise ClientFailure(_complaint(reply, about, hint))
+    return {name: tensors[name] for name in layout}
 
 
 def check_finite(reply: Message, tensors: Mapping[str, Tensor]) -> None:
@@ -171,10 +203,19 @@ def check_finite(reply: Message, tensors: Mapping[str, Tensor]) -> None:
     raise Divergence(_complaint(reply, f"with NaN or infinite values in {name}; if it diverged, lower learning-rate"))
 
 
+def layout_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Type and shape of each tensor."""
+    return {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+
+
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor."""
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
-def _complaint(reply: Message, about: str) -> str:
-    return f"Client {reply.metadata.src_node_id} sent a reply {about}."
+def _shown(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+
+
+def _complaint(reply: Message, about: str, end: str = ".") -> str:
+    return f"Client {reply.metadata.src_node_id} sent a reply {about}{end}"

@@ -3,10 +3,14 @@
 import ctypes
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import TypeVar
 
 from fl_taskarith.errors import ClientFailure
+
+Result = TypeVar("Result")
+
+PATIENCE = 1.0  # seconds until it is asked again, should the work have swallowed the exception
 
 log = logging.getLogger(__name__)
 
@@ -15,40 +19,44 @@ class _TimeIsUp(BaseException):  # no Exception: work that tolerates errors of i
     pass
 
 
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt what runs inside after `seconds`; 0 is no limit.
+def limited(work: Callable[[], Result], seconds: float) -> Result:
+    """What `work` returns, if it does so within `seconds`; 0 is no limit.
 
-    A thread of its own asks the interpreter to raise in this one, which works in any thread and process but reaches
-    Python code only: a call into a library, such as one training step, ends first.
+    A thread of its own asks the interpreter to raise in this one, again and again until it is heard. That works in any
+    thread and process but reaches Python code only: a call into a library, such as one training step, ends first.
 
     Raises:
         ClientFailure: the time was over.
     """
     if not seconds:
-        yield
-        return
+        return work()
     thread = threading.get_ident()
     lock, finished = threading.Lock(), threading.Event()
 
     def watch() -> None:
-        if finished.wait(seconds):
-            return
-        with lock:
-            if not finished.is_set():
+        wait = seconds
+        while not finished.wait(wait):
+            with lock:
+                if finished.is_set():
+                    return
                 log.warning("A client has worked for %g s and is stopped (client-timeout).", seconds)
                 _raise_in(thread, _TimeIsUp)
+            wait = PATIENCE
+
+    def stop_watching() -> None:
+        finished.set()
+        with lock:  # from here on the watcher does nothing; what it asked for and has not come yet is taken back
+            _raise_in(thread, None)
 
     watcher = threading.Thread(target=watch, daemon=True)
     try:
         try:
             watcher.start()
-            yield
+            return work()
         finally:
-            finished.set()
-            with lock:  # from here on the watcher does nothing; what it asked for and has not come yet is taken back
-                _raise_in(thread, None)
+            stop_watching()
     except _TimeIsUp:
+        stop_watching()  # it may have struck in the middle of that
         raise ClientFailure(f"it did not finish within client-timeout = {seconds:g} s") from None
 
 

@@ -43,7 +43,7 @@ class GramAnchoredSum:
         """ΔW; zero for an input that nobody in the round has seen.
 
         Args:
-            absent: Σ_∉S G_k. anchor: γ. epsilon: ε, as a share of the mean entry of Σ_S G_k.
+            absent: Σ_∉S G_k. anchor: γ. epsilon: ε, as a share of the mean of Σ_S G_k over the entries given.
         """
         if self._weighted is None or self._factors is None:
             raise ValueError("there are no task vectors to aggregate")

@@ -35,11 +35,11 @@ class TaskVectorBank:
         self._examples: dict[int, float] = {}
         self._ages: dict[int, int] = {}
 
-    def begin_round(self, weights: Mapping[str, Tensor]) -> None:
-        """All grow a round older; everything is forgotten if other tensors than before are trained now, `weights`."""
-        self._names = list(weights)
+    def begin_round(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """All grow a round older; everything is forgotten if task vectors have other tensors from now on, `shapes`."""
+        self._names = list(shapes)
         for vector in self._vectors.values():
-            if {name: value.shape for name, value in vector.items()} != {n: v.shape for n, v in weights.items()}:
+            if {name: tuple(value.shape) for name, value in vector.items()} != dict(shapes):
                 self._vectors, self._examples, self._ages = {}, {}, {}
                 break
         self._ages = {client: age + 1 for client, age in self._ages.items()}

@@ -16,11 +16,12 @@ from fl_taskarith.engine.cohorts import Choices, Heard, cohort_messages
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.replies import check_finite, check_frozen, tensors_of
+from fl_taskarith.engine.round_reply import Traffic
 from fl_taskarith.errors import AggregateDivergence
 from fl_taskarith.merging.aggregate import apply_task_vector, task_vector_norm
 from fl_taskarith.merging.attacks import corrupted
 from fl_taskarith.merging.rules import aggregate_by
-from fl_taskarith.strategies.fedavg import FedAvg, Traffic
+from fl_taskarith.strategies.fedavg import FedAvg
 
 
 class BRIFCA(FedAvg):
@@ -61,7 +62,7 @@ class BRIFCA(FedAvg):
         def read(reply: Message) -> tuple[int, dict[str, Tensor]]:
             choices = Choices.of(reply, self.config, self.shard_size)
             members = len(choices.partitions)
-            asked = {name: (members, *value.shape[1:]) for name, value in self._weights.items()}
+            asked = {name: (value.dtype, (members, *value.shape[1:])) for name, value in self._weights.items()}
             tensors = tensors_of(reply, self.arrayrecord_key, self.device, asked)
             check_finite(reply, tensors)
             if self.config.dataset != REGRESSION:

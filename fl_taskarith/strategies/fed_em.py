@@ -11,8 +11,9 @@ from fl_taskarith.engine.cohorts import Choices, Heard, cohort_messages
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.replies import check_finite, tensors_of
+from fl_taskarith.engine.round_reply import Traffic
 from fl_taskarith.mixtures.expectation_maximisation import Statistics, largest_move, maximisation
-from fl_taskarith.strategies.fedavg import FedAvg, Traffic
+from fl_taskarith.strategies.fedavg import FedAvg
 
 
 class FedEM(FedAvg):
@@ -44,7 +45,10 @@ class FedEM(FedAvg):
         total: Statistics | None = None
         heard = Heard()
         clusters, dimension = theta.shape
-        asked = {"grams": (clusters, dimension, dimension), "moments": (clusters, dimension)}
+        asked = {
+            "grams": (theta.dtype, (clusters, dimension, dimension)),
+            "moments": (theta.dtype, (clusters, dimension)),
+        }
 
         def read(reply: Message) -> Statistics:
             sums = tensors_of(reply, self.arrayrecord_key, self.device, asked)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -19,15 +19,19 @@ from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_reco
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.replies import (
     Failures,
-    Shapes,
+    Layout,
     check_examples,
     check_finite,
     check_frozen,
+    layout_of,
     number,
+    positive,
     shapes_of,
+    state_name,
     tensors_of,
     told,
 )
+from fl_taskarith.engine.round_reply import Reply, Traffic, held
 from fl_taskarith.errors import AggregateDivergence, ClientFailure, Divergence
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, mean_pairwise_cosine, task_vector_norm
@@ -38,36 +42,9 @@ from fl_taskarith.seeding import random_generator
 CPU = torch.device("cpu")
 BANK = "bank/"  # in the state of a checkpoint
 
+__all__ = ["FedAvg", "Reply", "held"]  # all that an algorithm needs
+
 RoundCallback = Callable[[int, ArrayRecord, MetricRecord], None]
-
-
-@dataclass
-class Traffic:
-    """Bytes of arrays in the messages of one round, as Flower serialises them, summed over its clients."""
-
-    downlink: int = 0
-    uplink: int = 0
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What one client sent back.
-
-    client: its partition. task_vector: τ of what was sent to it; may be overwritten when the next reply is asked for.
-    step_coefficient_sum: ‖a‖₁, how many plain SGD steps its local ones amount to (`optim.step_coefficient_sum`).
-    others: tensors of its other array records, by the record's key.
-    """
-
-    client: int
-    task_vector: dict[str, Tensor]
-    num_examples: float
-    step_coefficient_sum: float = 1.0
-    others: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
-
-
-def held(replies: Iterable[Reply]) -> list[dict[str, Tensor]]:
-    """All task vectors at once, in tensors of their own, for rules that cannot fold one at a time."""
-    return [{name: value.clone() for name, value in reply.task_vector.items()} for reply in replies]
 
 
 class FedAvg(FlowerFedAvg):
@@ -87,6 +64,7 @@ class FedAvg(FlowerFedAvg):
         self.learning_rate = learning_rate
         self.traffic = Traffic()
         self.state_folder = ""  # where clients keep state between rounds
+        self.logit_scale: Callable[[], float] = lambda: 1.0  # of the head that is frozen now
         self.frozen_name = ""  # the clients' file of what is fixed
         self.mask: Mask | None = None  # in it
         self.linear_shapes: dict[str, tuple[int, int]] = {}  # [out, in] of the trained linear layers' weights
@@ -94,12 +72,16 @@ class FedAvg(FlowerFedAvg):
         self.shard_size: Callable[[int], int] | None = None  # of a partition, if the server knows
         self.failures = Failures(config.on_client_failure)
         self.bank = TaskVectorBank(getattr(torch, config.task_vector_bank, torch.float32), config.bank_decay)
-        banked = config.task_vector_bank != "off"
-        self._sum_only = type(self).aggregate is FedAvg.aggregate and not banked  # of this round's task vectors alone
+        # Whether a round is a sum over its task vectors alone; anything else has each checked before it is used.
+        self._sum_only = (
+            type(self).aggregate is FedAvg.aggregate
+            and type(self).aggregate_train is FedAvg.aggregate_train
+            and config.task_vector_bank == "off"
+        )
         self._scrutinise = not self._sum_only  # every reply for NaN, before it is used
         self._weights: dict[str, Tensor] = {}
         self._own_masks = False  # each client trains under one of its own
-        self._asked: dict[str, Shapes] = {}  # the shapes of this round's answers: those of what is sent
+        self._asked: dict[str, Layout] = {}  # of this round's answers: that of what is sent
         self._kept: dict[str, Tensor] = {}
 
     # What a new aggregation rule defines
@@ -110,7 +92,8 @@ class FedAvg(FlowerFedAvg):
         `weights` are the global ones. A tensor that the result lacks stays as it is.
         """
         if self.config.task_vector_bank != "off":
-            self.bank.begin_round(weights)
+            layout = self._asked[self.arrayrecord_key] if not self._own_masks else layout_of(weights)
+            self.bank.begin_round({name: shape for name, (_, shape) in layout.items()})
             for reply in replies:
                 self.bank.put(reply.client, reply.task_vector, reply.num_examples)
             waits = self.config.bank_start == "all-heard" and len(self.bank) < self.config.num_clients
@@ -167,7 +150,7 @@ class FedAvg(FlowerFedAvg):
         """Rounds `first_round`..`num_rounds` from `initial_arrays`; `after_round` gets each one's result.
 
         Raises:
-            ClientFailure: a client raised, diverged or did not answer.
+            ClientFailure: a client failed or sent what cannot be used, or under "skip" all of them did.
         """
         result = Result()
         result.arrays = initial_arrays
@@ -177,8 +160,7 @@ class FedAvg(FlowerFedAvg):
             started = time.perf_counter()
             arrays, metrics = self._round(server_round, result.arrays, grid)
             if arrays is None or metrics is None:
-                raise ClientFailure(f"Round {server_round} got no reply that can be used from any client.")
-            metrics["failed-clients"] = self.failures.take()
+                raise self.failures.of_all(f"Round {server_round}")
             metrics["learning-rate"] = self.learning_rate(server_round)
             metrics["round-seconds"] = time.perf_counter() - started
             result.arrays = arrays
@@ -202,7 +184,6 @@ class FedAvg(FlowerFedAvg):
         except AggregateDivergence:
             if self._scrutinise:
                 raise
-        self.failures.take()
         self.client_states = states
         self._scrutinise = True
         try:
@@ -219,8 +200,7 @@ class FedAvg(FlowerFedAvg):
         self._own_masks = self.config.mask_source == "own" and server_round > self.config.head_rounds
         chosen = self.sample(server_round, grid)
         records = self.message_arrays(arrays)
-        self._asked = {key: {name: tuple(array.shape) for name, array in record.items()}
-                       for key, record in records.items()}  # fmt: skip
+        self._asked = {key: layout_of(to_tensors(record, self.device)) for key, record in records.items()}
         self.traffic = Traffic(downlink=len(chosen) * sum(map(payload_bytes, records.values())))
         messages = []
         for partition in self._staying(server_round, chosen):
@@ -248,12 +228,13 @@ class FedAvg(FlowerFedAvg):
             self.state_folder,
             self.client_states.get(partition, ""),
             self.frozen_name,
+            self.logit_scale(),
         )
 
     def sample(self, server_round: int, grid: PartitionGrid) -> list[int]:
         """The partitions of this round's clients, ascending: drawn anew, or the next of one random order (cyclic).
 
-        What drawing costs does not depend on K: numpy draws a small share of many without listing them all.
+        What a draw costs does not depend on K: numpy draws a small share of many without listing them all.
         """
         partitions = grid.get_node_ids()
         if self.config.sampling == "cyclic":
@@ -337,7 +318,8 @@ class FedAvg(FlowerFedAvg):
             check_examples(message, self.shard_size(client))
         asked, mask = self._asked, self._mask_of(message) if self._own_masks else None
         if mask is not None:
-            asked = {self.arrayrecord_key: {name: (len(index),) for name, index in mask.indices.items()}}
+            entries = {name: (torch.float32, (len(index),)) for name, index in mask.indices.items()}
+            asked = {self.arrayrecord_key: entries}
         tensors = {key: tensors_of(message, key, self.device, shapes) for key, shapes in asked.items()}
         if self._scrutinise:
             for received in tensors.values():
@@ -345,18 +327,19 @@ class FedAvg(FlowerFedAvg):
         reply = Reply(
             client,
             tensors.pop(self.arrayrecord_key),
-            number(message, "num-examples"),
-            number(message, "step-coefficient-sum"),
+            positive(message, "num-examples"),
+            positive(message, "step-coefficient-sum"),
             tensors,
         )
-        number(message, "update-norm"), number(message, "train-seconds")
+        for name in ("train-loss", "update-norm", "train-seconds"):
+            number(message, name)
         if mask is not None:
             self.keep(f"mask-{client}", mask.packed())
             full = {name: torch.zeros_like(value) for name, value in self._weights.items()}
             mask.scatter_(full, reply.task_vector)
             reply = replace(reply, task_vector=full)
-        if "state" in message.content.config_records:
-            self.client_states[client] = str(message.content.config_records["state"]["name"])
+        if (state := state_name(message)) is not None:
+            self.client_states[client] = state
         self.traffic.uplink += sum(map(payload_bytes, message.content.array_records.values()))
         return reply
 
@@ -399,7 +382,7 @@ class FedAvg(FlowerFedAvg):
                 "train-loss": mean("train-loss"),
                 "client-update-norm": mean("update-norm"),
                 "clients": len(log),
-                "train-seconds": sum(metric(metrics, "train-seconds") for metrics in log),
+                "train-seconds": self.traffic.seconds + sum(metric(metrics, "train-seconds") for metrics in log),
                 "downlink-bytes": self.traffic.downlink,
                 "uplink-bytes": self.traffic.uplink,
             }

@@ -8,17 +8,18 @@ from torch import Tensor
 
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
 from fl_taskarith.engine.records import payload_bytes
-from fl_taskarith.engine.replies import check_finite, tensors_of
+from fl_taskarith.engine.replies import check_finite, number, tensors_of
 from fl_taskarith.merging.aggregate import WeightedMean
 from fl_taskarith.merging.gram_anchored import GramAnchoredSum, per_entry, total
 from fl_taskarith.strategies.fedavg import FedAvg, Reply
 
-GRAM = "gram-"
+GRAM = "gram"
 
 
 class GramAnchored(FedAvg):
     """Keys `gram-anchor` γ and `gram-epsilon` ε. Every client sends its diagonal Grams once, before the first round.
 
+    That round's row counts their bytes, and the seconds that clients took for them.
     They are of the weights at that time: a round's own would cost a pass over every shard, and change little while the
     weights stay near the pretrained ones. What is no linear layer's weight is averaged as FedAvg does.
     """
@@ -28,7 +29,8 @@ class GramAnchored(FedAvg):
     ) -> Iterable[Message]:
         """FedAvg's messages; in the first round, after all clients were asked for their Grams."""
         messages = super().configure_train(server_round, arrays, config, grid)
-        if self.linear_shapes and not any(name.startswith(GRAM) for name in self._kept):
+        layers = {name for kept in self._diagonals().values() for name in kept}
+        if layers != set(self.linear_shapes):  # none yet, or those of the rounds that trained the head
             self._ask(server_round, arrays, grid)
         return messages
 
@@ -36,31 +38,39 @@ class GramAnchored(FedAvg):
         settings = settings_record(self.config, self.round_settings(server_round, 0))
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
         partitions = grid.get_node_ids()
-        asked = {name: (shape[1],) for name, shape in self.linear_shapes.items()}
+        asked = {name: (torch.float32, (shape[1],)) for name, shape in self.linear_shapes.items()}
 
         def read(reply: Message) -> tuple[int, dict[str, Tensor]]:
+            self.traffic.seconds += number(reply, "train-seconds")
             diagonals = tensors_of(reply, self.arrayrecord_key, self.device, asked)
             check_finite(reply, diagonals)
             self.traffic.uplink += payload_bytes(reply.content.array_records[self.arrayrecord_key])
             return reply.metadata.src_node_id, diagonals
 
         questions = (Message(content, partition, "query.gram") for partition in partitions)
-        for client, diagonals in self.failures.read(grid.exchange(questions), read):
-            self.keep(f"{GRAM}{client}", diagonals)
+        kept = {
+            f"{client}/{name}": value
+            for client, diagonals in self.failures.read(grid.exchange(questions), read)
+            for name, value in diagonals.items()
+        }
+        if not kept:
+            raise self.failures.of_all("The question for Grams")
+        self.keep(GRAM, kept)
         self.traffic.downlink += len(partitions) * payload_bytes(arrays)
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
-        """ΔW of every linear layer, the weighted mean of the rest. A client without Grams counts as the mean client."""
+        """ΔW of every linear layer, the weighted mean of the rest. A client without Grams counts as the mean one."""
         diagonals = self._diagonals()
-        everybody = {name: total(diagonals, name) for name in self.linear_shapes} if diagonals else {}
+        clients = self.config.num_clients
+        everybody = {name: total(diagonals, name) * (clients / len(diagonals)) for name in self.linear_shapes}
         indices = {} if self.mask is None else self.mask.indices
         sums = {name: GramAnchoredSum() for name in self.linear_shapes if name in weights}
-        present = {name: torch.zeros_like(everybody[name]) for name in sums if everybody}
+        present = {name: torch.zeros_like(everybody[name]) for name in sums}
         mean, heard = WeightedMean(), 0
         for reply in replies:
             heard += 1
             for name, layer in sums.items():
-                own = diagonals[reply.client][name] if reply.client in diagonals else everybody[name] / len(diagonals)
+                own = diagonals[reply.client][name] if reply.client in diagonals else everybody[name] / clients
                 present[name] += own
                 layer.add(reply.task_vector[name], per_entry(own, self.linear_shapes[name][0], indices.get(name)))
             others = {name: value for name, value in reply.task_vector.items() if name not in sums}
@@ -78,7 +88,7 @@ class GramAnchored(FedAvg):
         """What every client sent, by client and layer."""
         kept: dict[int, dict[str, Tensor]] = {}
         for key, value in self._kept.items():
-            kind, _, name = key.partition("/")
-            if kind.startswith(GRAM):
-                kept.setdefault(int(kind.removeprefix(GRAM)), {})[name] = value
+            kind, client, name = (*key.split("/", 2), "", "")[:3]
+            if kind == GRAM:
+                kept.setdefault(int(client), {})[name] = value
         return kept
