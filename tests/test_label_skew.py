@@ -48,14 +48,14 @@ def test_a_bank_against_its_definition(rounds: list[list[int]], decay: float) ->
     newest: dict[int, tuple[int, dict[str, torch.Tensor]]] = {}
     for number, clients in enumerate(rounds):
         bank.begin_round(shapes_of(like))
-        for client in clients:
+        for heard in clients:
             vector = {name: torch.randn(value.shape, generator=generator) for name, value in like.items()}
-            newest[client] = (number, vector)
-            bank.put(client, vector, 1.0 + client)
+            newest[heard] = (number, vector)
+            bank.put(heard, vector, 1.0 + heard)
         found = bank.mean()
-        weights = {client: (1.0 + client) * decay ** (number - then) for client, (then, _) in newest.items()}
+        weights = {heard: (1.0 + heard) * decay ** (number - then) for heard, (then, _) in newest.items()}
         for name in like:
-            terms = [weights[client] * vector[name].double() for client, (_, vector) in newest.items()]
+            terms = [weights[heard] * vector[name].double() for heard, (_, vector) in newest.items()]
             expected = torch.stack(terms).sum(0) / sum(weights.values())
             assert torch.allclose(found[name].double(), expected, atol=1e-5)
     assert list(found) == list(like), "in the weights' order"
