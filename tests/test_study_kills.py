@@ -22,10 +22,10 @@ local-steps = 2
 checkpoint-every = 1
 threads = 1
 [search]
-from = 1e-2
-to = 1.0
+from = 1e-3
+to = 10.0
 per-decade = 1
-rounds = [2, 6]
+rounds = [1, 6]
 keep = 2
 [[arm]]
 name = "dense"

@@ -33,16 +33,19 @@ def plot_set(members: Sequence[Member], output: Path) -> list[Path]:
 
 
 def plot_bands(members: Sequence[Member], output: Path) -> list[Path]:
-    """Test accuracy and loss against rounds, and accuracy against bytes: means, a band of one sd over seeds."""
+    """Test accuracy and loss against rounds and, where any were sent, accuracy against bytes: means, bands of one sd."""
     with pyplot.rc_context(cast(Any, STYLE)):
         rows = -(-len(members) // LEGEND_ROWS)
-        figure, (rounds, loss, traffic) = pyplot.subplots(1, 3, figsize=(9.0, 2.9 + 0.16 * rows), layout="constrained")
+        sending = any(max(_megabytes(member).values(), default=0.0) > 0 for member in members)  # not without clients
+        panels = 3 if sending else 2
+        size = (3.0 * panels, 2.9 + 0.16 * rows)
+        figure, (rounds, loss, *others) = pyplot.subplots(1, panels, figsize=size, layout="constrained")
         for index, member in enumerate(members):
             look = {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index // 2 % len(STYLES)]}
             _band(rounds, member.curve("test_accuracy", 100.0), look, member.label)
             _band(loss, member.curve("test_loss"), look, member.label)
             sent = _megabytes(member)
-            if max(sent.values(), default=0.0) > 0:  # training without clients sends nothing
+            for traffic in others if max(sent.values(), default=0.0) > 0 else ():
                 _band(
                     traffic, [(sent[number], point) for number, point in member.curve("test_accuracy", 100.0)], look, ""
                 )
@@ -51,9 +54,9 @@ def plot_bands(members: Sequence[Member], output: Path) -> list[Path]:
             axes.set_xlabel({1: "epoch" if True in epochs else "round"}.get(len(epochs), "round or epoch"))
             axes.set_ylabel(name)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        traffic.set_xlabel("sent so far, both ways (MB)")
-        traffic.set_ylabel("test accuracy (%)")
-        if traffic.lines:
+        for traffic in others:
+            traffic.set_xlabel("sent so far, both ways (MB)")
+            traffic.set_ylabel("test accuracy (%)")
             traffic.set_xscale("symlog", linthresh=1.0)
             traffic.set_xlim(left=0)
         handles, labels = rounds.get_legend_handles_labels()
