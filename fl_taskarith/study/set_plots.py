@@ -33,7 +33,7 @@ def plot_set(members: Sequence[Member], output: Path) -> list[Path]:
 
 
 def plot_bands(members: Sequence[Member], output: Path) -> list[Path]:
-    """Test accuracy and loss against rounds and, where any were sent, accuracy against bytes: means, bands of one sd."""
+    """Test accuracy and loss against rounds, accuracy against bytes if any were sent: means, and bands of one sd."""
     with pyplot.rc_context(cast(Any, STYLE)):
         rows = -(-len(members) // LEGEND_ROWS)
         sending = any(max(_megabytes(member).values(), default=0.0) > 0 for member in members)  # not without clients
