@@ -77,8 +77,10 @@ class Deployment:
         """What a command of Flower's own says, as JSON."""
         done = subprocess.run(["flwr", *words, "--format", "json"], env=self._environment("cli"), cwd=self.folder,
                               capture_output=True, text=True, check=False, timeout=PATIENCE)  # fmt: skip
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.logs()}"
+        said = f"{done.stdout}\n{done.stderr}\n{self.logs()}"
+        assert done.returncode == 0, said
         answer: dict[str, Any] = json.loads(done.stdout)
+        assert answer["success"], said
         return answer
 
     def run(self, settings: str) -> str:
@@ -120,6 +122,14 @@ class Deployment:
         """The end of every log."""
         return "\n".join(f"--- {path.name}\n{path.read_text()[-4000:]}" for path in sorted(self.folder.glob("*.log")))
 
+    def _listens(self) -> bool:
+        host, port = self.address.split(":")
+        try:
+            socket.create_connection((host, int(port)), 1.0).close()
+        except OSError:
+            return False
+        return True
+
     def _environment(self, name: str) -> dict[str, str]:
         return {
             **os.environ,
@@ -137,6 +147,7 @@ class Deployment:
     def __enter__(self) -> Self:
         try:
             self.start_superlink()
+            self.wait_until(self._listens, 0.2)
             for partition in range(3):
                 self.start_supernode(partition)
         except BaseException:

@@ -24,7 +24,7 @@ def config(tmp_path: Path) -> Config:
     """Three clients, all of them in every round, under a mask."""
     return Config(
         num_clients=3, classes_per_client=4, participation=1.0, num_rounds=2, local_steps=2, mask_rule="random",
-        density=0.3, learning_rate=0.1, evaluate_every=1, checkpoint_every=1, draw_curves=False,
+        density=0.3, learning_rate=0.01, evaluate_every=1, checkpoint_every=1, draw_curves=False,
         results_dir=str(tmp_path / "results"),
     )  # fmt: skip
 
