@@ -1,5 +1,6 @@
 """A SuperLink and SuperNodes as real processes on this machine, as the README starts them, and stopped for sure."""
 
+import ctypes
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from fl_taskarith.errors import CheckpointError
 from fl_taskarith.logbook import read_rounds
 
 ROOT = Path(__file__).parent.parent
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 PATIENCE = 240.0  # seconds for what is waited for: a round on busy cores, or the SuperLink to miss two heartbeats
 
 
@@ -22,6 +24,11 @@ def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
+
+
+def _die_with_the_parent() -> None:
+    """Also when the tests themselves are killed; what a process starts watches it and ends with it."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def make_certificates(folder: Path) -> None:
@@ -142,7 +149,8 @@ class Deployment:
     def _start(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(command, env=self._environment(name), cwd=self.folder, stdout=log,
-                                                    stderr=log, start_new_session=True)  # fmt: skip
+                                                    stderr=log, start_new_session=True,
+                                                    preexec_fn=_die_with_the_parent)  # fmt: skip
 
     def __enter__(self) -> Self:
         try:
