@@ -23,10 +23,11 @@ from fl_taskarith.config_clusters import REGRESSION
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.drift_correction import control_change, control_shift, correct_gradients
 from fl_taskarith.engine.grid import RoundSettings, read_settings
+from fl_taskarith.engine.node_config import partition_of, use_own_places
 from fl_taskarith.engine.records import metric, to_record, to_tensors
-from fl_taskarith.engine.replies import CLIENT_ERROR, DIVERGED
+from fl_taskarith.engine.replies import CLIENT_ERROR, DIVERGED, LACKS_FROZEN
 from fl_taskarith.engine.time_limit import limited
-from fl_taskarith.errors import Divergence, FlTaskarithError
+from fl_taskarith.errors import Divergence, FlTaskarithError, FrozenMissing
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.merging.aggregate import task_vector_norm
@@ -52,12 +53,15 @@ def answer(work: Callable[[Message, int], RecordDict], message: Message, context
     Flower would turn an exception into a reply that its strategies skip over without a word; ours say so or stop.
     """
     try:
-        partition, timeout = int(context.node_config["partition-id"]), _client_timeout(message)
+        use_own_places(message.content.config_records["config"], context)
+        partition, timeout = partition_of(context), _client_timeout(message)
         if timeout:
             load(message)
         return Message(limited(lambda: work(message, partition), timeout), reply_to=message)
     except Divergence as error:
         return Message(Error(DIVERGED, str(error)), reply_to=message)
+    except FrozenMissing as error:
+        return Message(Error(LACKS_FROZEN, str(error)), reply_to=message)
     except FlTaskarithError as error:
         reason = f"{type(error).__name__}: {error}"
     except Exception as error:  # a bug of ours, or out of memory: the server must hear of it with its origin

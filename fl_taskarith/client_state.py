@@ -14,7 +14,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from fl_taskarith.errors import CheckpointError
+from fl_taskarith.errors import CheckpointError, FrozenMissing
 from fl_taskarith.files import read_verified, verified_name, write_verified
 
 StateNames = dict[int, str]  # file name of the newest state, by partition
@@ -39,13 +39,15 @@ def read_frozen(folder: Path, name: str) -> dict[str, Tensor]:
     """The frozen tensors of the file `name`, on the CPU; none for the empty name.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        FrozenMissing: there is no such file.
+        CheckpointError: it is damaged.
     """
     if not name:
         return {}
     content = read_verified(folder / name)
     if content is None:
-        raise CheckpointError(
+        kind = CheckpointError if (folder / name).exists() else FrozenMissing
+        raise kind(
             f"The frozen head and mask in {folder / name} are missing or damaged: delete that file, if it is there, "
             "and run again; clients are sent it anew."
         )

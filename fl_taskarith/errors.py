@@ -21,6 +21,10 @@ class CheckpointError(FlTaskarithError):
     """A results folder or checkpoint cannot be read, written or resumed."""
 
 
+class FrozenMissing(CheckpointError):
+    """A client has no file of what is fixed in a round; it can be sent again."""
+
+
 class FolderInUse(CheckpointError):
     """Another process is writing the run."""
 

@@ -25,6 +25,8 @@ class TensorArray(Array):
     Array with the same dtype, shape and bytes.
     """
 
+    __qualname__ = Array.__qualname__  # the type that Flower writes into what it sends, and looks up where it arrives
+
     tensor: Tensor
 
     def __init__(self, tensor: Tensor) -> None:

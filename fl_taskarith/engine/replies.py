@@ -12,7 +12,7 @@ from torch import Tensor
 from fl_taskarith.engine.records import metric, to_tensors
 from fl_taskarith.errors import ClientFailure, Divergence
 
-CLIENT_ERROR, DIVERGED = 100, 101  # codes of our error replies; Flower's own are below
+CLIENT_ERROR, DIVERGED, LACKS_FROZEN = 100, 101, 102  # codes of our error replies; Flower's own are below
 
 Read = TypeVar("Read")
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]

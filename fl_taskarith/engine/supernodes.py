@@ -1,7 +1,8 @@
 """Flower's own engine: SuperNodes, simulated by Ray or real ones, seen by partition id."""
 
+import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
@@ -9,33 +10,42 @@ from flwr.supercore.run import Run
 
 from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
-from fl_taskarith.engine.replies import CLIENT_ERROR, checked, number
-from fl_taskarith.errors import ConfigError
+from fl_taskarith.engine.replies import CLIENT_ERROR, LACKS_FROZEN, number
+from fl_taskarith.errors import ClientFailure, ConfigError
 
 NODES_TIMEOUT = 30.0  # seconds for the SuperNodes to register; simulated ones do so at once
 HANDSHAKE_TIMEOUT = 300.0  # seconds for those connected to start Python, import torch and tell their partition
-HANDSHAKE = "query.partition"
+HANDSHAKE, FROZEN = "query.partition", "query.frozen"
 STARTUP = 60.0  # seconds beyond `client-timeout` that a SuperNode may take to start its ClientApp's process
+
+log = logging.getLogger(__name__)
 
 
 class SuperNodeGrid(PartitionGrid):
-    """Wraps the Grid that Flower hands to a ServerApp; translates partition ids to its node ids and back."""
+    """Wraps the Grid that Flower hands to a ServerApp; translates partition ids to its node ids and back.
+
+    A SuperNode that stops is lost to the run, which counts as a failure of its client (`on-client-failure`), until
+    another one with its partition id connects: a restarted SuperNode has a new node id. One that lacks the frozen head
+    and mask, as after a restart on an empty disk, is sent them again; traffic that such repeats cause is not counted.
+    """
 
     def __init__(self, grid: Grid, config: Config, nodes_timeout: float = NODES_TIMEOUT) -> None:
         """Waits for K SuperNodes and asks each for its partition.
 
         Raises:
-            ConfigError: fewer than K SuperNodes, or partitions missing or held twice; says how to start them.
+            ConfigError: partitions held twice, or missing under `on-client-failure` = "stop"; says how to start them.
         """
         self._grid = grid
-        self._client_timeout = config.client_timeout
-        node_ids = _wait_for_nodes(grid, config.num_clients, nodes_timeout)
-        self._nodes = _ask_partitions(grid, node_ids, config)
-        self._partitions = {node: partition for partition, node in self._nodes.items()}
+        self._config = config
+        self._nodes: dict[int, int] = {}  # node id by partition
+        self._known: set[int] = set()  # the node ids that were asked for their partition
+        self._lost: set[int] = set()  # partitions whose SuperNode did not answer when last asked
+        self._frozen: RecordDict | None = None  # what clients were sent last to keep
+        self._wait_for_nodes(nodes_timeout)
 
     def get_node_ids(self) -> range:
         """The partition ids 0..K-1."""
-        return range(len(self._nodes))
+        return range(self._config.num_clients)
 
     @property
     def run(self) -> Run:
@@ -52,54 +62,110 @@ class SuperNodeGrid(PartitionGrid):
         The time is `timeout` in seconds, or what `client-timeout` gives each client, for those that share a machine
         take turns. Flower itself answers for a SuperNode that has stopped: it finds out within two of its heartbeats.
         """
-        sent = list(messages)
-        order = [message.metadata.dst_node_id for message in sent]
-        if timeout is None and self._client_timeout:
-            timeout = STARTUP + len(sent) * self._client_timeout
-        for message, partition in zip(sent, order, strict=True):
+        sent = {message.metadata.dst_node_id: message for message in messages}
+        if self._lost & sent.keys():
+            self._register(self._strangers(), at_start=False)
+        replies = self._ask(sent, timeout)
+        lacking = [partition for partition, reply in replies.items() if _says(reply, LACKS_FROZEN)]
+        if lacking and self._frozen is not None:
+            log.info("The frozen head and mask are sent again to clients that lack them: %s", _listed(lacking))
+            self._ask({partition: Message(self._frozen, partition, FROZEN) for partition in lacking}, timeout)
+            again = {partition: sent[partition] for partition in lacking}
+            replies |= self._ask({partition: Message(message.content, partition, message.metadata.message_type)
+                                  for partition, message in again.items()}, timeout)  # fmt: skip
+        if any(message.metadata.message_type == FROZEN for message in sent.values()):
+            self._frozen = next(iter(sent.values())).content
+        return [replies[partition] for partition in sent]
+
+    def _ask(self, messages: Mapping[int, Message], timeout: float | None) -> dict[int, Message]:
+        """A reply by partition to each message, which is addressed to a partition; notes who was lost or came back."""
+        if timeout is None and self._config.client_timeout:
+            timeout = STARTUP + len(messages) * self._config.client_timeout
+        within = f" within {timeout:g} s" if timeout else ""
+        held = {partition: message for partition, message in messages.items() if partition in self._nodes}
+        for partition, message in held.items():
             message.metadata.dst_node_id = self._nodes[partition]
+        # Where a SuperNode has stopped it is the SuperLink that answers: only the message tells for whom.
+        received = {
+            reply.metadata.reply_to_message_id: reply
+            for reply in (self._grid.send_and_receive(list(held.values()), timeout=timeout) if held else ())
+        }
         replies = {}
-        for reply in self._grid.send_and_receive(sent, timeout=timeout):
-            replies[self._partitions[reply.metadata.src_node_id]] = reply
-        for message, partition in zip(sent, order, strict=True):
-            if partition not in replies:
-                within = f" within {timeout:g} s" if timeout else ""
-                error = Error(CLIENT_ERROR, f"no answer{within}: did its SuperNode stop?")
-                replies[partition] = Message(error, reply_to=message)
-            replies[partition].metadata.__dict__["_src_node_id"] = partition  # strategies know clients by partition
-        return [replies[partition] for partition in order]
+        for partition, message in messages.items():
+            reply = received.get(message.metadata.message_id) if partition in held else None
+            stopped = reply is None or (reply.has_error() and reply.metadata.src_node_id != self._nodes[partition])
+            (self._lost.add if stopped else self._lost.discard)(partition)
+            if reply is None:
+                reason = "no SuperNode holds its partition" if partition not in held else f"no answer{within}"
+                reply = Message(Error(CLIENT_ERROR, f"{reason}: did its SuperNode stop?"), reply_to=message)
+            reply.metadata.__dict__["_src_node_id"] = partition  # strategies know clients by partition
+            replies[partition] = reply
+        return replies
 
-
-def _wait_for_nodes(grid: Grid, num_clients: int, timeout: float) -> list[int]:
-    deadline = time.monotonic() + timeout
-    while len(node_ids := sorted(grid.get_node_ids())) < num_clients:
-        if time.monotonic() > deadline:
-            raise ConfigError(
-                f'engine = "flower" needs one SuperNode per client: num-clients = {num_clients}, but {len(node_ids)} '
-                f"are connected. {_how_to_start(num_clients)} Or set num-clients = {max(1, len(node_ids))}."
-            )
-        time.sleep(0.5)
-    return node_ids
-
-
-def _ask_partitions(grid: Grid, node_ids: list[int], config: Config) -> dict[int, int]:
-    """Node id by partition id for the partitions 0..K-1; nodes with higher partition ids are left idle."""
-    settings = RecordDict({"config": settings_record(config, RoundSettings(0))})
-    questions = [Message(settings, node_id, HANDSHAKE) for node_id in node_ids]
-    nodes: dict[int, int] = {}
-    for reply in grid.send_and_receive(questions, timeout=HANDSHAKE_TIMEOUT):
-        node_id = reply.metadata.src_node_id
-        partition = int(number(checked(reply), "partition-id"))
-        if partition in nodes:
-            raise ConfigError(f"Two SuperNodes hold partition {partition}: give each its own partition-id.")
-        nodes[partition] = node_id
-    missing = [partition for partition in range(config.num_clients) if partition not in nodes]
-    if missing:
-        raise ConfigError(
-            f"No SuperNode answered for partition {', '.join(map(str, missing[:10]))} ({len(missing)} missing of "
-            f"{config.num_clients}). {_how_to_start(config.num_clients)}"
+    def _wait_for_nodes(self, timeout: float) -> None:
+        """Until every partition has its SuperNode, or `timeout` seconds are over and no further ones have connected."""
+        deadline = time.monotonic() + timeout
+        while missing := [partition for partition in self.get_node_ids() if partition not in self._nodes]:
+            strangers, late = self._strangers(), time.monotonic() > deadline
+            if len(strangers) >= len(missing) or (strangers and late):
+                self._register(strangers, at_start=True)
+            elif late:
+                break
+            else:
+                time.sleep(0.5)
+        if not missing:
+            return
+        num_clients = self._config.num_clients
+        lack = (
+            f'engine = "flower" needs one SuperNode per client: num-clients = {num_clients}, but {len(self._known)} '
+            f"are connected, and none answered for partition {_listed(missing)} ({len(missing)} missing)."
         )
-    return {partition: nodes[partition] for partition in range(config.num_clients)}
+        if self._config.on_client_failure == "stop" or not self._nodes:
+            raise ConfigError(f"{lack} {_how_to_start(num_clients)} Or set num-clients = {max(1, missing[0])}.")
+        self._lost.update(missing)
+        log.warning("%s The run goes on without them (on-client-failure = skip).", lack)
+
+    def _strangers(self) -> list[int]:
+        """Node ids of connected SuperNodes that were not asked for their partition yet."""
+        return sorted(set(self._grid.get_node_ids()) - self._known)
+
+    def _register(self, node_ids: list[int], *, at_start: bool) -> None:
+        """Learn the partitions of these SuperNodes; those with partition ids of K and more are left idle.
+
+        Raises:
+            ConfigError: two hold the same partition; later on a second one is left idle.
+        """
+        self._known.update(node_ids)
+        settings = RecordDict({"config": settings_record(self._config, RoundSettings(0))})
+        questions = [Message(settings, node_id, HANDSHAKE) for node_id in node_ids]
+        replies = self._grid.send_and_receive(questions, timeout=HANDSHAKE_TIMEOUT) if questions else ()
+        for reply in replies:
+            if reply.has_error():
+                log.warning("A SuperNode cannot take part: %s", reply.error.reason)
+                continue
+            try:
+                partition = int(number(reply, "partition-id"))
+            except ClientFailure as failure:
+                log.warning("A SuperNode cannot take part: %s", failure)
+                continue
+            if partition in self._nodes and partition not in self._lost:
+                twice = f"Two SuperNodes hold partition {partition}: give each its own partition-id."
+                if at_start:
+                    raise ConfigError(twice)
+                log.warning("%s The later one is left idle.", twice)
+                continue
+            if not at_start:
+                log.info("Another SuperNode has connected with partition-id %d.", partition)
+            self._nodes[partition] = reply.metadata.src_node_id
+            self._lost.discard(partition)
+
+
+def _says(reply: Message, code: int) -> bool:
+    return reply.has_error() and reply.error.code == code
+
+
+def _listed(partitions: list[int]) -> str:
+    return ", ".join(map(str, partitions[:10])) + (", ..." if len(partitions) > 10 else "")
 
 
 def _how_to_start(num_clients: int) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 
 from fl_taskarith.study.cells import CellTables
@@ -17,7 +18,8 @@ def chosen(runs: pandas.DataFrame, fields: Sequence[str], cells: Sequence[Any]) 
     """The rows of `runs` whose cell is one of `cells` but for the seed."""
     keys = [field for field in fields if field != "seed"]
     wanted = {tuple(getattr(cell, key) for key in keys) for cell in cells}
-    return runs[[key in wanted for key in runs[keys].itertuples(index=False, name=None)]]
+    found = [key in wanted for key in runs[keys].itertuples(index=False, name=None)]
+    return runs.loc[np.array(found, dtype=bool)]  # an empty list would choose no columns in place of no rows
 
 
 def findings(folder: Path) -> str:
