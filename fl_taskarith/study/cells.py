@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import torch
 from tqdm.auto import tqdm
@@ -46,7 +47,7 @@ class CellTables:
         self.done = set(self.frames[MAIN][self.fields].itertuples(index=False, name=None))
         for table, frame in self.frames.items():  # rows of a cell that was cut off before its main row
             kept = [key in self.done for key in frame[self.fields].itertuples(index=False, name=None)]
-            self.frames[table] = frame[kept]
+            self.frames[table] = frame.loc[np.array(kept, dtype=bool)]  # an empty list would choose no columns
 
     def add(self, cell: Any, found: Found) -> None:
         """Take in what a cell yielded; written at the next `save`."""
