@@ -130,7 +130,7 @@ class FederatedRun(Run):
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
         """The sum of all clients' statistics, in partition order."""
         sent = to_record(self.model.trained)
-        current = RoundSettings(row["round"], 0.0, self.strategy.state_folder, "", self.strategy.frozen_name)
+        current = RoundSettings(row.get("round", 0), 0.0, self.strategy.state_folder, "", self.strategy.frozen_name)
         content = RecordDict({"config": settings_record(self.config, current), "arrays": sent})
         partitions = self.grid.get_node_ids()
         questions = (Message(content, partition, "query.ridge") for partition in partitions)
@@ -150,7 +150,7 @@ class FederatedRun(Run):
 
         for statistics in self.strategy.failures.read(self.grid.exchange(questions), read):
             total = statistics if total is None else total + statistics
-            row["clients"] += row["round"] == 0
+            row["clients"] += row.get("round", 0) == 0
         if total is None:
             raise self.strategy.failures.of_all("The ridge head")
         self._warn_of_missing_classes(total)

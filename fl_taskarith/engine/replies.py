@@ -143,9 +143,9 @@ def check_frozen(reply: Message, expected: str) -> None:
     """That the client worked with the frozen tensors, and so under the mask, of the file `expected`.
 
     Raises:
-        ClientFailure: with others, or it does not say.
+        ClientFailure: with others, or, where there are any, it does not say.
     """
-    name = reply.content.config_records.get("frozen", ConfigRecord()).get("name")
+    name = reply.content.config_records.get("frozen", ConfigRecord()).get("name", "")
     if name != expected:
         raise ClientFailure(_complaint(reply, f"made with another mask or head ({name!r}, not {expected!r})"))
 
