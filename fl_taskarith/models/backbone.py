@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import huggingface_hub
-import safetensors.torch
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -17,6 +16,7 @@ from fl_taskarith.errors import ConfigError, WeightsError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.models.vit_glyph import VIT_GLYPH_WEIGHTS
 from fl_taskarith.models.weights import load_weights
+from fl_taskarith.sealed import sealed
 
 HEAD_PARAMETERS = ("head.weight", "head.bias")
 
@@ -106,7 +106,7 @@ def export_model(model: VisionTransformer, path: Path, classes: Sequence[str], f
         **facts,
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    write_atomically(path, sealed(tensors, metadata))
 
 
 def pretrained_settings(model: VisionTransformer) -> dict[str, Any]:
