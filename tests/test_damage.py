@@ -183,7 +183,7 @@ def test_a_seal_covers_tensors_and_metadata_and_not_their_order(tmp_path: Path) 
     path.write_bytes(sealed(tensors, {"facts": json.dumps({"ä": 1})}))
     assert check_seal(path)
     assert same_bits(read_tensors(path), tensors)
-    path.write_bytes(sealed({}, {}))
+    path.write_bytes(sealed(tensors, {}))
     assert check_seal(path)
 
 
