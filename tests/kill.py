@@ -45,6 +45,7 @@ SETTINGS = {  # what some strategies need, or need for their state to matter
     "fednova": ["local-steps-min=1", "local-steps-max=3"],
     "cclip": ["clipping-start=previous"],
     "br-ifca": ["num-clusters=2", "client-groups=half-turn"],
+    "gram-anchored": ["gram-anchor=0.1"],
     "centralized": ["train-subset=200", "schedule=plateau"],
 }
 
@@ -53,13 +54,17 @@ def _cases() -> dict[str, list[str]]:
     """Settings by name: every strategy under a mask that is scored by data and one that is not, and some without."""
     cases = {}
     on_images = [name for name in (*STRATEGIES, "centralized") if name != "fed-em"]
-    for number, strategy in enumerate(on_images):
-        scored = {"least-sensitive by server": BY_SERVER, "least-sensitive by clients": BY_CLIENTS}
-        rule = ("random", "lowest-magnitude")[number // 2 % 2]
-        source = list(scored)[number % 2 if strategy != "centralized" else 0]
+    scored = {"least-sensitive by server": BY_SERVER, "least-sensitive by clients": BY_CLIENTS}
+    for strategy in on_images:
+        number = 0 if strategy == "centralized" else len(strategy)  # its own, whichever others there are
+        source, rule = list(scored)[number % 2], ("random", "lowest-magnitude")[number // 2 % 2]
         for mask, words in ((source, scored[source]), (rule, [f"mask-rule={rule}"])):
             cases[f"{strategy}, {mask}"] = words
     cases |= {f"{strategy}, all weights": DENSE for strategy in ("fedavg", "scaffold", "fedbn", "centralized")}
+    cases["fedavg, least-sensitive by each client"] = [*BY_SERVER, "mask-source=own"]
+    cases["fedavg, bank, refreshed head, random"] = [
+        *("mask-rule=random", "task-vector-bank=bfloat16", "bank-decay=0.9", "sampling=cyclic", "ridge-refresh=2"),
+    ]
     cases = {name: [f"strategy={name.partition(',')[0]}", *SETTINGS.get(name.partition(",")[0], []), *TINY,
                     "draw-curves=false", *words] for name, words in cases.items()}  # fmt: skip
     cases["fedavg, head rounds, random"] = [
@@ -71,7 +76,7 @@ def _cases() -> dict[str, list[str]]:
 
 
 CASES = _cases()
-SHORT = ("fedavg, all weights", "scaffold, least-sensitive by clients", "fedbn, random", "centralized, all weights")
+SHORT = ("fedavg, all weights", "scaffold, least-sensitive by server", "fedbn, random", "centralized, all weights")
 
 
 @dataclass(frozen=True)
