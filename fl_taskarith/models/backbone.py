@@ -1,7 +1,9 @@
 """The timm VisionTransformer of a run, its weights, and which of its parameters are trained."""
 
 import difflib
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -76,13 +78,31 @@ def find_pretrained(model: VisionTransformer, name: str, download: bool) -> Path
         raise WeightsError(f"timm has no pretrained weights for {name}: name a file in `weights`.")
     filename = cfg.get("hf_hub_filename") or "model.safetensors"
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, filename, local_files_only=not download))
+        path = Path(huggingface_hub.hf_hub_download(repository, filename, local_files_only=not download))
     except Exception as error:  # the hub client's own errors and those of the network below it
         raise WeightsError(
             f"The pretrained weights of {name} ({repository}/{filename}) are not in the local cache and could not be "
             f"downloaded ({type(error).__name__}). Set download = true on a machine with internet access, or name a "
             ".safetensors or .pth file that you have in `weights`."
         ) from error
+    _check_cached(path)
+    return path
+
+
+def _check_cached(path: Path) -> None:
+    """The hub's cache names large files by their SHA-256, and does not look at it again.
+
+    Raises:
+        WeightsError: the file has another.
+    """
+    stored = path.resolve()
+    if not re.fullmatch(r"[0-9a-f]{64}", stored.name):
+        return
+    with open(stored, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != stored.name:
+            raise WeightsError(
+                f"The weights in the cache are damaged (another checksum): delete {stored}, run again."
+            )
 
 
 def export_model(model: VisionTransformer, path: Path, classes: Sequence[str], facts: Mapping[str, str]) -> None:
