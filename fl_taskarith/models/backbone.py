@@ -100,9 +100,7 @@ def _check_cached(path: Path) -> None:
         return
     with open(stored, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != stored.name:
-            raise WeightsError(
-                f"The weights in the cache are damaged (another checksum): delete {stored}, run again."
-            )
+            raise WeightsError(f"The weights in the cache are damaged (another checksum): delete {stored}, run again.")
 
 
 def export_model(model: VisionTransformer, path: Path, classes: Sequence[str], facts: Mapping[str, str]) -> None:
