@@ -356,7 +356,8 @@ def load(path: Path | str | None = None, overrides: Mapping[str, object] | None 
         except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise ConfigError(f"{path} is not valid TOML: {error}.") from error
         except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"Cannot read the configuration {shown(str(path))}: {error}.") from error
+            named = str(path) if str(path).isprintable() else ascii(str(path))
+            raise ConfigError(f"Cannot read the configuration {named}: {error}.") from error
     return from_mapping(_by_kebab_key(settings) | _by_kebab_key(overrides or {}))
 
 
