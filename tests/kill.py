@@ -48,7 +48,7 @@ SETTINGS = {  # what some strategies need, or need for their state to matter
     "cclip": ["clipping-start=previous"],
     "br-ifca": ["num-clusters=2", "client-groups=half-turn"],
     "gram-anchored": ["gram-anchor=0.1"],
-    "centralized": ["train-subset=200", "schedule=plateau"],
+    "centralized": ["schedule=plateau"],
 }
 
 
