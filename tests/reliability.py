@@ -46,10 +46,10 @@ class Sizes:
     kills: int = 3  # of each case
     damages: int = 400  # of each kind of file
     writes: int | None = None  # None: every one
-    limits: int = 20
-    disks: int = 20
+    limits: int = 10
+    disks: int = 10
     configurations: int = 3000  # of each of three forms
-    runs: int = 150
+    runs: int = 60
 
 
 QUICK = Sizes(kills=1, damages=40, writes=4, limits=2, disks=3, configurations=300, runs=8)
