@@ -1,5 +1,6 @@
 """Checkpoints: one self-verifying file each. Its name carries the checksum of its content, so no index can disagree."""
 
+import contextlib
 import json
 import logging
 import re
@@ -20,6 +21,7 @@ KEPT = 2
 _NAME = re.compile(rf"round-(\d{{6,}})-([0-9a-f]{{{CHECKSUM_DIGITS}}})\.safetensors")
 
 _GROUPS = ("trained", "frozen", "strategy_state")
+_NO_CHECKPOINT = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError)  # of a file that is none
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,8 @@ def load_latest_checkpoint(folder: Path) -> Checkpoint | None:
         checkpoint = _read(path)
         if checkpoint is not None:
             for other in damaged:  # out of the way, so that it counts for none of the kept ones
-                other.rename(other.with_suffix(".damaged"))
+                with contextlib.suppress(OSError):  # where nothing can be written, the next write says so
+                    other.rename(other.with_suffix(".damaged"))
             return checkpoint
         log.warning("The checkpoint %s is damaged (its checksum does not match); trying the one before.", path)
         damaged.append(path)
@@ -103,25 +106,31 @@ def referenced_client_states(folder: Path) -> list[StateNames]:
         try:
             with safetensors.safe_open(path, "pt") as file:
                 tables.append(_state_names(file.metadata()))
-        except (OSError, SafetensorError):
+        except _NO_CHECKPOINT:
             continue  # damaged: it will be passed over when read
     return tables
 
 
 def _read(path: Path) -> Checkpoint | None:
-    """The checkpoint at `path`, or None if its content is not what its name says."""
+    """The checkpoint at `path`, or None if its content is not what its name says or no checkpoint.
+
+    Nothing in it is ever run as code.
+    """
     content = read_verified(path)
     if content is None:
         return None
-    with safetensors.safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    tensors = safetensors.torch.load(content)
-    return Checkpoint(
-        round=int(metadata["round"]),
-        **{group: _under(group, tensors) for group in _GROUPS},
-        notes=json.loads(metadata["notes"]),
-        client_states=_state_names(metadata),
-    )
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        tensors = safetensors.torch.load(content)
+        return Checkpoint(
+            round=int(metadata["round"]),
+            **{group: _under(group, tensors) for group in _GROUPS},
+            notes=json.loads(metadata["notes"]),
+            client_states=_state_names(metadata),
+        )
+    except _NO_CHECKPOINT:
+        return None
 
 
 def _state_names(metadata: Mapping[str, str]) -> StateNames:

@@ -198,6 +198,9 @@ def _add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         bench = own[name] = names.add_parser(name, help=about, description=f"Measure {about}.")
         _add_common(bench, model, size)
         bench.add_argument("--repeats", type=_positive, default=repeats, help="default: %(default)s")
+    long_run = names.add_parser("long-run", help="time and memory of thousands of rounds, the last against the first")
+    _add_common(long_run, *glyph)
+    long_run.add_argument("--rounds", type=_positive, default=2_000, help="from 300; default: %(default)s")
     memory = own["memory"] = names.add_parser("memory", help="the peak of a round, against that of a bare loop")
     _add_common(memory, *vit_s)
     for name, size in (("round", 32), ("prefix", 32), ("throughput", 64), ("memory", 32)):
@@ -355,7 +358,8 @@ def _pretrain_glyph(parsed: argparse.Namespace) -> None:
 
 
 def _bench(parsed: argparse.Namespace) -> None:
-    measure = getattr(importlib.import_module(f"fl_taskarith.bench.{parsed.name}"), f"bench_{parsed.name}")
+    name = parsed.name.replace("-", "_")
+    measure = getattr(importlib.import_module(f"fl_taskarith.bench.{name}"), f"bench_{name}")
     from fl_taskarith.paths import results_root
     from fl_taskarith.resident import choose_device
 

@@ -310,7 +310,9 @@ def _with_own(home: Resident, shared: Weights, kept: Weights, frozen: Frozen, se
 
 def _own_mask(home: Resident, frozen: Frozen, kept: Weights, partition: int) -> tuple[Mask, Weights]:
     """This client's mask, by the scores of its own shard, and its bits if it was made only now."""
-    if packed := _under(MASK, kept):
+    if kept_bits := _under(MASK, kept):
+        # In the model's order, not the file's: norms over tensors are to have the same bits whenever it is read.
+        packed = {name: kept_bits[name] for name in home.shapes if name in kept_bits}
         return Mask.unpacked(packed, home.shapes).to(home.device), {}
     head = {name: (home.pretrained | frozen.weights)[name] for name in HEAD_PARAMETERS}
     mask = make_mask(home, shard_sums(home, head, partition)).mask

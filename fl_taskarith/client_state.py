@@ -9,9 +9,11 @@ hands every client the version that belongs to the checkpoint.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fl_taskarith.errors import CheckpointError, FrozenMissing
@@ -26,12 +28,12 @@ def frozen_name(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_frozen(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Keep frozen tensors under `name`, which the server made with `frozen_name`; nothing to do if they are there.
+    """Keep frozen tensors under `name`, which the server made with `frozen_name`, unless they are there, sound.
 
     Raises:
         CheckpointError: it cannot be written, or the tensors that arrived are not those that were sent.
     """
-    if not (folder / name).exists() and write_verified(folder, "frozen", _content(tensors)).name != name:
+    if not _is_sound(folder / name) and write_verified(folder, "frozen", _content(tensors)).name != name:
         raise CheckpointError(f"The frozen tensors for {folder / name} arrived damaged: run again.")
 
 
@@ -44,14 +46,14 @@ def read_frozen(folder: Path, name: str) -> dict[str, Tensor]:
     """
     if not name:
         return {}
-    content = read_verified(folder / name)
-    if content is None:
+    tensors = _tensors_of(folder / name)
+    if tensors is None:
         kind = CheckpointError if (folder / name).exists() else FrozenMissing
         raise kind(
             f"The frozen head and mask in {folder / name} are missing or damaged: delete that file, if it is there, "
             "and run again; clients are sent it anew."
         )
-    return safetensors.torch.load(content)
+    return tensors
 
 
 def write_client_state(folder: Path, partition: int, version: int, tensors: Mapping[str, Tensor]) -> str:
@@ -72,21 +74,47 @@ def read_client_state(folder: Path, partition: int, name: str) -> dict[str, Tens
     if not name:
         return {}
     path = _folder_of(folder, partition) / name
-    content = read_verified(path)
-    if content is None:
+    tensors = _tensors_of(path)
+    if tensors is None:
         raise CheckpointError(
             f"The state {path} of client {partition} is missing or damaged, and the checkpoint refers to it: "
             "delete the newest checkpoint to continue from the one before, or restore the file."
         )
-    return safetensors.torch.load(content)
+    return tensors
 
 
 def prune_client_states(folder: Path, kept: Iterable[StateNames]) -> None:
     """Delete every state that none of the name tables in `kept` refers to."""
     wanted = {(partition, name) for names in kept for partition, name in names.items()}
     for path in folder.glob("*/*.safetensors"):
-        if (int(path.parent.name), path.name) not in wanted:
+        if path.parent.name.isdecimal() and (int(path.parent.name), path.name) not in wanted:
             path.unlink(missing_ok=True)
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a verified file is there and is what its name says; read once while nobody touches it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return _was_sound(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=1)
+def _was_sound(path: Path, modified: int, size: int) -> bool:
+    return read_verified(path) is not None
+
+
+def _tensors_of(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a verified file; None if it is missing, damaged, or holds none."""
+    content = read_verified(path)
+    if content is None:
+        return None
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError):
+        return None
+    return tensors
 
 
 def _content(tensors: Mapping[str, Tensor]) -> bytes:

@@ -4,6 +4,7 @@ TOML files and Flower's run-config spell the keys in kebab-case (`num-clients`),
 Flower carries flat scalars only and checks no types, so every check is here, before any data is touched.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -17,7 +18,7 @@ from typing import Any
 
 from fl_taskarith.config_clusters import ATTACKS, CLUSTER_RULES, REGRESSION
 from fl_taskarith.config_contradictions import contradictions
-from fl_taskarith.config_rule import LARGEST, Rule, Scalar
+from fl_taskarith.config_rule import LARGEST, Rule, Scalar, shown
 from fl_taskarith.config_rule import auto_number as _auto_number
 from fl_taskarith.config_rule import choice as _choice
 from fl_taskarith.config_rule import key as _key
@@ -325,15 +326,25 @@ def from_mapping(settings: Mapping[str, object]) -> Config:
     """
     known = rules()
     named: dict[str, Any] = {}
-    for key, value in settings.items():
-        if kebab(key) not in known:
-            nearest = difflib.get_close_matches(kebab(key), known, n=1, cutoff=0.5)
+    for key, value in _by_kebab_key(settings).items():
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f'did you mean "{nearest[0]}"?' if nearest else "known keys: " + ", ".join(known)
-            raise ConfigError(f'"{key}" is not a setting; {hint}')
-        if snake(key) in named:
-            raise ConfigError(f'"{kebab(key)}" is given twice.')
+            raise ConfigError(f"{shown(key)} is not a setting; {hint}")
         named[snake(key)] = value
     return Config(**named)
+
+
+def _by_kebab_key(settings: Mapping[str, object]) -> dict[str, object]:
+    """Raises ConfigError where a key is no string, or given in both spellings."""
+    named: dict[str, object] = {}
+    for key, value in settings.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{shown(key)} is not a setting: keys are strings.")
+        if kebab(key) in named:
+            raise ConfigError(f"{shown(kebab(key))} is given twice.")
+        named[kebab(key)] = value
+    return named
 
 
 def load(path: Path | str | None = None, overrides: Mapping[str, object] | None = None) -> Config:
@@ -342,12 +353,12 @@ def load(path: Path | str | None = None, overrides: Mapping[str, object] | None 
     if path is not None:
         try:
             settings = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, RuntimeError) as error:
-            raise ConfigError(f"Cannot read the configuration {path}: {error}.") from error
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise ConfigError(f"{path} is not valid TOML: {error}.") from error
-    given = {kebab(key): value for key, value in (overrides or {}).items()}
-    return from_mapping({kebab(key): value for key, value in settings.items()} | given)
+        except (OSError, ValueError, RuntimeError) as error:
+            named = str(path) if str(path).isprintable() else ascii(str(path))
+            raise ConfigError(f"Cannot read the configuration {named}: {error}.") from error
+    return from_mapping(_by_kebab_key(settings) | _by_kebab_key(overrides or {}))
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, object]:
@@ -356,12 +367,12 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, object]:
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or not key:
-            raise ConfigError(f'"{argument}" is not of the form key=value (for example num-rounds=10).')
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except (tomllib.TOMLDecodeError, KeyError):
-            value = text
+            raise ConfigError(f"{shown(argument)} is not of the form key=value (for example num-rounds=10).")
+        value: object = text
+        with contextlib.suppress(ValueError, RecursionError):
+            parsed = tomllib.loads(f"value = {text}")
+            value = parsed["value"] if len(parsed) == 1 else text
         if kebab(key) in overrides:
-            raise ConfigError(f'"{kebab(key)}" is given twice on the command line.')
+            raise ConfigError(f"{shown(kebab(key))} is given twice on the command line.")
         overrides[kebab(key)] = value
     return overrides

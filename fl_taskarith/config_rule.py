@@ -1,5 +1,6 @@
 """What one configuration key may hold, and how a value is checked and shown."""
 
+import contextlib
 import dataclasses
 import math
 import numbers
@@ -46,10 +47,11 @@ class Rule:
 
     def check(self, key: str, value: object) -> Scalar:
         """Return `value` as the rule's kind, or raise ConfigError naming the key, the value and what is accepted."""
-        if self.auto and value == AUTO:
+        if self.auto and isinstance(value, str) and value == AUTO:
             return AUTO
         if isinstance(value, numbers.Real) and not isinstance(value, (bool, int)):
-            value = int(value) if isinstance(value, numbers.Integral) else float(value)  # numpy's come from sweeps
+            with contextlib.suppress(OverflowError):  # a fraction beyond all floats: left as it is, and refused below
+                value = int(value) if isinstance(value, numbers.Integral) else float(value)  # numpy's come from sweeps
         if self.kind is float and type(value) is int and abs(value) <= 2**53:
             value = float(value)
         if not isinstance(value, (bool, int, float, str)) or type(value) is not self.kind or not self._in_range(value):
@@ -88,6 +90,9 @@ def to_toml(value: object) -> str:
 
 def shown(value: object) -> str:
     """`value` on one line, short, with what is unprintable escaped."""
-    text = repr(value) if not isinstance(value, (bool, str)) else to_toml(value)
-    text = text if text.isprintable() else repr(value)
+    try:
+        text = repr(value) if not isinstance(value, (bool, str)) else to_toml(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return f"a whole number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    text = text if text.isprintable() else ascii(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -24,7 +24,7 @@ from fl_taskarith.engine.replies import check_examples, check_finite, number, te
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
 from fl_taskarith.global_model import Frozen, Weights
-from fl_taskarith.logbook import Logbook, Row, describe_device
+from fl_taskarith.logbook import PRETRAINED, Logbook, Row, describe_device
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.mixture_run import MixtureRun, describe_mixture
 from fl_taskarith.mixtures.matching import cluster_accuracy
@@ -68,7 +68,7 @@ def run_federation(
         log.info("Results: %s", logbook.folder)
         if shards := facts.get("shards"):
             log.info("Shards: %(clients)d clients with %(smallest)d to %(largest)d examples each", shards)
-        logbook.note(threads=shared.threads, **facts)
+        logbook.note_start(threads=shared.threads, **facts)
         if home is not None:
             run = make_run(shared, home, logbook, progress, client_app, grid)
             run.deadline = deadline
@@ -274,6 +274,7 @@ def describe(home: Resident) -> dict[str, dict[str, int] | str]:
     trained = home.trained_names(home.config.num_rounds)
     facts: dict[str, dict[str, int] | str] = {
         "device": describe_device(home.device),
+        PRETRAINED: home.pretrained_sha256(),
         "parameters": {
             "total": sum(parameter.numel() for parameter in home.parameters.values()),
             "trained": sum(home.parameters[name].numel() for name in trained),

@@ -3,11 +3,13 @@
 import contextlib
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from fl_taskarith.errors import CheckpointError
 
 CHECKSUM_DIGITS = 32  # hexadecimal digits of SHA-256 that a verified file carries in its name
+CHECKSUMS = "SHA256SUMS"  # in a finished run's folder, of its tables, as `sha256sum --check` reads it
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -26,7 +28,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         reason = error.strerror or error
         raise CheckpointError(f"Cannot write {path}: {reason}. What was there before is kept.") from error
 
@@ -60,6 +63,40 @@ def read_verified(path: Path) -> bytes | None:
     except OSError:
         return None
     return content if path.stem.endswith(f"-{_checksum(content)}") else None
+
+
+def write_checksums(folder: Path, names: Iterable[str]) -> None:
+    """Write SHA256SUMS in `folder`: of each file of `names` that is there, for `check_unchanged`.
+
+    Raises:
+        CheckpointError: it cannot be written, or a file cannot be read.
+    """
+    try:
+        contents = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {folder} back: {error}.") from error
+    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items()]
+    write_atomically(folder / CHECKSUMS, "".join(lines))
+
+
+def check_unchanged(path: Path, content: bytes) -> None:
+    """That `content`, read from `path`, is what SHA256SUMS beside it says; true of a file that it does not name.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    try:
+        lines = (path.parent / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"Cannot read {path.parent / CHECKSUMS}: {error}.") from error
+    recorded = [line.partition("  ")[0] for line in lines if line.partition("  ")[2] == path.name]
+    if recorded and recorded != [hashlib.sha256(content).hexdigest()]:
+        raise CheckpointError(
+            f"{path} has changed since its run ended ({CHECKSUMS} beside it has another checksum): it is damaged, or "
+            f"was edited. Restore it or run again; if the change was meant, delete {CHECKSUMS}."
+        )
 
 
 def _checksum(content: bytes) -> str:

@@ -1,5 +1,6 @@
 """The folder of one run: run.json (what was run, on what), rounds.csv (one row per round), and its checkpoints."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -21,8 +22,9 @@ from fl_taskarith.checkpoint import Checkpoint, load_latest_checkpoint, referenc
 from fl_taskarith.client_state import prune_client_states
 from fl_taskarith.config import Config
 from fl_taskarith.config_clusters import REGRESSION
+from fl_taskarith.config_rule import shown
 from fl_taskarith.errors import BudgetSpent, CheckpointError, ConfigError, FolderInUse
-from fl_taskarith.files import write_atomically
+from fl_taskarith.files import CHECKSUMS, check_unchanged, write_atomically, write_checksums
 from fl_taskarith.paths import checkout, results_root
 from fl_taskarith.tracking import Tracker, open_trackers
 
@@ -55,10 +57,13 @@ COLUMNS = (
     "overhead_seconds",
     "evaluate_seconds",
 )
+PRETRAINED = "pretrained_sha256"  # in run.json: of the weights that a run starts from
 TIMING_COLUMNS = ("train_seconds", "overhead_seconds", "evaluate_seconds")
 PACKAGES = ("fl-taskarith", "flwr", "torch", "torchvision", "timm", "numpy")
 
-KEPT_FACTS = ("started", "head", "mask")  # of run.json: what a resumed run does not find out anew
+CHECKED = ("run.json", "rounds.csv", "clients.csv")  # of a finished run: a changed digit shows nowhere else
+
+KEPT_FACTS = ("started", "head", "mask", PRETRAINED)  # of run.json: what a resumed run does not find out anew
 
 Row = dict[str, Any]
 
@@ -89,9 +94,19 @@ class Logbook:
         self._trackers: list[Tracker] = []
         self._lock = _lock(self.folder)
         self._record: dict[str, Any] = {"status": "running", "config": config.to_run_config()} | environment()
+        try:
+            self._begin(resuming)
+        except BaseException:  # the lock would last as long as the traceback, in a notebook up to the next error
+            if self._lock is not None:
+                self._lock.close()
+            raise
+
+    def _begin(self, resuming: bool) -> None:
+        """Clear away what a killed process left, take the last checkpoint back, and write the files anew."""
         if resuming:
-            for leftover in self.folder.rglob(".*.tmp"):  # of a process killed while it wrote
-                leftover.unlink(missing_ok=True)
+            for leftover in [*self.folder.rglob(".*.tmp"), self.folder / CHECKSUMS]:
+                with contextlib.suppress(OSError):  # where nothing can be written, the next write says so
+                    leftover.unlink(missing_ok=True)
             self.restored = load_latest_checkpoint(self.checkpoints)
         if self.restored is not None:
             self.rows = self.restored.notes["rows"]
@@ -124,6 +139,20 @@ class Logbook:
         """A group of facts of run.json; {} if it is not there (yet)."""
         found = self._record.get(name)
         return found if isinstance(found, dict) else {}
+
+    def note_start(self, **facts: Any) -> None:
+        """Add the facts found out at the start of a sitting; one that goes on must have the weights of the first.
+
+        Raises:
+            CheckpointError: the pretrained weights are others than those that the run began with.
+        """
+        began, now = self._record.get(PRETRAINED), facts.get(PRETRAINED)
+        if self.restored is not None and began is not None and now != began:
+            raise CheckpointError(
+                f"The pretrained weights are not those that the run in {self.folder} began with (checksum {now}, not "
+                f"{began}): restore the file that `weights` names, or choose another run-name."
+            )
+        self.note(**facts)
 
     def write_round(self, row: Row) -> None:
         """Append one row; columns that it lacks stay empty. The row is in the file when this returns."""
@@ -160,6 +189,7 @@ class Logbook:
         try:
             if error is None:
                 self.note(status="finished", finished=_now())
+                write_checksums(self.folder, CHECKED)
             else:
                 stopped = isinstance(error, (KeyboardInterrupt, BudgetSpent))
                 self.note(status="interrupted" if stopped else "failed", cause=repr(error))
@@ -199,22 +229,24 @@ def read_rounds(folder: Path) -> list[Row]:
     """rounds.csv of a run folder as one dictionary per row; empty cells are None.
 
     Raises:
-        CheckpointError: it is missing, its header is not ours, or a row is cut short or not numeric. Columns that a
-            version did not have yet are None.
+        CheckpointError: it is missing, its header is not ours, a row is cut short or not numeric, or it has changed
+            since the run ended. Columns that a version did not have yet are None.
     """
     path = folder / "rounds.csv"
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            lines = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+        lines = list(csv.reader(io.StringIO(content.decode(), newline="")))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CheckpointError(f"Cannot read {path}: {error}. Expected the folder of a run.") from error
     if not lines or not {"round"} <= set(lines[0]) <= set(COLUMNS):
         raise CheckpointError(f"{path} does not begin with columns of {', '.join(COLUMNS)}.")
     absent = dict.fromkeys(set(COLUMNS) - set(lines[0]))
     try:
-        return [absent | {name: _number(cell) for name, cell in zip(lines[0], line, strict=True)} for line in lines[1:]]
+        rows = [absent | {name: _number(cell) for name, cell in zip(lines[0], line, strict=True)} for line in lines[1:]]
     except ValueError as error:
         raise CheckpointError(f"{path} has a damaged row ({error}): resume the run to rebuild it.") from error
+    check_unchanged(path, content)
+    return rows
 
 
 def _number(cell: str) -> int | float | None:
@@ -235,12 +267,21 @@ def _csv_lines(rows: list[Row]) -> str:
 def _choose_folder(config: Config) -> tuple[Path, bool]:
     """The folder to write to, made if need be, and whether it holds a run to continue."""
     name = run_name(config)
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,150}", name):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,149}", name):
         raise ConfigError(
-            f'run-name = "{name}" is no plain folder name: use letters, digits, ".", "_" and "-" (at most 150), '
+            f'run-name = {shown(name)} is no plain folder name: use letters, digits, ".", "_" and "-" (at most 150), '
             "beginning with a letter, digit or underscore."
         )
     root = results_root(config.results_dir)
+    try:
+        return _folder_for(root, name, config)
+    except OSError as error:  # a name too long for the file system, a folder that may not be looked into
+        raise CheckpointError(
+            f"Cannot use the results folder {root / name}: {error.strerror or error}. Set results-dir."
+        ) from error
+
+
+def _folder_for(root: Path, name: str, config: Config) -> tuple[Path, bool]:
     number = 1
     while (folder := root / (name if number == 1 else f"{name}-{number}")).exists():
         if not folder.is_dir():
@@ -248,10 +289,7 @@ def _choose_folder(config: Config) -> tuple[Path, bool]:
         if config.resume and not _is_finished(folder, config):
             return folder, True
         number += 1
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise CheckpointError(f"Cannot make the results folder {folder}: {error.strerror}. Set results-dir.") from error
+    folder.mkdir(parents=True)
     return folder, False
 
 
@@ -263,12 +301,13 @@ def _is_finished(folder: Path, config: Config) -> bool:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         finished, settings = record["status"] == "finished", record["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        different = [] if finished else config.differing_keys(settings)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error!r}), so the run in this folder can be neither continued nor passed over: "
             "move the folder away, or choose another run-name."
         ) from error
-    if not finished and (different := config.differing_keys(settings)):
+    if different:
         now = config.to_run_config()
         changes = "; ".join(f"{key} was {settings.get(key)!r}, now {now[key]!r}" for key in different)
         raise CheckpointError(

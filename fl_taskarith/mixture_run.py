@@ -6,7 +6,6 @@ Its log, checkpoints and resumption are those of every run.
 import time
 from collections.abc import Callable
 
-import safetensors.torch
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 from torch import Tensor
@@ -26,6 +25,7 @@ from fl_taskarith.mixtures.matching import (
 )
 from fl_taskarith.optim import learning_rate
 from fl_taskarith.run import Progress, overhead, record_round
+from fl_taskarith.sealed import sealed
 from fl_taskarith.strategies.fedavg import FedAvg
 
 
@@ -68,7 +68,7 @@ class MixtureRun:
         )
         self.logbook.note(rounds=self.logbook.rows[-1]["round"], converged=self.strategy.converged)
         if self.config.save_model:
-            content = safetensors.torch.save({"theta": self.theta, "truth": self.mixture.truth})
+            content = sealed({"theta": self.theta, "truth": self.mixture.truth}, {})
             write_atomically(self.logbook.folder / "model.safetensors", content)
 
     def _after_round(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> None:

@@ -209,6 +209,10 @@ class Resident:
             precision=self.config.precision,
         )
 
+    def pretrained_sha256(self) -> str:
+        """The first 16 hexadecimal digits of a checksum of all weights as they started, from whatever file."""
+        return cache_key({**self.model.state_dict(), **self.pretrained})
+
     def _use_prefix_cache(self, data: Data) -> None:
         """Run the trained blocks alone, on the frozen ones' tokens."""
         config, preprocessing = self.config, self._preprocessing(data)

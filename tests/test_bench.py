@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fl_taskarith.bench import engine, fisher, scale, throughput, worker
+from fl_taskarith.bench import engine, fisher, long_run, scale, throughput, worker
 from fl_taskarith.bench import round as bench_round
 from fl_taskarith.bench.report import peak_bytes
 from fl_taskarith.cli import main
@@ -158,6 +159,44 @@ def test_the_memory_bench_sees_a_round_that_holds_every_reply(tmp_path: Path) ->
     record = json.loads((tmp_path / "bench" / "memory.json").read_text())
     assert record["ratio"] == max(record["peak_bytes_by_clients"].values()) / record["peak_bytes_bare"]
     assert record["peak_bytes_bare"] > 3 * 4 * 300_000  # weights, gradients and momentum of vit_glyph at the least
+
+
+def test_the_long_run_bench_compares_its_last_rounds_with_its_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(long_run, "workers", here)
+    words = ["bench", "long-run", "--results-dir", str(tmp_path)]
+    assert main([*words, "--rounds", "299"]) == 1
+    assert "--rounds 299 is too few" in capsys.readouterr().err
+
+    def run(config: Config) -> tuple[list[float], list[int]]:
+        return [1.0 if number < 200 else 2.0 for number in range(config.num_rounds)], [2**20] * config.num_rounds
+
+    monkeypatch.setattr(long_run, "_run", run)
+    assert main([*words, "--rounds", "400"]) == 0
+    record = json.loads((tmp_path / "bench" / "long-run.json").read_text())
+    assert (record["ratio"], record["memory_ratio"]) == (2.0, 1.0)
+    assert record["seconds_by_round"] == [1.0] * 10 + [2.0] * 10
+    assert capsys.readouterr().out.splitlines()[-1] == "ratio: 2.00"
+    assert {path.name for path in (tmp_path / "bench").glob("*.p*")} == {"long-run.png", "long-run.pdf"}
+
+
+@contextmanager
+def here(names: Sequence[str]) -> Iterator[dict[str, "Here"]]:
+    yield {name: Here() for name in names}
+
+
+class Here:
+    """This process, in place of a fresh one."""
+
+    def apply(self, work: Callable[..., object], arguments: tuple[object, ...]) -> object:
+        return work(*arguments)
+
+
+def test_a_long_run_is_timed_round_by_round(tmp_path: Path) -> None:
+    seconds, memory = long_run._run(long_run._config("vit_glyph", 16, 3, "cpu", str(tmp_path)))
+    assert len(seconds) == len(memory) == 3
+    assert min(seconds) > 0 < min(memory)
 
 
 def test_the_throughput_bench_measures_both_sides_and_the_peak(

@@ -35,6 +35,7 @@ def train_with_memory(message: Message, partition: int) -> RecordDict:
         {
             "arrays": arrays,
             "metrics": reply.metric_records["metrics"],
+            "frozen": reply["frozen"],
             "state": ConfigRecord({"name": written}),
         }
     )

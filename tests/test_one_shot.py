@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -268,9 +269,12 @@ def test_a_benchmark_writes_its_tables_and_is_not_run_twice(
     benchmark.run_one_shot(tiny, tmp_path / "one-shot")
     assert (folder / "README.md").read_text() == text
     cells = sorted((folder / "cells").iterdir())
-    cells[0].write_text(cells[0].read_text()[:50])  # a damaged one is
-    with pytest.raises(BaseException, match="run again"):
-        benchmark.run_one_shot(tiny, tmp_path / "one-shot")
+    whole = cells[0].read_text()
+    accuracy = json.loads(whole)["own_test_accuracy"]
+    for damaged in (whole[:50], "[]", whole.replace(repr(accuracy), repr(accuracy / 2))):
+        cells[0].write_text(damaged)
+        with pytest.raises(BaseException, match="run again"):
+            benchmark.run_one_shot(tiny, tmp_path / "one-shot")
 
 
 def test_a_cell_is_a_function_of_its_settings(tiny: OneShot) -> None:

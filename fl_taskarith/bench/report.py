@@ -24,15 +24,17 @@ class Bench:
         ratio: how many times the reference takes what ours takes, or as `lines` say.
         figures: JSON values.
         lines: for a reader.
+        draw: writes the figure PATH.png and PATH.pdf, where there is one.
     """
 
     name: str
     ratio: float
     figures: Mapping[str, Any]
     lines: tuple[str, ...] = field(default=())
+    draw: Callable[[Path], None] | None = None
 
     def write(self, folder: Path, device: torch.device) -> Path:
-        """folder/NAME.json, with versions and machine; makes the folder."""
+        """folder/NAME.json, with versions and machine, and the figure beside it; makes the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         record = {
             "bench": self.name,
@@ -44,6 +46,8 @@ class Bench:
         }
         path = folder / f"{self.name}.json"
         write_atomically(path, json.dumps(record, indent=2) + "\n")
+        if self.draw is not None:
+            self.draw(folder / self.name)
         return path
 
 

@@ -84,10 +84,26 @@ def open_or_make(folder: Path, key: str, images: Tensor, compute: Compute, dtype
         CheckpointError: the cache cannot be written; names the path.
     """
     path = folder / f"{key}.npy"
-    if not _is_sound(path):
+    tokens = _open(path, len(images), dtype) if _is_sound(path) else None
+    if tokens is None:
         _make(path, images, compute, dtype)
-    # Copy-on-write: torch wants a writable array, and nothing written to it may reach the file.
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+        tokens = _open(path, len(images), dtype)
+    if tokens is None:
+        raise CheckpointError(f'The cache {path} changed while it was opened: run again, or set prefix-cache = "off".')
+    return tokens
+
+
+def _open(path: Path, count: int, dtype: str) -> Tensor | None:
+    """The tokens in the file; None if it holds anything else, pickled objects among it, which are not loaded."""
+    try:
+        # Copy-on-write: torch wants a writable array, and nothing written to it may reach the file.
+        array = np.lib.format.open_memmap(path, mode="c")
+    except (OSError, ValueError):
+        array = None
+    if array is None or array.dtype != DTYPES[dtype] or array.ndim != 3 or len(array) != count:
+        log.warning("The cache %s holds no tokens of %d images; it is made anew.", path, count)
+        return None
+    return torch.from_numpy(array)
 
 
 def _make(path: Path, images: Tensor, compute: Compute, dtype: str) -> None:

@@ -1,6 +1,7 @@
 """The mask: which entries of the backbone are updated. In memory boolean, in files and messages one bit per entry."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.files import write_atomically
+from fl_taskarith.sealed import SEAL, check_seal, sealed
 
 Shapes = Mapping[str, torch.Size | tuple[int, ...]]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,18 +129,21 @@ def save_mask(path: Path, mask: Mask, facts: Mapping[str, str]) -> None:
     """
     shapes = {name: list(tensor.shape) for name, tensor in mask.tensors.items()}
     metadata = {**facts, "shapes": json.dumps(shapes)}
-    write_atomically(path, safetensors.torch.save(mask.packed(), metadata))
+    write_atomically(path, sealed(mask.packed(), metadata))
 
 
 def load_mask(path: Path) -> tuple[Mask, dict[str, str]]:
     """A mask that `save_mask` wrote, on the CPU, and its facts.
 
     Raises:
-        CheckpointError: missing, or not such a file; nothing in it is ever run as code.
+        CheckpointError: missing, damaged, or not such a file; nothing in it is ever run as code.
     """
     try:
+        if not check_seal(path):
+            log.warning("The mask %s has no checksum: whether it is as it was written cannot be told.", path)
         with safetensors.safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
+            metadata.pop(SEAL, None)
             packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         shapes = {name: tuple(shape) for name, shape in json.loads(metadata.pop("shapes")).items()}
         if shapes.keys() != packed.keys():

@@ -1,13 +1,14 @@
 """The timm VisionTransformer of a run, its weights, and which of its parameters are trained."""
 
 import difflib
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import huggingface_hub
-import safetensors.torch
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -17,6 +18,7 @@ from fl_taskarith.errors import ConfigError, WeightsError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.models.vit_glyph import VIT_GLYPH_WEIGHTS
 from fl_taskarith.models.weights import load_weights
+from fl_taskarith.sealed import sealed
 
 HEAD_PARAMETERS = ("head.weight", "head.bias")
 
@@ -76,13 +78,29 @@ def find_pretrained(model: VisionTransformer, name: str, download: bool) -> Path
         raise WeightsError(f"timm has no pretrained weights for {name}: name a file in `weights`.")
     filename = cfg.get("hf_hub_filename") or "model.safetensors"
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, filename, local_files_only=not download))
+        path = Path(huggingface_hub.hf_hub_download(repository, filename, local_files_only=not download))
     except Exception as error:  # the hub client's own errors and those of the network below it
         raise WeightsError(
             f"The pretrained weights of {name} ({repository}/{filename}) are not in the local cache and could not be "
             f"downloaded ({type(error).__name__}). Set download = true on a machine with internet access, or name a "
             ".safetensors or .pth file that you have in `weights`."
         ) from error
+    _check_cached(path)
+    return path
+
+
+def _check_cached(path: Path) -> None:
+    """The hub's cache names large files by their SHA-256, and does not look at it again.
+
+    Raises:
+        WeightsError: the file has another.
+    """
+    stored = path.resolve()
+    if not re.fullmatch(r"[0-9a-f]{64}", stored.name):
+        return
+    with open(stored, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != stored.name:
+            raise WeightsError(f"The weights in the cache are damaged (another checksum): delete {stored}, run again.")
 
 
 def export_model(model: VisionTransformer, path: Path, classes: Sequence[str], facts: Mapping[str, str]) -> None:
@@ -106,7 +124,7 @@ def export_model(model: VisionTransformer, path: Path, classes: Sequence[str], f
         **facts,
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    write_atomically(path, sealed(tensors, metadata))
 
 
 def pretrained_settings(model: VisionTransformer) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Pretrained weights from a file, in timm's spelling or a release's own, checked key by key. No pickled code is run."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from fl_taskarith.errors import WeightsError
+from fl_taskarith.sealed import check_seal
 
 StateDict = dict[str, Tensor]
 
@@ -62,11 +64,17 @@ def read_tensors(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: missing, of another kind, truncated, or a pickle of more than tensors.
     """
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a name that is too long, for example
+        raise WeightsError(f"The weights file {path} cannot be looked up: {error.strerror}.") from error
+    if not there:
         raise WeightsError(f"There is no weights file {path}. Put it there, or correct `weights`.")
     try:
         if path.suffix == ".safetensors":
+            check_seal(path)
             return dict(load_file(path))
+        _check_archive(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, pickle and zip each have their own
         raise WeightsError(
@@ -79,6 +87,18 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return loaded
 
 
+def _check_archive(path: Path) -> None:
+    """That the parts of a .pth, a zip archive since torch 1.6, have their checksums; torch does not look at them.
+
+    Raises:
+        ValueError: one has another.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"it is damaged: {damaged} in it has another checksum than when it was written")
+
+
 def _spell_as_timm(state: dict[str, Any]) -> StateDict:
     """Unwrap nested checkpoints and strip the prefixes that training wrappers add; keeps tensors only."""
     for wrapper in WRAPPERS:
@@ -89,6 +109,8 @@ def _spell_as_timm(state: dict[str, Any]) -> StateDict:
         while key.startswith(PREFIXES):
             key = key.split(".", 1)[1]
         if isinstance(value, Tensor):
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise WeightsError(f"The weights hold NaN or infinite values in {key}: is the file damaged?")
             renamed[key] = value.float()
     return renamed
 

@@ -1,7 +1,9 @@
 """Runs a one-shot benchmark: cell by cell, each a file; what is done stays done."""
 
 import csv
+import hashlib
 import json
+import logging
 import multiprocessing
 import re
 import time
@@ -36,6 +38,10 @@ from fl_taskarith.paths import resolve
 from fl_taskarith.resident import Resident
 
 Record = dict[str, Any]
+
+CHECKSUM = "sha256"  # in a cell's record: of the rest of it
+
+log = logging.getLogger(__name__)
 
 
 def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | None = None) -> None:
@@ -97,6 +103,7 @@ def _run_one(one_shot: OneShot, cell: Cell, folder: Path, deadline: float | None
         except OSError as error:
             raise CheckpointError(f"Cannot make the folder {path.parent}: {error.strerror}.") from error
         record["seconds"] = time.perf_counter() - started
+        record[CHECKSUM] = _checksum(record)
         write_atomically(path, json.dumps(record, indent=1) + "\n")
     except FlTaskarithError as error:
         return f"{cell.data}, {cell.training}, seed {cell.seed}: {type(error).__name__}: {error}"
@@ -104,12 +111,27 @@ def _run_one(one_shot: OneShot, cell: Cell, folder: Path, deadline: float | None
 
 
 def read_cell(one_shot: OneShot, cell: Cell, folder: Path) -> Record | None:
-    """What `run_cell` found for this cell under these settings and at least these methods; None if it was not run."""
+    """What `run_cell` found for this cell under these settings and at least these methods; None if it was not run.
+
+    Nor was it where its file is damaged, which is warned of.
+    """
+    path = _cell_path(one_shot, cell, folder)
     try:
-        record: Record = json.loads(_cell_path(one_shot, cell, folder).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        if record.pop(CHECKSUM, None) not in (None, _checksum(record)):
+            raise ValueError("another checksum")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        log.warning("The cell %s is damaged (%s); it is run anew.", path, error)
         return None
     return record if set(one_shot.methods) <= record.get("methods", {}).keys() else None
+
+
+def _checksum(record: Record) -> str:
+    """Of the record as it is read back, whose keys are strings."""
+    as_read = json.loads(json.dumps(record))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def _cell_path(one_shot: OneShot, cell: Cell, folder: Path) -> Path:

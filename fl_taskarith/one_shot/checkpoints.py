@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fl_taskarith.errors import WeightsError
+from fl_taskarith.sealed import check_seal
 
 INDEX = "model.safetensors.index.json"  # of a Hugging Face folder whose tensors lie in several files
 # Classifiers belong to one task each and may differ; anything else that differs is another architecture.
@@ -23,10 +24,10 @@ class ModelFile(Mapping[str, Tensor]):
     """The tensors of a .safetensors file, or of a Hugging Face folder, each read when asked for and not kept."""
 
     def __init__(self, path: Path) -> None:
-        """Reads names and shapes.
+        """Reads names and shapes, and files of ours once through to see whether they are sound.
 
         Raises:
-            WeightsError: missing, or not such a file or folder.
+            WeightsError: missing, damaged, or not such a file or folder.
         """
         self.path = path
         self.metadata: dict[str, str] = {}
@@ -34,12 +35,13 @@ class ModelFile(Mapping[str, Tensor]):
         self._shapes: dict[str, tuple[int, ...]] = {}
         try:
             for file in _files_of(path):
+                check_seal(file)
                 with safe_open(file, "pt") as opened:
                     self.metadata |= opened.metadata() or {}
                     for name in opened.keys():  # noqa: SIM118
                         self._files[name] = file
                         self._shapes[name] = tuple(opened.get_slice(name).get_shape())
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise WeightsError(
                 f"{path} cannot be read as a model ({error}). Expected a .safetensors file, or a folder that holds "
                 f"model.safetensors or {INDEX}."

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from fl_taskarith.errors import CheckpointError, ConfigError, WeightsError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.merging.one_shot import MERGE_RULES, merge_direction, scaled_weights
 from fl_taskarith.one_shot.checkpoints import ModelFile, TaskVector, merged_names, require_finite
+from fl_taskarith.sealed import sealed
 
 WITHOUT_BASE = ("average", "median")  # moving all models by the same moves these by it too: θ₀ cancels
 
@@ -105,7 +105,7 @@ def write_merged(sources: MergeSources, merged: dict[str, Tensor], facts: dict[s
     except OSError as error:
         raise CheckpointError(f"Cannot make the folder {output.parent}: {error.strerror}.") from error
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    write_atomically(output, safetensors.torch.save(contiguous, metadata))
+    write_atomically(output, sealed(contiguous, metadata))
 
 
 def describe_sources(sources: MergeSources) -> str:

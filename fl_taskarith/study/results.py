@@ -8,6 +8,7 @@ from typing import Any
 
 from fl_taskarith.config import Config
 from fl_taskarith.errors import CheckpointError
+from fl_taskarith.files import check_unchanged
 from fl_taskarith.logbook import TIMING_COLUMNS, Row, read_rounds
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.search import DIVERGED, Choice, Score, Trial, choose, open_trials
@@ -136,11 +137,13 @@ def inspect(config: Config) -> Outcome:
 def _read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or None if there is no such file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        record = json.loads(content)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"Cannot read {path} ({error}): move the folder away to run it again.") from error
-    if not isinstance(content, dict):
+    check_unchanged(path, content)
+    if not isinstance(record, dict):
         raise CheckpointError(f"{path} holds no JSON object: move the folder away to run it again.")
-    return content
+    return record

@@ -10,6 +10,7 @@ from fl_taskarith.config import IDENTITY_KEYS, from_mapping
 from fl_taskarith.config_clusters import REGRESSION
 from fl_taskarith.config_rule import Scalar
 from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.files import CHECKSUMS, check_unchanged
 from fl_taskarith.logbook import Row, read_rounds
 from fl_taskarith.study.statistics import Summary, summarise
 
@@ -177,16 +178,20 @@ def _words(settings: Settings, telling: Sequence[str]) -> Iterator[str]:
 
 
 def _settings(folder: Path) -> Settings:
+    path = folder / "run.json"
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        return from_mapping(record["config"]).to_run_config()
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        content = path.read_bytes()
+        check_unchanged(path, content)
+        return from_mapping(json.loads(content)["config"]).to_run_config()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(
             f"Cannot read the settings of the run in {folder} ({error}): expected run.json."
         ) from error
 
 
 def _is_finished(folder: Path) -> bool:
+    if (folder / CHECKSUMS).exists():
+        return True  # whatever run.json says: should it be damaged, its reader will say so
     try:
         return bool(json.loads((folder / "run.json").read_text(encoding="utf-8"))["status"] == "finished")
     except (OSError, ValueError, KeyError, TypeError):
