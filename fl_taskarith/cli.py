@@ -2,17 +2,16 @@
 
 import argparse
 import dataclasses
-import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_taskarith import config as configuration
+from fl_taskarith.cli_arguments import positive, seconds
+from fl_taskarith.cli_bench import add_benches
 from fl_taskarith.config_rule import to_toml
 from fl_taskarith.errors import ConfigError, FlTaskarithError
-
-BENCH_OUTPUT = ("name", "run", "json", "results_dir")  # of the parsed words, what a benchmark's function does not take
 
 MERGE_METHODS = ("task-arithmetic", "average", "fednova", "fedgma", "median", "cclip", "ties", "dare")
 MERGE_PARAMETERS = {
@@ -63,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     pretrain.add_argument("--output", type=Path, default=Path("vit_glyph.safetensors"), help="default: %(default)s")
     pretrain.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    pretrain.add_argument("--steps", type=_positive, default=4000, help="default: %(default)s, as shipped")
-    pretrain.add_argument("--threads", type=_positive, default=2, help="default: %(default)s")
+    pretrain.add_argument("--steps", type=positive, default=4000, help="default: %(default)s, as shipped")
+    pretrain.add_argument("--threads", type=positive, default=2, help="default: %(default)s")
     pretrain.set_defaults(run=_pretrain_glyph)
 
     mask = commands.add_parser(
@@ -78,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     mask.add_argument("--output", type=Path, help="folder (default: masks/NAME in the results; none for mask files)")
     mask.add_argument(
-        "--clients", type=_positive, default=0, metavar="N", help="also a mask of each of the first N clients' own"
+        "--clients", type=positive, default=0, metavar="N", help="also a mask of each of the first N clients' own"
     )
     mask.set_defaults(run=_mask)
 
@@ -103,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
         "one-shot", help="fine-tune a model per task, merge them by every method, and attribute the loss"
     )
     one_shot.add_argument("words", nargs="+", metavar="BENCHMARK.toml [key=value]", help="files; settings for all")
-    one_shot.add_argument("--jobs", type=_positive, default=1, help="processes to share the cells out to (default: 1)")
-    one_shot.add_argument("--budget", type=_seconds, help="start no cell after this time, for example 90s, 25m or 3h")
+    one_shot.add_argument("--jobs", type=positive, default=1, help="processes to share the cells out to (default: 1)")
+    one_shot.add_argument("--budget", type=seconds, help="start no cell after this time, for example 90s, 25m or 3h")
     one_shot.add_argument("--results-dir", default="", help="gets one-shot/NAME (default: results/ of the checkout)")
     one_shot.set_defaults(run=_one_shot)
 
@@ -114,14 +113,14 @@ def _parser() -> argparse.ArgumentParser:
     plot.set_defaults(run=_plot)
 
     bench = commands.add_parser("bench", help="measure ours against what it is to beat, side by side")
-    _add_benches(bench.add_subparsers(dest="name", required=True, metavar="NAME"))
+    add_benches(bench.add_subparsers(dest="name", required=True, metavar="NAME"))
 
     study = commands.add_parser("study", help="run the arms of study files over several seeds, and write their tables")
     study.add_argument("words", nargs="+", metavar="STUDY.toml [key=value]", help="study files; settings for all runs")
     study.add_argument("--list", action="store_true", help="say what is done and what is to do; run nothing")
     study.add_argument("--tables", action="store_true", help="write the tables of what is done; run nothing")
-    study.add_argument("--jobs", type=_positive, default=1, help="processes to share the arms out to (default: 1)")
-    study.add_argument("--budget", type=_seconds, help="start no run after this time, for example 90s, 25m or 3h")
+    study.add_argument("--jobs", type=positive, default=1, help="processes to share the arms out to (default: 1)")
+    study.add_argument("--budget", type=seconds, help="start no run after this time, for example 90s, 25m or 3h")
     study.add_argument("--results-dir", default="", help="folder of the studies (default: results/ of the checkout)")
     study.set_defaults(run=_study)
     _add_search(commands)
@@ -131,8 +130,8 @@ def _parser() -> argparse.ArgumentParser:
         mixtures = commands.add_parser(name, help=f"the study of {about}: figures and tables; resumable")
         mixtures.add_argument("--quick", action="store_true", help="a part of it, in 5 minutes on two cores")
         mixtures.add_argument("--tables", action="store_true", help="write the report of what is done; run nothing")
-        mixtures.add_argument("--jobs", type=_positive, default=0, help="processes (default: one per core)")
-        mixtures.add_argument("--budget", type=_seconds, help="start nothing after this time, for example 90s or 25m")
+        mixtures.add_argument("--jobs", type=positive, default=0, help="processes (default: one per core)")
+        mixtures.add_argument("--budget", type=seconds, help="start nothing after this time, for example 90s or 25m")
         mixtures.add_argument("--results-dir", default="", help=f"for {name}/ (default: results/ of the checkout)")
         mixtures.set_defaults(run=_mixture_study, name=name)
     return parser
@@ -165,12 +164,12 @@ def _add_search(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     search.add_argument("words", nargs="*", metavar="[CONF.toml] key=value", help="a settings file, then overrides")
     search.add_argument("--from", dest="low", type=float, default=1e-3, help="lowest rate (default: %(default)s)")
     search.add_argument("--to", dest="high", type=float, default=10.0, help="highest rate (default: %(default)s)")
-    search.add_argument("--per-decade", type=_positive, default=2, help="rates per factor of ten (default: 2)")
-    search.add_argument("--rounds", type=_positive, nargs="+", default=[4, 24], help="of each rung (default: 4 24)")
-    search.add_argument("--keep", type=_positive, default=2, help="rates that go on (default: %(default)s)")
+    search.add_argument("--per-decade", type=positive, default=2, help="rates per factor of ten (default: 2)")
+    search.add_argument("--rounds", type=positive, nargs="+", default=[4, 24], help="of each rung (default: 4 24)")
+    search.add_argument("--keep", type=positive, default=2, help="rates that go on (default: %(default)s)")
     search.add_argument("--seed", type=int, default=0, help="of every run (default: %(default)s)")
-    search.add_argument("--jobs", type=_positive, default=1, help="processes (default: %(default)s)")
-    search.add_argument("--budget", type=_seconds, help="stop at a checkpoint after this time, for example 25m")
+    search.add_argument("--jobs", type=positive, default=1, help="processes (default: %(default)s)")
+    search.add_argument("--budget", type=seconds, help="stop at a checkpoint after this time, for example 25m")
     search.add_argument("--results-dir", default="", help="for search/ (default: results/ of the checkout)")
     search.set_defaults(run=_search)
 
@@ -182,80 +181,6 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     report.add_argument("--authors", type=Path, metavar="AUTHORS.toml", help="[[author]] tables with name and id")
     report.add_argument("--template", type=Path, metavar="TEMPLATE.tex", help="in place of the shipped one")
     report.set_defaults(run=_report)
-
-
-def _add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """A parser per benchmark; what it parses beside `BENCH_OUTPUT` are the arguments of its function."""
-    vit_s, glyph, own = ("vit_small_patch14_dinov2", 98), ("vit_glyph", 16), {}
-    for name, (model, size), repeats, about in (
-        ("fisher", vit_s, 3, "scoring of a mask's sensitivities, against a backward pass per example"),
-        ("engine", vit_s, 5, "a round of clients that do nothing, against Flower's simulation with Ray"),
-        ("round", vit_s, 3, "a round of federated averaging, against its steps in a bare PyTorch loop"),
-        ("scale", glyph, 15, "a round among 100,000 virtual clients, against one among 100"),
-        ("prefix", vit_s, 2, "a round on the frozen blocks' cached tokens, against one of all blocks"),
-        ("throughput", ("vit_small_patch16_224.dino", 224), 5, "images per second, against a bare compiled loop"),
-    ):
-        bench = own[name] = names.add_parser(name, help=about, description=f"Measure {about}.")
-        _add_common(bench, model, size)
-        bench.add_argument("--repeats", type=_positive, default=repeats, help="default: %(default)s")
-    long_run = names.add_parser("long-run", help="time and memory of thousands of rounds, the last against the first")
-    _add_common(long_run, *glyph)
-    long_run.add_argument("--rounds", type=_positive, default=2_000, help="from 300; default: %(default)s")
-    memory = own["memory"] = names.add_parser("memory", help="the peak of a round, against that of a bare loop")
-    _add_common(memory, *vit_s)
-    for name, size in (("round", 32), ("prefix", 32), ("throughput", 64), ("memory", 32)):
-        own[name].add_argument("--batch-size", type=_positive, default=size, help="default: %(default)s")
-    for name, usual in (("round", "fp32"), ("throughput", "bf16"), ("memory", "fp32")):
-        own[name].add_argument(
-            "--precision", choices=("fp32", "bf16", "fp16"), default=usual, help="default: %(default)s"
-        )
-    own["throughput"].add_argument(
-        "--compile",
-        dest="compile_mode",
-        choices=("off", *configuration.COMPILE_MODES),
-        default="default",
-        help="torch.compile on both sides (default: %(default)s)",
-    )
-    own["prefix"].add_argument("--trainable-blocks", type=_positive, default=2, help="default: %(default)s")
-    own["memory"].add_argument("--clients", type=_positive, nargs="+", default=[2, 10, 40], help="default: %(default)s")
-    own["fisher"].add_argument(
-        "--examples", type=_positive, default=128, help="scored each time (default: %(default)s)"
-    )
-    own["engine"].add_argument("--clients", type=_positive, default=10, help="in every round (default: %(default)s)")
-    own["engine"].add_argument(
-        "--actors",
-        type=_positive,
-        default=0,
-        help="of Ray (default: one per two cores, as Flower does)",
-    )
-    own["round"].add_argument("--density", type=float, default=0.0, help="share of weights trained (default: no mask)")
-    own["scale"].add_argument(
-        "--clients", type=_positive, nargs="+", default=[100, 1_000, 10_000, 100_000], help="default: %(default)s"
-    )
-
-
-def _add_common(bench: argparse.ArgumentParser, model: str, size: int) -> None:
-    bench.add_argument("--json", action="store_true", help="print the record instead of words")
-    bench.add_argument("--model", dest="model_name", default=model, help="timm model (default: %(default)s)")
-    bench.add_argument("--input-size", type=_positive, default=size, help="pixels (default: %(default)s)")
-    bench.add_argument("--device", dest="device_name", default="auto", help="auto, cpu, ... (default: %(default)s)")
-    bench.add_argument("--results-dir", default="", help="for bench/NAME.json (default: results/ of the checkout)")
-    bench.set_defaults(run=_bench)
-
-
-def _seconds(text: str) -> float:
-    """An argument that is a time with its unit, for example 25m."""
-    number, unit = text[:-1], {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
-    if unit is None or not number.isdecimal() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a time: expected a whole number and s, m or h, such as 25m")
-    return float(int(number) * unit)
-
-
-def _positive(text: str) -> int:
-    """An argument that is a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
-    return int(text)
 
 
 def key_reference() -> str:
@@ -355,18 +280,6 @@ def _pretrain_glyph(parsed: argparse.Namespace) -> None:
 
     report = pretrain_glyph(parsed.output, seed=parsed.seed, steps=parsed.steps, threads=parsed.threads)
     print(f"{parsed.output.resolve()}: accuracy on letters of fonts held out {report.held_out_accuracy:.4f}")
-
-
-def _bench(parsed: argparse.Namespace) -> None:
-    name = parsed.name.replace("-", "_")
-    measure = getattr(importlib.import_module(f"fl_taskarith.bench.{name}"), f"bench_{name}")
-    from fl_taskarith.paths import results_root
-    from fl_taskarith.resident import choose_device
-
-    found = measure(**{name: value for name, value in vars(parsed).items() if name not in BENCH_OUTPUT})
-    path = found.write(results_root(parsed.results_dir) / "bench", choose_device(parsed.device_name))
-    print(path.read_text() if parsed.json else "\n".join((*found.lines, str(path))))
-    print(f"ratio: {found.ratio:.2f}")
 
 
 def _plot(parsed: argparse.Namespace) -> None:
