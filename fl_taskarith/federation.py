@@ -204,6 +204,9 @@ class FederatedRun(Run):
         sent = (Message(content, partition, "query.frozen") for partition in partitions)
         for _ in self.strategy.failures.read(self.grid.exchange(sent), told):
             pass  # a client that cannot keep them answers with an error
+        for file in Path(self.strategy.state_folder).glob("frozen-*.safetensors"):
+            if file.name != self.strategy.frozen_name:  # of before the head was solved anew
+                file.unlink(missing_ok=True)
         row["downlink_bytes"] += len(partitions) * payload_bytes(arrays)
 
     def complete(self, row: Row) -> None:

@@ -208,6 +208,7 @@ def test_a_refreshed_head_is_the_ridge_head_of_the_trained_backbone(quick_config
     head = RidgeSolver(statistics).solve(10.0)
     assert torch.allclose(weights["head.weight"], head.weight.float(), atol=1e-4)
     assert torch.allclose(weights["head.bias"], head.bias.float(), atol=1e-4)
+    assert len(list((history.folder / "client-states").glob("frozen-*"))) == 1, "of the refreshed head alone"
     moved = [row["uplink_bytes"] for row in history.rows[1:]]
     assert moved[2] > moved[1] == moved[0], "statistics went up in the round that refreshed"
 
