@@ -14,6 +14,7 @@ Scalar = bool | int | float | str
 
 AUTO = "auto"
 IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
+LARGEST_INT = 2**53  # of any whole number: beyond it floats have gaps
 LARGEST = 1e6  # of any step size, penalty or scale: beyond it float32 overflows
 
 
@@ -52,7 +53,7 @@ class Rule:
         if isinstance(value, numbers.Real) and not isinstance(value, (bool, int)):
             with contextlib.suppress(OverflowError):  # a fraction beyond all floats: left as it is, and refused below
                 value = int(value) if isinstance(value, numbers.Integral) else float(value)  # numpy's come from sweeps
-        if self.kind is float and type(value) is int and abs(value) <= 2**53:
+        if self.kind is float and type(value) is int and abs(value) <= LARGEST_INT:
             value = float(value)
         if not isinstance(value, (bool, int, float, str)) or type(value) is not self.kind or not self._in_range(value):
             raise ConfigError(f"{key} = {shown(value)} is not accepted: expected {self.expected()}.")
@@ -63,6 +64,8 @@ class Rule:
             known = not self.choices or value in self.choices
             return (known or (self.importable and bool(IMPORTABLE.fullmatch(value)))) and value.isprintable()
         if isinstance(value, float) and not math.isfinite(value):
+            return False
+        if type(value) is int and abs(value) > LARGEST_INT:
             return False
         return self.low <= value <= self.high and not (self.exclusive_low and value == self.low)
 

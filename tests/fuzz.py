@@ -174,7 +174,7 @@ def _drawn(
         try:
             tally.note(attempt(drawn))
         except Exception as error:
-            tally.lose(f"{drawn!r:.200}: {type(error).__name__}: {error}")
+            tally.lose(f"{shown(drawn)}: {type(error).__name__}: {error}")
 
     each()
     return tally

@@ -49,7 +49,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("what", ODD)
-@pytest.mark.parametrize("key", ["seed", "learning-rate", "ridge-lambda", "nesterov", "sharding"])
+@pytest.mark.parametrize("key", ["seed", "clients-at-once", "learning-rate", "ridge-lambda", "nesterov", "sharding"])
 def test_what_cannot_even_be_written_down_is_refused(key: str, what: str) -> None:
     assert try_mapping({key: ODD[what]}) == "refused, naming a key"
 

@@ -28,7 +28,7 @@ from fl_taskarith import simulate
 from fl_taskarith.cli import main as command
 from fl_taskarith.client import app
 from fl_taskarith.config import Config
-from fl_taskarith.errors import CheckpointError
+from fl_taskarith.errors import FlTaskarithError
 from fl_taskarith.federation import run_federation
 from fl_taskarith.logbook import Row
 
@@ -50,7 +50,7 @@ def fault_at_every_write(config: Config, trials: int | None) -> Tally:
         try:
             with _full_disk(after=number):
                 simulate(named)
-        except CheckpointError as error:
+        except FlTaskarithError as error:
             if named.run_name not in str(error):
                 tally.lose(f"{trial}: the error names no file of the run: {error}")
                 continue
@@ -137,7 +137,7 @@ def small_disks(config: Config, trials: int, seed: int = 0) -> Tally:
             trial = f"{kilobytes} kB"
             try:
                 simulate(there)
-            except CheckpointError as error:
+            except FlTaskarithError as error:
                 if folder not in str(error):
                     tally.lose(f"{trial}: the error names no path: {error}")
                     continue
@@ -183,7 +183,7 @@ def read_only_folders(config: Config) -> Tally:
                 trial, wrong = f"read-only after round {closed_after}", "the run finished"
                 try:
                     _run_closed(dataclasses.replace(there, run_name=run.name), run, closed_after)
-                except CheckpointError as error:
+                except FlTaskarithError as error:
                     wrong = "" if run.name in str(error) else f"the error names no path: {error}"
                 except Exception as error:
                     wrong = f"{type(error).__name__}: {error}"
