@@ -1,6 +1,6 @@
 """Try every fault, count what came of it, and write the table results/reliability/README.md.
 
-    python tests/reliability.py                      # all of it: 25 minutes on two idle cores
+    python tests/reliability.py                      # all of it: about 10 minutes on two cores
     python tests/reliability.py --quick              # a short form of all of it: 2 minutes
     python tests/reliability.py --part damage        # one part; the others' counts stay as they were
     python tests/reliability.py --part kills --cases "fedbn, random" "scaffold, random"
