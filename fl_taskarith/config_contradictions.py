@@ -41,8 +41,6 @@ def contradictions(config: "Config") -> list[tuple[bool, str]]:
          'trainable = "backbone", head-rounds = 0 and not strategy = "br-ifca".'),
         (config.ridge_refresh > 0 and config.strategy == "fedbn",
          'ridge-refresh solves one head, and strategy = "fedbn" gives every client features of its own: set it to 0.'),
-        (config.ridge_refresh > config.num_rounds,
-         f"ridge-refresh = {config.ridge_refresh} exceeds num-rounds = {config.num_rounds}."),
         (config.schedule == "plateau" and (config.validation_size == 0 or config.evaluate_every != 1),
          'schedule = "plateau" watches the validation loss of every round: it needs validation-size above 0 and '
          "evaluate-every = 1."),

@@ -139,6 +139,7 @@ def test_what_is_done_is_not_run_again_beside_what_is_open(
     run_studies([study], tmp_path)
     for record in (tmp_path / "tiny" / "runs").glob("*-s0-*/run.json"):  # seed 0 of both arms was interrupted
         record.write_text(record.read_text().replace('"finished"', '"interrupted"', 1))
+        (record.parent / "SHA256SUMS").unlink()
     monkeypatch.setattr("fl_taskarith.study.runner._workers", lambda jobs: contextlib.nullcontext(runner._Submit(None)))
     run_studies([study], tmp_path, jobs=2)
     assert [run.seed for run in training.runs[6:]] == [0, 0]

@@ -139,8 +139,7 @@ def load_mask(path: Path) -> tuple[Mask, dict[str, str]]:
         CheckpointError: missing, damaged, or not such a file; nothing in it is ever run as code.
     """
     try:
-        if not check_seal(path):
-            log.warning("The mask %s has no checksum: whether it is as it was written cannot be told.", path)
+        is_sealed = check_seal(path)
         with safetensors.safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
             metadata.pop(SEAL, None)
@@ -154,4 +153,6 @@ def load_mask(path: Path) -> tuple[Mask, dict[str, str]]:
             f"{path} cannot be read as a mask ({error}). Expected a mask.safetensors as a run or `fl-taskarith mask` "
             "writes it."
         ) from error
+    if not is_sealed:
+        log.warning("The mask %s has no checksum: whether it is as it was written cannot be told.", path)
     return mask, metadata
