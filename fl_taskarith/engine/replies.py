@@ -182,12 +182,12 @@ def tensors_of(reply: Message, key: str, device: torch.device, layout: Layout) -
         tensors = to_tensors(record, device)
     except (ValueError, TypeError, OSError, EOFError) as error:
         raise ClientFailure(_complaint(reply, f'whose "{key}" cannot be read: {error}')) from error
-    for name, expected in layout.items():
-        found = (tensors[name].dtype, tuple(tensors[name].shape))
-        if found != expected:
-            about = f'whose "{key}" holds {name} as {_shown(*found)}, not as {_shown(*expected)}'
-            hint = ": was it made under another mask?" if found[0] == expected[0] else "."
-            raise ClientFailure(_complaint(reply, about, hint))
+    found = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    if found != layout:
+        name = next(name for name in layout if found[name] != layout[name])
+        about = f'whose "{key}" holds {name} as {_shown(*found[name])}, not as {_shown(*layout[name])}'
+        hint = ": was it made under another mask?" if found[name][0] == layout[name][0] else "."
+        raise ClientFailure(_complaint(reply, about, hint))
     return {name: tensors[name] for name in layout}
 
 
