@@ -108,10 +108,8 @@ def train_in_cluster(message: Message, partition: int) -> RecordDict:
     Replies with the cluster and the task vector of its model, [1, ...] per tensor.
     """
     started = time.perf_counter()
-    config, current = read_settings(message.content.config_records["config"])
-    home = resident(config)
-    stacked = to_tensors(message.content.array_records["arrays"], home.device)
-    frozen = _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
+    _, home, stacked, frozen = _received(message)
+    config = home.config
     examples, positions = _training_examples(home, partition)
     own = examples.take(positions)
     losses = []
@@ -229,10 +227,8 @@ def ridge_statistics(message: Message, partition: int) -> RecordDict:
     The features are those of the backbone in the message, or of the pretrained one where it has none.
     """
     started = time.perf_counter()
-    config, current = read_settings(message.content.config_records["config"])
-    home = resident(config)
-    trained = to_tensors(message.content.array_records["arrays"], home.device)
-    frozen = _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
+    _, home, trained, frozen = _received(message)
+    config = home.config
     home.place(GlobalModel(trained, frozen))
     shard = as_seen_by(config, partition, home.data.train.take(home.shards[partition]))
     statistics = RidgeStatistics.of(home.features(shard), shard.labels, len(home.data.dataset.classes))
@@ -243,10 +239,8 @@ def ridge_statistics(message: Message, partition: int) -> RecordDict:
 def gram_diagonals(message: Message, partition: int) -> RecordDict:
     """Σ x_j² of the inputs to each trained linear layer over this shard, under the model in the message."""
     started = time.perf_counter()
-    config, current = read_settings(message.content.config_records["config"])
-    home = resident(config)
-    trained = to_tensors(message.content.array_records["arrays"], home.device)
-    frozen = _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
+    _, home, trained, frozen = _received(message)
+    config = home.config
     home.place(GlobalModel(trained, frozen))
     shard = as_seen_by(config, partition, home.data.train.take(home.shards[partition]))
     layers = linear_shapes(home.model, trained)
@@ -258,10 +252,8 @@ def gram_diagonals(message: Message, partition: int) -> RecordDict:
 def evaluate_own(message: Message, partition: int) -> RecordDict:
     """Accuracy of this client's own model, and of the global one, on the images of its shard's classes."""
     started = time.perf_counter()
-    config, current = read_settings(message.content.config_records["config"])
-    home = resident(config)
-    shared = to_tensors(message.content.array_records["arrays"], home.device)
-    frozen = _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
+    current, home, shared, frozen = _received(message)
+    config = home.config
     kept = _kept(current, partition, home.device)
     classes = home.data.train.labels[home.shards[partition]].unique()
     metrics: dict[str, MetricValue] = {"num-examples": len(home.shards[partition]), "num-classes": len(classes)}
@@ -281,6 +273,19 @@ def evaluate_own(message: Message, partition: int) -> RecordDict:
             metrics[f"{model}-{split}-accuracy"] = measured.accuracy
     metrics["evaluate-seconds"] = time.perf_counter() - started
     return RecordDict({"metrics": MetricRecord(metrics)})
+
+
+def _received(message: Message) -> tuple[RoundSettings, Resident, Weights, Frozen]:
+    """What a message says and brings: the round's settings, the resident of its run, its tensors, and what is fixed."""
+    config, current = read_settings(message.content.config_records["config"])
+    home = resident(config)
+    arrays = to_tensors(message.content.array_records["arrays"], home.device)
+    return (
+        current,
+        home,
+        arrays,
+        _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device),
+    )
 
 
 def _training_examples(home: Resident, partition: int) -> tuple[ImageSet, Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from conftest import final_weights, same_bits
 from damage import TINY
-from faults import FAULTS, FaultyApp
+from faults import FAULTS, FaultyApp, with_fault
 from trials import Tally
 
 from fl_taskarith import simulate
@@ -37,21 +37,12 @@ def client_faults(folder: Path) -> list[Tally]:
     return tallies
 
 
-def _with(config: Config, fault: str, policy: str) -> Config:
-    return dataclasses.replace(
-        config,
-        run_name=f"{policy}-{fault}".replace(" ", "-"),
-        on_client_failure=policy,
-        client_timeout=2.0 if fault == "hangs" else 0.0,
-    )
-
-
 def _skipped(config: Config, fault: str) -> Path:
-    return run_federation(_with(config, fault, "skip"), FaultyApp(fault, AT_FAULT)).folder
+    return run_federation(with_fault(config, fault, "skip"), FaultyApp(fault, AT_FAULT)).folder
 
 
 def _differences_by_stop(config: Config, fault: str) -> list[str]:
-    stopping = _with(config, fault, "stop")
+    stopping = with_fault(config, fault, "stop")
     try:
         run_federation(stopping, FaultyApp(fault, AT_FAULT))
     except ClientFailure as error:

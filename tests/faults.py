@@ -9,6 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fl_taskarith import client
+from fl_taskarith.config import Config
 from fl_taskarith.engine.records import to_record, to_tensors
 
 Work = Callable[[Message, int], RecordDict]
@@ -155,6 +156,16 @@ FAULTS: dict[str, tuple[Work, str]] = {  # what goes wrong, and what is said abo
     "sends no metrics": (forgets_its_metrics, "without metrics"),
     "uses another mask": (uses_another_mask, "made with another mask or head"),
 }
+
+
+def with_fault(config: Config, fault: str, policy: str) -> Config:
+    """The run `POLICY-FAULT`, under a time limit where the fault is to hang."""
+    return dataclasses.replace(
+        config,
+        run_name=f"{policy}-{fault}".replace(" ", "-"),
+        on_client_failure=policy,
+        client_timeout=4.0 if fault == "hangs" else 0.0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import final_weights, numbers, power_cut, same_bits
-from faults import FAULTS, FaultyApp
+from faults import FAULTS, FaultyApp, with_fault
 from flwr.app import Context, Error, Message, RecordDict
 
 from fl_taskarith import client, simulate
@@ -29,15 +29,6 @@ def one_round(quick_config: Config) -> Config:
     """A round of five masked clients, all sampled."""
     return dataclasses.replace(
         quick_config, num_clients=8, classes_per_client=5, participation=1.0, num_rounds=1, mask_rule="random"
-    )
-
-
-def with_fault(config: Config, fault: str, policy: str) -> Config:
-    return dataclasses.replace(
-        config,
-        run_name=f"{policy} {fault}".replace(" ", "-"),
-        on_client_failure=policy,
-        client_timeout=4.0 if fault == "hangs" else 0.0,
     )
 
 

@@ -281,9 +281,8 @@ class FedAvg(FlowerFedAvg):
             )
         metrics = self._summarise(log)
         metrics["update-norm"] = self.config.server_lr * norm
-        if (
-            self._sum_only and not self.config.byzantine_fraction
-        ):  # else the norms that clients tell are not those that came
+        # Under attack the norms that clients tell are not those of the task vectors that came.
+        if self._sum_only and not self.config.byzantine_fraction:
             norms, weights = ([metric(each, name) for each in log] for name in ("update-norm", "num-examples"))
             if (cosine := mean_pairwise_cosine(norm, norms, weights)) is not None:
                 metrics["client-cosine"] = cosine
