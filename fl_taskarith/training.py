@@ -71,7 +71,7 @@ def train_locally(
         Divergence: under fp16, no step had finite gradients.
     """
     device = examples.images.device
-    torch.manual_seed(torch_seed(generator))
+    _seed_torch(torch_seed(generator), device)
     positions = torch.from_numpy(batch_positions(len(shard), batch_size, local_steps, generator)).to(shard.device)
     steps, batch = positions.shape
     augmentations = draw_augmentations(steps, batch, preprocessing.crop_padding, generator, device)
@@ -93,6 +93,14 @@ def train_locally(
         scale = scaler.get_scale()
         _report_skipped(round(math.log2(LOSS_SCALE / scale)) if scale else steps, steps)
     return loss_sum.item() / local_steps
+
+
+def _seed_torch(seed: int, device: torch.device) -> None:
+    """torch.manual_seed, which takes milliseconds for devices that are not there, as long as a step of a small model."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def local_loss(scores: Tensor, labels: Tensor, name: str, logit_scale: float = 1.0) -> Tensor:

@@ -8,6 +8,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -92,4 +93,10 @@ def read_settings(record: ConfigRecord) -> tuple[Config, RoundSettings]:
     values: dict[str, Any] = dict(record)
     of_round = {name: values.pop(name) for name in list(values) if name.startswith("round.")}
     current = RoundSettings(**{name.removeprefix("round."): value for name, value in of_round.items()})
-    return from_mapping(values), current
+    return _checked(tuple((name, type(value), value) for name, value in values.items())), current
+
+
+@lru_cache(maxsize=4)
+def _checked(settings: tuple[tuple[str, type, Any], ...]) -> Config:
+    """The settings of a run, read and checked once and not with every message; types tell 1 from 1.0 and True."""
+    return from_mapping({name: value for name, _, value in settings})

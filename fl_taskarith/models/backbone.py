@@ -16,6 +16,7 @@ from torch import nn
 
 from fl_taskarith.errors import ConfigError, WeightsError
 from fl_taskarith.files import write_atomically
+from fl_taskarith.models.class_token import compute_class_token_only
 from fl_taskarith.models.vit_glyph import VIT_GLYPH_WEIGHTS
 from fl_taskarith.models.weights import load_weights
 from fl_taskarith.sealed import sealed
@@ -27,6 +28,8 @@ def build_model(
     name: str, num_classes: int, input_size: int, weights: str, download: bool, seed: int
 ) -> VisionTransformer:
     """A timm VisionTransformer with a zero linear head `head` [num_classes, width] on the class token, on the CPU.
+
+    Its last block is cut down to what that head reads (`class_token`).
 
     Args:
         name: timm's model name, for example "vit_small_patch16_224.dino".
@@ -65,6 +68,7 @@ def build_model(
     with torch.no_grad():
         for name in HEAD_PARAMETERS:
             model.get_parameter(name).zero_()
+    compute_class_token_only(model)
     return model
 
 

@@ -203,10 +203,12 @@ class FedAvg(FlowerFedAvg):
         self._asked = {key: layout_of(to_tensors(record, self.device)) for key, record in records.items()}
         self.traffic = Traffic(downlink=len(chosen) * sum(map(payload_bytes, records.values())))
         messages = []
+        told: dict[RoundSettings, ConfigRecord] = {}  # the same to all clients but those with a state of their own
         for partition in self._staying(server_round, chosen):
             settings = self.round_settings(server_round, partition)
-            record = settings_record(self.config, settings)
-            content = RecordDict({**records, self.configrecord_key: record})
+            if settings not in told:
+                told[settings] = settings_record(self.config, settings)
+            content = RecordDict({**records, self.configrecord_key: told[settings]})
             messages.append(Message(content, partition, MessageType.TRAIN))
         return messages
 

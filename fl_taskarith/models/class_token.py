@@ -1,0 +1,55 @@
+"""The last block of a vision transformer whose head reads the class token alone: what the head does not read is left out.
+
+The last block's query, projection and MLP of every other token change no score and no gradient, so they are not
+computed: three quarters of that block's arithmetic in training and in evaluation.
+"""
+
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class ClassTokenBlock(nn.Module):
+    """timm's `Block` on tokens [B, T, d] for the class token's output alone, [B, 1, d]: the same numbers to rounding.
+
+    Shares the block's modules under the block's own names, so parameters keep theirs.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        for name, module in block.named_children():
+            self.add_module(name, module)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """As timm's, of the first token."""
+        first = tokens[:, :1] + self.drop_path1(self.ls1(self._attention(self.norm1(tokens))))
+        output: Tensor = first + self.drop_path2(self.ls2(self.mlp(self.norm2(first))))
+        return output
+
+    def _attention(self, tokens: Tensor) -> Tensor:
+        """timm's `Attention` of the class token's query to all keys: [B, 1, d]."""
+        layer: Attention = self.attn
+        batch, count, _ = tokens.shape
+        parts = layer.qkv(tokens).view(batch, count, 3, layer.num_heads, layer.head_dim)
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, T, head_dim] each
+        query, key = layer.q_norm(query[:, :, :1]), layer.k_norm(key)
+        if layer.fused_attn:
+            dropout = layer.attn_drop.p if self.training else 0.0
+            mixed = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        else:
+            mixed = layer.attn_drop(((query * layer.scale) @ key.transpose(-2, -1)).softmax(-1)) @ value
+        output: Tensor = layer.proj_drop(layer.proj(mixed.transpose(1, 2).reshape(batch, 1, -1)))
+        return output
+
+
+def compute_class_token_only(model: VisionTransformer) -> None:
+    """Let the model's last block compute what its head reads, where that is the class token; else change nothing."""
+    last = model.blocks[-1]
+    if model.global_pool == "token" and type(last) is Block and _is_plain(last.attn):
+        model.blocks[-1] = ClassTokenBlock(last)
+
+
+def _is_plain(attention: nn.Module) -> bool:
+    """Neither another kind of attention nor one with the gate and norm that releases after timm 1.0.15 may have."""
+    added = [getattr(attention, name, None) for name in ("norm", "gate")]
+    return type(attention) is Attention and all(isinstance(module, nn.Identity | None) for module in added)
