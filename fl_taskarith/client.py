@@ -35,7 +35,7 @@ from fl_taskarith.mixture_client import cluster_step, expectation_step, mixture_
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, linear_shapes
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.optim import sgdm, step_coefficient_sum
-from fl_taskarith.resident import EVALUATION_BATCH, Resident, resident
+from fl_taskarith.resident import Resident, resident
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.training import evaluate, input_square_sums, set_trained, train_locally
 
@@ -116,7 +116,7 @@ def train_in_cluster(message: Message, partition: int) -> RecordDict:
     for cluster in range(config.num_clusters):
         home.place(GlobalModel({name: value[cluster] for name, value in stacked.items()}, frozen))
         measured = evaluate(
-            home.network, own, home.preprocessing, batch_size=EVALUATION_BATCH, precision=config.precision
+            home.network, own, home.preprocessing, batch_size=home.evaluation_batch, precision=config.precision
         )
         losses.append(measured.loss)
     chosen = losses.index(min(losses))
@@ -244,7 +244,7 @@ def gram_diagonals(message: Message, partition: int) -> RecordDict:
     home.place(GlobalModel(trained, frozen))
     shard = as_seen_by(config, partition, home.data.train.take(home.shards[partition]))
     layers = linear_shapes(home.model, trained)
-    sums = input_square_sums(home.model, list(layers), home.network, shard, home.preprocessing, EVALUATION_BATCH)
+    sums = input_square_sums(home.model, list(layers), home.network, shard, home.preprocessing, home.evaluation_batch)
     metrics: dict[str, MetricValue] = {"num-examples": len(shard), "train-seconds": time.perf_counter() - started}
     return RecordDict({"arrays": to_record(sums), "metrics": MetricRecord(metrics)})
 
@@ -266,7 +266,7 @@ def evaluate_own(message: Message, partition: int) -> RecordDict:
                 home.network,
                 own_images,
                 home.preprocessing,
-                batch_size=EVALUATION_BATCH,
+                batch_size=home.evaluation_batch,
                 precision=config.precision,
             )
             metrics[f"{split}-examples"] = measured.examples

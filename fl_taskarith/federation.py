@@ -32,6 +32,7 @@ from fl_taskarith.models.backbone import linear_shapes
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.resident import Resident, available_threads, resident
 from fl_taskarith.run import History, Progress, Run, overhead
+from fl_taskarith.starts import Starts
 from fl_taskarith.strategies import strategy_class
 from fl_taskarith.tracking import require_trackers
 
@@ -44,6 +45,7 @@ def run_federation(
     grid: Grid | None = None,
     progress: Progress | None = None,
     deadline: float | None = None,
+    starts: Starts | None = None,
 ) -> History:
     """Run or continue what `config` describes, and draw its curves.
 
@@ -52,6 +54,7 @@ def run_federation(
         grid: Flower's own Grid, needed by engine = "flower" only.
         progress: called with (round, last round, row) after each round.
         deadline: time (of time.time) from which the run stops after its round, with a checkpoint.
+        starts: of the caller's earlier runs; None to find all of round 0 anew.
 
     Raises:
         FlTaskarithError: with the cause, in the user's terms; the results so far stay in the folder.
@@ -72,6 +75,7 @@ def run_federation(
         if home is not None:
             run = make_run(shared, home, logbook, progress, client_app, grid)
             run.deadline = deadline
+            run.starts = starts or run.starts
             run.execute()
         else:
             engine = _choose_engine(shared, client_app, grid)

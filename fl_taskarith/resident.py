@@ -34,7 +34,7 @@ from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
 from fl_taskarith.paths import resolve
 from fl_taskarith.training import Inputs, autocast, extract_features
 
-EVALUATION_BATCH = 256
+EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # images at a time: what a CPU's cache holds; many for a GPU
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,11 @@ class Resident:
         return task_vector_norm({name: value - start[name] for name, value in backbone.items()})
 
     @property
+    def evaluation_batch(self) -> int:
+        """Images that are evaluated at a time."""
+        return EVALUATION_BATCH[self.device.type]
+
+    @property
     def first_block(self) -> int:
         """The first block of `network`."""
         config, depth = self.config, len(self.model.blocks)
@@ -205,7 +210,7 @@ class Resident:
             self.network,
             examples,
             self.preprocessing,
-            batch_size=EVALUATION_BATCH,
+            batch_size=self.evaluation_batch,
             precision=self.config.precision,
         )
 

@@ -26,7 +26,8 @@ from fl_taskarith.masking.mask import save_mask
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, export_model
 from fl_taskarith.models.heads import RIDGE_GRID, RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
 from fl_taskarith.optim import learning_rate
-from fl_taskarith.resident import EVALUATION_BATCH, Resident
+from fl_taskarith.resident import Resident
+from fl_taskarith.starts import Starts
 from fl_taskarith.training import Evaluation, evaluate
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Run(ABC):
         self.logbook = logbook
         self.progress = progress
         self.deadline: float | None = None  # of time.time; from then on the run ends after its round, saved
+        self.starts = Starts()
         self.model = GlobalModel({})
         self.evaluated = {"val": home.data.validation, "test": home.data.test}
 
@@ -191,7 +193,8 @@ class Run(ABC):
         row: Row = {"round": 0, "clients": 0, "uplink_bytes": 0, "downlink_bytes": 0, "train_seconds": 0.0}
         head = {name: self.home.pretrained[name] for name in HEAD_PARAMETERS}
         if self.config.head == "ridge":
-            head = self._solve_ridge_head(row)
+            head, facts = self.starts.once(self.config, "head", row, lambda: self._solve_ridge_head(row))
+            self.logbook.note(head=facts)
         row["overhead_seconds"] = overhead(time.perf_counter() - started, row["train_seconds"])
         self.finish_round(row, head)
 
@@ -211,7 +214,7 @@ class Run(ABC):
         elif config.masked:
             by_clients = config.mask_source == "clients"
             sums = self.client_sums(head, row) if by_clients else server_sums(self.home, head)
-            calibration = make_mask(self.home, sums)
+            calibration = self.starts.once(config, "mask", row, lambda: make_mask(self.home, sums))
             facts = mask_facts(config, calibration)
             log.info(
                 "Mask: %(updated)d of %(maskable)d weights (density %(density).4g) are updated, by %(rule)s.", facts
@@ -231,13 +234,14 @@ class Run(ABC):
     def _refresh_head(self, row: Row) -> None:
         """Solve the head anew for the backbone as it is, and send it to clients in place of the last one."""
         started, clients_before = time.perf_counter(), row["train_seconds"]
-        head = self._solve_ridge_head(row)
+        head, facts = self._solve_ridge_head(row)
+        self.logbook.note(head=facts)
         self.model = GlobalModel(self.model.trained, Frozen(self.model.frozen.weights | head, self.model.frozen.mask))
         self.distribute(row)
         row["overhead_seconds"] += overhead(time.perf_counter() - started, row["train_seconds"] - clients_before)
 
-    def _solve_ridge_head(self, row: Row) -> Weights:
-        """The head's weight and bias; λ and logit scale by validation where they are "auto"."""
+    def _solve_ridge_head(self, row: Row) -> tuple[Weights, dict[str, object]]:
+        """The head's weight and bias, and facts for run.json; λ and logit scale by validation where they are "auto"."""
         solver = RidgeSolver(self.ridge_statistics(row))
         self.home.place(self.model)
         validation = pooled(self.config, self.home.data.validation)
@@ -251,8 +255,8 @@ class Run(ABC):
         if logit_scale == AUTO:
             logit_scale = fit_logit_scale(head.scores(features), validation.labels)
         scaled = head.scaled(float(logit_scale))
-        self.logbook.note(head={"kind": "ridge", "ridge_lambda": ridge_lambda, "logit_scale": logit_scale})
-        return dict(zip(HEAD_PARAMETERS, (scaled.weight.float().contiguous(), scaled.bias.float()), strict=True))
+        weights = dict(zip(HEAD_PARAMETERS, (scaled.weight.float().contiguous(), scaled.bias.float()), strict=True))
+        return weights, {"kind": "ridge", "ridge_lambda": ridge_lambda, "logit_scale": logit_scale}
 
     def _evaluate(self, row: Row) -> None:
         """Validation and test loss and accuracy of the global model, and ‖θ − θ₀‖, into `row`.
@@ -262,7 +266,11 @@ class Run(ABC):
         """
         started = time.perf_counter()
         row["task_vector_norm"] = self.home.task_vector_norm(self.model)
-        measured = {split: self._measured(examples) for split, examples in self.evaluated.items()}
+
+        def measure() -> dict[str, list[list[Evaluation]]]:
+            return {split: self._measured(examples) for split, examples in self.evaluated.items()}
+
+        measured = measure() if row["round"] else self.starts.once(self.config, "evaluation", row, measure)
         by_model = measured["val"]
         best = [min(range(len(by_model)), key=lambda model: by_model[model][group].loss)
                 for group in range(len(by_model[0]))]  # fmt: skip
@@ -287,7 +295,7 @@ class Run(ABC):
                         self.home.compiled_network,
                         seen,
                         self.home.preprocessing,
-                        batch_size=EVALUATION_BATCH,
+                        batch_size=self.home.evaluation_batch,
                         precision=self.config.precision,
                     )
                     for seen in views(self.config, examples)

@@ -13,9 +13,16 @@ from fl_taskarith.config import Config
 from fl_taskarith.federation import run_federation
 from fl_taskarith.logbook import Row
 from fl_taskarith.run import History, Progress, describe_round
+from fl_taskarith.starts import Starts
 
 
-def simulate(conf: Path | str | Config | None = None, *, deadline: float | None = None, **overrides: object) -> History:
+def simulate(
+    conf: Path | str | Config | None = None,
+    *,
+    deadline: float | None = None,
+    starts: Starts | None = None,
+    **overrides: object,
+) -> History:
     """Run the app that `flwr run .` runs, in this process, with a progress bar.
 
     For example `simulate("conf/fedavg-noniid.toml", classes_per_client=5)`. With engine = "flower" the clients run in
@@ -24,6 +31,7 @@ def simulate(conf: Path | str | Config | None = None, *, deadline: float | None 
     Args:
         conf: a TOML file of settings, or a Config, or None for the defaults (the quick start).
         deadline: time (of time.time) from which the run stops after its round, with a checkpoint.
+        starts: what round 0 found in the caller's earlier runs, so that runs of one search do not find it again.
         overrides: settings by their Python names.
 
     Raises:
@@ -40,11 +48,11 @@ def simulate(conf: Path | str | Config | None = None, *, deadline: float | None 
 
     with _ProgressBar() as bar:
         if config.engine == "sequential":
-            return run_federation(config, client_app, progress=bar.show, deadline=deadline)
-        return _run_on_ray(config, bar.show, deadline)
+            return run_federation(config, client_app, progress=bar.show, deadline=deadline, starts=starts)
+        return _run_on_ray(config, bar.show, deadline, starts)
 
 
-def _run_on_ray(config: Config, progress: Progress, deadline: float | None) -> History:
+def _run_on_ray(config: Config, progress: Progress, deadline: float | None, starts: Starts | None) -> History:
     """The same on Flower's simulation engine; its run_simulation raises what the ServerApp raises."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -59,7 +67,7 @@ def _run_on_ray(config: Config, progress: Progress, deadline: float | None) -> H
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        histories.append(run_federation(config, client_app, grid, progress, deadline))
+        histories.append(run_federation(config, client_app, grid, progress, deadline, starts))
 
     cores = available_threads()  # one actor that has them all: clients take turns, as in the sequential engine
     on_gpu = choose_device(config.device).type == "cuda"

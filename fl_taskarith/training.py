@@ -96,7 +96,7 @@ def train_locally(
 
 
 def _seed_torch(seed: int, device: torch.device) -> None:
-    """torch.manual_seed, which takes milliseconds for devices that are not there, as long as a step of a small model."""
+    """torch.manual_seed; it takes milliseconds for devices that are not there, a good part of a small model's step."""
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 from fl_taskarith.config import Config
 from fl_taskarith.logbook import Logbook
 from fl_taskarith.run import History
+from fl_taskarith.starts import Starts
 from fl_taskarith.study.definition import Study
 from fl_taskarith.study.study_file import load_study
 
@@ -66,7 +67,7 @@ class FakeTraining:
         self.accuracy = accuracy
         self.runs: list[Config] = []
 
-    def __call__(self, config: Config, deadline: float | None = None) -> History:
+    def __call__(self, config: Config, deadline: float | None = None, starts: Starts | None = None) -> History:
         self.runs.append(config)
         with Logbook(config) as logbook:
             logbook.write_round({"round": 0, "val_accuracy": 0.5, "test_accuracy": 0.5, "uplink_bytes": 7})

@@ -16,7 +16,7 @@ from fl_taskarith.bench.round import CLIENTS, LOCAL_STEPS, Bare, Federated, roun
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.global_model import Frozen
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
-from fl_taskarith.resident import EVALUATION_BATCH, Resident, available_threads, resident
+from fl_taskarith.resident import Resident, available_threads, resident
 from fl_taskarith.training import AUTOCAST_TYPES, autocast, evaluate, set_trained
 
 PEAK_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product counts as the device's peak
@@ -43,7 +43,7 @@ def bench_throughput(
     head = {name: torch.randn_like(home.pretrained[name]) * 0.05 for name in HEAD_PARAMETERS}
     operations = _operations_per_image(home)
     peak = _peak(home.device, precision)
-    evaluated = home.data.test.take(torch.arange(EVALUATION_BATCH * EVALUATION_BATCHES) % len(home.data.test))
+    evaluated = home.data.test.take(torch.arange(home.evaluation_batch * EVALUATION_BATCHES) % len(home.data.test))
     with tempfile.TemporaryDirectory() as folder:
         federated, bare = Federated(config, home, Frozen(head), Path(folder)), Bare(config, home, head)
         works: dict[str, Callable[[], object]] = {
@@ -53,7 +53,7 @@ def bench_throughput(
                 home.compiled_network,
                 evaluated,
                 home.preprocessing,
-                batch_size=EVALUATION_BATCH,
+                batch_size=home.evaluation_batch,
                 precision=precision,
             ),
             "evaluation, bare loop": lambda: _bare_evaluation(bare.network, home, evaluated, precision),
@@ -66,7 +66,7 @@ def bench_throughput(
     training = speed["training, federated"] / speed["training, bare loop"]
     lines = [
         f"{model_name} at {input_size} px, {CLIENTS} clients x {LOCAL_STEPS} steps of {batch_size} images, evaluation "
-        f"in batches of {EVALUATION_BATCH}, {precision}, compile = {compile_mode}, median of {repeats} on "
+        f"in batches of {home.evaluation_batch}, {precision}, compile = {compile_mode}, median of {repeats} on "
         f"{home.device.type} with {available_threads()} threads; peak of a matrix product {peak / 1e12:.2f} TFLOP/s",
         *(
             f"{name:<22} {speed[name]:9.1f} images/s  {100 * shares[name]:5.1f} % of the peak  "
@@ -81,7 +81,7 @@ def bench_throughput(
         "clients": CLIENTS,
         "local_steps": LOCAL_STEPS,
         "batch_size": batch_size,
-        "evaluation_batch": EVALUATION_BATCH,
+        "evaluation_batch": home.evaluation_batch,
         "precision": precision,
         "compile": compile_mode,
         "repeats": repeats,
@@ -100,8 +100,8 @@ def _bare_evaluation(network: nn.Module, home: Resident, examples: ImageSet, pre
     network.eval()
     correct = torch.zeros((), dtype=torch.int64, device=home.device)
     with torch.inference_mode():
-        for start in range(0, len(examples), EVALUATION_BATCH):
-            chosen = slice(start, start + EVALUATION_BATCH)
+        for start in range(0, len(examples), home.evaluation_batch):
+            chosen = slice(start, start + home.evaluation_batch)
             inputs = home.preprocessing.evaluation_inputs(examples.images[chosen])
             with autocast(home.device, precision):
                 logits = network(inputs)

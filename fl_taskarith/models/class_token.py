@@ -1,10 +1,14 @@
-"""The last block of a vision transformer whose head reads the class token alone: what the head does not read is left out.
+"""The last block of a vision transformer whose head reads the class token alone, without what the head does not read.
 
-The last block's query, projection and MLP of every other token change no score and no gradient, so they are not
+That block's query, projection and MLP of every other token change no score and no gradient, so they are not
 computed: three quarters of that block's arithmetic in training and in evaluation.
 """
 
-from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from timm.models.vision_transformer import (
+    Attention,  # type: ignore[attr-defined]  # from timm.layers in later releases
+    Block,
+    VisionTransformer,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,6 +18,15 @@ class ClassTokenBlock(nn.Module):
 
     Shares the block's modules under the block's own names, so parameters keep theirs.
     """
+
+    norm1: nn.Module
+    attn: Attention
+    ls1: nn.Module
+    drop_path1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    ls2: nn.Module
+    drop_path2: nn.Module
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -28,7 +41,7 @@ class ClassTokenBlock(nn.Module):
 
     def _attention(self, tokens: Tensor) -> Tensor:
         """timm's `Attention` of the class token's query to all keys: [B, 1, d]."""
-        layer: Attention = self.attn
+        layer = self.attn
         batch, count, _ = tokens.shape
         parts = layer.qkv(tokens).view(batch, count, 3, layer.num_heads, layer.head_dim)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, T, head_dim] each

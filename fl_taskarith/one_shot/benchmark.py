@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -9,6 +10,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -58,7 +60,7 @@ def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | N
 
     deadline = None if budget is None else time.time() + budget
     folder = root / one_shot.name
-    one_shot = at_chosen_rate(one_shot, folder)
+    one_shot = at_chosen_rate(one_shot, folder, jobs)
     left = [cell for cell in one_shot.cells if read_cell(one_shot, cell, folder) is None]
     print(f"{one_shot.title}: {folder}; {len(one_shot.cells) - len(left)} of {len(one_shot.cells)} cells are done")
     failures: list[str] = []
@@ -83,10 +85,16 @@ def _run_all(
     if jobs == 1:
         yield from (_run_one(one_shot, cell, folder, deadline) for cell in cells)
         return
-    executor = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
-    try:
+    with _processes(jobs) as executor:
         futures = [executor.submit(_run_one, one_shot, cell, folder, deadline) for cell in cells]
         yield from (future.result() for future in futures)
+
+
+@contextmanager
+def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    executor = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield executor
     finally:
         executor.shutdown(cancel_futures=True)
 
@@ -201,7 +209,7 @@ def run_cell(one_shot: OneShot, cell: Cell) -> Record:
     }
 
 
-def at_chosen_rate(one_shot: OneShot, folder: Path) -> OneShot:
+def at_chosen_rate(one_shot: OneShot, folder: Path, jobs: int = 1) -> OneShot:
     """The benchmark at the learning rate of search.csv, which is written, once, if the rate is to be searched.
 
     The rate whose models do best by themselves on validation: mean over tasks and over the lowest and the highest data
@@ -214,10 +222,11 @@ def at_chosen_rate(one_shot: OneShot, folder: Path) -> OneShot:
     key = "-".join(one_shot.fingerprint(Cell("", overlap, "", spread, one_shot.seeds[0])) for overlap in levels)
     lines = csv.DictReader(path.read_text(encoding="utf-8").splitlines() if path.exists() else [])
     found = {float(line["learning_rate"]): float(line["val_accuracy"]) for line in lines if line["settings"] == key}
-    for rate in one_shot.rates:
-        if rate in found:
-            continue
-        found[rate] = fmean(_own_accuracy(one_shot.at_rate(rate), overlap, spread) for overlap in levels)
+    left = [rate for rate in one_shot.rates if rate not in found]
+    trials = [(one_shot.at_rate(rate), overlap, spread) for rate in left for overlap in levels]
+    accuracies = _own_accuracies(trials, jobs)
+    for rate in left:
+        found[rate] = fmean([next(accuracies) for _ in levels])
         print(f"learning rate {rate:g}: own models' validation accuracy {found[rate]:.4f}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         rows = [f"{each},{accuracy!r},{key}" for each, accuracy in sorted(found.items())]
@@ -226,6 +235,15 @@ def at_chosen_rate(one_shot: OneShot, folder: Path) -> OneShot:
     if best in (one_shot.rates[0], one_shot.rates[-1]):
         print(f"The learning rate {best:g} lies at an end of what was searched: it is not tuned.")
     return one_shot.at_rate(best)
+
+
+def _own_accuracies(trials: Sequence[tuple[OneShot, float, Spread]], jobs: int) -> Iterator[float]:
+    """`_own_accuracy` of each, in order, in one of `jobs` processes."""
+    if jobs == 1 or not trials:
+        yield from itertools.starmap(_own_accuracy, trials)
+        return
+    with _processes(jobs) as executor:
+        yield from executor.map(_own_accuracy, *zip(*trials, strict=True))
 
 
 def _own_accuracy(one_shot: OneShot, overlap: float, spread: Spread) -> float:

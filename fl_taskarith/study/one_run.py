@@ -9,8 +9,11 @@ from fl_taskarith import simulation
 from fl_taskarith.config import Config
 from fl_taskarith.errors import BudgetSpent, Divergence, FlTaskarithError, FolderInUse
 from fl_taskarith.files import write_atomically
+from fl_taskarith.starts import Starts
 from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.results import FAILURE, Outcome, State, inspect, run_folder
+
+_starts = Starts()  # of this process: it gets the runs of a search one after the other
 
 
 def run_once(run: Config, deadline: float | None) -> Outcome:
@@ -27,7 +30,7 @@ def run_once(run: Config, deadline: float | None) -> Outcome:
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
         ):
-            simulation.simulate(run, deadline=deadline)
+            simulation.simulate(run, deadline=deadline, starts=_starts)
     except BudgetSpent:
         pass
     except FolderInUse as error:  # whoever writes there will say how it ended

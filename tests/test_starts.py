@@ -1,0 +1,78 @@
+"""What round 0 finds is found once for the runs of a search, and changes none of them."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import numbers
+
+from fl_taskarith import simulate
+from fl_taskarith.config import Config
+from fl_taskarith.logbook import Row
+from fl_taskarith.run import Run
+from fl_taskarith.starts import Starts
+
+MASKED = {"mask_rule": "least-sensitive", "calibration_rounds": 2, "calibration_size": 20}
+CHANGES = {
+    "masked": MASKED,
+    "scores of clients": MASKED | {"mask_source": "clients", "calibration_per_client": 4},
+    "centralized": {"strategy": "centralized", "batch_size": 256},
+}
+
+
+@pytest.fixture
+def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets a number for every ridge head that is solved."""
+    heads: list[int] = []
+    original: Callable[[Run, Row], object] = Run._solve_ridge_head
+
+    def counting(run: Run, row: Row) -> object:
+        heads.append(row["round"])
+        return original(run, row)
+
+    monkeypatch.setattr(Run, "_solve_ridge_head", counting)
+    return heads
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_runs_at_other_rates_have_the_numbers_of_runs_by_themselves(
+    change: str, quick_config: Config, solved: list[int]
+) -> None:
+    config = dataclasses.replace(quick_config, **CHANGES[change])
+    starts = Starts()
+    folders: list[tuple[Path, Path]] = []
+    for rate, rounds in ((0.1, 1), (0.01, 2)):
+        other = dataclasses.replace(config, learning_rate=rate, num_rounds=rounds)
+        shared = simulate(other, starts=starts, run_name=f"shared-{rate}")
+        alone = simulate(other, run_name=f"alone-{rate}")
+        folders.append((shared.folder, alone.folder))
+    assert len(solved) == 3, "once for both that share, once for each by itself"
+    for shared_folder, alone_folder in folders:
+        assert numbers(shared_folder) == numbers(alone_folder)
+        records = [json.loads((folder / "run.json").read_text()) for folder in (shared_folder, alone_folder)]
+        assert records[0].get("head") == records[1].get("head") is not None
+        assert records[0].get("mask") == records[1].get("mask")
+        assert ("mask" in records[0]) == ("mask_rule" in CHANGES[change])
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"shard_seed": 1}, {"density": 0.2}])
+def test_anything_but_rate_and_rounds_is_another_start(
+    change: dict[str, object], quick_config: Config, solved: list[int]
+) -> None:
+    starts = Starts()
+    for settings in ({}, change):
+        simulate(dataclasses.replace(quick_config, num_rounds=1, **(MASKED | settings)), starts=starts)
+    assert len(solved) == 2
+
+
+def test_a_head_that_is_refreshed_is_solved_anew(quick_config: Config, solved: list[int]) -> None:
+    starts = Starts()
+    for rate in (0.1, 0.01):
+        simulate(
+            dataclasses.replace(quick_config, num_rounds=1, ridge_refresh=1, learning_rate=rate),
+            starts=starts,
+            run_name=f"rate-{rate}",
+        )
+    assert solved == [0, 1, 1]
