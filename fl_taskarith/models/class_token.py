@@ -4,8 +4,8 @@ That block's query, projection and MLP of every other token change no score and 
 computed: three quarters of that block's arithmetic in training and in evaluation.
 """
 
-from timm.models.vision_transformer import (
-    Attention,  # type: ignore[attr-defined]  # from timm.layers in later releases
+from timm.models.vision_transformer import (  # type: ignore[attr-defined]  # Attention: from timm.layers in later ones
+    Attention,
     Block,
     VisionTransformer,
 )
