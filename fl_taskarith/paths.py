@@ -47,6 +47,12 @@ def resolve(path: str, key: str) -> Path:
     return root / given
 
 
+def portable(path: Path) -> str:
+    """An absolute path as a setting that means the same in a checkout elsewhere: relative where it lies in this one."""
+    root = checkout()
+    return str(path.relative_to(root) if root is not None and path.is_relative_to(root) else path)
+
+
 def results_root(results_dir: str) -> Path:
     """The folder that holds all runs: `results-dir`, or `results/` of the installed checkout when it is empty."""
     return resolve(results_dir or "results", "results-dir")

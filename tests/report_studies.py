@@ -56,6 +56,20 @@ STUDIES: dict[str, list[tuple[str, Settings]]] = {
         (strategy, DENSE | {"strategy": strategy, "local-steps-min": 1, "local-steps-max": 8, "proximal-mu": mu})
         for strategy, mu in (("fedavg", 0.0), ("fednova", 0.0), ("fedprox", 0.01))
     ],
+    "strategies": [
+        (f"{place} | {name}", DENSE | CONDITIONS[place] | {"strategy": strategy, "server-lr": step})
+        for place in ("Nc = 1", "iid")
+        for name, strategy, step in (("FedAvg", "fedavg", 1.0), ("FedAdam, step 0.01", "fedadam", 0.01),
+                                     ("FedAdam, step 0.1", "fedadam", 0.1), ("SCAFFOLD", "scaffold", 1.0))
+    ],
+    "extension": [
+        (f"{place} | {name}", CONDITIONS[place] | settings)
+        for place in ("Nc = 1", "iid")
+        for name, settings in {
+            "masked FedAvg": {}, "dense FedAvg": DENSE, "squared loss": {"local-loss": "squared"},
+            "Gram-anchored": {"strategy": "gram-anchored"},
+        }.items()
+    ],
 }  # fmt: skip
 
 
@@ -65,6 +79,7 @@ def plausible(settings: Settings, seed: int) -> float:
     if settings["strategy"] != "centralized" and settings["sharding"] == "classes":
         accuracy -= 8.0 / int(settings["classes-per-client"]) * int(settings["local-steps"]) / 4
     accuracy += {"none": 0.0, "least-sensitive": 1.2, "random": 0.9}.get(str(settings["mask-rule"]), -0.4)
+    accuracy += 0.8 * (settings["local-loss"] == "squared") + 0.6 * (settings["strategy"] == "scaffold")
     accuracy += 0.3 * (settings["schedule"] == "cosine") + 0.5 * (settings["strategy"] == "fednova")
     noise = np.random.default_rng([seed, zlib.crc32(json.dumps(dict(settings), sort_keys=True).encode())])
     return float(accuracy + noise.normal(0, 0.25))
@@ -78,23 +93,28 @@ def write_studies(root: Path, names: Sequence[str] = tuple(STUDIES), accuracy: A
 
 
 def write_study(folder: Path, arms: Sequence[tuple[str, Settings]], accuracy: Accuracy = plausible) -> None:
-    """table.csv, runs.csv, curves.csv and settings.json of the arms (label, settings beside the defaults)."""
+    """table.csv, runs.csv, curves.csv and settings.json of the arms (label, settings beside the defaults).
+
+    A label "GROUP | ARM" stands in a group.
+    """
     folder.mkdir(parents=True)
     table, runs, curves, described = [], [], [], []
-    for label, own in arms:
+    for title, own in arms:
+        group, _, label = title.rpartition(" | ")
         settings = DEFAULTS | own
         tests = {seed: accuracy(settings, seed) for seed in SEEDS}
-        described.append({"group": "", "arm": label, "settings": settings})
+        described.append({"group": group, "arm": label, "settings": settings})
         density = "" if settings["mask-rule"] == "none" else settings["density"]
-        table.append({"group": "", "arm": label, "density": density, "learning_rate": 0.0316, "edge": False,
+        table.append({"group": group, "arm": label, "density": density, "learning_rate": 0.0316, "edge": False,
                       "n": len(tests), "test_percent": fmean(tests.values()),
                       "test_percent_sd": stdev(tests.values())})  # fmt: skip
         for seed, value in tests.items():
-            runs.append({"group": "", "arm": label, "seed": seed, "learning_rate": 0.0316, "state": "done",
+            runs.append({"group": group, "arm": label, "seed": seed, "learning_rate": 0.0316, "state": "done",
                          "ridge_test_percent": 95.8 + 0.01 * seed, "test_percent": value, "val_percent": value - 0.4,
                          "seconds": 11.0})  # fmt: skip
-            curves += [{"group": "", "arm": label, "seed": seed, "round": epoch, "test_percent": value - 6 / epoch**2,
-                        "val_percent": value - 0.4 - 6 / epoch**2} for epoch in EPOCHS]  # fmt: skip
+            curves += [{"group": group, "arm": label, "seed": seed, "round": epoch,
+                        "test_percent": value - 6 / epoch**2, "val_percent": value - 0.4 - 6 / epoch**2}
+                       for epoch in EPOCHS]  # fmt: skip
     for name, lines in (("table", table), ("runs", runs), ("curves", curves)):
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, lines[0])

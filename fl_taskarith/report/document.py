@@ -16,6 +16,7 @@ from fl_taskarith.config_rule import Scalar, to_toml
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.paths import shipped_file
+from fl_taskarith.report.algorithm_questions import label_skew, strategies
 from fl_taskarith.report.comparisons import distinct
 from fl_taskarith.report.figures import Figure, figures_of
 from fl_taskarith.report.latex import Latex, join, source, tabular
@@ -105,6 +106,8 @@ def answer(studies: Sequence[StudyFolder]) -> list[Section]:
         six_models(arms("six-models")),
         participation(arms("participation")),
         systems(distinct(named.get("systems") or unequal)),
+        strategies(arms("strategies")),
+        label_skew(arms("extension")),
     ]
 
 

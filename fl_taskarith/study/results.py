@@ -10,6 +10,7 @@ from fl_taskarith.config import Config
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.files import check_unchanged
 from fl_taskarith.logbook import TIMING_COLUMNS, Row, read_rounds
+from fl_taskarith.paths import portable, results_root
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.search import DIVERGED, Choice, Score, Trial, choose, open_trials
 
@@ -68,17 +69,18 @@ class StudyResults:
         self.study = study
         self.folder = root / study.name
         self.runs = root / study.name.partition("/")[0] / "runs"
+        self._results_dir = Path(portable(self.runs))  # so that the records of runs may move with the checkout
 
     def final_runs(self, arm: Arm, choice: Choice) -> list[Config]:
         """The runs that are reported, one per seed."""
-        return [self.study.config(arm, choice.rate, None, seed, self.runs) for seed in self.study.seeds]
+        return [self.study.config(arm, choice.rate, None, seed, self._results_dir) for seed in self.study.seeds]
 
     def trial_run(self, arm: Arm, trial: Trial) -> Config:
         """The run behind one trial of the search of `arm`."""
         search = self.study.search
         assert search is not None
         rate, rounds = trial
-        return self.study.config(arm, rate, rounds, search.seed, self.runs)
+        return self.study.config(arm, rate, rounds, search.seed, self._results_dir)
 
     def scores(self, arm: Arm) -> dict[Trial, Score]:
         """The score of every trial of the search of `arm` that is done or diverged, rung by rung."""
@@ -109,7 +111,7 @@ class StudyResults:
 
 def run_folder(config: Config) -> Path:
     """The folder of a study's run, whether it exists or not."""
-    return Path(config.results_dir) / config.run_name
+    return results_root(config.results_dir) / config.run_name
 
 
 def inspect(config: Config) -> Outcome:
