@@ -1,0 +1,168 @@
+"""Robust aggregates of many groups of vectors at once: the numerics under `merging.robust`.
+
+N vectors lie in B groups of any sizes, each with a member at least, and no group looks at another's vectors. A vector is given as its parts, tensors [N, ...] that
+have the vectors along their first dimension; an aggregate as tensors [B, ...]. With one group, B = 1, this is what the
+rules do to the task vectors of a round; a study of clusters has all of them in one call.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which group every vector is in: `owner`, int64 [N], of `number` groups."""
+
+    owner: Tensor
+    number: int
+
+    @cached_property
+    def indicator(self) -> Tensor:
+        """1 where a vector is in a group: float64 [B, N]."""
+        return (self.owner == torch.arange(self.number, device=self.owner.device)[:, None]).double()
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Members of each group: float64 [B]."""
+        return self.indicator.sum(1)
+
+    @cached_property
+    def by_size(self) -> list[tuple[Tensor, Tensor]]:
+        """Groups of equal size together: which groups they are, [b], and their members in order, [b, n]."""
+        members = self.owner.argsort(stable=True).split(self.owner.bincount(minlength=self.number).tolist())
+        sizes = sorted({len(group) for group in members})
+        same = [[place for place, group in enumerate(members) if len(group) == size] for size in sizes]
+        return [(torch.tensor(places), torch.stack([members[place] for place in places])) for places in same]
+
+
+def one_group(number: int, device: torch.device | str = "cpu") -> Groups:
+    """All of `number` vectors in one group."""
+    return Groups(torch.zeros(number, dtype=torch.int64, device=device), 1)
+
+
+def per_size(groups: Groups, rows: Tensor, rule: Callable[[Tensor], Tensor]) -> Tensor:
+    """[B, ...] from rows [N, ...] by a `rule` that takes b groups of n members, [b, n, ...] to [b, ...]."""
+    result = rows.new_empty(groups.number, *rows.shape[1:])
+    for places, members in groups.by_size:
+        result[places] = rule(rows[members])
+    return result
+
+
+def means(rows: Tensor) -> Tensor:
+    """The mean of the members, [b, n, ...] to [b, ...]."""
+    return rows.mean(1)
+
+
+def middle_mean(rows: Tensor, dropped: int) -> Tensor:
+    """The mean of every entry without its `dropped` smallest and largest values, [b, n, ...] to [b, ...].
+
+    NaN sorts above every number.
+    """
+    return _ordered(rows, 1)[:, dropped : rows.shape[1] - dropped].mean(1)
+
+
+def krum_choice(parts: Iterable[Tensor], byzantine: int, selected: int = 1) -> Tensor:
+    """The `selected` members of least Krum score in each group, int64 [b, selected], of parts [b, n, ...] each."""
+    squares = sum((_squared_distances(rows.flatten(2)) for rows in parts), start=torch.zeros((), dtype=torch.float64))
+    squares = squares.nan_to_num(nan=math.inf, posinf=math.inf)
+    squares.diagonal(dim1=1, dim2=2).zero_()
+    number = squares.shape[1]
+    nearest = _ordered(squares, 2)[:, :, 1 : number - byzantine - 1]
+    return nearest.sum(2).argsort(dim=1, stable=True)[:, :selected].sort(dim=1).values
+
+
+def geometric_medians(
+    parts: Sequence[Tensor], groups: Groups, tolerance: float = 1e-6, max_iterations: int = 100
+) -> list[Tensor]:
+    """The geometric median of every group's finite vectors, as `merging.robust.geometric_median` has it.
+
+    All groups step together, each from its mean until it stops by its own distances.
+
+    Raises:
+        ValueError: a group without finite vectors.
+    """
+    finite = _norms(parts).isfinite()
+    if not bool(finite.all()):
+        parts, groups = [rows[finite] for rows in parts], Groups(groups.owner[finite], groups.number)
+        if not bool(groups.counts.all()):
+            raise ValueError("no task vector is finite")
+    centres = [_weighted(groups.indicator / groups.counts[:, None], rows) for rows in parts]
+    running = torch.ones(groups.number, dtype=torch.bool, device=parts[0].device)
+    for _ in range(max_iterations):
+        away = _distances(parts, centres, groups)
+        met = away == 0
+        crossed = bool(met.any())
+        pulls = groups.indicator * (torch.where(met, 0.0, 1 / away) if crossed else 1 / away)
+        totals = pulls.sum(1)
+        weights = pulls / totals[:, None]
+        if crossed:  # a group whose vectors are all its centre stays there
+            running = running & (totals > 0)
+            weights = weights.nan_to_num(nan=0.0)
+        targets = [_weighted(weights, rows) for rows in parts]
+        if crossed:  # ‖Σ (τ_k − v)/‖τ_k − v‖‖ over the others, against the number that v coincides with
+            force = totals * _norms([target - centre for target, centre in zip(targets, centres, strict=True)])
+            stay = ((groups.indicator @ met.double()) / force).clamp(max=1.0).where(force > 0, 1.0)
+            targets = [torch.lerp(target, centre, _along(stay, target).to(target))
+                       for target, centre in zip(targets, centres, strict=True)]  # fmt: skip
+        moved = _norms([target - centre for target, centre in zip(targets, centres, strict=True)])
+        if not bool(running.all()):
+            targets = [torch.where(_along(running, target), target, centre)
+                       for target, centre in zip(targets, centres, strict=True)]  # fmt: skip
+        centres = targets
+        running = running & (moved > tolerance * (groups.indicator @ away) / groups.counts)
+        if not bool(running.any()):
+            break
+    away = _distances(parts, centres, groups)
+    nearest = torch.where(groups.indicator > 0, away, math.inf).argmin(1)
+    candidates = [rows[nearest] for rows in parts]
+    better = groups.indicator @ _distances(parts, candidates, groups) <= groups.indicator @ away
+    return [torch.where(_along(better, candidate), candidate, centre)
+            for candidate, centre in zip(candidates, centres, strict=True)]  # fmt: skip
+
+
+def _weighted(weights: Tensor, rows: Tensor) -> Tensor:
+    """Σ w_bk τ_k of weights [B, N] and rows [N, ...]: [B, ...]."""
+    return (weights.to(rows) @ rows.flatten(1)).view(len(weights), *rows.shape[1:])
+
+
+def _along(values: Tensor, like: Tensor) -> Tensor:
+    """One value per group, [B], shaped to go with [B, ...]."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _ordered(rows: Tensor, dim: int) -> Tensor:
+    """Sorted along `dim`, NaN last; numpy does short columns several times faster than torch."""
+    if rows.device.type == "cpu":
+        return torch.from_numpy(np.sort(rows.detach().numpy(), axis=dim))
+    return rows.sort(dim=dim).values
+
+
+def _distances(parts: Sequence[Tensor], centres: Sequence[Tensor], groups: Groups) -> Tensor:
+    """‖τ_k − v‖ of each vector from its own group's v, over all parts together: float64 [N]."""
+    return _norms([centre[groups.owner].sub_(rows) for rows, centre in zip(parts, centres, strict=True)])
+
+
+def _norms(parts: Sequence[Tensor]) -> Tensor:
+    """‖τ_k‖ of each vector over all parts together: float64 [N]."""
+    norms = [torch.linalg.vector_norm(rows.flatten(1), dim=1).double() for rows in parts]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).square().sum(0).sqrt()
+
+
+def _squared_distances(rows: Tensor) -> Tensor:
+    """‖τ_i − τ_j‖² within each group, float64 [b, n, n] on the CPU.
+
+    In double precision from inner products, which costs a fraction and leaves more digits than a choice among vectors
+    needs; in single precision from differences.
+    """
+    if rows.dtype == torch.float64:
+        products = rows @ rows.mT
+        squares = products.diagonal(dim1=1, dim2=2)
+        found = squares[:, :, None] + squares[:, None, :] - (products + products.mT)
+        return found.clamp_(min=0.0).cpu()
+    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").double().square().cpu()
