@@ -33,6 +33,11 @@ class Groups:
         return self.indicator.sum(1)
 
     @cached_property
+    def shares(self) -> Tensor:
+        """1/n where a vector is in a group of n: float64 [B, N]; times rows, it takes means."""
+        return self.indicator / self.counts[:, None]
+
+    @cached_property
     def by_size(self) -> list[tuple[Tensor, Tensor]]:
         """Groups of equal size together: which groups they are, [b], and their members in order, [b, n]."""
         members = self.owner.argsort(stable=True).split(self.owner.bincount(minlength=self.number).tolist())
@@ -92,38 +97,63 @@ def geometric_medians(
         parts, groups = [rows[finite] for rows in parts], Groups(groups.owner[finite], groups.number)
         if not bool(groups.counts.all()):
             raise ValueError("no task vector is finite")
-    centres = [_weighted(groups.indicator / groups.counts[:, None], rows) for rows in parts]
-    running = torch.ones(groups.number, dtype=torch.bool, device=parts[0].device)
-    for _ in range(max_iterations):
-        away = _distances(parts, centres, groups)
-        met = away == 0
-        crossed = bool(met.any())
-        pulls = groups.indicator * (torch.where(met, 0.0, 1 / away) if crossed else 1 / away)
-        totals = pulls.sum(1)
-        weights = pulls / totals[:, None]
-        if crossed:  # a group whose vectors are all its centre stays there
-            running = running & (totals > 0)
-            weights = weights.nan_to_num(nan=0.0)
-        targets = [_weighted(weights, rows) for rows in parts]
-        if crossed:  # ‖Σ (τ_k − v)/‖τ_k − v‖‖ over the others, against the number that v coincides with
-            force = totals * _norms([target - centre for target, centre in zip(targets, centres, strict=True)])
-            stay = ((groups.indicator @ met.double()) / force).clamp(max=1.0).where(force > 0, 1.0)
-            targets = [torch.lerp(target, centre, _along(stay, target).to(target))
-                       for target, centre in zip(targets, centres, strict=True)]  # fmt: skip
-        moved = _norms([target - centre for target, centre in zip(targets, centres, strict=True)])
-        if not bool(running.all()):
-            targets = [torch.where(_along(running, target), target, centre)
-                       for target, centre in zip(targets, centres, strict=True)]  # fmt: skip
-        centres = targets
-        running = running & (moved > tolerance * (groups.indicator @ away) / groups.counts)
-        if not bool(running.any()):
-            break
+    centres = _weiszfeld(parts, groups, tolerance, max_iterations)
     away = _distances(parts, centres, groups)
     nearest = torch.where(groups.indicator > 0, away, math.inf).argmin(1)
     candidates = [rows[nearest] for rows in parts]
     better = groups.indicator @ _distances(parts, candidates, groups) <= groups.indicator @ away
     return [torch.where(_along(better, candidate), candidate, centre)
             for candidate, centre in zip(candidates, centres, strict=True)]  # fmt: skip
+
+
+def _weiszfeld(parts: Sequence[Tensor], groups: Groups, tolerance: float, max_iterations: int) -> list[Tensor]:
+    """Where Weiszfeld's iteration stops, [B, ...]; groups that have stopped are left behind."""
+    found = [_weighted(groups.shares, rows) for rows in parts]
+    centres, places = found, torch.arange(groups.number, device=groups.owner.device)  # of the groups that still step
+    for _ in range(max_iterations):
+        centres, running = _step(parts, groups, centres, tolerance)
+        left = int(running.sum())
+        if left == groups.number:
+            continue
+        for whole, centre in zip(found, centres, strict=True):
+            whole[places] = centre
+        if not left:
+            return found
+        kept = running[groups.owner]
+        places, centres = places[running], [centre[running] for centre in centres]
+        parts, groups = [rows[kept] for rows in parts], Groups((running.cumsum(0) - 1)[groups.owner[kept]], left)
+    for whole, centre in zip(found, centres, strict=True):
+        whole[places] = centre
+    return found
+
+
+def _step(
+    parts: Sequence[Tensor], groups: Groups, centres: Sequence[Tensor], tolerance: float
+) -> tuple[list[Tensor], Tensor]:
+    """The next centres, [B, ...] each, and which groups go on from there, bool [B]."""
+    away = _distances(parts, centres, groups)
+    met = away == 0
+    crossed = bool(met.any())
+    pulls = groups.indicator * (away.reciprocal().masked_fill(met, 0.0) if crossed else away.reciprocal())
+    totals = pulls.sum(1, keepdim=True)
+    targets = [_weighted(pulls / totals, rows) for rows in parts]
+    if crossed:
+        targets = _held_back(targets, centres, totals[:, 0], groups.indicator @ met.double())
+    moved = _norms([target - centre for target, centre in zip(targets, centres, strict=True)])
+    return targets, moved > tolerance * (groups.shares @ away)
+
+
+def _held_back(targets: Sequence[Tensor], centres: Sequence[Tensor], totals: Tensor, met: Tensor) -> list[Tensor]:
+    """Targets as Vardi & Zhang mend them for groups whose centre is at `met` of their vectors, [B].
+
+    ‖Σ (τ_k − v)/‖τ_k − v‖‖ over the others is held against that number. A group that is all in one place stays there.
+    """
+    force = totals * _norms([target - centre for target, centre in zip(targets, centres, strict=True)])
+    stay = torch.where(force > 0, (met / force).clamp(max=1.0), 1.0)
+    mended = [torch.lerp(target, centre, _along(stay, target).to(target))
+              for target, centre in zip(targets, centres, strict=True)]  # fmt: skip
+    return [torch.where(_along(totals > 0, target), target, centre)
+            for target, centre in zip(mended, centres, strict=True)]  # fmt: skip
 
 
 def _weighted(weights: Tensor, rows: Tensor) -> Tensor:
