@@ -1,8 +1,9 @@
 """Robust aggregates of many groups of vectors at once: the numerics under `merging.robust`.
 
-N vectors lie in B groups of any sizes, each with a member at least, and no group looks at another's vectors. A vector is given as its parts, tensors [N, ...] that
-have the vectors along their first dimension; an aggregate as tensors [B, ...]. With one group, B = 1, this is what the
-rules do to the task vectors of a round; a study of clusters has all of them in one call.
+N vectors lie in B groups of any sizes, each with a member at least, and no group looks at another's vectors. A vector is
+given as its parts, tensors [N, ...] that have the vectors along their first dimension; an aggregate as tensors [B, ...].
+With one group, B = 1, this is what the rules do to the task vectors of a round; a study of clusters has all of them in
+one call.
 """
 
 import math
@@ -39,9 +40,9 @@ class Groups:
 
     @cached_property
     def by_size(self) -> list[tuple[Tensor, Tensor]]:
-        """Groups of equal size together: which groups they are, [b], and their members in order, [b, n]."""
+        """Groups of equal size n > 0 together: which groups they are, [b], and their members in order, [b, n]."""
         members = self.owner.argsort(stable=True).split(self.owner.bincount(minlength=self.number).tolist())
-        sizes = sorted({len(group) for group in members})
+        sizes = sorted({len(group) for group in members} - {0})
         same = [[place for place, group in enumerate(members) if len(group) == size] for size in sizes]
         return [(torch.tensor(places), torch.stack([members[place] for place in places])) for places in same]
 
@@ -52,8 +53,8 @@ def one_group(number: int, device: torch.device | str = "cpu") -> Groups:
 
 
 def per_size(groups: Groups, rows: Tensor, rule: Callable[[Tensor], Tensor]) -> Tensor:
-    """[B, ...] from rows [N, ...] by a `rule` that takes b groups of n members, [b, n, ...] to [b, ...]."""
-    result = rows.new_empty(groups.number, *rows.shape[1:])
+    """[B, ...] from rows [N, ...] by a `rule` that takes b groups of n members, [b, n, ...] to [b, ...]; 0 if empty."""
+    result = rows.new_zeros(groups.number, *rows.shape[1:])
     for places, members in groups.by_size:
         result[places] = rule(rows[members])
     return result
@@ -175,7 +176,9 @@ def _ordered(rows: Tensor, dim: int) -> Tensor:
 
 def _distances(parts: Sequence[Tensor], centres: Sequence[Tensor], groups: Groups) -> Tensor:
     """‖τ_k − v‖ of each vector from its own group's v, over all parts together: float64 [N]."""
-    return _norms([centre[groups.owner].sub_(rows) for rows, centre in zip(parts, centres, strict=True)])
+    return _norms(
+        [centre.index_select(0, groups.owner).sub_(rows) for rows, centre in zip(parts, centres, strict=True)]
+    )
 
 
 def _norms(parts: Sequence[Tensor]) -> Tensor:

@@ -44,7 +44,7 @@ def aggregate_by(rule: str, task_vectors: TaskVectors, weights: Sequence[float],
 
 
 def aggregate_groups(rule: str, rows: Tensor, groups: Groups, share: float) -> Tensor:
-    """The aggregate under `rule` of every group's rows, [N, d] to [B, d]: `aggregate_by` of each, with equal weights."""
+    """`aggregate_by` of every group's rows with equal weights: [N, d] to [B, d]."""
     if rule == "mean":
         return per_size(groups, rows, means)
     if rule == "median":

@@ -46,20 +46,26 @@ def client_reports(
 def gradients_at(points: Points, thetas: Tensor, clusters: Tensor, magnified: Tensor | None = None) -> Tensor:
     """∇F_j of g clients at the model of a cluster each per server, `clusters` int64 [A, g]: [A, g, d].
 
-    The data of a client with at least as many points as dimensions are gone through once, for X_jᵀX_j and X_jᵀy_j: this
-    is for round after round of the same points.
+    For round after round of the same points: the data of a client with n >= d / 2 points are gone through once, for
+    X_jᵀX_j and X_jᵀy_j, which then make a gradient at no more multiplications.
     """
     _, examples, dimension = points.inputs.shape
     own = thetas[torch.arange(len(thetas))[:, None], clusters].permute(1, 2, 0)  # [g, d, A]
     if magnified is not None:
         own = own * magnified.view(-1, 1, 1)
-    if dimension <= examples:
-        sums = points.grams @ own - points.moments[..., None]
+    if dimension <= 2 * examples:
+        sums = (points.grams @ own - points.moments[..., None]).mT
     else:
         chunk = _chunk(points)
-        sums = torch.cat([part.inputs.mT @ (part.inputs @ theta - part.outputs[..., None])
-                          for part, theta in zip(points.split(chunk), own.split(chunk), strict=True)])  # fmt: skip
-    return (sums / examples).permute(2, 0, 1).contiguous()
+        sums = torch.cat([_moments(part, theta) for part, theta in zip(points.split(chunk), own.split(chunk),
+                                                                       strict=True)])  # fmt: skip
+    return sums.div_(examples).transpose(0, 1).contiguous()
+
+
+def _moments(points: Points, thetas: Tensor) -> Tensor:
+    """X_jᵀ(X_j θ − y_j) of each client at models of its own, [g, d, A]: [g, A, d]."""
+    errors = (points.inputs @ thetas).sub_(points.outputs[..., None]).mT.contiguous()
+    return torch.from_numpy(errors.numpy() @ points.inputs.numpy())  # twice as fast as torch's on few rows
 
 
 def residuals(points: Points, thetas: Tensor, magnified: Tensor | None = None) -> Tensor:
