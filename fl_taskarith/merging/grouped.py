@@ -1,9 +1,9 @@
 """Robust aggregates of many groups of vectors at once: the numerics under `merging.robust`.
 
-N vectors lie in B groups of any sizes, each with a member at least, and no group looks at another's vectors. A vector is
-given as its parts, tensors [N, ...] that have the vectors along their first dimension; an aggregate as tensors [B, ...].
-With one group, B = 1, this is what the rules do to the task vectors of a round; a study of clusters has all of them in
-one call.
+N vectors lie in B groups of any sizes, each with a member at least, and no group looks at another's vectors. A vector
+is given as its parts, tensors [N, ...] that have the vectors along their first dimension; an aggregate as [B, ...].
+With one group, B = 1, this is what the rules do to the task vectors of a round; a study of clusters has all of them
+in one call.
 """
 
 import math
@@ -93,6 +93,8 @@ def geometric_medians(
     Raises:
         ValueError: a group without finite vectors.
     """
+    shapes = [rows.shape[1:] for rows in parts]
+    parts = [rows.flatten(1) for rows in parts]
     finite = _norms(parts).isfinite()
     if not bool(finite.all()):
         parts, groups = [rows[finite] for rows in parts], Groups(groups.owner[finite], groups.number)
@@ -103,12 +105,12 @@ def geometric_medians(
     nearest = torch.where(groups.indicator > 0, away, math.inf).argmin(1)
     candidates = [rows[nearest] for rows in parts]
     better = groups.indicator @ _distances(parts, candidates, groups) <= groups.indicator @ away
-    return [torch.where(_along(better, candidate), candidate, centre)
-            for candidate, centre in zip(candidates, centres, strict=True)]  # fmt: skip
+    return [torch.where(better[:, None], candidate, centre).view(-1, *shape)
+            for candidate, centre, shape in zip(candidates, centres, shapes, strict=True)]  # fmt: skip
 
 
 def _weiszfeld(parts: Sequence[Tensor], groups: Groups, tolerance: float, max_iterations: int) -> list[Tensor]:
-    """Where Weiszfeld's iteration stops, [B, ...]; groups that have stopped are left behind."""
+    """Where Weiszfeld's iteration stops, of flat parts [N, d]: [B, d]; groups that have stopped are left behind."""
     found = [_weighted(groups.shares, rows) for rows in parts]
     centres, places = found, torch.arange(groups.number, device=groups.owner.device)  # of the groups that still step
     for _ in range(max_iterations):
@@ -131,7 +133,7 @@ def _weiszfeld(parts: Sequence[Tensor], groups: Groups, tolerance: float, max_it
 def _step(
     parts: Sequence[Tensor], groups: Groups, centres: Sequence[Tensor], tolerance: float
 ) -> tuple[list[Tensor], Tensor]:
-    """The next centres, [B, ...] each, and which groups go on from there, bool [B]."""
+    """The next centres, [B, d] each, and which groups go on from there, bool [B]."""
     away = _distances(parts, centres, groups)
     met = away == 0
     crossed = bool(met.any())
@@ -151,20 +153,15 @@ def _held_back(targets: Sequence[Tensor], centres: Sequence[Tensor], totals: Ten
     """
     force = totals * _norms([target - centre for target, centre in zip(targets, centres, strict=True)])
     stay = torch.where(force > 0, (met / force).clamp(max=1.0), 1.0)
-    mended = [torch.lerp(target, centre, _along(stay, target).to(target))
+    mended = [torch.lerp(target, centre, stay[:, None].to(target))
               for target, centre in zip(targets, centres, strict=True)]  # fmt: skip
-    return [torch.where(_along(totals > 0, target), target, centre)
+    return [torch.where((totals > 0)[:, None], target, centre)
             for target, centre in zip(mended, centres, strict=True)]  # fmt: skip
 
 
 def _weighted(weights: Tensor, rows: Tensor) -> Tensor:
-    """Σ w_bk τ_k of weights [B, N] and rows [N, ...]: [B, ...]."""
-    return (weights.to(rows) @ rows.flatten(1)).view(len(weights), *rows.shape[1:])
-
-
-def _along(values: Tensor, like: Tensor) -> Tensor:
-    """One value per group, [B], shaped to go with [B, ...]."""
-    return values.view(-1, *[1] * (like.dim() - 1))
+    """Σ w_bk τ_k of weights [B, N] and rows [N, d]: [B, d]."""
+    return weights.to(rows) @ rows
 
 
 def _ordered(rows: Tensor, dim: int) -> Tensor:
@@ -183,7 +180,7 @@ def _distances(parts: Sequence[Tensor], centres: Sequence[Tensor], groups: Group
 
 def _norms(parts: Sequence[Tensor]) -> Tensor:
     """‖τ_k‖ of each vector over all parts together: float64 [N]."""
-    norms = [torch.linalg.vector_norm(rows.flatten(1), dim=1).double() for rows in parts]
+    norms = [torch.linalg.vector_norm(rows, dim=1).double() for rows in parts]
     return norms[0] if len(norms) == 1 else torch.stack(norms).square().sum(0).sqrt()
 
 

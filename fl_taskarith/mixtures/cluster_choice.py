@@ -61,4 +61,5 @@ def spectral_bounds(inputs: Tensor) -> Tensor:
     """At least ‖X_j‖₂ of each client, [g, n, d] to [g]: ‖(XᵀX)⁴‖ = ‖X‖⁸, and Frobenius' norm is above the spectral."""
     grams = inputs @ inputs.mT if inputs.shape[1] < inputs.shape[2] else inputs.mT @ inputs
     squares = grams @ grams
-    return (squares @ squares).flatten(1).norm(dim=1) ** (1 / 8)
+    bounds: Tensor = (squares @ squares).flatten(1).norm(dim=1) ** (1 / 8)
+    return bounds
