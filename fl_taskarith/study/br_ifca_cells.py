@@ -84,9 +84,9 @@ def cost(cell: BRIFCACell) -> float:
     """Roughly the seconds a cell takes on one core."""
     reports = CLIENTS_PER_CLUSTER * cell.clusters * (len(BETAS) if cell.servers == "betas" else 6)
     gradient = min(cell.dimension, 2 * EXAMPLES) * cell.dimension  # multiplications
-    creeping = 4 if cell.attack == "alie" and cell.servers == "rules" else 1  # of Weiszfeld's iteration
+    creeping = 8 if cell.attack == "alie" and cell.servers == "rules" else 1  # of Weiszfeld's iteration
     choosing = 2 if cell.start == "random" else 1
-    seconds: float = 2.5e-3 * creeping + choosing * reports * (3.3e-10 * gradient + 1.7e-8 * cell.dimension)
+    seconds: float = 3e-3 * creeping + choosing * reports * (4e-10 * gradient + 2.5e-8 * cell.dimension)
     return ROUNDS * seconds
 
 
