@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from fl_taskarith.mixtures.clustering import FREE, client_reports
+from fl_taskarith.mixtures.cluster_choice import ClusterChoice, spectral_bounds
+from fl_taskarith.mixtures.clustering import FREE, client_reports, gradients_at
 from fl_taskarith.mixtures.expectation_maximisation import (
     Statistics,
     expectation,
@@ -213,3 +214,51 @@ def test_the_reported_gradient_is_that_of_the_reported_loss() -> None:
         loss = (points.outputs[client] - points.inputs[client] @ thetas[0, told.clusters[client]]).square().mean() / 2
         (gradient,) = torch.autograd.grad(loss, thetas)
         assert torch.allclose(gradient[0, told.clusters[client]], told.gradients[client])
+
+
+@pytest.mark.parametrize("dimension", [4, 30])
+def test_gradients_at_given_clusters_are_those_of_the_reports(dimension: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_taskarith.mixtures.clustering.CHUNK_BYTES", 5 * 6 * dimension * 8)  # 5 clients at a time
+    mixture = Mixture(clients=12, clusters=3, dimension=dimension, examples=6, noise=0.3, centres="bernoulli")
+    points, magnified = mixture.all_points(), torch.ones(12, dtype=torch.float64)
+    magnified[5] = 3.0
+    thetas = torch.stack([mixture.start("ball", radius) for radius in (0.2, 1.0)])
+    reports = client_reports(points, thetas, None, magnified)
+    gradients = gradients_at(points, thetas, torch.stack([told.clusters for told in reports]), magnified)
+    for told, gradient in zip(reports, gradients, strict=True):
+        assert torch.allclose(told.gradients, gradient, rtol=1e-12, atol=1e-12)
+
+
+@given(st.integers(1, 5), st.sampled_from([3, 8, 20]), st.floats(1e-3, 1.0), st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_choices_that_are_followed_are_those_of_all_losses(
+    clusters: int, dimension: int, step: float, seed: int
+) -> None:
+    mixture = Mixture(30, clusters, dimension, examples=10, noise=0.3, centres="bernoulli", seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    points, thetas = mixture.all_points(), torch.stack([mixture.start("ball", 0.5), mixture.start("random", 0.0)])
+    assigned = torch.full((2, 30), FREE)
+    assigned[1, :5] = 0
+    magnified = torch.ones(30, dtype=torch.float64)
+    magnified[3:8] = 3.0
+    choice = ClusterChoice(points, assigned, magnified)
+    for _ in range(20):
+        expected = torch.stack([told.clusters for told in client_reports(points, thetas, assigned, magnified)])
+        assert torch.equal(choice.follow(thetas), expected)
+        thetas = thetas + step * torch.randn(thetas.shape, generator=generator, dtype=torch.float64)
+
+
+def test_settled_choices_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = Mixture(30, 3, 8, examples=40, noise=0.1, centres="bernoulli")
+    choice = ClusterChoice(mixture.all_points(), torch.full((1, 30), FREE))
+    first = choice.follow(mixture.truth[None])
+    monkeypatch.setattr(choice, "_measure", lambda *_: pytest.fail("measured again"))
+    assert torch.equal(choice.follow(mixture.truth[None] + 1e-3), first)
+
+
+@pytest.mark.parametrize("examples", [5, 40])
+def test_the_spectral_bound_is_above_the_norm_and_near_it(examples: int) -> None:
+    inputs = Mixture(6, 2, 12, examples=examples, noise=0.1, centres="bernoulli").all_points().inputs
+    ratio = spectral_bounds(inputs) / torch.linalg.matrix_norm(inputs, ord=2)
+    assert (ratio >= 1).all()
+    assert (ratio < 1.3).all()

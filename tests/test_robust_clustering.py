@@ -3,14 +3,26 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from fl_taskarith.merging.attacks import alie, corrupted, draw_byzantine, inner_product, sign_flip
-from fl_taskarith.merging.rules import RULES, aggregate_by
+from fl_taskarith.merging.attacks import (
+    ATTACKS,
+    alie,
+    corrupted,
+    corrupted_groups,
+    draw_byzantine,
+    inner_product,
+    sign_flip,
+)
+from fl_taskarith.merging.grouped import Groups
+from fl_taskarith.merging.robust import geometric_median
+from fl_taskarith.merging.rules import RULES, aggregate_by, aggregate_groups
 from fl_taskarith.mixtures.adversary import Adversary
 from fl_taskarith.mixtures.matching import cluster_accuracy, mean_matched_distance
 from fl_taskarith.mixtures.regression import Mixture
-from fl_taskarith.mixtures.robust_clustering import Server, br_ifca, robust_k_means, two_stage
+from fl_taskarith.mixtures.robust_clustering import Server, _centres, br_ifca, robust_k_means, two_stage
 
 MIXTURE = Mixture(clients=60, clusters=3, dimension=8, examples=40, noise=0.3, centres="bernoulli", sizes="equal")
 
@@ -136,6 +148,76 @@ def test_every_rule_takes_any_number_of_vectors(rule: str, number: int) -> None:
     if rule in ("median", "trimmed-mean"):
         expected = np.median(rows, axis=0) if rule == "median" else stats.trim_mean(rows.numpy(), 0.2, axis=0)
         assert found.numpy() == pytest.approx(expected)
+
+
+def drawn_groups(number: int, groups: int, dimension: int, seed: int) -> tuple[torch.Tensor, Groups]:
+    """Vectors of which some lie together, in groups of any sizes from 1."""
+    generator = np.random.default_rng(seed)
+    rows = generator.standard_normal((number, dimension)) * generator.choice([1.0, 1e3], (number, 1), p=[0.9, 0.1])
+    rows[generator.random(number) < 0.2] = rows[0]
+    owner = np.concatenate([np.arange(groups), generator.integers(0, groups, number - groups)])
+    return torch.from_numpy(rows), Groups(torch.from_numpy(generator.permutation(owner)), groups)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(st.integers(0, 40), st.integers(1, 6), st.integers(1, 5), st.sampled_from([0.0, 0.1, 0.3, 0.45]),
+       st.integers(0, 10_000))  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_groups_together_are_the_groups_one_by_one(
+    rule: str, more: int, groups: int, dimension: int, share: float, seed: int
+) -> None:
+    rows, of = drawn_groups(groups + more, groups, dimension, seed)
+    together = aggregate_groups(rule, rows, of, share)
+    for group in range(groups):
+        own = rows[of.owner == group]
+        alone = aggregate_by(rule, [{"a": row} for row in own], [1.0] * len(own), share)["a"]
+        if rule == "geometric-median":  # two vectors have a segment of them: any is right
+            totals = [float((own - point).norm(dim=1).sum()) for point in (together[group], alone)]
+            assert totals[0] == pytest.approx(totals[1], rel=1e-12)
+        else:
+            assert torch.allclose(together[group], alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"mean"}))
+def test_what_is_not_finite_stays_in_its_group(rule: str) -> None:
+    rows, of = drawn_groups(20, 2, 3, 0)
+    rows[of.owner == 1] = torch.randn(int((of.owner == 1).sum()), 3, dtype=torch.float64)
+    calm = aggregate_groups(rule, rows, of, 0.2)
+    rows[int((of.owner == 0).nonzero()[0])] = torch.nan
+    found = aggregate_groups(rule, rows, of, 0.2)
+    assert found.isfinite().all()
+    assert torch.allclose(found[1], calm[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@given(st.integers(0, 40), st.integers(1, 6), st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_attackers_see_their_own_group_alone(attack: str, more: int, groups: int, seed: int) -> None:
+    rows, of = drawn_groups(groups + more, groups, 3, seed)
+    byzantine = torch.from_numpy(np.random.default_rng(seed).random(len(rows)) < 0.4)
+    sent = corrupted_groups(rows, byzantine, of, attack, 2.0)
+    for group in range(groups):
+        own = of.owner == group
+        expected = corrupted([{"a": row} for row in rows[own]], byzantine[own].tolist(), attack, 2.0)
+        assert torch.allclose(sent[own], torch.stack([vector["a"] for vector in expected]), rtol=1e-12, atol=1e-9)
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.sampled_from([0.0, 0.1, 0.3]), st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_a_centre_is_the_mean_of_those_near_the_median(number: int, clusters: int, share: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    vectors = torch.from_numpy(generator.standard_normal((number, 4)))
+    labels = torch.from_numpy(generator.integers(0, clusters, number))
+    empty = torch.zeros(clusters, 4, dtype=torch.float64)
+    found = _centres(vectors, labels, share, empty)
+    for cluster in range(clusters):
+        members = vectors[labels == cluster]
+        if not len(members):
+            assert torch.equal(found[cluster], empty[cluster])
+            continue
+        middle = geometric_median([{"a": row} for row in members])["a"]
+        nearest = (members - middle).norm(dim=1).argsort(stable=True)[: len(members) - int(share * len(members))]
+        assert torch.allclose(found[cluster], members[nearest].mean(0), rtol=1e-9, atol=1e-12)
 
 
 def test_robust_k_means_ignores_far_outliers() -> None:

@@ -5,11 +5,14 @@ client's data instead of its report are the client's affair: `DATA_ATTACKS` name
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
+import torch
 from scipy.stats import norm
 from torch import Tensor
 
+from fl_taskarith.merging.grouped import Groups, means, per_size
 from fl_taskarith.merging.robust import TaskVectors, stacked, trimmed_count
 from fl_taskarith.seeding import random_generator
 
@@ -51,6 +54,26 @@ def corrupted(
     return [lie if bad else vector for vector, bad in zip(task_vectors, byzantine, strict=True)]
 
 
+def corrupted_groups(rows: Tensor, byzantine: Tensor, groups: Groups, attack: str, scale: float) -> Tensor:
+    """`corrupted` of every group's rows, [N, d]; `byzantine` is bool [N]. An attacker sees its own group."""
+    if attack in DATA_ATTACKS or not bool(byzantine.any()):
+        return rows
+    flipped = torch.where(byzantine[:, None], -scale * rows, rows)
+    if attack == "sign-flip":
+        return flipped
+    honest = Groups(groups.owner[~byzantine], groups.number)
+    lies = per_size(honest, rows[~byzantine], means)
+    if attack == "alie":
+        sizes = zip(groups.counts.tolist(), honest.counts.tolist(), strict=True)
+        shifts = [_shift(int(number), int(number - left)) if left else 0.0 for number, left in sizes]
+        deviations = per_size(honest, rows[~byzantine], lambda same: same.std(1, correction=0))
+        lies -= torch.tensor(shifts, dtype=rows.dtype)[:, None] * deviations
+    else:
+        lies *= -scale
+    hidden = byzantine & (honest.counts > 0)[groups.owner]  # among somebody
+    return torch.where(hidden[:, None], lies[groups.owner], flipped)
+
+
 def sign_flip(task_vector: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     """−s τ of the attacker's own honest τ."""
     return {name: -scale * value for name, value in task_vector.items()}
@@ -62,10 +85,7 @@ def alie(honest: TaskVectors, clients: int) -> dict[str, Tensor]:
     z = Φ⁻¹((n − f − s) / (n − f)) with s = ⌊n/2 + 1⌋ − f supporters, n = `clients` and f of them Byzantine (Baruch,
     Baruch, Goldberg, NeurIPS 2019, Algorithm 3): small while attackers are few, for then they cannot hide a large lie.
     """
-    attackers = clients - len(honest)
-    supporters = clients // 2 + 1 - attackers
-    share = (clients - attackers - supporters) / (clients - attackers)
-    z = float(norm.ppf(min(max(share, 0.5), 1 - 1e-6)))
+    z = _shift(clients, clients - len(honest))
     lie = {}
     for name in honest[0]:
         rows = stacked(honest, name)
@@ -76,3 +96,11 @@ def alie(honest: TaskVectors, clients: int) -> dict[str, Tensor]:
 def inner_product(honest: TaskVectors, scale: float) -> dict[str, Tensor]:
     """−ε times the honest clients' mean (Xie, Koyejo, Gupta, UAI 2019)."""
     return {name: -scale * stacked(honest, name).mean(0) for name in honest[0]}
+
+
+@cache
+def _shift(clients: int, attackers: int) -> float:
+    """z of `alie`."""
+    supporters = clients // 2 + 1 - attackers
+    share = (clients - attackers - supporters) / (clients - attackers)
+    return float(norm.ppf(min(max(share, 0.5), 1 - 1e-6)))

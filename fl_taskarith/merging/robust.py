@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fl_taskarith.merging.grouped import geometric_medians, krum_choice, middle_mean, one_group
+
 TaskVectors = Sequence[Mapping[str, Tensor]]
 
 
@@ -22,7 +24,7 @@ def coordinate_median(task_vectors: TaskVectors) -> dict[str, Tensor]:
     Raises:
         ValueError: no task vectors, or they differ in names or shapes.
     """
-    return _coordinate_wise(task_vectors, (len(task_vectors) - 1) // 2)
+    return _coordinate_wise(task_vectors, median_dropped(len(task_vectors)))
 
 
 def trimmed_mean(task_vectors: TaskVectors, share: float) -> dict[str, Tensor]:
@@ -34,6 +36,11 @@ def trimmed_mean(task_vectors: TaskVectors, share: float) -> dict[str, Tensor]:
     if not 0 <= share < 0.5:
         raise ValueError(f"trimmed share {share}: expected 0 <= share < 0.5")
     return _coordinate_wise(task_vectors, trimmed_count(share, len(task_vectors)))
+
+
+def median_dropped(number: int) -> int:
+    """How many of n the median drops at each end: all but the middle one or two."""
+    return (number - 1) // 2
 
 
 def trimmed_count(share: float, number: int) -> int:
@@ -53,29 +60,11 @@ def geometric_median(
     Raises:
         ValueError: no (finite) task vectors, or they differ in names or shapes.
     """
-    vectors = _finite(task_vectors)
-    rows = {name: stacked(vectors, name) for name in vectors[0]}  # once, for what follows is a loop over small steps
-    centre = {name: value.mean(0) for name, value in rows.items()}
-    for _ in range(max_iterations):
-        away = _row_distances(rows, centre)
-        met = away == 0
-        if bool(met.all()):
-            break
-        pull = torch.where(met, 0.0, 1 / away)
-        weights = pull / pull.sum()
-        target = {name: torch.tensordot(weights.to(value), value, dims=1) for name, value in rows.items()}
-        if bool(met.any()):  # ‖Σ (τ_k − v)/‖τ_k − v‖‖ over the others, against the number that v coincides with
-            force = float(pull.sum()) * _distance(target, centre)
-            stay = min(1.0, float(met.sum()) / force) if force else 1.0
-            target = {name: torch.lerp(value, centre[name], stay) for name, value in target.items()}
-        moved = _distance(target, centre)
-        centre = target
-        if moved <= tolerance * float(away.mean()):
-            break
-    away = _row_distances(rows, centre)
-    nearest = {name: value[int(away.argmin())] for name, value in rows.items()}
-    at_nearest = _row_distances(rows, nearest).sum()
-    return {name: value.clone() for name, value in nearest.items()} if at_nearest <= away.sum() else centre
+    names = _names(task_vectors)
+    rows = [stacked(task_vectors, name) for name in names]
+    groups = one_group(len(task_vectors), rows[0].device)
+    medians = geometric_medians(rows, groups, tolerance, max_iterations)
+    return {name: median[0] for name, median in zip(names, medians, strict=True)}
 
 
 def krum(task_vectors: TaskVectors, byzantine: int, selected: int = 1) -> dict[str, Tensor]:
@@ -92,13 +81,7 @@ def krum(task_vectors: TaskVectors, byzantine: int, selected: int = 1) -> dict[s
         raise ValueError(f"Krum bears f < (n - 2) / 2 Byzantine clients: f = {byzantine}, n = {number}")
     if not 1 <= selected <= number - byzantine:
         raise ValueError(f"Multi-Krum selects from 1 to n - f = {number - byzantine} vectors, not {selected}")
-    squares = torch.zeros(number, number, dtype=torch.float64)
-    for name in names:
-        rows = stacked(task_vectors, name).flatten(1)
-        squares += torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").double().square().cpu()
-    squares = squares.nan_to_num(nan=math.inf, posinf=math.inf).fill_diagonal_(0.0)
-    nearest = squares.sort(dim=1).values[:, 1 : number - byzantine - 1]
-    best = nearest.sum(1).argsort(stable=True)[:selected].sort().values.tolist()
+    best = krum_choice((stacked(task_vectors, name)[None] for name in names), byzantine, selected)[0].tolist()
     return _combined([task_vectors[index] for index in best], torch.full((selected,), 1 / selected))
 
 
@@ -137,20 +120,6 @@ def distances(task_vectors: TaskVectors, centre: Mapping[str, Tensor]) -> Tensor
     return squares.sqrt()
 
 
-def _row_distances(rows: Mapping[str, Tensor], centre: Mapping[str, Tensor]) -> Tensor:
-    """The same of stacked task vectors, [n, ...] each."""
-    squares = [
-        torch.linalg.vector_norm((value - centre[name]).flatten(1), dim=1).double().square().cpu()
-        for name, value in rows.items()
-    ]
-    return torch.stack(squares).sum(0).sqrt()
-
-
-def _distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
-    """‖first − second‖₂ over all tensors together."""
-    return math.sqrt(sum(float((first[name] - value).double().square().sum()) for name, value in second.items()))
-
-
 def norms(task_vectors: TaskVectors) -> Tensor:
     """‖τ_k‖₂ of each task vector over all tensors together: float64 [n] on the CPU."""
     squares = torch.zeros(len(task_vectors), dtype=torch.float64)
@@ -175,8 +144,7 @@ def stacked(task_vectors: TaskVectors, name: str) -> Tensor:
 
 def _coordinate_wise(task_vectors: TaskVectors, dropped: int) -> dict[str, Tensor]:
     """The mean of every entry without its `dropped` smallest and largest values."""
-    kept = slice(dropped, len(task_vectors) - dropped)
-    return {name: stacked(task_vectors, name).sort(dim=0).values[kept].mean(0) for name in _names(task_vectors)}
+    return {name: middle_mean(stacked(task_vectors, name)[None], dropped)[0] for name in _names(task_vectors)}
 
 
 def _combined(task_vectors: TaskVectors, weights: Tensor) -> dict[str, Tensor]:

@@ -1,15 +1,18 @@
-"""The aggregation rules by name, over the task vectors of one round or one cluster. A new rule is a line here."""
+"""The aggregation rules by name, over task vectors of a round or a cluster, or over all clusters at once."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fl_taskarith.merging.aggregate import WeightedMean
+from fl_taskarith.merging.grouped import Groups, geometric_medians, krum_choice, means, middle_mean, per_size
 from fl_taskarith.merging.robust import (
     TaskVectors,
     coordinate_median,
     geometric_median,
     krum,
+    median_dropped,
     trimmed_count,
     trimmed_mean,
 )
@@ -40,9 +43,35 @@ def aggregate_by(rule: str, task_vectors: TaskVectors, weights: Sequence[float],
     raise ValueError(f"{rule} is none of {', '.join(RULES)}")
 
 
+def aggregate_groups(rule: str, rows: Tensor, groups: Groups, share: float) -> Tensor:
+    """`aggregate_by` of every group's rows with equal weights: [N, d] to [B, d]."""
+    if rule == "mean":
+        return per_size(groups, rows, means)
+    if rule == "median":
+        return per_size(groups, rows, lambda same: middle_mean(same, median_dropped(same.shape[1])))
+    if rule == "trimmed-mean":
+        return per_size(groups, rows, lambda same: middle_mean(same, trimmed_count(share, same.shape[1])))
+    if rule == "geometric-median":
+        return geometric_medians([rows], groups)[0]
+    if rule == "krum":
+        return per_size(groups, rows, lambda same: _krum_rows(same, share))
+    raise ValueError(f"{rule} is none of {', '.join(RULES)}")
+
+
 def _krum(task_vectors: TaskVectors, share: float) -> dict[str, Tensor]:
     """Krum with f = ⌊βn⌋, or with the most that n vectors can bear; one or two have no majority: their median."""
     number = len(task_vectors)
+    return coordinate_median(task_vectors) if number < 3 else krum(task_vectors, _borne(share, number))
+
+
+def _krum_rows(rows: Tensor, share: float) -> Tensor:
+    """The same of b groups of n rows each, [b, n, d] to [b, d]."""
+    number = rows.shape[1]
     if number < 3:
-        return coordinate_median(task_vectors)
-    return krum(task_vectors, min(trimmed_count(share, number), (number - 3) // 2))
+        return middle_mean(rows, median_dropped(number))
+    return rows[torch.arange(len(rows)), krum_choice([rows], _borne(share, number))[:, 0]]
+
+
+def _borne(share: float, number: int) -> int:
+    """f = ⌊βn⌋, or the most that Krum of n bears."""
+    return min(trimmed_count(share, number), (number - 3) // 2)

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_taskarith.merging.attacks import corrupted
-from fl_taskarith.merging.robust import geometric_median
-from fl_taskarith.merging.rules import aggregate_by
+from fl_taskarith.merging.attacks import corrupted_groups
+from fl_taskarith.merging.grouped import Groups, geometric_medians, means, per_size
+from fl_taskarith.merging.rules import aggregate_groups
 from fl_taskarith.mixtures.adversary import Adversary
-from fl_taskarith.mixtures.clustering import Reports, client_reports
+from fl_taskarith.mixtures.cluster_choice import ClusterChoice
+from fl_taskarith.mixtures.clustering import gradients_at
 from fl_taskarith.mixtures.regression import Points
 
-THETA = "theta"  # the one tensor of a task vector here
 RESTARTS = 5  # of k-means; the one of least summed distance is taken
 
 
@@ -28,7 +28,7 @@ class Server:
     """One run of BR-IFCA.
 
     Attributes:
-        rule, share: of `merging.rules.aggregate_by`.
+        rule, share: of `merging.rules.aggregate_groups`.
         start: θ before the first round, [K, d].
         labels: the cluster of every client, int64 [m], where the server has fixed it (two-stage); None lets them pick.
     """
@@ -59,26 +59,31 @@ def br_ifca(
     """
     thetas = torch.stack([server.start for server in servers])
     assigned = torch.stack([adversary.reported if server.labels is None else server.labels for server in servers])
+    choice = ClusterChoice(points, assigned, adversary.magnified)
+    rosters = [Roster(picked) for picked in choice.follow(thetas)]
     for number in range(1, rounds + 1):
-        reports = client_reports(points, thetas, assigned, adversary.magnified)
-        gradients = [_aggregated(server, told, adversary, scale, thetas.shape[1])
-                     for server, told in zip(servers, reports, strict=True)]  # fmt: skip
-        thetas = thetas - step * torch.stack(gradients)
+        clusters = choice.follow(thetas)
+        rosters = [old if torch.equal(old.clusters, picked) else Roster(picked)
+                   for old, picked in zip(rosters, clusters, strict=True)]  # fmt: skip
+        gradients = gradients_at(points, thetas, clusters, adversary.magnified)
+        moved = torch.zeros_like(thetas)
+        for index, (server, roster) in enumerate(zip(servers, rosters, strict=True)):
+            groups = roster.groups
+            sent = corrupted_groups(gradients[index], adversary.byzantine, groups, adversary.attack, scale)
+            moved[index, roster.heard] = aggregate_groups(server.rule, sent, groups, server.share)
+        thetas = thetas - step * moved
         if after_round is not None:
             after_round(number, thetas)
     return thetas
 
 
-def _aggregated(server: Server, reports: Reports, adversary: Adversary, scale: float, clusters: int) -> Tensor:
-    """g_k for every cluster, zero where nobody reported: [K, d]."""
-    result = torch.zeros(clusters, reports.gradients.shape[1], dtype=reports.gradients.dtype)
-    for cluster in range(clusters):
-        members = (reports.clusters == cluster).nonzero()[:, 0]
-        if len(members):
-            honest = [{THETA: row} for row in reports.gradients[members].unbind()]
-            sent = corrupted(honest, adversary.byzantine[members].tolist(), adversary.attack, scale)
-            result[cluster] = aggregate_by(server.rule, sent, [1.0] * len(sent), server.share)[THETA]
-    return result
+class Roster:
+    """Who reports to which cluster of a server: `clusters`, int64 [m]; kept for as long as nobody changes."""
+
+    def __init__(self, clusters: Tensor) -> None:
+        self.clusters = clusters
+        self.heard, owner = clusters.unique(return_inverse=True)  # the clusters that somebody reports to
+        self.groups = Groups(owner, len(self.heard))
 
 
 def two_stage(points: Points, clusters: int, share: float, generator: np.random.Generator) -> Server:
@@ -106,7 +111,7 @@ def robust_k_means(
         centres = _plus_plus(vectors, clusters, kept, generator)
         labels = torch.cdist(vectors, centres).argmin(1)
         for _ in range(max_iterations):
-            centres = torch.stack([_centre(vectors[labels == k], share, centres[k]) for k in range(clusters)])
+            centres = _centres(vectors, labels, share, centres)
             before, labels = labels, torch.cdist(vectors, centres).argmin(1)
             if torch.equal(before, labels):
                 break
@@ -131,10 +136,18 @@ def _plus_plus(vectors: Tensor, clusters: int, kept: int, generator: np.random.G
     return vectors[chosen]
 
 
-def _centre(members: Tensor, share: float, empty: Tensor) -> Tensor:
-    """The robust mean of a cluster's members, or `empty` if it has none."""
-    if not len(members):
-        return empty
-    middle = geometric_median([{THETA: row} for row in members.unbind()])[THETA]
-    nearest = (members - middle).norm(dim=1).argsort(stable=True)
-    return members[nearest[: len(members) - int(share * len(members))]].mean(0)
+def _centres(vectors: Tensor, labels: Tensor, share: float, empty: Tensor) -> Tensor:
+    """The robust mean of every cluster's members, or its row of `empty` if it has none: [K, d]."""
+    roster = Roster(labels)
+    owner = roster.groups.owner
+    middles = geometric_medians([vectors], roster.groups)[0]
+    away = (vectors - middles[owner]).norm(dim=1)
+    nearest = away.argsort(stable=True)  # then by cluster, so that each one's members lie together by distance
+    nearest = nearest[owner[nearest].argsort(stable=True)]
+    sizes = owner.bincount()
+    place = torch.arange(len(vectors)) - (sizes.cumsum(0) - sizes)[owner[nearest]]
+    kept = sizes - torch.tensor([int(share * size) for size in sizes.tolist()])
+    nearest = nearest[place < kept[owner[nearest]]]
+    result = empty.clone()
+    result[roster.heard] = per_size(Groups(owner[nearest], roster.groups.number), vectors[nearest], means)
+    return result

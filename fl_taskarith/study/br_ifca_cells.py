@@ -82,9 +82,12 @@ def cells(quick: bool) -> list[BRIFCACell]:
 
 def cost(cell: BRIFCACell) -> float:
     """Roughly the seconds a cell takes on one core."""
-    servers = len(BETAS) if cell.servers == "betas" else 6
-    per_cluster = 2e-4 * servers if cell.servers == "betas" else 2.4e-3
-    return ROUNDS * (per_cluster * cell.clusters + 3e-7 * servers * cell.clusters**2 * cell.dimension)
+    reports = CLIENTS_PER_CLUSTER * cell.clusters * (len(BETAS) if cell.servers == "betas" else 6)
+    gradient = min(cell.dimension, 2 * EXAMPLES) * cell.dimension  # multiplications
+    creeping = 8 if cell.attack == "alie" and cell.servers == "rules" else 1  # of Weiszfeld's iteration
+    choosing = 2 if cell.start == "random" else 1
+    seconds: float = 3e-3 * creeping + choosing * reports * (4e-10 * gradient + 2.5e-8 * cell.dimension)
+    return ROUNDS * seconds
 
 
 def compute(cell: BRIFCACell) -> Found:
