@@ -142,6 +142,16 @@ def test_a_round_of_the_scale_bench_is_one_of_a_run(tmp_path: Path, monkeypatch:
     assert worker.last_row()["clients"] == scale.SAMPLED
 
 
+def test_the_class_token_bench_takes_the_same_steps_with_and_without_the_other_tokens(tmp_path: Path) -> None:
+    words = ["--model", "vit_glyph", "--input-size", "16", "--batch-size", "4", "--repeats", "1"]
+    assert main(["bench", "class-token", *words, "--results-dir", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "bench" / "class-token.json").read_text())
+    losses = list(record["loss"].values())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[2] == pytest.approx(losses[3], rel=1e-4)
+    assert losses[0] != losses[2]
+    assert record["ratio"] > 0
+
+
 @pytest.mark.slow
 def test_the_prefix_bench_trains_the_same_blocks_with_and_without_the_cache(tmp_path: Path) -> None:
     words = ["--model", "vit_glyph", "--input-size", "16", "--trainable-blocks", "1", "--batch-size", "4"]

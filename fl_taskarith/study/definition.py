@@ -92,6 +92,12 @@ class Study:
         return list(dict.fromkeys(arm.group for arm in self.arms))
 
     @property
+    def in_turn(self) -> list[Arm]:
+        """The arms in the order they are run: each in all of its groups before the next, so that a part is a table."""
+        labels = list(dict.fromkeys(arm.label for arm in self.arms))
+        return sorted(self.arms, key=lambda arm: labels.index(arm.label))
+
+    @property
     def varied(self) -> list[str]:
         """The settings in which arms differ, in the order of the configuration's keys."""
         values = [configuration.Config().to_run_config() | dict(arm.settings) for arm in self.arms]

@@ -60,7 +60,7 @@ def run_what_is_left(everything: Sequence[StudyResults], jobs: int = 1, budget: 
     deadline = None if budget is None else time.time() + budget
     for results in everything:
         print(f"{results.study.title}: {results.folder}", flush=True)
-    schedule = _Schedule([(results, arm) for results in everything for arm in results.study.arms])
+    schedule = _Schedule([(results, arm) for results in everything for arm in results.study.in_turn])
     with _workers(jobs) as submit:
         if _work(schedule, submit, jobs, deadline):
             print("The budget is spent. The same command goes on from here.", flush=True)
