@@ -169,9 +169,17 @@ def sgdm(
     learning_rate: float,
     mask: Mask | None = None,
 ) -> SparseSGDM:
-    """The configuration's optimizer: momentum, dampening, Nesterov, weight decay, clipping; momentum starts at zero."""
+    """The configuration's optimizer: momentum, dampening, Nesterov, weight decay, clipping; momentum starts at zero.
+
+    "auto" kernels are torch's choice on a GPU; on a CPU the fused one, which takes a fifth of the time of a step over
+    many small tensors and gives the same bits but for the last one under weight decay.
+    """
+    named = list(named_parameters)
+    kernels = config.optimizer_kernels
+    if kernels == "auto" and all(parameter.device.type == "cpu" for _, parameter in named):
+        kernels = "fused"
     return SparseSGDM(
-        named_parameters,
+        named,
         learning_rate,
         masks=None if mask is None else mask.tensors,
         indices=None if mask is None else mask.indices,
@@ -180,8 +188,8 @@ def sgdm(
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
-        foreach=True if config.optimizer_kernels == "foreach" else None,
-        fused=True if config.optimizer_kernels == "fused" else None,
+        foreach=True if kernels == "foreach" else None,
+        fused=True if kernels == "fused" else None,
     )
 
 

@@ -116,7 +116,7 @@ def _search(table: Table) -> Search:
 
 
 def _arms(document: Table, shared: Mapping[str, Scalar]) -> tuple[Arm, ...]:
-    """Every arm in every group (an arm that names its group: in that one), times the grid, group by group."""
+    """Every arm in every group (an arm that names its group, or several: in those), times the grid, group by group."""
     groups: dict[str, Mapping[str, Scalar]] = {}
     for table in _tables(document, "group"):
         _check_keys(table, ("name", "settings", "reference"), "[[group]]")
@@ -133,12 +133,21 @@ def _arms(document: Table, shared: Mapping[str, Scalar]) -> tuple[Arm, ...]:
         place = f'[[arm]] "{name}"'
         settings, same_rate_as = _settings(table, place), _value(table, "same-rate-as", str, place, "")
         rungs = _whole_numbers(table, "search-rounds", place) if "search-rounds" in table else ()
-        for group in [_value(table, "group", str, place)] if "group" in table else everywhere:
+        for group in _groups(table, place) if "group" in table else everywhere:
             for variant, varied in variants:
                 merged = {**shared, **groups.get(group, {}), **settings, **varied}
                 arms.append(Arm(group, name, variant, merged, same_rate_as, rungs))
     order = list(dict.fromkeys([*groups, *(arm.group for arm in arms)]))
     return tuple(sorted(arms, key=lambda arm: order.index(arm.group)))
+
+
+def _groups(table: Table, place: str) -> list[str]:
+    """The groups that an arm names: a string, or a list of them."""
+    named = table["group"]
+    groups = named if isinstance(named, list) else [named]
+    if not groups or any(not isinstance(group, str) for group in groups):
+        raise ConfigError(f"{place}: group = {named!r}: expected the name of a group, or a list of names.")
+    return groups
 
 
 def _variants(document: Table) -> list[tuple[str, dict[str, Scalar]]]:
