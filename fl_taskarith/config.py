@@ -231,7 +231,9 @@ class Config:
         "reduce-overhead",
         "max-autotune",
     )
-    optimizer_kernels: str = _choice("auto", "of SGDM; auto = as torch chooses on a GPU, fused on a CPU", "auto", "foreach", "fused")
+    optimizer_kernels: str = _choice(
+        "auto", "of SGDM; auto = as torch chooses on a GPU, fused on a CPU", "auto", "foreach", "fused"
+    )
     evaluate_every: int = _key(2, "rounds between evaluations; the last round always is", low=1)
     checkpoint_every: int = _key(20, "rounds between checkpoints", low=1)
     save_model: bool = _key(True, "export the final model as model.safetensors")
