@@ -18,6 +18,7 @@ def add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         ("round", vit_s, 3, "a round of federated averaging, against its steps in a bare PyTorch loop"),
         ("scale", glyph, 15, "a round among 100,000 virtual clients, against one among 100"),
         ("prefix", vit_s, 2, "a round on the frozen blocks' cached tokens, against one of all blocks"),
+        ("together", glyph, 9, "a round whose clients are trained several at once, against one after the other"),
         ("class-token", vit_s, 5, "a step whose last block computes the class token alone, against one of every token"),
         ("throughput", ("vit_small_patch16_224.dino", 224), 5, "images per second, against a bare compiled loop"),
     ):
@@ -29,7 +30,14 @@ def add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     long_run.add_argument("--rounds", type=positive, default=2_000, help="from 300; default: %(default)s")
     memory = own["memory"] = names.add_parser("memory", help="the peak of a round, against that of a bare loop")
     _add_common(memory, *vit_s)
-    for name, size in (("round", 32), ("prefix", 32), ("class-token", 32), ("throughput", 64), ("memory", 32)):
+    for name, size in (
+        ("round", 32),
+        ("prefix", 32),
+        ("class-token", 32),
+        ("together", 16),
+        ("throughput", 64),
+        ("memory", 32),
+    ):
         own[name].add_argument("--batch-size", type=positive, default=size, help="default: %(default)s")
     for name, usual in (("round", "fp32"), ("throughput", "bf16"), ("memory", "fp32")):
         own[name].add_argument(
@@ -44,6 +52,7 @@ def add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     for name in ("prefix", "class-token"):
         own[name].add_argument("--trainable-blocks", type=positive, default=2, help="default: %(default)s")
+    own["together"].add_argument("--clients", type=positive, nargs="+", default=[2, 5, 10], help="default: %(default)s")
     own["memory"].add_argument("--clients", type=positive, nargs="+", default=[2, 10, 40], help="default: %(default)s")
     own["fisher"].add_argument("--examples", type=positive, default=128, help="scored each time (default: %(default)s)")
     own["engine"].add_argument("--clients", type=positive, default=10, help="in every round (default: %(default)s)")

@@ -7,20 +7,16 @@ but not in the message is the client's own.
 
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
 from fl_taskarith.calibrate import make_mask, shard_sums
-from fl_taskarith.client_groups import as_seen_by, as_trained_on
-from fl_taskarith.client_state import read_client_state, read_frozen, write_client_state, write_frozen
-from fl_taskarith.config import Config
+from fl_taskarith.client_groups import as_seen_by
+from fl_taskarith.client_state import read_client_state, write_client_state, write_frozen
 from fl_taskarith.config_clusters import REGRESSION
-from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.drift_correction import control_change, control_shift, correct_gradients
 from fl_taskarith.engine.grid import RoundSettings, read_settings
 from fl_taskarith.engine.node_config import partition_of, use_own_places
@@ -29,8 +25,8 @@ from fl_taskarith.engine.replies import CLIENT_ERROR, DIVERGED, LACKS_FROZEN
 from fl_taskarith.engine.time_limit import limited
 from fl_taskarith.errors import Divergence, FlTaskarithError, FrozenMissing
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
+from fl_taskarith.local_work import MetricValue, draw_local_steps, read_frozen_of, trained_reply, training_examples
 from fl_taskarith.masking.mask import Mask
-from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.mixture_client import cluster_step, expectation_step, mixture_of
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, linear_shapes
 from fl_taskarith.models.heads import RidgeStatistics
@@ -40,8 +36,6 @@ from fl_taskarith.seeding import random_generator
 from fl_taskarith.training import evaluate, input_square_sums, set_trained, train_locally
 
 app = ClientApp()
-
-MetricValue = int | float | list[int] | list[float]
 
 # In a client's file: its control variate c_k, parameters that it does not share, and its own mask.
 CONTROL, OWN, MASK = "control/", "own/", "mask/"
@@ -110,7 +104,7 @@ def train_in_cluster(message: Message, partition: int) -> RecordDict:
     started = time.perf_counter()
     _, home, stacked, frozen = _received(message)
     config = home.config
-    examples, positions = _training_examples(home, partition)
+    examples, positions = training_examples(home, partition)
     own = examples.take(positions)
     losses = []
     for cluster in range(config.num_clusters):
@@ -142,7 +136,7 @@ def _train_locally(content: RecordDict, partition: int) -> RecordDict:
     home = resident(config)
     received = {key: to_tensors(record, home.device) for key, record in content.array_records.items()}
     shared, control = received["arrays"], received.get("control")
-    frozen = _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
+    frozen = read_frozen_of(home, current)
     kept = _kept(current, partition, home.device)
     trained = _with_own(home, shared, kept, frozen, current.number)
     mask, new_mask = frozen.mask, Weights()
@@ -154,9 +148,8 @@ def _train_locally(content: RecordDict, partition: int) -> RecordDict:
         trained = shared = mask.gather(trained)
     names = list(trained)
     parameters = dict(zip(names, set_trained(home.model, names), strict=True))
-    examples, shard = _training_examples(home, partition)
+    examples, shard = training_examples(home, partition)
     local_steps = draw_local_steps(config, current.number, partition)
-    coefficients = step_coefficient_sum(config, local_steps, current.learning_rate)
     optimizer = sgdm(parameters.items(), config, current.learning_rate, mask)
     if config.proximal_mu or control is not None:
         correct_gradients(
@@ -184,27 +177,20 @@ def _train_locally(content: RecordDict, partition: int) -> RecordDict:
         ends = parameters if mask is None else mask.gather(home.parameters)
         keeps = {OWN + name: ends[name].detach().clone() for name in names if name not in shared}
         task_vector = {name: ends[name].detach().sub_(start) for name, start in shared.items()}
-    reply = RecordDict({"arrays": to_record(task_vector), "frozen": ConfigRecord({"name": current.frozen_name})})
+    reply = trained_reply(config, current, task_vector, len(shard), train_loss, local_steps)
     if new_mask:
         reply["mask"] = to_record(new_mask)
         keeps |= {MASK + name: value for name, value in new_mask.items()}
     if control is not None:
-        change = control_change(control, task_vector, current.learning_rate * coefficients)
+        path = current.learning_rate * step_coefficient_sum(config, local_steps, current.learning_rate)
+        change = control_change(control, task_vector, path)
         reply["control"] = to_record(change)
         own = _under(CONTROL, kept)
         keeps |= {CONTROL + name: own[name] + value if name in own else value for name, value in change.items()}
     if keeps:
         written = write_client_state(Path(current.state_folder), partition, current.number, keeps)
         reply["state"] = ConfigRecord({"name": written})
-    metrics: dict[str, MetricValue] = {
-        "num-examples": len(shard),
-        "train-loss": train_loss,
-        "update-norm": task_vector_norm(task_vector),
-        "local-steps": local_steps,
-        "step-coefficient-sum": coefficients,
-        "train-seconds": time.perf_counter() - started,
-    }
-    reply["metrics"] = MetricRecord(metrics)
+    reply.metric_records["metrics"]["train-seconds"] = time.perf_counter() - started
     return reply
 
 
@@ -280,21 +266,7 @@ def _received(message: Message) -> tuple[RoundSettings, Resident, Weights, Froze
     config, current = read_settings(message.content.config_records["config"])
     home = resident(config)
     arrays = to_tensors(message.content.array_records["arrays"], home.device)
-    return (
-        current,
-        home,
-        arrays,
-        _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device),
-    )
-
-
-def _training_examples(home: Resident, partition: int) -> tuple[ImageSet, Tensor]:
-    """What a client trains on, and its shard's positions in it: its own view of images, or all of them as stored."""
-    config, train, shard = home.config, home.data.train, home.shards[partition]
-    if config.client_groups == "none" and not (config.byzantine_fraction and config.attack == "random-labels"):
-        return train, shard
-    own = as_trained_on(config, partition, train.take(shard), len(home.data.dataset.classes))
-    return own, torch.arange(len(shard), device=shard.device)
+    return current, home, arrays, read_frozen_of(home, current)
 
 
 def _kept(current: RoundSettings, partition: int, device: torch.device) -> Weights:
@@ -326,20 +298,6 @@ def _own_mask(home: Resident, frozen: Frozen, kept: Weights, partition: int) -> 
 
 def _under(prefix: str, tensors: Weights) -> Weights:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-@lru_cache(maxsize=1)
-def _frozen(folder: str, name: str, shapes: tuple[tuple[str, torch.Size], ...], device: torch.device) -> Frozen:
-    """What is fixed in this round, on the device: read once per process."""
-    return Frozen.of_tensors(read_frozen(Path(folder), name), dict(shapes), device)
-
-
-def draw_local_steps(config: Config, server_round: int, partition: int) -> int:
-    """J, or this client's own number of steps this round, uniform on local-steps-min..max where they are set."""
-    if not config.local_steps_max:
-        return config.local_steps
-    generator = random_generator(config.seed, "local steps", server_round, partition)
-    return int(generator.integers(config.local_steps_min, config.local_steps_max + 1))
 
 
 @app.query("partition")

@@ -35,9 +35,9 @@ def cluster_contradictions(config: "Config") -> list[tuple[bool, str]]:
         (config.start == "random" and config.cluster_centres != "bernoulli",
          'start = "random" draws first estimates like the true parameters, and equidistant ones are not drawn: set '
          'cluster-centres = "bernoulli".'),
-        (config.clients_at_once != 1 and (config.engine == "flower" or config.dataset != REGRESSION),
-         f"clients-at-once = {config.clients_at_once} computes clients together in one process, on regression data: "
-         'it needs engine = "sequential", or set it to 1.'),
+        (config.clients_at_once != 1 and config.engine == "flower",
+         f"clients-at-once = {config.clients_at_once} computes clients together in one process: it needs "
+         'engine = "sequential", or set it to 1.'),
         (config.clients_at_once != 1 and config.on_client_failure == "skip",
          f"clients-at-once = {config.clients_at_once} fails as a whole where one of them does: set it to 1, or "
          'on-client-failure = "stop".'),

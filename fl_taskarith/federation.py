@@ -15,6 +15,7 @@ from fl_taskarith.checkpoint import Checkpoint
 from fl_taskarith.client_accuracy import evaluate_clients
 from fl_taskarith.client_groups import VIEWS, byzantine_clients, group_of
 from fl_taskarith.client_state import frozen_name
+from fl_taskarith.client_together import train_together
 from fl_taskarith.cluster_models import clustered
 from fl_taskarith.config import Config
 from fl_taskarith.config_clusters import REGRESSION
@@ -311,7 +312,8 @@ class _Printer(logging.Handler):
 
 def _choose_engine(config: Config, client_app: ClientCallable, grid: Grid | None) -> PartitionGrid:
     if config.engine == "sequential":
-        return SequentialGrid(client_app, config.num_clients)
+        together = train_together if config.dataset != REGRESSION and config.clients_at_once != 1 else None
+        return SequentialGrid(client_app, config.num_clients, together, config.clients_at_once)
     if grid is None:
         raise ValueError('engine = "flower" needs the Grid of a Flower run')
     return SuperNodeGrid(grid, config)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.sgd import sgd
 
 from fl_taskarith.config import Config
@@ -40,7 +40,7 @@ class SparseSGDM(torch.optim.SGD):
 
     def __init__(
         self,
-        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        named_parameters: Iterable[tuple[str, Tensor]],
         lr: float,
         *,
         masks: Mapping[str, Tensor] | None = None,
@@ -164,25 +164,30 @@ def _clipped(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:
 
 
 def sgdm(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    named_parameters: Iterable[tuple[str, Tensor]],
     config: Config,
     learning_rate: float,
     mask: Mask | None = None,
+    clients: int = 1,
 ) -> SparseSGDM:
     """The configuration's optimizer: momentum, dampening, Nesterov, weight decay, clipping; momentum starts at zero.
 
     "auto" kernels are torch's choice on a GPU; on a CPU the fused one, which takes a fifth of the time of a step over
-    many small tensors and gives the same bits but for the last one under weight decay.
+    many small tensors and gives the same bits but for the last one under weight decay. With several `clients` the
+    parameters are [clients, ...], under the same mask each, and there is no clipping.
     """
     named = list(named_parameters)
+    masks, indices = (None, None) if mask is None else (mask.tensors, mask.indices)
+    if clients > 1 and indices is not None:
+        masks, indices = None, {name: _in_every_row(indices.get(name), value) for name, value in named}
     kernels = config.optimizer_kernels
     if kernels == "auto" and all(parameter.device.type == "cpu" for _, parameter in named):
         kernels = "fused"
     return SparseSGDM(
         named,
         learning_rate,
-        masks=None if mask is None else mask.tensors,
-        indices=None if mask is None else mask.indices,
+        masks=masks,
+        indices=indices,
         momentum=config.momentum,
         dampening=config.dampening,
         nesterov=config.nesterov,
@@ -191,6 +196,14 @@ def sgdm(
         foreach=True if kernels == "foreach" else None,
         fused=True if kernels == "fused" else None,
     )
+
+
+def _in_every_row(index: Tensor | None, rows: Tensor) -> Tensor:
+    """Flat positions in rows [n, ...] of the entries that `index` has in one; none where that is None."""
+    if index is None:
+        return torch.empty(0, dtype=torch.int64, device=rows.device)
+    first = torch.arange(0, rows.numel(), rows[0].numel(), device=rows.device)
+    return (first[:, None] + index).flatten()
 
 
 def learning_rate(config: Config, step: int, validation_losses: Sequence[float]) -> float:

@@ -153,6 +153,16 @@ def test_the_class_token_bench_takes_the_same_steps_with_and_without_the_other_t
 
 
 @pytest.mark.slow
+def test_the_together_bench_takes_the_same_rounds_with_any_number_at_once(tmp_path: Path) -> None:
+    words = ["--batch-size", "4", "--clients", "3", "10", "--repeats", "1", "--results-dir", str(tmp_path)]
+    assert main(["bench", "together", *words]) == 0
+    record = json.loads((tmp_path / "bench" / "together.json").read_text())
+    assert list(record["seconds_per_round"]) == ["1 at once", "3 at once", "10 at once"]
+    seconds = list(record["seconds_per_round"].values())
+    assert record["ratio"] == seconds[0] / min(seconds[1:])
+
+
+@pytest.mark.slow
 def test_the_prefix_bench_trains_the_same_blocks_with_and_without_the_cache(tmp_path: Path) -> None:
     words = ["--model", "vit_glyph", "--input-size", "16", "--trainable-blocks", "1", "--batch-size", "4"]
     assert main(["bench", "prefix", *words, "--repeats", "1", "--results-dir", str(tmp_path)]) == 0

@@ -1,7 +1,8 @@
 """The in-process engine: calls the ClientApp for one virtual client after the other, without copying a tensor."""
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
@@ -9,15 +10,25 @@ from fl_taskarith.engine.grid import PartitionGrid
 from fl_taskarith.engine.records import TensorArray
 
 ClientCallable = Callable[[Message, Context], Message]
+Together = Callable[[Sequence[Message]], dict[int, Message]]
+"""Replies, by partition, to those of several messages that can be answered in one go."""
 
 
 class SequentialGrid(PartitionGrid):
-    """K virtual clients in this process. `client_app` is the same Flower ClientApp that any other engine runs."""
+    """K virtual clients in this process. `client_app` is the same Flower ClientApp that any other engine runs.
 
-    def __init__(self, client_app: ClientCallable, num_clients: int) -> None:
+    With `together`, messages are handed to it `at_once` at a time (0: all of a round), and to `client_app` only those
+    that it leaves.
+    """
+
+    def __init__(
+        self, client_app: ClientCallable, num_clients: int, together: Together | None = None, at_once: int = 1
+    ) -> None:
         ensure_run_identity()
         self._client_app = client_app
         self._num_clients = num_clients
+        self._together = together
+        self._at_once = at_once if together is not None else 1
 
     def get_node_ids(self) -> range:
         """The partition ids 0..K-1."""
@@ -25,17 +36,25 @@ class SequentialGrid(PartitionGrid):
 
     def exchange(self, messages: Iterable[Message]) -> Iterator[Message]:
         """Call the clients lazily, in order; replies hold the resident model's own tensors until the next one."""
-        for message in messages:
-            partition = message.metadata.dst_node_id
-            message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
-            context = Context(
-                run_id=message.metadata.run_id,
-                node_id=partition,
-                node_config={"partition-id": partition, "num-partitions": self._num_clients},
-                state=RecordDict(),
-                run_config={},
-            )
-            yield self._client_app(message, context)
+        left = iter(messages)
+        while cohort := list(islice(left, self._at_once or None)):
+            for message in cohort:
+                message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+            ready = self._together(cohort) if self._together is not None and len(cohort) > 1 else {}
+            for message in cohort:
+                reply = ready.pop(message.metadata.dst_node_id, None)
+                yield self._answer(message) if reply is None else reply
+
+    def _answer(self, message: Message) -> Message:
+        partition = message.metadata.dst_node_id
+        context = Context(
+            run_id=message.metadata.run_id,
+            node_id=partition,
+            node_config={"partition-id": partition, "num-partitions": self._num_clients},
+            state=RecordDict(),
+            run_config={},
+        )
+        return self._client_app(message, context)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """All replies at once, each with tensors of its own, for rules that need them together."""

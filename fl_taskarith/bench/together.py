@@ -1,0 +1,89 @@
+"""Rounds whose clients are trained several at once, against the same rounds with one client after the other."""
+
+import tempfile
+from pathlib import Path
+
+from fl_taskarith.bench.report import Bench, median
+from fl_taskarith.bench.worker import ONLY_ROUNDS, last_row, start, train_round, workers
+from fl_taskarith.config import Config, load
+from fl_taskarith.resident import choose_device
+
+CLIENTS, LOCAL_STEPS = 10, 4
+
+
+def bench_together(
+    model_name: str = "vit_glyph",
+    input_size: int = 16,
+    batch_size: int = 16,
+    clients: list[int] | None = None,
+    repeats: int = 9,
+    device_name: str = "auto",
+) -> Bench:
+    """Seconds of a round of 10 clients x 4 steps of all weights, so many `clients` at once, in turn; one thread each.
+
+    The ratio is that of one by one to the fastest of the others.
+
+    Raises:
+        RuntimeError: the clients learn otherwise together than alone.
+    """
+    arms = {1, *(clients or (2, 5, 10))}
+    names = {f"{at_once} at once": at_once for at_once in sorted(arms)}
+    measured: dict[str, list[float]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder, workers(list(names)) as processes:
+        for name, process in processes.items():
+            process.apply(start, (_config(model_name, input_size, batch_size, names[name], device_name, folder),))
+        for number in range(1, repeats + 2):
+            for name, process in processes.items():
+                seconds = process.apply(train_round, (number,))
+                if number > 1:
+                    measured[name].append(seconds)
+        losses = {name: process.apply(last_row)["train_loss"] for name, process in processes.items()}
+    per_round = {name: median(seconds) for name, seconds in measured.items()}
+    alone, *others = per_round
+    if any(abs(losses[name] - losses[alone]) > 1e-3 * abs(losses[alone]) for name in others):
+        raise RuntimeError(f"losses of clients together and alone differ: {losses}")
+    lines = [
+        f"{model_name} at {input_size} px, {CLIENTS} clients x {LOCAL_STEPS} steps of {batch_size} images, median of "
+        f"{repeats} on {choose_device(device_name).type} with one thread",
+        *(f"{name:<12} {1e3 * seconds:8.1f} ms per round  loss {losses[name]:.4f}"
+          for name, seconds in per_round.items()),
+    ]  # fmt: skip
+    figures = {
+        "model": model_name,
+        "input_size": input_size,
+        "batch_size": batch_size,
+        "clients": CLIENTS,
+        "local_steps": LOCAL_STEPS,
+        "repeats": repeats,
+        "seconds": measured,
+        "seconds_per_round": per_round,
+        "train_loss": losses,
+    }
+    return Bench("together", per_round[alone] / min(per_round[name] for name in others), figures, tuple(lines))
+
+
+def _config(model_name: str, input_size: int, batch_size: int, at_once: int, device_name: str, folder: str) -> Config:
+    return load(
+        overrides={
+            **ONLY_ROUNDS,
+            "dataset": "synthetic",
+            "data_dir": folder,
+            "train_subset": CLIENTS * 100,
+            "validation_size": 100,
+            "calibration_size": 0,
+            "test_subset": 100,
+            "augmentation": "none",
+            "model": model_name,
+            "input_size": input_size,
+            "num_clients": CLIENTS,
+            "participation": 1.0,
+            "sharding": "iid",
+            "local_steps": LOCAL_STEPS,
+            "batch_size": batch_size,
+            "learning_rate": 1e-4,
+            "clients_at_once": at_once,
+            "device": device_name,
+            "threads": 1,
+            "results_dir": str(Path(folder) / str(at_once)),
+        }
+    )

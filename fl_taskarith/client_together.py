@@ -1,0 +1,108 @@
+"""Several virtual clients' local training in one go, for the sequential engine; the replies each gives by itself."""
+
+import logging
+import time
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from flwr.app import Message, MessageType, RecordDict
+from torch import nn
+
+from fl_taskarith.config import Config
+from fl_taskarith.engine.grid import RoundSettings, read_settings
+from fl_taskarith.engine.records import to_tensors
+from fl_taskarith.global_model import GlobalModel
+from fl_taskarith.local_work import draw_local_steps, read_frozen_of, trained_reply, training_examples
+from fl_taskarith.optim import sgdm
+from fl_taskarith.resident import Resident, resident
+from fl_taskarith.seeding import random_generator
+from fl_taskarith.stacked_training import ClientData, stacked, train_stacked
+
+log = logging.getLogger("fl_taskarith")
+
+
+def train_together(messages: Sequence[Message]) -> dict[int, Message]:
+    """Replies by partition to those of a round's messages that can be answered together; the others are left out.
+
+    Those are plain local steps in single precision from one global model: no client's own state or mask, no correction
+    of gradients, no clipping, no time limit. Clients go together with those of as many steps and as large a batch.
+    """
+    if any(message.metadata.message_type != MessageType.TRAIN for message in messages):
+        return {}
+    config, current = read_settings(messages[0].content.config_records["config"])
+    alike = {(tuple(message.content), read_settings(message.content.config_records["config"])[1].state_name)
+             for message in messages}  # fmt: skip
+    if not _is_plain(config, current) or alike != {(("arrays", "config"), "")}:
+        return {}
+    home = resident(config)
+    if any(isinstance(module, nn.Dropout) and module.p for module in home.model.modules()):
+        return {}
+
+    def shape(message: Message) -> tuple[int, int]:
+        partition = message.metadata.dst_node_id
+        shard = len(home.shards[partition])
+        return draw_local_steps(config, current.number, partition), min(config.batch_size, shard)
+
+    replies: dict[int, Message] = {}
+    for (local_steps, _), group in groupby(sorted(messages, key=shape), key=shape):
+        members = list(group)
+        if len(members) == 1:
+            continue
+        try:
+            replies |= _train(home, current, members, local_steps)
+        except Exception as error:  # too little memory, or a kind of layer that vmap cannot do
+            log.warning("Clients are trained one by one: %s: %s", type(error).__name__, error)
+    return replies
+
+
+def _is_plain(config: Config, current: RoundSettings) -> bool:
+    """Whether clients do what `train_stacked` does, and nothing else."""
+    special = config.proximal_mu or config.clip_norm or config.client_timeout
+    own_masks = config.mask_source == "own" and current.number > config.head_rounds
+    return config.precision == "fp32" and config.compile == "off" and not special and not own_masks
+
+
+def _train(home: Resident, current: RoundSettings, messages: Sequence[Message], local_steps: int) -> dict[int, Message]:
+    started = time.perf_counter()
+    config = home.config
+    shared = to_tensors(messages[0].content.array_records["arrays"], home.device)
+    frozen = read_frozen_of(home, current)
+    home.place(GlobalModel(shared, frozen))
+    mask = frozen.mask
+    if shared.keys() != set(home.trained_names(current.number) if mask is None else mask.indices):
+        return {}  # some of what is trained is each client's own
+    partitions = [message.metadata.dst_node_id for message in messages]
+    weights = stacked({name: home.parameters[name] for name in shared}, len(partitions))
+    clients = [
+        ClientData(
+            *training_examples(home, partition),
+            random_generator(config.seed, "local training", current.number, partition),
+        )
+        for partition in partitions
+    ]
+    losses = train_stacked(
+        home.network,
+        weights,
+        clients,
+        sgdm(weights.items(), config, current.learning_rate, mask, len(partitions)),
+        home.preprocessing,
+        local_steps=local_steps,
+        batch_size=config.batch_size,
+        loss_name=config.local_loss,
+        logit_scale=current.logit_scale,
+    )
+    contents: list[RecordDict] = []
+    with torch.no_grad():
+        for index, (client, loss) in enumerate(zip(clients, losses, strict=True)):
+            ends = {name: value[index] for name, value in weights.items()}
+            if mask is not None:
+                ends = mask.gather(ends)
+            task_vector = {name: ends[name].sub_(start) for name, start in shared.items()}
+            contents.append(trained_reply(config, current, task_vector, len(client.shard), loss, local_steps))
+    seconds = (time.perf_counter() - started) / len(partitions)
+    replies = {}
+    for message, content in zip(messages, contents, strict=True):
+        content.metric_records["metrics"]["train-seconds"] = seconds
+        replies[message.metadata.dst_node_id] = Message(content, reply_to=message)
+    return replies
