@@ -22,9 +22,9 @@ from fl_taskarith.engine.records import to_tensors
 from fl_taskarith.errors import ConfigError, DataError, StudyError
 from fl_taskarith.federation import run_federation
 from fl_taskarith.merging.one_shot import SCALES, scaled_weights, task_arithmetic
-from fl_taskarith.one_shot import benchmark
+from fl_taskarith.one_shot import benchmark, finetune
 from fl_taskarith.one_shot.definition import OneShot, load_one_shot
-from fl_taskarith.one_shot.finetune import Spread, TaskScore, fine_tune, plan_training, solve_heads
+from fl_taskarith.one_shot.finetune import Spread, TaskScore, fine_tune_all, plan_training, solve_heads
 from fl_taskarith.one_shot.search import normalised_accuracy, search_merge
 from fl_taskarith.one_shot.superclasses import SUPERCLASSES
 from fl_taskarith.one_shot.tasks import SPLITS, folder_tasks, make_tasks
@@ -348,6 +348,30 @@ def test_a_wrong_benchmark_file_is_named(tmp_path: Path, old: str, new: str, exp
     assert "wrong.toml" in str(caught.value)
 
 
+@pytest.mark.parametrize("settings", [{"clients-at-once": 0}, {"clients-at-once": 2}])
+def test_tasks_are_fine_tuned_together_as_apart(
+    settings: dict[str, int], tiny: OneShot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, sizes = [], []
+    original = finetune.train_stacked
+
+    def counting(model: object, weights: object, data: list[object], *rest: object, **named: object) -> list[float]:
+        sizes.append(len(data))
+        return original(model, weights, data, *rest, **named)
+
+    monkeypatch.setattr(finetune, "train_stacked", counting)
+    for own in ({}, settings):
+        one_shot = dataclasses.replace(tiny, settings=dict(tiny.settings) | own)
+        home, tasks = benchmark.prepare(one_shot, 0.0, 0)
+        plans = plan_training(home.config, len(tasks), Spread(), 0)
+        heads = solve_heads(home, tasks, shared=True)
+        vectors.append([each.task_vector for each in fine_tune_all(home, tasks, heads, plans, 0)])
+    assert sizes == [2]
+    for alone, together in zip(*vectors, strict=True):
+        for name, value in alone.items():
+            assert (together[name] - value).norm() <= 1e-3 * value.norm() + 1e-6, name
+
+
 # files, by search
 
 
@@ -360,8 +384,8 @@ def test_files_are_merged_at_what_validation_chooses(
     base = {name: value.detach().clone() for name, value in home.model.state_dict().items()}
     paths = [tmp_path / f"{name}.safetensors" for name in ("base", "first", "second")]
     safetensors.torch.save_file(base, paths[0])
-    for index, (task, path) in enumerate(zip(tasks, paths[1:], strict=True)):
-        tuned = fine_tune(home, task, heads[index], plan, 0, index)
+    both = fine_tune_all(home, tasks, heads, [plan, plan], 0)
+    for index, (tuned, path) in enumerate(zip(both, paths[1:], strict=True)):
         model = base | scaled_weights(home.pretrained, tuned.task_vector, 1.0)
         head = {"head.weight": heads[index].weight, "head.bias": heads[index].bias}
         safetensors.torch.save_file({name: value.contiguous() for name, value in (model | head).items()}, path)

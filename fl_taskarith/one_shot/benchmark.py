@@ -29,7 +29,7 @@ from fl_taskarith.one_shot.finetune import (
     Spread,
     TaskScore,
     Training,
-    fine_tune,
+    fine_tune_all,
     plan_training,
     score_tasks,
     solve_heads,
@@ -56,16 +56,21 @@ def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | N
     Raises:
         StudyError: cells failed; all others were run.
     """
+    with _processes(jobs) as executor:
+        _run_one_shot(one_shot, root / one_shot.name, executor, None if budget is None else time.time() + budget)
+
+
+def _run_one_shot(
+    one_shot: OneShot, folder: Path, executor: ProcessPoolExecutor | None, deadline: float | None
+) -> None:
     from fl_taskarith.one_shot.tables import write_tables
 
-    deadline = None if budget is None else time.time() + budget
-    folder = root / one_shot.name
-    one_shot = at_chosen_rate(one_shot, folder, jobs)
+    one_shot = at_chosen_rate(one_shot, folder, executor)
     left = [cell for cell in one_shot.cells if read_cell(one_shot, cell, folder) is None]
     print(f"{one_shot.title}: {folder}; {len(one_shot.cells) - len(left)} of {len(one_shot.cells)} cells are done")
     failures: list[str] = []
     try:
-        for number, problem in enumerate(_run_all(one_shot, left, folder, jobs, deadline), start=1):
+        for number, problem in enumerate(_run_all(one_shot, left, folder, executor, deadline), start=1):
             if problem is None:
                 print("The budget is spent: no further cell was started. The same command goes on from here.")
                 break
@@ -79,19 +84,22 @@ def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | N
 
 
 def _run_all(
-    one_shot: OneShot, cells: Sequence[Cell], folder: Path, jobs: int, deadline: float | None
+    one_shot: OneShot, cells: Sequence[Cell], folder: Path, executor: ProcessPoolExecutor | None, deadline: float | None
 ) -> Iterator[str | None]:
     """A word on each cell's failure, "" for none, None where it was not started because the budget is spent."""
-    if jobs == 1:
+    if executor is None:
         yield from (_run_one(one_shot, cell, folder, deadline) for cell in cells)
         return
-    with _processes(jobs) as executor:
-        futures = [executor.submit(_run_one, one_shot, cell, folder, deadline) for cell in cells]
-        yield from (future.result() for future in futures)
+    futures = [executor.submit(_run_one, one_shot, cell, folder, deadline) for cell in cells]
+    yield from (future.result() for future in futures)
 
 
 @contextmanager
-def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+def _processes(jobs: int) -> Iterator[ProcessPoolExecutor | None]:
+    """This process for one job (None), else as many others, which stay for all that is to be done."""
+    if jobs == 1:
+        yield None
+        return
     executor = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
     try:
         yield executor
@@ -168,8 +176,7 @@ def run_cell(one_shot: OneShot, cell: Cell) -> Record:
     home, tasks = prepare(one_shot, cell.overlap, cell.seed)
     heads = solve_heads(home, tasks, one_shot.shared_head)
     plans = plan_training(home.config, len(tasks), cell.spread, cell.seed)
-    tuned = [fine_tune(home, task, head, plan, cell.seed, index)
-             for index, (task, head, plan) in enumerate(zip(tasks, heads, plans, strict=True))]  # fmt: skip
+    tuned = fine_tune_all(home, tasks, heads, plans, cell.seed)
     vectors = [each.task_vector for each in tuned]
 
     def score(split: str, weights: dict[str, torch.Tensor]) -> list[TaskScore]:
@@ -209,7 +216,7 @@ def run_cell(one_shot: OneShot, cell: Cell) -> Record:
     }
 
 
-def at_chosen_rate(one_shot: OneShot, folder: Path, jobs: int = 1) -> OneShot:
+def at_chosen_rate(one_shot: OneShot, folder: Path, executor: ProcessPoolExecutor | None = None) -> OneShot:
     """The benchmark at the learning rate of search.csv, which is written, once, if the rate is to be searched.
 
     The rate whose models do best by themselves on validation: mean over tasks and over the lowest and the highest data
@@ -224,7 +231,7 @@ def at_chosen_rate(one_shot: OneShot, folder: Path, jobs: int = 1) -> OneShot:
     found = {float(line["learning_rate"]): float(line["val_accuracy"]) for line in lines if line["settings"] == key}
     left = [rate for rate in one_shot.rates if rate not in found]
     trials = [(one_shot.at_rate(rate), overlap, spread) for rate in left for overlap in levels]
-    accuracies = _own_accuracies(trials, jobs)
+    accuracies = _own_accuracies(trials, executor)
     for rate in left:
         found[rate] = fmean([next(accuracies) for _ in levels])
         print(f"learning rate {rate:g}: own models' validation accuracy {found[rate]:.4f}", flush=True)
@@ -237,13 +244,13 @@ def at_chosen_rate(one_shot: OneShot, folder: Path, jobs: int = 1) -> OneShot:
     return one_shot.at_rate(best)
 
 
-def _own_accuracies(trials: Sequence[tuple[OneShot, float, Spread]], jobs: int) -> Iterator[float]:
-    """`_own_accuracy` of each, in order, in one of `jobs` processes."""
-    if jobs == 1 or not trials:
-        yield from itertools.starmap(_own_accuracy, trials)
-        return
-    with _processes(jobs) as executor:
-        yield from executor.map(_own_accuracy, *zip(*trials, strict=True))
+def _own_accuracies(
+    trials: Sequence[tuple[OneShot, float, Spread]], executor: ProcessPoolExecutor | None
+) -> Iterator[float]:
+    """`_own_accuracy` of each, in order."""
+    if executor is None or not trials:
+        return itertools.starmap(_own_accuracy, trials)
+    return executor.map(_own_accuracy, *zip(*trials, strict=True))
 
 
 def _own_accuracy(one_shot: OneShot, overlap: float, spread: Spread) -> float:
@@ -252,15 +259,13 @@ def _own_accuracy(one_shot: OneShot, overlap: float, spread: Spread) -> float:
     home, tasks = prepare(one_shot, overlap, seed)
     heads = solve_heads(home, tasks, one_shot.shared_head)
     plans = plan_training(home.config, len(tasks), spread, seed)
-    scores = []
-    for index, (task, head, plan) in enumerate(zip(tasks, heads, plans, strict=True)):
-        try:
-            vector = fine_tune(home, task, head, plan, seed, index).task_vector
-        except Divergence:
-            return 0.0
-        weights = scaled_weights(home.pretrained, vector, 1.0)
-        scores.append(score_tasks(home, weights, [task.validation], [head])[0].accuracy)
-    return fmean(scores)
+    try:
+        tuned = fine_tune_all(home, tasks, heads, plans, seed)
+    except Divergence:
+        return 0.0
+    models = [scaled_weights(home.pretrained, each.task_vector, 1.0) for each in tuned]
+    return fmean(score_tasks(home, model, [task.validation], [head])[0].accuracy
+                 for model, task, head in zip(models, tasks, heads, strict=True))  # fmt: skip
 
 
 def mean_cosine(vectors: Sequence[dict[str, torch.Tensor]]) -> float:

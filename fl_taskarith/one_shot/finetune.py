@@ -15,6 +15,7 @@ from fl_taskarith.one_shot.tasks import Task
 from fl_taskarith.optim import sgdm, step_coefficient_sum
 from fl_taskarith.resident import Resident
 from fl_taskarith.seeding import random_generator
+from fl_taskarith.stacked_training import ClientData, stacked, train_stacked
 from fl_taskarith.training import set_trained, train_locally
 
 Weights = dict[str, Tensor]
@@ -98,33 +99,80 @@ def _solve(statistics: RidgeStatistics, features: Tensor, labels: Tensor) -> Lin
     return LinearHead(head.weight.float(), head.bias.float())
 
 
-def fine_tune(home: Resident, task: Task, head: LinearHead, training: Training, seed: int, index: int) -> FineTuned:
-    """Train the backbone on a task from θ₀, at a constant learning rate, the head frozen.
+def fine_tune_all(
+    home: Resident, tasks: Sequence[Task], heads: Sequence[LinearHead], plans: Sequence[Training], seed: int
+) -> list[FineTuned]:
+    """A model per task from θ₀, at a constant learning rate, the head frozen.
+
+    Under `clients-at-once` above 1 or 0 (all), so many tasks with one head, training and size of batch go together.
 
     Raises:
-        Divergence: the loss, or a weight, is not finite.
+        Divergence: the loss, or a weight, of one is not finite.
     """
+    config = home.config
+    most = len(tasks) if config.precision == "fp32" and not config.clip_norm else 1
+    most = min(most, config.clients_at_once or most)
+    alike: dict[tuple[int, Training, int], list[int]] = {}
+    for index, (task, head, plan) in enumerate(zip(tasks, heads, plans, strict=True)):
+        alike.setdefault((id(head), plan, min(plan.batch_size, len(task.train))), []).append(index)
+    tuned: dict[int, FineTuned] = {}
+    for members in alike.values():
+        for first in range(0, len(members), most):
+            chosen = members[first : first + most]
+            group = {index: tasks[index] for index in chosen}
+            found = _fine_tune(home, group, heads[chosen[0]], plans[chosen[0]], seed)
+            tuned |= dict(zip(chosen, found, strict=True))
+    return [tuned[index] for index in range(len(tasks))]
+
+
+def _fine_tune(
+    home: Resident, tasks: Mapping[int, Task], head: LinearHead, training: Training, seed: int
+) -> list[FineTuned]:
+    """The models of the tasks, by their number; of several together, of one as a client trains."""
     config = home.config
     home.load(home.pretrained)
     home.model.head = _linear(head)
     names = backbone_names(home)
     parameters = set_trained(home.model, names)
-    loss = train_locally(
-        home.network,
-        task.train,
-        torch.arange(len(task.train), device=home.device),
-        sgdm(zip(names, parameters, strict=True), config, training.learning_rate),
-        home.preprocessing,
-        local_steps=training.local_steps,
-        batch_size=training.batch_size,
-        precision=config.precision,
-        generator=random_generator(seed, "fine-tuning", 0, index),
-    )
-    task_vector = {name: parameter.detach() - home.pretrained[name]
-                   for name, parameter in zip(names, parameters, strict=True)}  # fmt: skip
-    if not all(bool(value.isfinite().all()) for value in (*task_vector.values(), torch.tensor(loss))):
-        raise Divergence(f'Fine-tuning on "{task.name}" diverged at learning-rate {training.learning_rate:g}.')
-    return FineTuned(task_vector, step_coefficient_sum(config, training.local_steps, training.learning_rate))
+    data = []
+    for index, task in tasks.items():
+        generator = random_generator(seed, "fine-tuning", 0, index)
+        data.append(ClientData(task.train, torch.arange(len(task.train), device=home.device), generator))
+    rate, steps = training.learning_rate, training.local_steps
+    if len(data) > 1:
+        weights = stacked(dict(zip(names, parameters, strict=True)), len(data))
+        losses = train_stacked(
+            home.network,
+            weights,
+            data,
+            sgdm(weights.items(), config, rate),
+            home.preprocessing,
+            local_steps=steps,
+            batch_size=training.batch_size,
+        )
+        ends = [{name: value[row].detach() for name, value in weights.items()} for row in range(len(data))]
+    else:
+        loss = train_locally(
+            home.network,
+            data[0].examples,
+            data[0].shard,
+            sgdm(zip(names, parameters, strict=True), config, rate),
+            home.preprocessing,
+            local_steps=steps,
+            batch_size=training.batch_size,
+            precision=config.precision,
+            generator=data[0].generator,
+        )
+        losses = [loss]
+        ends = [{name: parameter.detach() for name, parameter in zip(names, parameters, strict=True)}]
+    coefficients = step_coefficient_sum(config, steps, rate)
+    tuned = []
+    for task, loss, end in zip(tasks.values(), losses, ends, strict=True):
+        vector = {name: value - home.pretrained[name] for name, value in end.items()}
+        if not all(bool(value.isfinite().all()) for value in (*vector.values(), torch.tensor(loss))):
+            raise Divergence(f'Fine-tuning on "{task.name}" diverged at learning-rate {rate:g}.')
+        tuned.append(FineTuned(vector, coefficients))
+    return tuned
 
 
 def backbone_names(home: Resident) -> list[str]:
