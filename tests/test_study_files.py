@@ -104,6 +104,18 @@ def test_arms_are_run_in_every_group_and_grid_point_and_compared_within_them(tmp
         "trainable": "head",
         "local-steps": 8,
     }
+    assert [arm.title for arm in study.in_turn[:3]] == [
+        "iid: dense, local-steps = 4", "Nc = 1: dense, local-steps = 4", "iid: dense, local-steps = 8",
+    ]  # fmt: skip
+
+
+def test_an_arm_may_name_several_groups(tmp_path: Path) -> None:
+    groups = "".join(f'[[group]]\nname = "{name}"\n' for name in ("a", "b", "c"))
+    text = f'name = "x"\nseeds = [0]\n{groups}[[arm]]\nname = "one"\ngroup = ["a", "c"]\n'
+    assert [arm.title for arm in study_of(text, tmp_path).arms] == ["a: one", "c: one"]
+    for wrong in ("[]", "[1]", "2"):
+        with pytest.raises(ConfigError, match=r'\[\[arm\]\] "one": group = .*expected the name of a group'):
+            study_of(text.replace('["a", "c"]', wrong), tmp_path)
 
 
 def test_overrides_reach_every_run_and_no_path_of_this_machine_the_tables(

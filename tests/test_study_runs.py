@@ -49,6 +49,22 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     assert first == second
 
 
+def test_records_of_finished_runs_count_in_a_checkout_elsewhere(
+    tmp_path: Path, training: FakeTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(STUDY, tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr("fl_taskarith.paths.checkout", lambda: tmp_path / "here")
+    run_studies([study], tmp_path / "here" / "results")
+    done = len(training.runs)
+    for record in (tmp_path / "here" / "results" / "tiny" / "runs").glob("*/run.json"):
+        assert str(tmp_path) not in json.dumps(json.loads(record.read_text())["config"])
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.setattr("fl_taskarith.paths.checkout", lambda: tmp_path / "there")
+    run_studies([study], tmp_path / "there" / "results")
+    assert len(training.runs) == done > 0
+
+
 def test_a_damaged_record_is_named(tmp_path: Path, training: FakeTraining) -> None:
     study = study_of(STUDY, tmp_path)
     run_studies([study], tmp_path)
