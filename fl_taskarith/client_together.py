@@ -18,6 +18,7 @@ from fl_taskarith.optim import sgdm
 from fl_taskarith.resident import Resident, resident
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.stacked_training import ClientData, stacked, train_stacked
+from fl_taskarith.training import set_trained
 
 log = logging.getLogger("fl_taskarith")
 
@@ -26,14 +27,15 @@ def train_together(messages: Sequence[Message]) -> dict[int, Message]:
     """Replies by partition to those of a round's messages that can be answered together; the others are left out.
 
     Those are plain local steps in single precision from one global model: no client's own state or mask, no correction
-    of gradients, no clipping, no time limit. Clients go together with those of as many steps and as large a batch.
+    of gradients, no clipping. Clients go together with those of as many steps and as large a batch.
     """
     if any(message.metadata.message_type != MessageType.TRAIN for message in messages):
         return {}
-    config, current = read_settings(messages[0].content.config_records["config"])
-    alike = {(tuple(message.content), read_settings(message.content.config_records["config"])[1].state_name)
-             for message in messages}  # fmt: skip
-    if not _is_plain(config, current) or alike != {(("arrays", "config"), "")}:
+    settings = {read_settings(message.content.config_records["config"]) for message in messages}
+    if len(settings) > 1 or any(set(message.content) != {"arrays", "config"} for message in messages):
+        return {}
+    config, current = settings.pop()
+    if not _is_plain(config, current) or not _same_arrays(messages):
         return {}
     home = resident(config)
     if any(isinstance(module, nn.Dropout) and module.p for module in home.model.modules()):
@@ -58,9 +60,17 @@ def train_together(messages: Sequence[Message]) -> dict[int, Message]:
 
 def _is_plain(config: Config, current: RoundSettings) -> bool:
     """Whether clients do what `train_stacked` does, and nothing else."""
-    special = config.proximal_mu or config.clip_norm or config.client_timeout
+    special = config.proximal_mu or config.clip_norm
     own_masks = config.mask_source == "own" and current.number > config.head_rounds
-    return config.precision == "fp32" and config.compile == "off" and not special and not own_masks
+    own_state = own_masks or current.state_name
+    return config.precision == "fp32" and config.compile == "off" and not special and not own_state
+
+
+def _same_arrays(messages: Sequence[Message]) -> bool:
+    """Whether all messages bring the very tensors that the first one does, and not only equal or others."""
+    first, *others = (message.content.array_records["arrays"] for message in messages)
+    return all(other is first or (list(other) == list(first) and all(other[name] is first[name] for name in first))
+               for other in others)  # fmt: skip
 
 
 def _train(home: Resident, current: RoundSettings, messages: Sequence[Message], local_steps: int) -> dict[int, Message]:
@@ -74,6 +84,7 @@ def _train(home: Resident, current: RoundSettings, messages: Sequence[Message], 
         return {}  # some of what is trained is each client's own
     partitions = [message.metadata.dst_node_id for message in messages]
     weights = stacked({name: home.parameters[name] for name in shared}, len(partitions))
+    set_trained(home.model, [])  # else the frozen parts would have gradients, too
     clients = [
         ClientData(
             *training_examples(home, partition),

@@ -38,6 +38,9 @@ def cluster_contradictions(config: "Config") -> list[tuple[bool, str]]:
         (config.clients_at_once != 1 and config.engine == "flower",
          f"clients-at-once = {config.clients_at_once} computes clients together in one process: it needs "
          'engine = "sequential", or set it to 1.'),
+        (config.clients_at_once != 1 and config.client_timeout > 0,
+         f"client-timeout = {config.client_timeout:g} is a limit for one client's work, and clients-at-once = "
+         f"{config.clients_at_once} has them work together: set the one to 0, or the other to 1."),
         (config.clients_at_once != 1 and config.on_client_failure == "skip",
          f"clients-at-once = {config.clients_at_once} fails as a whole where one of them does: set it to 1, or "
          'on-client-failure = "stop".'),

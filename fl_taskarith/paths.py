@@ -50,7 +50,7 @@ def resolve(path: str, key: str) -> Path:
 def portable(path: Path) -> str:
     """An absolute path as a setting that means the same in a checkout elsewhere: relative where it lies in this one."""
     root = checkout()
-    return str(path.relative_to(root) if root is not None and path.is_relative_to(root) else path)
+    return path.relative_to(root).as_posix() if root is not None and path.is_relative_to(root) else str(path)
 
 
 def results_root(results_dir: str) -> Path:

@@ -29,6 +29,7 @@ from fl_taskarith.masking.mask import Mask
 from fl_taskarith.masking.sensitivity import sensitivity_sums
 from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model, pretrained_settings, trained_parameters
+from fl_taskarith.models.class_token import ClassTokenBlock
 from fl_taskarith.models.compilation import Network, compiled, shared_model
 from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
 from fl_taskarith.paths import resolve
@@ -235,6 +236,8 @@ class Resident:
             "settings": repr((config.model, config.input_size, first, config.precision, preprocessing)),
             "dtype": config.prefix_cache,
         }
+        if first and isinstance(self.model.blocks[first - 1], ClassTokenBlock):
+            parts["tokens"] = "class"  # an older file holds all of them
 
         def tokens_of(pictures: Tensor, flipped: bool) -> Tensor:
             def compute(part: Tensor) -> Tensor:

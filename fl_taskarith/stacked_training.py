@@ -52,7 +52,8 @@ def train_stacked(
     """What `train_locally` does to each client's weights, in single precision, to rounding; each one's mean loss.
 
     Args:
-        model: serves for what is not in `weights`; without dropout. Its own parameters are left as they are.
+        model: serves for what is not in `weights`; without dropout. Its own parameters are left as they are; those that
+            require a gradient get one, so none should.
         weights: of every client, [clients, ...] by name, trained in place by `optimizer`.
         clients: in the order of `weights`, with batches of one size.
 

@@ -162,7 +162,9 @@ def extract_features(
 def input_square_sums(
     model: nn.Module, names: Sequence[str], network: Network, examples: ImageSet, preprocessing: Inputs, batch_size: int
 ) -> dict[str, Tensor]:
-    """Σ x_j² over all tokens of `examples`, [in], of the inputs x to each linear layer whose weight `names` has.
+    """Σ x_j² over the tokens of `examples`, [in], of the inputs x to each linear layer whose weight `names` has.
+
+    Those tokens that the layer is computed for: behind the last block's attention that is the class token alone.
 
     Args:
         network: runs on the inputs; its linear layers are modules of `model`, by which they are named.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import numbers
+from flwr.app import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,12 +16,16 @@ from fl_taskarith import client_together, simulate
 from fl_taskarith.config import Config, load
 from fl_taskarith.data.batches import Preprocessing
 from fl_taskarith.data.datasets import ImageSet
+from fl_taskarith.engine.grid import RoundSettings
+from fl_taskarith.engine.records import to_record, to_tensors
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.global_model import Weights
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.models.backbone import build_model
 from fl_taskarith.optim import sgdm
+from fl_taskarith.resident import Resident
 from fl_taskarith.stacked_training import ClientData, stacked, train_stacked
+from fl_taskarith.strategies.fedavg import FedAvg
 from fl_taskarith.training import set_trained, train_locally
 
 RATE = 0.005  # small: rounding is not to grow from step to step
@@ -103,16 +108,21 @@ def test_batches_of_different_sizes_are_refused() -> None:
 
 MASKED = {"mask_rule": "least-sensitive", "calibration_rounds": 1, "calibration_size": 20}
 TOGETHER: dict[str, dict[str, object]] = {
-    "dense": {},
     "masked, squared loss, bank": MASKED | {"local_loss": "squared", "task_vector_bank": "float32"},
-    "all at once, shards of two sizes below a batch": {"num_clients": 100, "participation": 0.06, "clients_at_once": 0},
+    "a head first, then the last block": MASKED | {"head": "linear", "head_rounds": 1, "trainable_blocks": 1},
     "unequal steps": {"local_steps_min": 1, "local_steps_max": 3, "strategy": "fednova"},
+}
+TOGETHER_TOO: dict[str, dict[str, object]] = {
+    "dense": {},
+    "all at once, shards of two sizes below a batch": {"num_clients": 100, "participation": 0.06, "clients_at_once": 0},
+    "a head alone": {"trainable": "head", "head": "linear"},
+    "cached tokens": {"trainable_blocks": 1, "prefix_cache": "float32"},
+    "Gram-anchored, other views": {"strategy": "gram-anchored", "client_groups": "half-turn"},
     "clients at fault, random labels": {"byzantine_fraction": 0.2, "attack": "random-labels", "strategy": "median"},
 }
 ALONE: dict[str, dict[str, object]] = {
     "FedProx": {"strategy": "fedprox", "proximal_mu": 0.1},
     "SCAFFOLD": {"strategy": "scaffold"},
-    "time limit": {"client_timeout": 100.0},
 }
 ALONE_TOO: dict[str, dict[str, object]] = {
     "FedBN": {"strategy": "fedbn"},
@@ -131,11 +141,51 @@ def two_runs(config: Config, settings: dict[str, object]) -> tuple[list[dict[str
     return numbers(folders[0]), numbers(folders[1])
 
 
+class PerClientRate(FedAvg):
+    """A strategy whose messages differ: every client has a rate of its own."""
+
+    def round_settings(self, server_round: int, partition: int) -> RoundSettings:
+        settings = super().round_settings(server_round, partition)
+        return dataclasses.replace(settings, learning_rate=settings.learning_rate * (1 + partition))
+
+
+class PerClientWeights(FedAvg):
+    """A strategy that sends weights of its own to each client."""
+
+    def configure_train(self, *given: object, **named: object) -> list[Message]:
+        messages = list(super().configure_train(*given, **named))  # type: ignore[arg-type]
+        for message in messages:
+            tensors = to_tensors(message.content.array_records["arrays"], torch.device("cpu"))
+            factor = 1 + 1e-3 * message.metadata.dst_node_id
+            message.content["arrays"] = to_record({name: value * factor for name, value in tensors.items()})
+        return messages
+
+
+@pytest.mark.parametrize("strategy", ["PerClientRate", "PerClientWeights"])
+def test_clients_that_are_told_different_things_go_alone(
+    strategy: str, quick_config: Config, trained: list[int]
+) -> None:
+    settings = {"num_rounds": 1, "participation": 0.6, "strategy": f"test_stacked_training:{strategy}"}
+    alone, together = two_runs(quick_config, settings)
+    assert alone == together
+    assert not trained
+
+
+def resident_of_last() -> Resident:
+    """The resident of the run before."""
+    return created[-1]
+
+
+created: list[Resident] = []
+
+
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the groups of clients that were trained together."""
     sizes: list[int] = []
     original = client_together.train_stacked
+    made = client_together.resident
+    monkeypatch.setattr(client_together, "resident", lambda config: created.append(made(config)) or created[-1])
 
     def counting(model: object, weights: object, clients: list[ClientData], *rest: object, **named: object) -> object:
         sizes.append(len(clients))
@@ -145,13 +195,15 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("change", TOGETHER)
+@pytest.mark.parametrize("change", [*TOGETHER, *(pytest.param(name, marks=pytest.mark.slow) for name in TOGETHER_TOO)])
 def test_a_run_has_the_rows_of_one_client_after_the_other(
-    change: str, quick_config: Config, trained: list[int]
+    change: str, quick_config: Config, trained: list[int], tmp_path: Path
 ) -> None:
-    settings = {"num_rounds": 2, "participation": 0.6} | TOGETHER[change]
+    settings = {"num_rounds": 2, "participation": 0.6, "data_dir": str(tmp_path)} | (TOGETHER | TOGETHER_TOO)[change]
     alone, together = two_runs(quick_config, settings)
     assert trained and max(trained) >= 2
+    left = [name for name, value in resident_of_last().model.named_parameters() if value.grad is not None]
+    assert not left, "what is not trained has no gradient, and what is has its own elsewhere"
     for first, second in zip(alone, together, strict=True):
         for column, value in first.items():
             if isinstance(value, float) and "accuracy" not in column:
@@ -183,5 +235,6 @@ def test_a_failure_together_is_told_and_clients_go_alone(
 
 
 def test_only_the_sequential_engine_takes_clients_together() -> None:
-    with pytest.raises(ConfigError, match="clients-at-once"):
-        Config(engine="flower", clients_at_once=2)
+    for other in ({"engine": "flower"}, {"client_timeout": 9.0}):
+        with pytest.raises(ConfigError, match="clients-at-once"):
+            Config(clients_at_once=2, **other)

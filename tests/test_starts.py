@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import numbers
 
-from fl_taskarith import simulate
+from fl_taskarith import run, simulate
 from fl_taskarith.config import Config
 from fl_taskarith.logbook import Row
 from fl_taskarith.run import Run
@@ -23,14 +23,24 @@ CHANGES = {
 
 
 @pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Gets a word for every mask that is made and every split that is measured."""
+    words: list[str] = []
+    mask, measured = run.make_mask, Run._measured
+    monkeypatch.setattr(run, "make_mask", lambda *given: words.append("mask") or mask(*given))
+    monkeypatch.setattr(Run, "_measured", lambda *given: words.append("measured") or measured(*given))
+    return words
+
+
+@pytest.fixture
 def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Gets a number for every ridge head that is solved."""
     heads: list[int] = []
     original: Callable[[Run, Row], object] = Run._solve_ridge_head
 
-    def counting(run: Run, row: Row) -> object:
+    def counting(counted: Run, row: Row) -> object:
         heads.append(row["round"])
-        return original(run, row)
+        return original(counted, row)
 
     monkeypatch.setattr(Run, "_solve_ridge_head", counting)
     return heads
@@ -38,7 +48,7 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_runs_at_other_rates_have_the_numbers_of_runs_by_themselves(
-    change: str, quick_config: Config, solved: list[int]
+    change: str, quick_config: Config, solved: list[int], found: list[str]
 ) -> None:
     config = dataclasses.replace(quick_config, **CHANGES[change])
     starts = Starts()
@@ -49,6 +59,9 @@ def test_runs_at_other_rates_have_the_numbers_of_runs_by_themselves(
         alone = simulate(other, run_name=f"alone-{rate}")
         folders.append((shared.folder, alone.folder))
     assert len(solved) == 3, "once for both that share, once for each by itself"
+    assert found.count("mask") == 3 * ("mask_rule" in CHANGES[change])
+    # Two splits of round 0 as often, and of each run's one or two later rounds.
+    assert found.count("measured") == 2 * 3 + 2 * 2 * (1 + 2)
     for shared_folder, alone_folder in folders:
         assert numbers(shared_folder) == numbers(alone_folder)
         records = [json.loads((folder / "run.json").read_text()) for folder in (shared_folder, alone_folder)]

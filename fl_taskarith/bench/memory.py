@@ -73,7 +73,9 @@ def _peak_of_loop(config: Config) -> int:
     torch.set_num_threads(config.threads)
     model = build_model(config.model, CLASSES, config.input_size, "none", download=False, seed=0).to(device)
     names = [name for name, _ in model.named_parameters() if name not in HEAD_PARAMETERS]
-    optimizer = torch.optim.SGD(set_trained(model, names), lr=config.learning_rate, momentum=config.momentum)
+    fused = True if device.type == "cpu" else None  # as a client's
+    trained = set_trained(model, names)
+    optimizer = torch.optim.SGD(trained, lr=config.learning_rate, momentum=config.momentum, fused=fused)
     torch.nn.init.normal_(model.get_parameter(HEAD_PARAMETERS[0]), std=0.05)
     inputs = torch.randn(config.batch_size, 3, config.input_size, config.input_size, device=device)
     labels = torch.arange(config.batch_size, device=device) % CLASSES

@@ -153,7 +153,8 @@ class Bare:
         """As many steps as a round has."""
         images, labels = self.home.data.train.images, self.home.data.train.labels
         device, precision = self.home.device, self.config.precision
-        optimizer = torch.optim.SGD(self.parameters, lr=LEARNING_RATE, momentum=self.config.momentum)
+        fused = True if device.type == "cpu" else None  # as a client's
+        optimizer = torch.optim.SGD(self.parameters, lr=LEARNING_RATE, momentum=self.config.momentum, fused=fused)
         loss_sum = torch.zeros((), device=device)
         self.model.train()
         for batch, augmentation in zip(self.batches, self.augmentations, strict=True):

@@ -6,7 +6,8 @@ clients that are not in the round holding on to the present weights by γ, it is
 
     ΔW = (Σ_S ΔW_k G_k)(Σ_S G_k + γ Σ_∉S G_k + εI)⁻¹.
 
-Here every G_k is its diagonal, Σ x_j² over the client's tokens. Then each entry of W has a minimiser of its own, so
+Here every G_k is its diagonal, Σ x_j² over the client's tokens (behind the last attention of a model that computes the
+class token alone, over that one: no other output is read). Then each entry of W has a minimiser of its own, so
 projecting on a mask gives the constrained minimiser, and a client sends one number per input, where the full G of a
 ViT-S take 134 MB. Equal G_k and γ = ε = 0 give FedAvg; γ > 0 shortens the step where others have much to lose.
 """

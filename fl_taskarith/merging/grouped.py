@@ -142,7 +142,7 @@ def _step(
     targets = [_weighted(pulls / totals, rows) for rows in parts]
     if crossed:
         targets = _held_back(targets, centres, totals[:, 0], groups.indicator @ met.double())
-    moved = _norms([target - centre for target, centre in zip(targets, centres, strict=True)])
+    moved = _norms(target - centre for target, centre in zip(targets, centres, strict=True))
     return targets, moved > tolerance * (groups.shares @ away)
 
 
@@ -151,7 +151,7 @@ def _held_back(targets: Sequence[Tensor], centres: Sequence[Tensor], totals: Ten
 
     ‖Σ (τ_k − v)/‖τ_k − v‖‖ over the others is held against that number. A group that is all in one place stays there.
     """
-    force = totals * _norms([target - centre for target, centre in zip(targets, centres, strict=True)])
+    force = totals * _norms(target - centre for target, centre in zip(targets, centres, strict=True))
     stay = torch.where(force > 0, (met / force).clamp(max=1.0), 1.0)
     mended = [torch.lerp(target, centre, stay[:, None].to(target))
               for target, centre in zip(targets, centres, strict=True)]  # fmt: skip
@@ -173,13 +173,11 @@ def _ordered(rows: Tensor, dim: int) -> Tensor:
 
 def _distances(parts: Sequence[Tensor], centres: Sequence[Tensor], groups: Groups) -> Tensor:
     """‖τ_k − v‖ of each vector from its own group's v, over all parts together: float64 [N]."""
-    return _norms(
-        [centre.index_select(0, groups.owner).sub_(rows) for rows, centre in zip(parts, centres, strict=True)]
-    )
+    return _norms(centre.index_select(0, groups.owner).sub_(rows) for rows, centre in zip(parts, centres, strict=True))
 
 
-def _norms(parts: Sequence[Tensor]) -> Tensor:
-    """‖τ_k‖ of each vector over all parts together: float64 [N]."""
+def _norms(parts: Iterable[Tensor]) -> Tensor:
+    """‖τ_k‖ of each vector over all parts together: float64 [N]. One part is held at a time."""
     norms = [torch.linalg.vector_norm(rows, dim=1).double() for rows in parts]
     return norms[0] if len(norms) == 1 else torch.stack(norms).square().sum(0).sqrt()
 

@@ -141,6 +141,7 @@ def _fine_tune(
     rate, steps = training.learning_rate, training.local_steps
     if len(data) > 1:
         weights = stacked(dict(zip(names, parameters, strict=True)), len(data))
+        set_trained(home.model, [])
         losses = train_stacked(
             home.network,
             weights,

@@ -15,7 +15,7 @@ from fl_taskarith.report.results import Curve, MeasuredArm
 from fl_taskarith.study.statistics import Paired, Summary, paired, summarise
 
 # Of a run, not of an arm; or without a say in what is compared.
-UNCOMPARED = OPERATIONAL_KEYS | CHOSEN_KEYS | {"evaluate-every", "threads", "device"}
+UNCOMPARED = OPERATIONAL_KEYS | CHOSEN_KEYS | {"evaluate-every", "threads", "device", "clients-at-once"}
 MASK_KEYS = frozenset(
     {"mask-rule", "density", "sensitivity-threshold", "calibration-rounds", "soft-zero", "mask-source", "mask-exclude"}
     | {"calibration-per-client", "fisher-labels", "fisher-score", "calibration-memory", "mask-file"}

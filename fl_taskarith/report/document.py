@@ -106,8 +106,8 @@ def answer(studies: Sequence[StudyFolder]) -> list[Section]:
         six_models(arms("six-models")),
         participation(arms("participation")),
         systems(distinct(named.get("systems") or unequal)),
-        strategies(arms("strategies")),
-        label_skew(arms("extension")),
+        strategies(distinct(named.get("strategies") or ())),  # not from other studies' arms, which differ in more
+        label_skew(distinct(named.get("extension") or ())),
     ]
 
 

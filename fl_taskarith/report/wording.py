@@ -202,14 +202,21 @@ def rate(arm: MeasuredArm) -> Latex:
 
 def tested(arm: MeasuredArm) -> Latex:
     """Test accuracy, mean ± sd; how its runs ended where none is done."""
-    ended = {state for state in arm.states.values() if state in ("diverged", "failed")}
+    ended = _ended_early(arm)
     return source(join(sorted(ended))) if ended and not arm.test else spread(accuracy(arm))
 
 
+def _ended_early(arm: MeasuredArm) -> set[str]:
+    return {state for state in arm.states.values() if state in ("diverged", "failed")}
+
+
 def best_by_validation(arms: Sequence[MeasuredArm]) -> MeasuredArm | None:
-    """Choices are made on validation accuracy; ties go to the earlier arm."""
+    """Choices are made on validation accuracy; ties go to the earlier arm.
+
+    An arm some of whose seeds diverged or failed comes after all whose seeds are there: their mean is one of survivors.
+    """
     measured = [arm for arm in arms if validation(arm).n and accuracy(arm).n]
-    return max(measured, key=lambda arm: validation(arm).mean, default=None)
+    return max(measured, key=lambda arm: (not _ended_early(arm), validation(arm).mean), default=None)
 
 
 def _why(pairs: Paired) -> Latex:
