@@ -228,7 +228,7 @@ def test_settings_that_contradict_a_mask_are_refused(settings: dict[str, object]
 
 
 def test_a_damaged_file_of_frozen_tensors_stops_the_run_with_its_path(masked_config: Config) -> None:
-    from fl_taskarith import client
+    from fl_taskarith import client, local_work
     from fl_taskarith.federation import run_federation
 
     def app(message: Message, context: object) -> Message:
@@ -236,7 +236,7 @@ def test_a_damaged_file_of_frozen_tensors_stops_the_run_with_its_path(masked_con
             record: ConfigRecord = message.content.config_records["config"]
             path = Path(str(record["round.state_folder"])) / str(record["round.frozen_name"])
             path.write_bytes(path.read_bytes()[:-1])
-            client._frozen.cache_clear()
+            local_work._frozen.cache_clear()
         return client.app(message, context)
 
     ensure_run_identity()

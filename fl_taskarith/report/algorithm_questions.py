@@ -45,14 +45,15 @@ def strategies(arms: Arms) -> Section:
         section.paragraphs.append(Latex("{}{}").fill(lead(_words(place)), against(stated, pairs)))
     for work in dict.fromkeys(work for _, work in compared):  # claimed where the data are least alike
         place = max((each for each in compared if each[1] == work), key=lambda each: heterogeneity(each[0]))
-        for arm in list(compared[place].values()):
-            if arm is not (reference := compared[place]["fedavg"]):
+        reference = compared[place]["fedavg"]
+        for arm in compared[place].values():
+            if arm.test != reference.test:  # FedNova under equal work is FedAvg
                 subject = Latex("{} ({})").fill(_name(arm), _words(place))
                 section.claims.append(claim(subject, difference(arm, reference), "FedAvg"))
-    caption = Latex(
-        "Aggregation algorithms: test accuracy in \\%. Of several steps or strengths validation chooses one."
-    )
-    section.tables.append(_table(caption, cells))
+    for work in dict.fromkeys(work for _, work in cells):
+        alike = {place: members for place, members in cells.items() if place[1] == work}
+        caption = Latex("Aggregation algorithms, {}: test accuracy in \\%.").fill(words("load", work))
+        section.tables.append(_table(caption, alike))
     return section
 
 
@@ -114,7 +115,7 @@ def _table(caption: Latex, cells: Mapping[Place, Sequence[MeasuredArm]]) -> Tabl
             arm = found.get(place)
             row.append(Latex("--") if arm is None else tested(arm) if arm.states else not_run())
         rows.append(row)
-    return Table(caption, tabular(["", *(_words(place) for place in cells)], rows))
+    return Table(caption, tabular(["", *(words("condition", place[0]) for place in cells)], rows))
 
 
 def _words(place: Place) -> Latex:
