@@ -348,20 +348,15 @@ def test_a_wrong_benchmark_file_is_named(tmp_path: Path, old: str, new: str, exp
     assert "wrong.toml" in str(caught.value)
 
 
-@pytest.mark.parametrize("settings", [{"clients-at-once": 0}, {"clients-at-once": 2}])
-def test_tasks_are_fine_tuned_together_as_apart(
-    settings: dict[str, int], tiny: OneShot, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("at_once", [0, 2])
+def test_tasks_are_fine_tuned_together_as_apart(at_once: int, tiny: OneShot, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, sizes = [], []
     original = finetune.train_stacked
-
-    def counting(model: object, weights: object, data: list[object], *rest: object, **named: object) -> list[float]:
-        sizes.append(len(data))
-        return original(model, weights, data, *rest, **named)
-
-    monkeypatch.setattr(finetune, "train_stacked", counting)
-    for own in ({}, settings):
-        one_shot = dataclasses.replace(tiny, settings=dict(tiny.settings) | own)
+    monkeypatch.setattr(
+        finetune, "train_stacked", lambda *given, **named: sizes.append(len(given[2])) or original(*given, **named)
+    )
+    for number in (1, at_once):
+        one_shot = dataclasses.replace(tiny, settings=dict(tiny.settings) | {"clients-at-once": number})
         home, tasks = benchmark.prepare(one_shot, 0.0, 0)
         plans = plan_training(home.config, len(tasks), Spread(), 0)
         heads = solve_heads(home, tasks, shared=True)

@@ -4,11 +4,9 @@ import tempfile
 from pathlib import Path
 
 from fl_taskarith.bench.report import Bench, median
-from fl_taskarith.bench.worker import ONLY_ROUNDS, last_row, start, train_round, workers
-from fl_taskarith.config import Config, load
+from fl_taskarith.bench.worker import CLIENTS, LOCAL_STEPS, last_row, rounds_config, start, train_round, workers
 from fl_taskarith.resident import available_threads, choose_device
 
-CLIENTS, LOCAL_STEPS = 10, 4
 ARMS = {"all blocks": (0, "off"), "last blocks": (1, "off"), "cached": (1, "float16")}  # (blocks / wanted, cache)
 
 
@@ -31,9 +29,13 @@ def bench_prefix(
     losses: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, workers(list(ARMS)) as processes:
         for arm, process in processes.items():
-            process.apply(
-                start, (_config(arm, model_name, input_size, trainable_blocks, batch_size, device_name, folder),)
-            )
+            few, cache = ARMS[arm]
+            config = rounds_config(
+                folder, model_name, input_size, batch_size, device_name, augmentation="flip",
+                trainable_blocks=few * trainable_blocks, prefix_cache=cache, threads=available_threads(),
+                results_dir=str(Path(folder) / arm.replace(" ", "-")),
+            )  # fmt: skip
+            process.apply(start, (config,))
         for number in range(1, repeats + 2):
             for arm, process in processes.items():
                 seconds = process.apply(train_round, (number,))
@@ -67,34 +69,3 @@ def bench_prefix(
         "train_loss": losses,
     }
     return Bench("prefix", per_round["all blocks"] / per_round["cached"], figures, tuple(lines))
-
-
-def _config(
-    arm: str, model_name: str, input_size: int, trainable_blocks: int, batch_size: int, device_name: str, folder: str
-) -> Config:
-    few, cache = ARMS[arm]
-    return load(
-        overrides={
-            **ONLY_ROUNDS,
-            "dataset": "synthetic",
-            "data_dir": folder,
-            "train_subset": CLIENTS * 100,
-            "validation_size": 100,
-            "calibration_size": 0,
-            "test_subset": 100,
-            "augmentation": "flip",
-            "model": model_name,
-            "input_size": input_size,
-            "trainable_blocks": few * trainable_blocks,
-            "prefix_cache": cache,
-            "num_clients": CLIENTS,
-            "participation": 1.0,
-            "sharding": "iid",
-            "local_steps": LOCAL_STEPS,
-            "batch_size": batch_size,
-            "learning_rate": 1e-4,
-            "device": device_name,
-            "threads": available_threads(),
-            "results_dir": str(Path(folder) / arm.replace(" ", "-")),
-        }
-    )

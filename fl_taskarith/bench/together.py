@@ -4,11 +4,8 @@ import tempfile
 from pathlib import Path
 
 from fl_taskarith.bench.report import Bench, median
-from fl_taskarith.bench.worker import ONLY_ROUNDS, last_row, start, train_round, workers
-from fl_taskarith.config import Config, load
+from fl_taskarith.bench.worker import CLIENTS, LOCAL_STEPS, last_row, rounds_config, start, train_round, workers
 from fl_taskarith.resident import choose_device
-
-CLIENTS, LOCAL_STEPS = 10, 4
 
 
 def bench_together(
@@ -31,7 +28,11 @@ def bench_together(
     measured: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder, workers(list(names)) as processes:
         for name, process in processes.items():
-            process.apply(start, (_config(model_name, input_size, batch_size, names[name], device_name, folder),))
+            config = rounds_config(
+                folder, model_name, input_size, batch_size, device_name, augmentation="none",
+                clients_at_once=names[name], threads=1, results_dir=str(Path(folder) / str(names[name])),
+            )  # fmt: skip
+            process.apply(start, (config,))
         for number in range(1, repeats + 2):
             for name, process in processes.items():
                 seconds = process.apply(train_round, (number,))
@@ -60,30 +61,3 @@ def bench_together(
         "train_loss": losses,
     }
     return Bench("together", per_round[alone] / min(per_round[name] for name in others), figures, tuple(lines))
-
-
-def _config(model_name: str, input_size: int, batch_size: int, at_once: int, device_name: str, folder: str) -> Config:
-    return load(
-        overrides={
-            **ONLY_ROUNDS,
-            "dataset": "synthetic",
-            "data_dir": folder,
-            "train_subset": CLIENTS * 100,
-            "validation_size": 100,
-            "calibration_size": 0,
-            "test_subset": 100,
-            "augmentation": "none",
-            "model": model_name,
-            "input_size": input_size,
-            "num_clients": CLIENTS,
-            "participation": 1.0,
-            "sharding": "iid",
-            "local_steps": LOCAL_STEPS,
-            "batch_size": batch_size,
-            "learning_rate": 1e-4,
-            "clients_at_once": at_once,
-            "device": device_name,
-            "threads": 1,
-            "results_dir": str(Path(folder) / str(at_once)),
-        }
-    )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fl_taskarith.client import app
-from fl_taskarith.config import Config
+from fl_taskarith.config import Config, load
 from fl_taskarith.federation import make_run
 from fl_taskarith.global_model import Frozen, GlobalModel
 from fl_taskarith.logbook import Logbook, Row
@@ -30,6 +30,8 @@ ONLY_ROUNDS = {
 }
 """Settings of a run that does nothing but train a random backbone under a random head."""
 
+CLIENTS, LOCAL_STEPS = 10, 4  # of a round
+
 Name = TypeVar("Name", bound=Hashable)
 
 _run: Run | None = None  # of this process
@@ -41,6 +43,33 @@ def workers(names: Sequence[Name]) -> Iterator[dict[Name, Pool]]:
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         yield {name: stack.enter_context(context.Pool(1)) for name in names}
+
+
+def rounds_config(
+    folder: str, model_name: str, input_size: int, batch_size: int, device_name: str, **own: object
+) -> Config:
+    """A run of rounds of `CLIENTS` x `LOCAL_STEPS` over synthetic images, its files in `folder`; `own` has the rest."""
+    return load(
+        overrides={
+            **ONLY_ROUNDS,
+            "dataset": "synthetic",
+            "data_dir": folder,
+            "train_subset": CLIENTS * 100,
+            "validation_size": 100,
+            "calibration_size": 0,
+            "test_subset": 100,
+            "model": model_name,
+            "input_size": input_size,
+            "num_clients": CLIENTS,
+            "participation": 1.0,
+            "sharding": "iid",
+            "local_steps": LOCAL_STEPS,
+            "batch_size": batch_size,
+            "learning_rate": 1e-4,
+            "device": device_name,
+            **own,
+        }
+    )
 
 
 def start(
