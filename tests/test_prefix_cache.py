@@ -173,3 +173,20 @@ def test_resuming_needs_no_images(cached_config: Config) -> None:
     second = simulate(cached_config, run_name="second")
     assert numbers(first.folder) == numbers(second.folder)
     assert same_bits(final_weights(first.folder), final_weights(second.folder))
+
+
+def test_a_file_of_the_class_token_alone_has_a_key_of_its_own(
+    cached_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older files of the same prefix hold all tokens: one of a pair made anew would not fit the other."""
+    head_alone = dataclasses.replace(cached_config, trainable="head", trainable_blocks=0)
+    keys: list[list[str]] = [[]]
+    monkeypatch.setattr(
+        "fl_taskarith.resident.open_or_make",
+        lambda _, key, pictures, *rest: keys[-1].append(key) or torch.zeros(len(pictures), 1, 64),
+    )
+    Resident(head_alone)
+    monkeypatch.setattr("fl_taskarith.models.backbone.compute_class_token_only", lambda model: None)
+    keys.append([])
+    Resident(head_alone)
+    assert keys[0] and not set(keys[0]) & set(keys[1])

@@ -22,7 +22,7 @@ from fl_taskarith.report.comparisons import (
 from fl_taskarith.report.labels import algorithm, condition, heterogeneity, setting, settings_in_label, words
 from fl_taskarith.report.latex import Latex, escape, interval, join, number, spread, tabular
 from fl_taskarith.report.results import MeasuredArm
-from fl_taskarith.report.wording import Status, against, claim, sentence
+from fl_taskarith.report.wording import Status, against, best_by_validation, claim, sentence
 from fl_taskarith.study.statistics import Paired, paired, summarise
 
 ESCAPED = re.compile(  # what TeX may see of a user's text: letters, escaped signs, and our own commands and groups
@@ -132,6 +132,17 @@ def test_several_differences_are_sorted_by_what_can_be_told() -> None:
     assert "Of 3 intervals, 2 exclude 0; judged together (Holm), 2 do." in told
     assert r"\notrun{d}" in told
     assert sentence(Latex("the data")) == "The data."
+
+
+def test_an_arm_whose_seeds_diverged_is_chosen_only_where_no_other_is_whole() -> None:
+    survivor = MeasuredArm("s", "", "survivor", {}, test={0: 99.0}, val={0: 99.0},
+                           states={0: "done", 1: "diverged", 2: "diverged"})  # fmt: skip
+    whole = MeasuredArm("s", "", "whole", {}, test={0: 90.0, 1: 90.0}, val={0: 90.0, 1: 90.0},
+                        states={0: "done", 1: "done"})  # fmt: skip
+    better = MeasuredArm("s", "", "better", {}, test={0: 80.0}, val={0: 91.0}, states={0: "done"})
+    assert best_by_validation([survivor, whole, better]) is better
+    assert best_by_validation([survivor]) is survivor
+    assert best_by_validation([]) is None
 
 
 def test_families_differ_in_one_setting_alone() -> None:
