@@ -34,7 +34,7 @@ def bench_class_token(
     """
     device = choose_device(device_name)
     torch.set_num_threads(available_threads())
-    works, losses = {}, {}
+    works: dict[str, Callable[[], float]] = {}
     for blocks in (trainable_blocks, 0):
         for cut in (False, True):
             name = f"{f'last {blocks} blocks' if blocks else 'all blocks'}, {'class token' if cut else 'every token'}"

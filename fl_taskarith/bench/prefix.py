@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from fl_taskarith.bench.report import Bench, median
-from fl_taskarith.bench.worker import CLIENTS, LOCAL_STEPS, last_row, rounds_config, start, train_round, workers
+from fl_taskarith.bench.worker import CLIENTS, LOCAL_STEPS, rounds_config, rounds_in_turn
 from fl_taskarith.resident import available_threads, choose_device
 
 ARMS = {"all blocks": (0, "off"), "last blocks": (1, "off"), "cached": (1, "float16")}  # (blocks / wanted, cache)
@@ -25,23 +25,16 @@ def bench_prefix(
     Raises:
         RuntimeError: the last blocks learn otherwise with the cache than without.
     """
-    measured: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    losses: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder, workers(list(ARMS)) as processes:
-        for arm, process in processes.items():
-            few, cache = ARMS[arm]
-            config = rounds_config(
+    with tempfile.TemporaryDirectory() as folder:
+        configs = {
+            arm: rounds_config(
                 folder, model_name, input_size, batch_size, device_name, augmentation="flip",
                 trainable_blocks=few * trainable_blocks, prefix_cache=cache, threads=available_threads(),
                 results_dir=str(Path(folder) / arm.replace(" ", "-")),
-            )  # fmt: skip
-            process.apply(start, (config,))
-        for number in range(1, repeats + 2):
-            for arm, process in processes.items():
-                seconds = process.apply(train_round, (number,))
-                if number > 1:
-                    measured[arm].append(seconds)
-        losses = {arm: process.apply(last_row)["train_loss"] for arm, process in processes.items()}
+            )
+            for arm, (few, cache) in ARMS.items()
+        }  # fmt: skip
+        measured, losses = rounds_in_turn(configs, repeats)
     if abs(losses["cached"] - losses["last blocks"]) > 1e-2 * abs(losses["last blocks"]):
         raise RuntimeError(f"losses with and without the cache differ: {losses}")
     per_round = {arm: median(seconds) for arm, seconds in measured.items()}

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from fl_taskarith.bench.report import Bench, median
-from fl_taskarith.bench.worker import CLIENTS, LOCAL_STEPS, last_row, rounds_config, start, train_round, workers
+from fl_taskarith.bench.worker import CLIENTS, LOCAL_STEPS, rounds_config, rounds_in_turn
 from fl_taskarith.resident import choose_device
 
 
@@ -23,22 +23,15 @@ def bench_together(
     Raises:
         RuntimeError: the clients learn otherwise together than alone.
     """
-    arms = {1, *(clients or (2, 5, 10))}
-    names = {f"{at_once} at once": at_once for at_once in sorted(arms)}
-    measured: dict[str, list[float]] = {name: [] for name in names}
-    with tempfile.TemporaryDirectory() as folder, workers(list(names)) as processes:
-        for name, process in processes.items():
-            config = rounds_config(
+    with tempfile.TemporaryDirectory() as folder:
+        configs = {
+            f"{at_once} at once": rounds_config(
                 folder, model_name, input_size, batch_size, device_name, augmentation="none",
-                clients_at_once=names[name], threads=1, results_dir=str(Path(folder) / str(names[name])),
-            )  # fmt: skip
-            process.apply(start, (config,))
-        for number in range(1, repeats + 2):
-            for name, process in processes.items():
-                seconds = process.apply(train_round, (number,))
-                if number > 1:
-                    measured[name].append(seconds)
-        losses = {name: process.apply(last_row)["train_loss"] for name, process in processes.items()}
+                clients_at_once=at_once, threads=1, results_dir=str(Path(folder) / str(at_once)),
+            )
+            for at_once in sorted({1, *(clients or (2, 5, 10))})
+        }  # fmt: skip
+        measured, losses = rounds_in_turn(configs, repeats)
     per_round = {name: median(seconds) for name, seconds in measured.items()}
     alone, *others = per_round
     if any(abs(losses[name] - losses[alone]) > 1e-3 * abs(losses[alone]) for name in others):

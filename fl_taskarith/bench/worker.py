@@ -2,7 +2,7 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.pool import Pool
 from typing import TypeVar
@@ -106,6 +106,20 @@ def train_round(number: int) -> float:
     started = time.perf_counter()
     _run.train_rounds(number, number)
     return time.perf_counter() - started
+
+
+def rounds_in_turn(configs: Mapping[str, Config], repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of `repeats` rounds of each run, in turn, a process each, after one that is not counted; the last losses."""
+    measured: dict[str, list[float]] = {name: [] for name in configs}
+    with workers(list(configs)) as processes:
+        for name, process in processes.items():
+            process.apply(start, (configs[name],))
+        for number in range(1, repeats + 2):
+            for name, process in processes.items():
+                seconds = process.apply(train_round, (number,))
+                if number > 1:
+                    measured[name].append(seconds)
+        return measured, {name: process.apply(last_row)["train_loss"] for name, process in processes.items()}
 
 
 def last_row() -> Row:
