@@ -109,7 +109,7 @@ def train_round(number: int) -> float:
 
 
 def rounds_in_turn(configs: Mapping[str, Config], repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of `repeats` rounds of each run, in turn, a process each, after one that is not counted; the last losses."""
+    """Seconds of `repeats` rounds of each run, in turn, a process each, after one uncounted round; the last losses."""
     measured: dict[str, list[float]] = {name: [] for name in configs}
     with workers(list(configs)) as processes:
         for name, process in processes.items():
