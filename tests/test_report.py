@@ -171,6 +171,7 @@ def test_algorithms_and_methods_are_compared_where_the_data_are_least_alike(tmp_
     assert f"{chosen} is less accurate than the ridge head alone: $-1.31$" in tex
     assert f"{chosen} is more accurate than masked FedAvg, the best control: $+4.40$" in tex
     assert r"squared loss keeps 99.37\,\% of its accuracy on iid shards" in tex
+    assert "Ridge in the loop" in tex, "methods are described where they have results"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,9 @@ def test_a_rule_wins_only_beyond_the_noise_of_the_seeds(margin: float, told: str
 def test_unequal_work_is_said_to_be_unequal(tmp_path: Path) -> None:
     arms = [(f"J = {steps}", DENSE | {"local-steps": steps, "num-rounds": 10}) for steps in (4, 8)]
     write_study(tmp_path / "heterogeneity", arms)
-    assert "at unequal numbers of steps in all" in prose(report(tmp_path, tmp_path / "report"))
+    tex = prose(report(tmp_path, tmp_path / "report"))
+    assert "at unequal numbers of steps in all" in tex
+    assert "Ridge in the loop" not in tex
 
 
 def test_results_without_settings_are_matched_by_their_labels(tmp_path: Path) -> None:
