@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from functools import cache
 from itertools import groupby
 
 import torch
@@ -54,8 +55,14 @@ def train_together(messages: Sequence[Message]) -> dict[int, Message]:
         try:
             replies |= _train(home, current, members, local_steps)
         except Exception as error:  # too little memory, or a kind of layer that vmap cannot do
-            log.warning("Clients are trained one by one: %s: %s", type(error).__name__, error)
+            _tell(f"{type(error).__name__}: {error}")
     return replies
+
+
+@cache
+def _tell(reason: str) -> None:
+    """Once per reason: every cohort of every round would say it again."""
+    log.warning("Clients are trained one by one: %s", reason)
 
 
 def _is_plain(config: Config, current: RoundSettings) -> bool:
