@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
@@ -255,13 +256,15 @@ def scheduled_learning_rate(schedule: str, peak: float, step: int, total: int, w
 def step_coefficient_sum(config: Config, local_steps: int, learning_rate: float) -> float:
     """‖a‖₁ of θ_0 − θ_J = η Σ_j a_j g_j: how many plain SGD steps J local ones amount to (Wang et al., NeurIPS 2020).
 
-    J for plain SGD, [J − μ(1 − μ^J)/(1 − μ)]/(1 − μ) for heavy-ball momentum μ. Found by taking the steps with
-    gradients of 1, which covers dampening, Nesterov and FedProx's pull to the start; weight decay counts as gradient.
+    J for plain SGD, [J − μ(1 − μ^J)/(1 − μ)]/(1 − μ) for heavy-ball momentum μ. Found by taking the steps, each with a
+    gradient of its own that is 1, which covers dampening, Nesterov and FedProx's pull to the start (where that pulls
+    further than back, coefficients are negative, too); weight decay counts as gradient.
     """
-    moved = velocity = 0.0
+    moved, velocity = np.zeros(local_steps), np.zeros(local_steps)  # the share of g_j in both, over j
     for step in range(local_steps):
-        gradient = 1.0 - learning_rate * config.proximal_mu * moved
+        gradient = -learning_rate * config.proximal_mu * moved
+        gradient[step] += 1.0
         velocity = config.momentum * velocity + (1 - config.dampening) * gradient if step else gradient
         direction = gradient + config.momentum * velocity if config.nesterov else velocity
-        moved += direction if config.momentum else gradient
-    return moved
+        moved = moved + (direction if config.momentum else gradient)
+    return float(np.abs(moved).sum())

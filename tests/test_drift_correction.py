@@ -79,6 +79,26 @@ def test_the_new_control_is_the_clients_own_mean_gradient(changes: dict[str, obj
     assert torch.allclose(own + change["w"], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mu", [0.0, 0.5, 7.0])
+@pytest.mark.parametrize("settings", [{"momentum": 0.0}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True},
+                                      {"momentum": 0.5, "dampening": 0.3}])  # fmt: skip
+def test_a_step_counts_by_how_far_its_gradient_moves_the_weights(settings: dict[str, float], mu: float) -> None:
+    """Against the optimizer, given a gradient of 1 in one step at a time. At μ = 7 the pull overshoots the start."""
+    rate, steps = 0.3, 5
+    config = load(overrides={"strategy": "fedprox", "proximal_mu": mu, "schedule": "constant", **settings})
+
+    def moved(pushed: int) -> float:
+        weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        optimizer = sgdm([("w", weight)], config, rate)
+        for step in range(steps):
+            weight.grad = float(step == pushed) + mu * weight.detach()
+            optimizer.step()
+        return float(weight) / rate
+
+    expected = sum(abs(moved(step)) for step in range(steps))
+    assert step_coefficient_sum(config, steps, rate) == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_client_without_a_control_has_a_zero_one() -> None:
     assert torch.equal(control_shift({"w": torch.ones(2)}, {})["w"], torch.ones(2))
 
