@@ -153,7 +153,7 @@ def context(
         "runs": len(runs),
         "duration": _duration(sum(seconds for *_, seconds in runs)),
         "searches": list(dict.fromkeys(_search(study) for study in studies if study.record.get("search"))),
-        "edges": [arm.label for arm in arms if arm.edge],
+        "edges": list(dict.fromkeys(arm.label for arm in arms if arm.edge)),
     }
 
 

@@ -28,6 +28,8 @@ PHRASES: dict[str, dict[str, Scalar]] = {  # words of labels and what they mean
 }
 NAMES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fednova": "FedNova", "scaffold": "SCAFFOLD", "fedgma": "FedGMA",
          "fedavgm": "FedAvgM", "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedbn": "FedBN", "cclip": "CCLIP",
+         "krum": "Krum", "trimmed-mean": "trimmed mean", "geometric-median": "geometric median",
+         "gram-anchored": "Gram-anchored averaging",
          "centralized": "centralized", "none": "dense"}  # fmt: skip
 FORMULAS = {"classes-per-client": "N_c", "local-steps": "J", "participation": "C", "num-clients": "K",
             "calibration-rounds": "R", "density": "d", "dirichlet-alpha": r"\alpha",
