@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
@@ -12,6 +14,7 @@ from fl_taskarith.config import Config
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.logbook import Logbook
 from fl_taskarith.study import set_plots
+from fl_taskarith.study.plots import HIDING, off_scale
 from fl_taskarith.study.run_set import find_runs, last_test_accuracy, members
 from fl_taskarith.study.set_plots import plot_set
 
@@ -133,3 +136,40 @@ def test_members_that_a_figure_cannot_tell_apart_are_not_drawn_over_one_another(
     write_run(grid, 0.2, strategy="fedgma", mask_rule="none", local_steps=4, classes_per_client=2)
     drawn = {path.name for path in plot_set(members(find_runs([grid])), grid / "strategies")}
     assert "strategies-heat-map.png" not in drawn and "strategies.png" in drawn
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=12))
+def test_only_a_few_that_would_hide_the_rest_are_off_the_scale(accuracies: list[float]) -> None:
+    lost = off_scale(accuracies)
+    assert 4 * len(lost) <= len(accuracies)
+    if lost:
+        rest = [value for place, value in enumerate(accuracies) if place not in lost]
+        highest = max(accuracies[place] for place in lost)
+        assert highest < min(rest)
+        assert max(rest) - highest > HIDING * (max(rest) - min(rest))
+
+
+def test_one_that_fell_apart_is_off_the_scale_and_a_worse_one_is_not() -> None:
+    assert off_scale([97.3, 97.5, 54.9, 98.2]) == {2}
+    assert off_scale([97.3, 97.5, 94.9, 98.2]) == set()
+    assert off_scale([97.3, 97.3, 97.3, 93.0]) == set(), "equal others do not make a small difference a large one"
+
+
+def test_curves_keep_their_axis_where_one_fell_apart_and_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for classes in (1, 2, 5):
+        write_run(tmp_path, 0.97 + 0.001 * classes, classes_per_client=classes)
+    write_run(tmp_path, 0.3, classes_per_client=10)
+    shown: list[Figure] = []
+    monkeypatch.setattr(set_plots, "save_figure", lambda figure, output: shown.append(figure) or [output])
+    set_plots.plot_bands(members(find_runs([tmp_path])), tmp_path / "all")
+    rounds = shown[0].axes[0]
+    assert rounds.get_ylim()[0] > 70 and len(rounds.lines) == 4
+    assert [line.get_label() for line in rounds.lines][-1] == "Nc = 10 (ends at 30.0 %, off the scale)"
+    pyplot.close("all")
+
+
+def test_no_two_lines_look_alike() -> None:
+    looks = {(set_plots.COLOURS[index % len(set_plots.COLOURS)], set_plots._style(index)) for index in range(28)}
+    assert len(looks) == 28

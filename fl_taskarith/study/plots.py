@@ -21,6 +21,8 @@ from fl_taskarith.study.run_set import in_words
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FEW_POINTS = 15  # up to here each point is marked, for the line between says nothing
 STYLES = ("-", "--", "-.", ":")
+HIDING = 5.0  # times the range of the others: so far below them a value would hide what tells them apart
+VISIBLE = 1.0  # points, of accuracy: a range that small is shown with whatever lies within HIDING of it
 STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.grid": True,
@@ -84,6 +86,19 @@ def plot_distances(folders: Sequence[Path], output: Path) -> list[Path]:
         if len(tables) == 1:
             figure.suptitle(labels[0], fontsize=9)
         return save_figure(figure, output)
+
+
+def off_scale(accuracies: Sequence[float]) -> set[int]:
+    """Which of `accuracies` (%) lie so far below the rest that an axis with them would hide how the rest differ.
+
+    At most a quarter of them; figures name them with their number at the edge instead.
+    """
+    order = sorted(range(len(accuracies)), key=accuracies.__getitem__)
+    below = [accuracies[order[-1]] - accuracies[place] for place in order]
+    for cut in range(len(order) // 4, 0, -1):
+        if below[cut - 1] > HIDING * max(below[cut], VISIBLE):
+            return set(order[:cut])
+    return set()
 
 
 def _draw(

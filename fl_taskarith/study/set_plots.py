@@ -10,7 +10,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fl_taskarith.study.plots import COLOURS, STYLE, STYLES, save_figure
+from fl_taskarith.study.plots import COLOURS, STYLE, STYLES, off_scale, save_figure
 from fl_taskarith.study.run_set import Member, last_test_accuracy, mean_of, sharding_words
 
 SWEPT = {"density": "density (share of weights updated)", "calibration-rounds": "calibration rounds R"}
@@ -40,10 +40,18 @@ def plot_bands(members: Sequence[Member], output: Path) -> list[Path]:
         panels = 3 if sending else 2
         size = (3.0 * panels, 2.9 + 0.16 * rows)
         figure, (rounds, loss, *others) = pyplot.subplots(1, panels, figsize=size, layout="constrained")
-        for index, member in enumerate(members):
-            look = {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index // 2 % len(STYLES)]}
-            _band(rounds, member.curve("test_accuracy", 100.0), look, member.label)
-            _band(loss, member.curve("test_loss"), look, member.label)
+        finals = {index: end.mean for index, member in enumerate(members)
+                  if (end := member.over_runs(last_test_accuracy)).n}  # fmt: skip
+        lost = {list(finals)[place] for place in off_scale(list(finals.values()))}
+        for index in sorted(range(len(members)), key=lambda index: index in lost):  # then axes hold still
+            member, label = members[index], members[index].label
+            if index in lost:
+                label += f" (ends at {finals[index]:.1f} %, off the scale)"
+                for axes in (rounds, loss, *others):
+                    axes.set_ylim(axes.get_ylim())
+            look = {"color": COLOURS[index % len(COLOURS)], "linestyle": _style(index)}
+            _band(rounds, member.curve("test_accuracy", 100.0), look, label)
+            _band(loss, member.curve("test_loss"), look, label)
             sent = _megabytes(member)
             for traffic in others if max(sent.values(), default=0.0) > 0 else ():
                 _band(
@@ -227,6 +235,12 @@ def _megabytes(member: Member) -> dict[int, float]:
     rows = member.runs[0]
     sent = accumulate((row.get("uplink_bytes") or 0) + (row.get("downlink_bytes") or 0) for row in rows)
     return {row["round"]: total / 1e6 for row, total in zip(rows, sent, strict=True)}
+
+
+def _style(index: int) -> str:
+    """No two of len(COLOURS) * len(STYLES) lines have the same colour and style, and neighbours differ in both."""
+    turn, colour = divmod(index, len(COLOURS))
+    return STYLES[(colour + turn) % len(STYLES)]
 
 
 def _band(axes: Axes, points: Sequence[tuple[float, Any]], look: dict[str, str], label: str) -> None:

@@ -8,14 +8,17 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from fl_taskarith.study.comparison import Comparison
-from fl_taskarith.study.plots import COLOURS, STYLE, save_figure
+from fl_taskarith.study.plots import COLOURS, STYLE, off_scale, save_figure
 
 ROW_HEIGHT = 0.36  # inches per arm
+HIGHEST = 100.4  # %, of the axis: a mark at 100 is whole
 ABOVE, BELOW, LOWEST = -0.16, 0.04, 0.3  # of an arm's line: the mean, the first and the last seed, so none is hidden
 
 
 def plot_arms(rows: Sequence[Comparison], title: str, output: Path) -> list[Path]:
     """Test accuracy of the arms of one table: mean ± sd, every seed a point, the ridge head a mark.
+
+    An arm that fell apart stands as a number at the left edge, where the axis does not reach.
 
     Writes output.png and output.pdf; draws nothing, and returns no path, while no run is done.
 
@@ -26,13 +29,16 @@ def plot_arms(rows: Sequence[Comparison], title: str, output: Path) -> list[Path
         return []
     with pyplot.rc_context(cast(Any, STYLE)):
         figure, axes = pyplot.subplots(figsize=(6.3, 1.3 + ROW_HEIGHT * len(rows)), layout="constrained")
+        places = [place for place, row in enumerate(rows) if row.test.n]
+        lost = {places[index] for index in off_scale([rows[place].test.mean for place in places])}
         for place, row in enumerate(rows):
-            _draw_arm(axes, place, row)
+            _draw_arm(axes, place, row, place in lost)
         axes.set_yticks(range(len(rows)), [row.results.arm.label for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.08)
+        axes.set_xlim(right=min(axes.get_xlim()[1], HIGHEST))
         axes.set_xlabel("test accuracy (%)")
         axes.set_title(title, fontsize=9, loc="left")
         handles, labels = axes.get_legend_handles_labels()
@@ -41,10 +47,14 @@ def plot_arms(rows: Sequence[Comparison], title: str, output: Path) -> list[Path
         return save_figure(figure, output)
 
 
-def _draw_arm(axes: Axes, place: int, row: Comparison) -> None:
+def _draw_arm(axes: Axes, place: int, row: Comparison, lost: bool) -> None:
     values = list(row.results.test.values())
     if not values:
-        axes.annotate("not run", (0.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, alpha=0.6)
+        _at_the_edge(axes, place, "not run", alpha=0.6)
+        return
+    if lost:
+        spread = f" ± {row.test.sd:.1f}" if len(values) > 1 else ""
+        _at_the_edge(axes, place, f"← {row.test.mean:.1f}{spread}, off the scale", color=COLOURS[1])
         return
     if row.ridge.n:
         axes.plot(row.ridge.mean, place, marker="|", color="black", markersize=11, markeredgewidth=1.2, linestyle="",
@@ -56,3 +66,7 @@ def _draw_arm(axes: Axes, place: int, row: Comparison) -> None:
     if len(values) > 1:
         axes.errorbar(row.test.mean, place + ABOVE, xerr=row.test.sd, fmt="D", markersize=4.5, capsize=3, linewidth=1.4,
                       color=COLOURS[1], label="mean ± sd")  # fmt: skip
+
+
+def _at_the_edge(axes: Axes, place: int, text: str, **look: Any) -> None:
+    axes.annotate(text, (0.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, **look)
