@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from itertools import groupby
 
 import torch
@@ -55,13 +55,13 @@ def train_together(messages: Sequence[Message]) -> dict[int, Message]:
         try:
             replies |= _train(home, current, members, local_steps)
         except Exception as error:  # too little memory, or a kind of layer that vmap cannot do
-            _tell(f"{type(error).__name__}: {error}")
+            _tell(config, f"{type(error).__name__}: {error}")
     return replies
 
 
-@cache
-def _tell(reason: str) -> None:
-    """Once per reason: every cohort of every round would say it again."""
+@lru_cache(maxsize=16)
+def _tell(_: Config, reason: str) -> None:
+    """Once per run and reason: every cohort of every round would say it again."""
     log.warning("Clients are trained one by one: %s", reason)
 
 

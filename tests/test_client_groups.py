@@ -119,6 +119,14 @@ def test_cluster_models_come_apart_travel_and_are_exported(quick_config: Config)
     assert exported == ["model-cluster-0.safetensors", "model-cluster-1.safetensors"]
 
 
+def test_clients_of_cluster_models_train_one_by_one_on_images(quick_config: Config) -> None:
+    config = dataclasses.replace(quick_config, client_groups="half-turn", num_clusters=2, participation=0.6)
+    alone, together = (simulate(config, **IFCA, clients_at_once=size, run_name=f"{size}") for size in (1, 3))
+    for name in ("model-cluster-0.safetensors", "model-cluster-1.safetensors"):
+        assert same_bits(*(load_file(each.folder / name) for each in (alone, together)))
+    assert [row["clients"] for row in together.rows[1:]] == [6, 6, 6]
+
+
 def test_an_interrupted_clustered_run_under_attack_ends_as_if_it_had_not_been(quick_config: Config) -> None:
     config = dataclasses.replace(quick_config, client_groups="inverted", num_clusters=2, participation=0.6,
                                  byzantine_fraction=0.2, attack="alie", strategy="br-ifca")  # fmt: skip

@@ -147,6 +147,7 @@ def test_pretrained_weights_come_from_the_local_hub_cache(monkeypatch: pytest.Mo
         ("vit_smal_patch16_224", 224, "timm knows no model"),
         ("resnet18", 64, "resnet18"),
         ("deit_tiny_distilled_patch16_224", 64, "single head"),
+        ("vit_small_resnet26d_224", 224, "batch normalisation"),
         (SMALL, 100, "patch size 16: use 96 or 112"),
         (SMALL, 8, "use 16"),
     ],

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import logging
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -332,6 +333,7 @@ def test_every_shipped_benchmark_is_valid(path: Path) -> None:
         ("number = 2", 'number = 2\nheads = "both"', "heads"),
         ("local-steps = 4", "local-step = 4", "local-steps"),
         ("local-steps = 4", 'mask-rule = "random"', "mask-rule"),
+        ("local-steps = 4", 'local-loss = "squared"', "local-loss"),
         ("overlap = 0.0", "overlap = 1.5", "0 to 1"),
         ("steps-spread = 4", "steps-spread = 0.5", "steps-spread"),
         ("steps-spread = 4", "step-spread = 4", "not known here"),
@@ -365,6 +367,26 @@ def test_tasks_are_fine_tuned_together_as_apart(at_once: int, tiny: OneShot, mon
     for alone, together in zip(*vectors, strict=True):
         for name, value in alone.items():
             assert (together[name] - value).norm() <= 1e-3 * value.norm() + 1e-6, name
+
+
+def test_tasks_that_cannot_be_fine_tuned_together_are_one_by_one(
+    tiny: OneShot, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(finetune, "train_stacked", out_of_memory)
+    monkeypatch.setattr(logging.getLogger("fl_taskarith"), "propagate", True)
+    found = []
+    for number in (1, 2):
+        one_shot = dataclasses.replace(tiny, settings=dict(tiny.settings) | {"clients-at-once": number})
+        home, tasks = benchmark.prepare(one_shot, 0.0, 0)
+        plans = plan_training(home.config, len(tasks), Spread(), 0)
+        heads = solve_heads(home, tasks, shared=True)
+        found.append([each.task_vector for each in fine_tune_all(home, tasks, heads, plans, 0)])
+    assert "one by one: RuntimeError: not enough memory" in caplog.text
+    for alone, fallen_back in zip(*found, strict=True):
+        assert all(torch.equal(fallen_back[name], value) for name, value in alone.items())
 
 
 # files, by search

@@ -227,7 +227,6 @@ def test_a_failure_together_is_told_and_clients_go_alone(
         raise RuntimeError("not enough memory")
 
     monkeypatch.setattr(client_together, "train_stacked", out_of_memory)
-    client_together._tell.cache_clear()
     alone, together = two_runs(quick_config, {"num_rounds": 2})
     assert alone == together
     assert capsys.readouterr().out.count("one by one: RuntimeError: not enough memory") == 1

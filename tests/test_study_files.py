@@ -33,6 +33,8 @@ pytestmark = pytest.mark.usefixtures("no_table_figures")
         ("num-clients = 10", "run-name = 'mine'", "run-name is set by the study"),
         ("num-clients = 10", "learning-rate = 0.1", "contradicts [search]"),
         ("num-clients = 10", "validation-size = 0\nridge-lambda = 1.0\nlogit-scale = 1.0", "validation-size above 0"),
+        ("num-clients = 10", 'on-client-failure = "skip"', 'arm "dense": on-client-failure'),
+        ('"dense"\n[[arm]]', '"dense"\nsettings = { on-client-failure = "skip" }\n[[arm]]', 'leave it at "stop"'),
         ("num-clients = 10", "warmup-rounds = 2", "searched with num-rounds = 1"),
         ("to = 10.0", "to = 1.0", "4 decades"),
         ("to = 10.0", "to = 'high'", "to = 'high': expected a number"),

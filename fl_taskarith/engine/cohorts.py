@@ -11,10 +11,16 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl_taskarith.config import Config
+from fl_taskarith.config_clusters import REGRESSION
 from fl_taskarith.engine.replies import check_examples, number, numbers, told
 from fl_taskarith.errors import ClientFailure, Divergence
 
 COHORT = "cohort"
+
+
+def cohort_size(config: Config) -> int:
+    """How many clients one message is to, 0 for all: those on images answer one by one."""
+    return config.clients_at_once if config.dataset == REGRESSION else 1
 
 
 def cohort_messages(content: RecordDict, partitions: Sequence[int], size: int, message_type: str) -> Iterator[Message]:
@@ -55,7 +61,7 @@ class Choices:
             ClientFailure: a number is missing, or is not one that the client can have.
         """
         client, listed = reply.metadata.src_node_id, told(reply).get("partitions")
-        size = len(listed) if isinstance(listed, list) and config.clients_at_once != 1 else 1
+        size = len(listed) if isinstance(listed, list) and cohort_size(config) != 1 else 1
         for loss in _listed(told(reply).get("losses")):
             if isinstance(loss, float) and not math.isfinite(loss):
                 raise Divergence(f"Client {client} diverged: its loss is {loss}. Lower learning-rate.")

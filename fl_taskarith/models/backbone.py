@@ -40,7 +40,8 @@ def build_model(
         seed: of the random initialisation; unused where weights are loaded.
 
     Raises:
-        ConfigError: no such model, not a VisionTransformer, or an input size its patches do not divide.
+        ConfigError: no such model, not a VisionTransformer, one with batch normalisation, or an input size that its
+            patches do not divide.
         WeightsError: the weights are not to be had or do not fit.
     """
     if not timm.is_model(name):
@@ -54,6 +55,11 @@ def build_model(
     if not isinstance(model, VisionTransformer) or hasattr(model, "head_dist"):
         kind = type(model).__name__
         raise ConfigError(f'model = "{name}" is a {kind}, expected a timm VisionTransformer with a single head.')
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        raise ConfigError(
+            f'model = "{name}" has batch normalisation, whose running statistics are no weights: they would not be '
+            "averaged, and would carry over from one client to the next. Choose a model without it."
+        )
     patch = model.patch_embed.patch_size[0]
     if input_size % patch:
         below = max(patch, input_size // patch * patch)

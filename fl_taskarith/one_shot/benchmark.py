@@ -121,7 +121,9 @@ def _run_one(one_shot: OneShot, cell: Cell, folder: Path, deadline: float | None
         record["seconds"] = time.perf_counter() - started
         record[CHECKSUM] = _checksum(record)
         write_atomically(path, json.dumps(record, indent=1) + "\n")
-    except FlTaskarithError as error:
+    except Exception as error:  # of ours or of the machine (out of memory): the other cells go on
+        if not isinstance(error, FlTaskarithError):
+            log.error("A cell failed in a way that is not foreseen.", exc_info=True)
         return f"{cell.data}, {cell.training}, seed {cell.seed}: {type(error).__name__}: {error}"
     return ""
 

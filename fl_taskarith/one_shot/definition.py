@@ -20,6 +20,7 @@ from fl_taskarith.study.search import Search
 
 TASK_KEYS = {"family": str, "number": int, "heads": str, "folders": list}
 TRAINING_KEYS = ("steps-spread", "learning-rate-spread", "batch-size-spread")
+UNUSED = ("local-loss", "ridge-lambda", "logit-scale", "compile")  # what fine-tuning does in one way only
 SETTINGS = {"mask-rule": "none", "trainable": "backbone", "strategy": "centralized"}  # what fine-tuning needs
 SHARED_HEAD = ("class-groups", "superclasses")  # families whose tasks' labels mean the same
 
@@ -127,7 +128,7 @@ def _one_shot(document: Mapping[str, Any], path: Path, overrides: Mapping[str, A
         )
     family, number, shared_head, folders = _tasks(_table(document, "tasks"))
     settings = {**_table(document, "settings", {}), **overrides}
-    fixed = {configuration.kebab(key) for key in settings} & {*SETTINGS, "seed", "prefix-cache"}
+    fixed = {configuration.kebab(key) for key in settings} & {*SETTINGS, *UNUSED, "seed", "prefix-cache"}
     if fixed:
         raise ConfigError(f"[settings] {', '.join(sorted(fixed))}: the benchmark decides that itself; leave it out.")
     one_shot = OneShot(

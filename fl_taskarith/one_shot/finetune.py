@@ -1,5 +1,6 @@
 """Fine-tuning one model per task from the same θ₀ under a fixed head, with a knob for unequal training."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from fl_taskarith.config import Config
 from fl_taskarith.data.datasets import ImageSet
-from fl_taskarith.errors import Divergence
+from fl_taskarith.errors import Divergence, FlTaskarithError
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.models.heads import LinearHead, RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
 from fl_taskarith.one_shot.tasks import Task
@@ -19,6 +20,8 @@ from fl_taskarith.stacked_training import ClientData, stacked, train_stacked
 from fl_taskarith.training import set_trained, train_locally
 
 Weights = dict[str, Tensor]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,8 @@ def fine_tune_all(
         Divergence: the loss, or a weight, of one is not finite.
     """
     config = home.config
-    most = len(tasks) if config.precision == "fp32" and not config.clip_norm else 1
+    dropout = any(isinstance(module, nn.Dropout) and module.p for module in home.model.modules())
+    most = len(tasks) if config.precision == "fp32" and not config.clip_norm and not dropout else 1
     most = min(most, config.clients_at_once or most)
     alike: dict[tuple[int, Training, int], list[int]] = {}
     for index, (task, head, plan) in enumerate(zip(tasks, heads, plans, strict=True)):
@@ -120,7 +124,16 @@ def fine_tune_all(
         for first in range(0, len(members), most):
             chosen = members[first : first + most]
             group = {index: tasks[index] for index in chosen}
-            found = _fine_tune(home, group, heads[chosen[0]], plans[chosen[0]], seed)
+            head, plan = heads[chosen[0]], plans[chosen[0]]
+            try:
+                found = _fine_tune(home, group, head, plan, seed)
+            except FlTaskarithError:
+                raise
+            except Exception as error:  # too little memory, or a kind of layer that vmap cannot do
+                if len(chosen) == 1:
+                    raise
+                log.warning("Tasks are fine-tuned one by one: %s: %s", type(error).__name__, error)
+                found = [_fine_tune(home, {index: task}, head, plan, seed)[0] for index, task in group.items()]
             tuned |= dict(zip(chosen, found, strict=True))
     return [tuned[index] for index in range(len(tasks))]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fl_taskarith.client_groups import byzantine_clients
 from fl_taskarith.config import Config
 from fl_taskarith.config_clusters import REGRESSION
-from fl_taskarith.engine.cohorts import Choices, Heard, cohort_messages
+from fl_taskarith.engine.cohorts import Choices, Heard, cohort_messages, cohort_size
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.replies import check_finite, check_frozen, tensors_of
@@ -38,7 +38,7 @@ class BRIFCA(FedAvg):
     def configure_train(  # type: ignore[override]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
     ) -> Iterable[Message]:
-        """All K models to every sampled client, or to cohorts of `clients-at-once` of them."""
+        """All K models to every sampled client; of regression data, to cohorts of `clients-at-once` of them."""
         self._weights = to_tensors(arrays, self.device)
         chosen = self.sample(server_round, grid)
         self.traffic = Traffic(downlink=len(chosen) * payload_bytes(arrays))
@@ -46,7 +46,7 @@ class BRIFCA(FedAvg):
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
         kind = "train.cluster_step" if self.config.dataset == REGRESSION else "train.cluster"
         staying = self._staying(server_round, chosen)
-        return cohort_messages(content, staying, self.config.clients_at_once, kind)
+        return cohort_messages(content, staying, cohort_size(self.config), kind)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -159,6 +159,11 @@ class Study:
             raise ConfigError(f'arm "{arm.title}": dataset = "{REGRESSION}" has no validation accuracy to search by.')
         if self.searched(arm) is not None and arm.settings.get("validation-size") == 0:
             raise ConfigError(f'arm "{arm.title}": [search] chooses on validation: set validation-size above 0.')
+        if self.searched(arm) is not None and arm.settings.get("on-client-failure") == "skip":
+            raise ConfigError(
+                f'arm "{arm.title}": on-client-failure = "skip" would let [search] score the clients that a rate has '
+                'not made diverge: leave it at "stop".'
+            )
 
     def _find(self, name: str, arm: Arm, key: str) -> Arm:
         """The arm called `name` that is nearest to `arm`: in its group and variant, else in its group, else anywhere.

@@ -70,11 +70,6 @@ def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
     shared = _settings(document, "study") | given
     words = [path.name if path.is_absolute() else path.as_posix(), *(shown_setting(*item) for item in given.items())]
     search = _search(_value(document, "search", dict, "study")) if "search" in document else None
-    if search is not None and shared.get("on-client-failure") == "skip":
-        raise ConfigError(
-            '[settings] on-client-failure = "skip" would let [search] score the clients that a rate has not made '
-            'diverge: leave it at "stop".'
-        )
     if search is not None and "learning-rate" in shared:
         raise ConfigError(
             "[settings] learning-rate contradicts [search], which chooses it: leave one out, or give a learning-rate "
