@@ -79,7 +79,7 @@ def betas(runs: pandas.DataFrame, folder: Path) -> str:
     axes.axvline(0.10, color="black", linewidth=0.8, linestyle=":", label="β = α")
     axes.set_yscale("log")
     axes.set_xlabel("trimmed share β at each end")
-    axes.set_ylabel(NAMES["matched_distance"])
+    axes.set_ylabel("matched distance")
     share_legend(figure, [axes], 4)
     return save(figure, folder / "betas")
 
