@@ -8,17 +8,17 @@ from itertools import groupby
 
 import torch
 from flwr.app import Message, MessageType, RecordDict
-from torch import nn
 
 from fl_taskarith.config import Config
+from fl_taskarith.drift_correction import correct_gradients
 from fl_taskarith.engine.grid import RoundSettings, read_settings
 from fl_taskarith.engine.records import to_tensors
 from fl_taskarith.global_model import GlobalModel
 from fl_taskarith.local_work import draw_local_steps, read_frozen_of, trained_reply, training_examples
-from fl_taskarith.optim import sgdm
+from fl_taskarith.optim import in_every_row, sgdm
 from fl_taskarith.resident import Resident, resident
 from fl_taskarith.seeding import random_generator
-from fl_taskarith.stacked_training import ClientData, stacked, train_stacked
+from fl_taskarith.stacked_training import ClientData, has_dropout, stacked, train_stacked
 from fl_taskarith.training import set_trained
 
 log = logging.getLogger("fl_taskarith")
@@ -27,8 +27,8 @@ log = logging.getLogger("fl_taskarith")
 def train_together(messages: Sequence[Message]) -> dict[int, Message]:
     """Replies by partition to those of a round's messages that can be answered together; the others are left out.
 
-    Those are plain local steps in single precision from one global model: no client's own state or mask, no correction
-    of gradients, no clipping. Clients go together with those of as many steps and as large a batch.
+    Those are local steps in single precision from one global model: no client's own state or mask, no clipping. Clients
+    go together with those of as many steps and as large a batch.
     """
     if any(message.metadata.message_type != MessageType.TRAIN for message in messages):
         return {}
@@ -39,7 +39,7 @@ def train_together(messages: Sequence[Message]) -> dict[int, Message]:
     if not _is_plain(config, current) or not _same_arrays(messages):
         return {}
     home = resident(config)
-    if any(isinstance(module, nn.Dropout) and module.p for module in home.model.modules()):
+    if has_dropout(home.model):
         return {}
 
     def shape(message: Message) -> tuple[int, int]:
@@ -67,10 +67,9 @@ def _tell(_: Config, reason: str) -> None:
 
 def _is_plain(config: Config, current: RoundSettings) -> bool:
     """Whether clients do what `train_stacked` does, and nothing else."""
-    special = config.proximal_mu or config.clip_norm
     own_masks = config.mask_source == "own" and current.number > config.head_rounds
     own_state = own_masks or current.state_name
-    return config.precision == "fp32" and config.compile == "off" and not special and not own_state
+    return config.precision == "fp32" and config.compile == "off" and not config.clip_norm and not own_state
 
 
 def _same_arrays(messages: Sequence[Message]) -> bool:
@@ -99,11 +98,22 @@ def _train(home: Resident, current: RoundSettings, messages: Sequence[Message], 
         )
         for partition in partitions
     ]
+    optimizer = sgdm(weights.items(), config, current.learning_rate, mask, len(partitions))
+    if config.proximal_mu:
+        correct_gradients(
+            optimizer,
+            weights,
+            None
+            if mask is None
+            else {name: in_every_row(index, weights[name]) for name, index in mask.indices.items()},
+            start={name: value.expand(len(partitions), *value.shape) for name, value in shared.items()},
+            proximal_mu=config.proximal_mu,
+        )
     losses = train_stacked(
         home.network,
         weights,
         clients,
-        sgdm(weights.items(), config, current.learning_rate, mask, len(partitions)),
+        optimizer,
         home.preprocessing,
         local_steps=local_steps,
         batch_size=config.batch_size,

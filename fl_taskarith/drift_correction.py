@@ -6,14 +6,14 @@ Tensors are the trained ones, or under a mask [n] of the entries it updates.
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
 
 
 def correct_gradients(
     optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, nn.Parameter],
+    parameters: Tensors,
     indices: Tensors | None,
     *,
     start: Tensors,

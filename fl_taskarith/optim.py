@@ -180,7 +180,7 @@ def sgdm(
     named = list(named_parameters)
     masks, indices = (None, None) if mask is None else (mask.tensors, mask.indices)
     if clients > 1 and indices is not None:
-        masks, indices = None, {name: _in_every_row(indices.get(name), value) for name, value in named}
+        masks, indices = None, {name: in_every_row(indices[name], value) for name, value in named if name in indices}
     kernels = config.optimizer_kernels
     if kernels == "auto" and all(parameter.device.type == "cpu" for _, parameter in named):
         kernels = "fused"
@@ -199,10 +199,8 @@ def sgdm(
     )
 
 
-def _in_every_row(index: Tensor | None, rows: Tensor) -> Tensor:
-    """Flat positions in rows [n, ...] of the entries that `index` has in one; none where that is None."""
-    if index is None:
-        return torch.empty(0, dtype=torch.int64, device=rows.device)
+def in_every_row(index: Tensor, rows: Tensor) -> Tensor:
+    """Flat positions in rows [n, ...] of the entries that `index` has in one."""
     first = torch.arange(0, rows.numel(), rows[0].numel(), device=rows.device)
     return (first[:, None] + index).flatten()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from fl_taskarith.data.batches import batch_positions, draw_augmentations
@@ -28,6 +28,11 @@ class ClientData:
     examples: ImageSet
     shard: Tensor
     generator: np.random.Generator
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether `model` draws numbers as it trains: clients together would draw others than each by itself."""
+    return any(isinstance(module, nn.Dropout) and module.p for module in model.modules())
 
 
 def stacked(weights: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:

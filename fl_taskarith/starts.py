@@ -4,24 +4,27 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fl_taskarith.config import Config
+from fl_taskarith.errors import ConfigError
 from fl_taskarith.logbook import Row
+from fl_taskarith.paths import resolve
 
 Found = TypeVar("Found")
 
 LATER_KEYS = frozenset({"learning-rate", "num-rounds", "run-name", "results-dir"})  # what round 0 does not depend on
+CONFIGURATIONS = 2  # that are kept
 COUNTED = ("clients", "uplink_bytes", "downlink_bytes")  # of a row: as much as if it had been found anew
 
 
 class Starts:
-    """The ridge head and the mask of the last configuration, for the next run of a search.
+    """The ridge head and the mask of the last two configurations, for the next run of a search.
 
     A search runs one configuration at many learning rates for a few rounds each: its rounds may take less time than
-    solving the head and scoring the mask, which are the same bits every time.
+    solving the head and scoring the mask, which are the same bits every time. Two, since a process that shares runs
+    with others goes to and fro between one arm's search and another's seeds.
     """
 
     def __init__(self) -> None:
-        self._key: tuple[tuple[str, object], ...] = ()
-        self._kept: dict[str, tuple[Any, Row]] = {}
+        self._kept: dict[tuple[object, ...], dict[str, tuple[Any, Row]]] = {}  # the last one used at the end
 
     def once(self, config: Config, what: str, row: Row, find: Callable[[], Found]) -> Found:
         """`find()`, which may count traffic in `row`, or what it found under `what` for the same configuration.
@@ -30,15 +33,27 @@ class Starts:
         """
         if config.head_rounds or config.on_client_failure == "skip":
             return find()
-        key = tuple((name, value) for name, value in config.to_run_config().items() if name not in LATER_KEYS)
-        if key != self._key:
-            self._key, self._kept = key, {}
-        if what not in self._kept:
+        settings = [item for item in config.to_run_config().items() if item[0] not in LATER_KEYS]
+        files = {"weights": config.weights, "mask-file": config.mask_file}
+        key = (*settings, *(_version(path, name) for name, path in files.items() if path))
+        kept = self._kept[key] = self._kept.pop(key, {})
+        if len(self._kept) > CONFIGURATIONS:
+            del self._kept[next(iter(self._kept))]
+        if what not in kept:
             before = dict(row)
             found = find()
-            self._kept[what] = found, {name: row[name] - before[name] for name in COUNTED if name in row}
+            kept[what] = found, {name: row[name] - before[name] for name in COUNTED if name in row}
             return found
-        kept, counted = self._kept[what]
+        found, counted = kept[what]
         for name, value in counted.items():
             row[name] += value
-        return kept  # type: ignore[no-any-return]
+        return found
+
+
+def _version(path: str, key: str) -> tuple[int, int]:
+    """Changes when the file is replaced, for the next run reads it anew; (0, 0) where `path` names no file."""
+    try:
+        status = resolve(path, key).stat()
+    except (OSError, ConfigError):  # a word such as "pretrained", or a file that the run itself will miss
+        return 0, 0
+    return status.st_mtime_ns, status.st_size

@@ -110,6 +110,8 @@ TOGETHER: dict[str, dict[str, object]] = {
     "masked, squared loss, bank": MASKED | {"local_loss": "squared", "task_vector_bank": "float32"},
     "a head first, then the last block": MASKED | {"head": "linear", "head_rounds": 1, "trainable_blocks": 1},
     "unequal steps": {"local_steps_min": 1, "local_steps_max": 3, "strategy": "fednova"},
+    "FedProx": {"strategy": "fedprox", "proximal_mu": 3.0, "local_steps": 3},
+    "FedProx, masked": MASKED | {"strategy": "fedprox", "proximal_mu": 3.0, "local_steps": 3},
 }
 TOGETHER_TOO: dict[str, dict[str, object]] = {
     "dense": {},
@@ -120,7 +122,6 @@ TOGETHER_TOO: dict[str, dict[str, object]] = {
     "clients at fault, random labels": {"byzantine_fraction": 0.2, "attack": "random-labels", "strategy": "median"},
 }
 ALONE: dict[str, dict[str, object]] = {
-    "FedProx": {"strategy": "fedprox", "proximal_mu": 0.1},
     "SCAFFOLD": {"strategy": "scaffold"},
 }
 ALONE_TOO: dict[str, dict[str, object]] = {

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from conftest import numbers
 from fl_taskarith import run, simulate
 from fl_taskarith.config import Config
 from fl_taskarith.logbook import Row
+from fl_taskarith.models.vit_glyph import VIT_GLYPH_WEIGHTS
 from fl_taskarith.run import Run
 from fl_taskarith.starts import Starts
 
@@ -80,6 +83,17 @@ def test_anything_but_rate_and_rounds_is_another_start(
     assert len(solved) == 2
 
 
+def test_two_arms_in_turn_keep_a_start_each_and_a_third_takes_the_place_of_the_elder(
+    quick_config: Config, solved: list[int]
+) -> None:
+    starts = Starts()
+    solved_by_then = []
+    for turn, seed in enumerate((0, 1, 0, 2, 0, 1)):
+        simulate(dataclasses.replace(quick_config, num_rounds=1, seed=seed), starts=starts, run_name=f"turn-{turn}")
+        solved_by_then.append(len(solved))
+    assert solved_by_then == [1, 2, 2, 3, 3, 4]
+
+
 def test_a_head_that_is_refreshed_is_solved_anew(quick_config: Config, solved: list[int]) -> None:
     starts = Starts()
     for rate in (0.1, 0.01):
@@ -89,3 +103,15 @@ def test_a_head_that_is_refreshed_is_solved_anew(quick_config: Config, solved: l
             run_name=f"rate-{rate}",
         )
     assert solved == [0, 1, 1]
+
+
+def test_weights_that_are_replaced_are_another_start(quick_config: Config, solved: list[int], tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    shutil.copyfile(VIT_GLYPH_WEIGHTS, weights)
+    starts = Starts()
+    for rate in (0.1, 0.01, 0.001):
+        if rate == 0.001:
+            os.utime(weights, ns=(1, 1))
+        config = dataclasses.replace(quick_config, num_rounds=1, learning_rate=rate, weights=str(weights))
+        simulate(config, starts=starts, run_name=f"rate-{rate}")
+    assert solved == [0, 0]

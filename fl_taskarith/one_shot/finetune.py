@@ -16,7 +16,7 @@ from fl_taskarith.one_shot.tasks import Task
 from fl_taskarith.optim import sgdm, step_coefficient_sum
 from fl_taskarith.resident import Resident
 from fl_taskarith.seeding import random_generator
-from fl_taskarith.stacked_training import ClientData, stacked, train_stacked
+from fl_taskarith.stacked_training import ClientData, has_dropout, stacked, train_stacked
 from fl_taskarith.training import set_trained, train_locally
 
 Weights = dict[str, Tensor]
@@ -113,8 +113,8 @@ def fine_tune_all(
         Divergence: the loss, or a weight, of one is not finite.
     """
     config = home.config
-    dropout = any(isinstance(module, nn.Dropout) and module.p for module in home.model.modules())
-    most = len(tasks) if config.precision == "fp32" and not config.clip_norm and not dropout else 1
+    together = config.precision == "fp32" and not config.clip_norm and not has_dropout(home.model)
+    most = len(tasks) if together else 1
     most = min(most, config.clients_at_once or most)
     alike: dict[tuple[int, Training, int], list[int]] = {}
     for index, (task, head, plan) in enumerate(zip(tasks, heads, plans, strict=True)):
