@@ -15,7 +15,7 @@ from fl_taskarith.engine.grid import RoundSettings, read_settings
 from fl_taskarith.engine.records import to_tensors
 from fl_taskarith.global_model import GlobalModel
 from fl_taskarith.local_work import draw_local_steps, read_frozen_of, trained_reply, training_examples
-from fl_taskarith.optim import in_every_row, sgdm
+from fl_taskarith.optim import in_every_client, sgdm
 from fl_taskarith.resident import Resident, resident
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.stacked_training import ClientData, has_dropout, stacked, train_stacked
@@ -98,14 +98,13 @@ def _train(home: Resident, current: RoundSettings, messages: Sequence[Message], 
         )
         for partition in partitions
     ]
-    optimizer = sgdm(weights.items(), config, current.learning_rate, mask, len(partitions))
+    rows = None if mask is None else in_every_client(mask, weights)
+    optimizer = sgdm(weights.items(), config, current.learning_rate, rows=rows)
     if config.proximal_mu:
         correct_gradients(
             optimizer,
             weights,
-            None
-            if mask is None
-            else {name: in_every_row(index, weights[name]) for name, index in mask.indices.items()},
+            rows,
             start={name: value.expand(len(partitions), *value.shape) for name, value in shared.items()},
             proximal_mu=config.proximal_mu,
         )

@@ -169,18 +169,16 @@ def sgdm(
     config: Config,
     learning_rate: float,
     mask: Mask | None = None,
-    clients: int = 1,
+    rows: Mapping[str, Tensor] | None = None,
 ) -> SparseSGDM:
     """The configuration's optimizer: momentum, dampening, Nesterov, weight decay, clipping; momentum starts at zero.
 
     "auto" kernels are torch's choice on a GPU; on a CPU the fused one, which takes a fifth of the time of a step over
-    many small tensors and gives the same bits but for the last one under weight decay. With several `clients` the
-    parameters are [clients, ...], under the same mask each, and there is no clipping.
+    many small tensors and gives the same bits but for the last one under weight decay. For several clients at once the
+    parameters are [clients, ...] and `rows` the `in_every_client` positions of their mask; there is no clipping then.
     """
     named = list(named_parameters)
-    masks, indices = (None, None) if mask is None else (mask.tensors, mask.indices)
-    if clients > 1 and indices is not None:
-        masks, indices = None, {name: in_every_row(indices[name], value) for name, value in named if name in indices}
+    masks, indices = (None, rows) if mask is None else (mask.tensors, mask.indices)
     kernels = config.optimizer_kernels
     if kernels == "auto" and all(parameter.device.type == "cpu" for _, parameter in named):
         kernels = "fused"
@@ -199,10 +197,14 @@ def sgdm(
     )
 
 
-def in_every_row(index: Tensor, rows: Tensor) -> Tensor:
-    """Flat positions in rows [n, ...] of the entries that `index` has in one."""
-    first = torch.arange(0, rows.numel(), rows[0].numel(), device=rows.device)
-    return (first[:, None] + index).flatten()
+def in_every_client(mask: Mask, stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Flat positions, int64 [n], of the entries that `mask` updates in parameters [clients, ...], by name."""
+    positions = {}
+    for name, value in stacked.items():
+        if name in mask.indices:
+            first = torch.arange(0, value.numel(), value[0].numel(), device=value.device)
+            positions[name] = (first[:, None] + mask.indices[name]).flatten()
+    return positions
 
 
 def learning_rate(config: Config, step: int, validation_losses: Sequence[float]) -> float:

@@ -21,7 +21,7 @@ from fl_taskarith.errors import ConfigError
 from fl_taskarith.global_model import Weights
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.models.backbone import build_model
-from fl_taskarith.optim import sgdm
+from fl_taskarith.optim import in_every_client, sgdm
 from fl_taskarith.resident import Resident
 from fl_taskarith.stacked_training import ClientData, stacked, train_stacked
 from fl_taskarith.strategies.fedavg import FedAvg
@@ -81,9 +81,10 @@ def test_each_client_moves_as_it_does_alone(
         )  # fmt: skip
         alone.append({name: parameter.detach().clone() for name, parameter in zip(start, parameters, strict=True)})
     weights = stacked(start, clients)
+    rows = None if mask is None else in_every_client(mask, weights)
     found = train_stacked(
         model, weights, [ClientData(data[client], shards[client], generator(client)) for client in range(clients)],
-        sgdm(weights.items(), config, RATE, mask, clients), GLYPHS, local_steps=steps, batch_size=batch,
+        sgdm(weights.items(), config, RATE, rows=rows), GLYPHS, local_steps=steps, batch_size=batch,
         loss_name=loss, logit_scale=2.0,
     )  # fmt: skip
     assert found == pytest.approx(losses, rel=1e-4)
