@@ -283,11 +283,13 @@ def _pretrain_glyph(parsed: argparse.Namespace) -> None:
 
 
 def _plot(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.files import make_folder
     from fl_taskarith.study.plots import plot_curves, plot_distances
     from fl_taskarith.study.run_set import find_runs, has_regression_data, members
     from fl_taskarith.study.set_plots import plot_set
 
     output, runs = parsed.output or parsed.folders[0] / "curves", find_runs(parsed.folders)
+    make_folder(output.parent)
     if all(map(has_regression_data, runs)):
         paths = plot_distances(runs, output)
     elif len(runs) == 1:

@@ -43,12 +43,21 @@ def write_verified(folder: Path, stem: str, content: bytes) -> Path:
         CheckpointError: it cannot be written; names the path.
     """
     path = folder / verified_name(stem, content)
+    make_folder(folder)
+    write_atomically(path, content)
+    return path
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those above it, where they are missing.
+
+    Raises:
+        CheckpointError: it cannot be made; names it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"Cannot make the folder {folder}: {error.strerror}.") from error
-    write_atomically(path, content)
-    return path
 
 
 def verified_name(stem: str, content: bytes) -> str:

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from fl_taskarith.cli import main
 from fl_taskarith.config import Config
-from fl_taskarith.errors import CheckpointError
+from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.logbook import Logbook
 from fl_taskarith.study import set_plots
 from fl_taskarith.study.plots import HIDING, off_scale
 from fl_taskarith.study.run_set import find_runs, last_test_accuracy, members
-from fl_taskarith.study.set_plots import plot_set
+from fl_taskarith.study.set_plots import plot_bands, plot_set
 
 pytestmark = pytest.mark.figures
 
@@ -92,6 +92,25 @@ def test_every_figure_shows_the_numbers_of_the_runs(grid: Path, monkeypatch: pyt
     assert {round(value, 3) for line in norms.lines for value in line.get_ydata()} >= {1.6}
     assert len(cosines.containers) == 4
     pyplot.close("all")
+
+
+def test_bytes_are_shown_from_the_first_message_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, 0.5, seed=0)
+    shown: list[Figure] = []
+    monkeypatch.setattr(set_plots, "save_figure", lambda figure, output: shown.append(figure) or [output])
+    plot_bands(members(find_runs([tmp_path])), tmp_path / "all")
+    traffic = shown[0].axes[2]
+    assert traffic.get_xscale() == "log"
+    assert 1.0 < traffic.get_xlim()[0] < 2.0
+    pyplot.close("all")
+
+
+def test_more_settings_than_lines_that_can_be_told_apart(tmp_path: Path) -> None:
+    for number in range(29):
+        write_run(tmp_path, 0.5, momentum=number / 100)
+    with pytest.raises(ConfigError, match=r"29 different settings, and no more than 28 lines"):
+        plot_set(members(find_runs([tmp_path])), tmp_path / "all")
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_a_sweep_is_drawn_of_what_was_swept_and_nothing_else(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from fl_taskarith.data.datasets import ImageSet
-from fl_taskarith.errors import CheckpointError, ConfigError, Divergence, FlTaskarithError, StudyError
-from fl_taskarith.files import write_atomically
+from fl_taskarith.errors import ConfigError, Divergence, FlTaskarithError, StudyError
+from fl_taskarith.files import make_folder, write_atomically
 from fl_taskarith.logbook import environment
 from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.merging.one_shot import scaled_weights
@@ -114,10 +114,7 @@ def _run_one(one_shot: OneShot, cell: Cell, folder: Path, deadline: float | None
         started = time.perf_counter()
         record = run_cell(one_shot, cell) | {"environment": environment()}
         path = _cell_path(one_shot, cell, folder)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"Cannot make the folder {path.parent}: {error.strerror}.") from error
+        make_folder(path.parent)
         record["seconds"] = time.perf_counter() - started
         record[CHECKSUM] = _checksum(record)
         write_atomically(path, json.dumps(record, indent=1) + "\n")

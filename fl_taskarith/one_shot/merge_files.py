@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fl_taskarith.errors import CheckpointError, ConfigError, WeightsError
-from fl_taskarith.files import write_atomically
+from fl_taskarith.errors import ConfigError, WeightsError
+from fl_taskarith.files import make_folder, write_atomically
 from fl_taskarith.merging.one_shot import MERGE_RULES, merge_direction, scaled_weights
 from fl_taskarith.one_shot.checkpoints import ModelFile, TaskVector, merged_names, require_finite
 from fl_taskarith.sealed import sealed
@@ -100,10 +100,7 @@ def write_merged(sources: MergeSources, merged: dict[str, Tensor], facts: dict[s
     """
     tensors = {name: merged[name] if name in merged else sources.base[name] for name in sources.base}
     metadata = {"format": "pt"} | sources.base.metadata | {"merging": json.dumps(facts)}
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"Cannot make the folder {output.parent}: {error.strerror}.") from error
+    make_folder(output.parent)
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
     write_atomically(output, sealed(contiguous, metadata))
 

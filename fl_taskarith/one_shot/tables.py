@@ -8,8 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fl_taskarith.errors import CheckpointError
-from fl_taskarith.files import write_atomically
+from fl_taskarith.files import make_folder, write_atomically
 from fl_taskarith.merging.one_shot import MERGE_RULES
 from fl_taskarith.one_shot.comparison import OneShotResults, Place
 from fl_taskarith.one_shot.definition import OneShot
@@ -29,10 +28,7 @@ def write_tables(one_shot: OneShot, folder: Path) -> None:
     Raises:
         CheckpointError: a file cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"Cannot make the folder {folder}: {error.strerror}.") from error
+    make_folder(folder)
     results = OneShotResults(one_shot, folder)
     findings = folder / "FINDINGS.md"
     parts = [f"# {one_shot.title}"]

@@ -13,9 +13,9 @@ from typing import Any
 from fl_taskarith.calibrate import make_mask, shard_sums
 from fl_taskarith.client import app as client_app
 from fl_taskarith.config import SENSITIVITY_RULES, Config
-from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.errors import ConfigError
 from fl_taskarith.federation import describe, make_run, show_log
-from fl_taskarith.files import write_atomically
+from fl_taskarith.files import make_folder, write_atomically
 from fl_taskarith.global_model import Weights
 from fl_taskarith.logbook import Logbook
 from fl_taskarith.masking.mask import Mask
@@ -61,7 +61,8 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0) -> 
         )
         home = resident(alone)
         facts = describe(home)  # among them the shards: an infeasible request fails here, before a folder is made
-        folder = _make_folder(output or results_root(config.results_dir) / "masks" / _mask_name(config))
+        folder = output or results_root(config.results_dir) / "masks" / _mask_name(config)
+        make_folder(folder)
         with Logbook(alone) as logbook:
             run = make_run(alone, home, logbook, lambda *_: None, client_app)
             run.choose_mask_only()
@@ -97,10 +98,10 @@ def compare_masks(files: Sequence[Path], output: Path | None = None) -> None:
         summary["by_chance"] = [[chance_overlap(one, other) for other in densities] for one in densities]
         print("\n" + overlap_table([str(path) for path in files], summary["jaccard"], summary["by_chance"]))
     if output is not None:
-        folder = _make_folder(output)
-        _write_summary(folder, summary)
+        make_folder(output)
+        _write_summary(output, summary)
         for number, described in enumerate(masks, 1):
-            for path in plot_anatomy(described, folder / (f"anatomy-{number}" if len(masks) > 1 else "anatomy")):
+            for path in plot_anatomy(described, output / (f"anatomy-{number}" if len(masks) > 1 else "anatomy")):
                 print(path.resolve())
 
 
@@ -176,16 +177,6 @@ def _mask_name(config: Config) -> str:
     if config.scored:
         words.append(f"r{config.calibration_rounds}")
     return re.sub(r"[^A-Za-z0-9._-]", "_", "-".join([*words, config.fingerprint()]))
-
-
-def _make_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"Cannot make the folder {folder}: {error.strerror}. Name another in --output."
-        ) from error
-    return folder
 
 
 def _write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Figures over a set of runs: curves with a band over seeds, Nc against J, sweeps of a setting, clients' drift."""
 
+import logging
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -8,37 +9,53 @@ from typing import Any, cast
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, SymmetricalLogLocator
 
+from fl_taskarith.errors import ConfigError
 from fl_taskarith.study.plots import COLOURS, STYLE, STYLES, off_scale, save_figure
 from fl_taskarith.study.run_set import Member, last_test_accuracy, mean_of, sharding_words
 
+log = logging.getLogger("fl_taskarith")
+
 SWEPT = {"density": "density (share of weights updated)", "calibration-rounds": "calibration rounds R"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LEGEND_ROWS = 4
+LINES = len(COLOURS) * len(STYLES)  # that can be told apart
+TICKS = (1.0, 3.0)  # of a decade of bytes
+LEGEND_COLUMNS = 4  # at most
+LABEL_WIDTH = 0.06  # inches that a character of the legend takes, about
 
 
 def plot_set(members: Sequence[Member], output: Path) -> list[Path]:
     """Every figure for which the members differ in the right settings; OUTPUT.png and .pdf, OUTPUT-heat-map.png, ...
 
     Raises:
+        ConfigError: there is nothing to draw.
         CheckpointError: a figure cannot be written.
     """
-    paths = plot_bands(members, output)
-    for suffix, draw in (("heat-map", plot_heat_map), ("drift", plot_drift)):
-        paths += draw(members, output.with_name(f"{output.name}-{suffix}"))
+    paths = []
+    if len(members) <= LINES:
+        paths += plot_bands(members, output)
+        paths += plot_drift(members, output.with_name(f"{output.name}-drift"))
+    paths += plot_heat_map(members, output.with_name(f"{output.name}-heat-map"))
     for key in SWEPT:
         paths += plot_sweep(members, key, output.with_name(f"{output.name}-{key}"))
+    if len(members) > LINES:
+        reason = f"{len(members)} different settings, and no more than {LINES} lines can be told apart"
+        if not paths:
+            raise ConfigError(f"{output} would show {reason}. Name the folders of fewer runs.")
+        log.warning("No curves of %s: %s.", output, reason)
     return paths
 
 
 def plot_bands(members: Sequence[Member], output: Path) -> list[Path]:
     """Test accuracy and loss against rounds, accuracy against bytes if any were sent: means, and bands of one sd."""
     with pyplot.rc_context(cast(Any, STYLE)):
-        rows = -(-len(members) // LEGEND_ROWS)
         sending = any(max(_megabytes(member).values(), default=0.0) > 0 for member in members)  # not without clients
         panels = 3 if sending else 2
-        size = (3.0 * panels, 2.9 + 0.16 * rows)
+        longest = max(len(member.label) for member in members)
+        fitting = int(3.0 * panels / (0.6 + LABEL_WIDTH * longest))
+        columns = max(1, min(LEGEND_COLUMNS, len(members), fitting))
+        size = (3.0 * panels, 2.9 + 0.16 * -(-len(members) // columns))
         figure, (rounds, loss, *others) = pyplot.subplots(1, panels, figsize=size, layout="constrained")
         finals = {index: end.mean for index, member in enumerate(members)
                   if (end := member.over_runs(last_test_accuracy)).n}  # fmt: skip
@@ -65,10 +82,19 @@ def plot_bands(members: Sequence[Member], output: Path) -> list[Path]:
         for traffic in others:
             traffic.set_xlabel("sent so far, both ways (MB)")
             traffic.set_ylabel("test accuracy (%)")
-            traffic.set_xscale("symlog", linthresh=1.0)
-            traffic.set_xlim(left=0)
+            sent_by_any = [sent for line in traffic.lines for sent in line.get_xdata()]
+            if min(sent_by_any, default=0.0) > 0:
+                traffic.set_xscale("log")
+                traffic.xaxis.set_major_locator(LogLocator(subs=TICKS))
+            else:  # nothing is sent in round 0 without a ridge head or a mask
+                first = min((sent for sent in sent_by_any if sent > 0), default=1.0)
+                traffic.set_xscale("symlog", linthresh=first, linscale=0.25)
+                traffic.set_xlim(left=0)
+                traffic.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=first, subs=TICKS))
+            traffic.xaxis.set_major_formatter("{x:g}")
+            traffic.xaxis.set_minor_formatter(NullFormatter())
         handles, labels = rounds.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(LEGEND_ROWS, len(members)), fontsize=8)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
         return save_figure(figure, output)
 
 

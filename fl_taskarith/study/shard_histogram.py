@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from fl_taskarith.config import Config
 from fl_taskarith.data.sharding import make_shards
-from fl_taskarith.errors import CheckpointError, ConfigError
-from fl_taskarith.files import write_atomically
+from fl_taskarith.errors import ConfigError
+from fl_taskarith.files import make_folder, write_atomically
 from fl_taskarith.logbook import sharding_name
 from fl_taskarith.paths import resolve, results_root
 from fl_taskarith.resident import load_data
@@ -46,10 +46,7 @@ def show_shards(config: Config, output: Path | None = None) -> Path:
     counts, classes = class_histogram(config)
     name = f"{config.dataset}-{sharding_name(config)}-k{config.num_clients}-s{config.shard_seed}"
     folder = output or results_root(config.results_dir) / "shards" / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"Cannot make the folder {folder}: {error.strerror}.") from error
+    make_folder(folder)
     words = sharding_words(config.to_run_config())
     title = f"{config.dataset}, {words}, K = {config.num_clients}, shard seed {config.shard_seed}"
     print(title, *describe_histogram(counts, classes), sep="\n")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_taskarith.config import Config, snake
-from fl_taskarith.errors import CheckpointError, FlTaskarithError
-from fl_taskarith.files import write_atomically
+from fl_taskarith.errors import FlTaskarithError
+from fl_taskarith.files import make_folder, write_atomically
 from fl_taskarith.study.comparison import Comparison, compare
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.records import curve_records, machine, settings_record
@@ -41,10 +41,7 @@ def write_tables(results: StudyResults) -> None:
         CheckpointError: a file cannot be written.
     """
     study, rows = results.study, compare(results)
-    try:
-        results.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"Cannot make the folder {results.folder}: {error.strerror}.") from error
+    make_folder(results.folder)
     parts = [f"# {study.title}"]
     for group in study.groups:
         in_group = [row for row in rows if row.results.arm.group == group]
