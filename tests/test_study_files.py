@@ -43,6 +43,9 @@ pytestmark = pytest.mark.usefixtures("no_table_figures")
         ("to = 10.0", "to = 20.0", "does not divide"),
         ("rounds = [1, 2]", "rounds = [2, 1]", "rising"),
         ("keep = 2", "keep = 6", "keep = 6"),
+        ('"dense"\n[[arm]]', '"dense"\nsearch = { to = 1.0 }\n[[arm]]', '[[arm]] "dense": search: from = 0.001'),
+        ('"dense"\n[[arm]]', '"dense"\nsearch = { till = 9 }\n[[arm]]', 'search: "till" is not a key'),
+        ('"dense"\n[[arm]]', '"dense"\nsearch = { seed = 1 }\n[[arm]]', "no seed of its own"),
         ("participation = 0.1", "participation = 2.0", 'arm "half": participation'),
         ('"dense"\n[[arm]]', '"half"\n[[arm]]', "is there twice"),
         ('same-rate-as = "dense"', 'same-rate-as = "danse"', 'same-rate-as = "danse" is no arm'),
@@ -60,6 +63,21 @@ def test_a_bad_study_file_is_refused_with_its_place(old: str, new: str, expected
         study_of(SEARCHED.replace(old, new), tmp_path)
     assert expected in str(caught.value)
     assert "study.toml" in str(caught.value)
+
+
+def test_an_arm_may_search_otherwise_and_those_that_take_its_rate_follow(tmp_path: Path) -> None:
+    own = SEARCHED.replace('"dense"\n[[arm]]', '"dense"\nsearch = { to = 100.0, rounds = [3, 5] }\n[[arm]]')
+    study = study_of(own, tmp_path)
+    assert study.search is not None
+    assert study.search.rates == (0.001, 0.01, 0.1, 1.0, 10.0)
+    for arm in study.arms:
+        search = study.searched(arm)
+        assert search is not None
+        follows = arm.label == "dense" or arm.same_rate_as == "dense"
+        assert (search.rates[-1], search.rounds) == ((100.0, (3, 5)) if follows else (10.0, (1, 2)))
+    without = own[: own.index("[search]")] + own[own.index("[[arm]]") :]
+    with pytest.raises(ConfigError, match=r"changes the study's \[search\], and there is none"):
+        study_of(without, tmp_path)
 
 
 def test_a_study_file_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

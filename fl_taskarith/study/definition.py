@@ -1,6 +1,5 @@
 """What a study is: arms, seeds, a reference, and how the learning rate is chosen. Checked before anything runs."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ class Arm:
         name: as the study file gives it; "" for an arm that a grid alone describes.
         variant: the grid's part of the label, for example "local-steps = 4"; "" without a grid.
         settings: kebab-case run settings, without those that the runner sets.
-        search_rounds: rungs of its search where they differ from the study's; empty for the study's.
+        search: of its learning rate, where the arm has one of its own; None for the study's.
         same_rate_as: the arm whose learning rate this one takes; "" for its own.
     """
 
@@ -35,7 +34,7 @@ class Arm:
     variant: str
     settings: Mapping[str, Scalar]
     same_rate_as: str = ""
-    search_rounds: tuple[int, ...] = ()
+    search: Search | None = None
 
     @property
     def label(self) -> str:
@@ -117,7 +116,7 @@ class Study:
         source = self.rate_arm(arm)
         if "learning-rate" in source.settings or self.search is None:
             return None
-        return dataclasses.replace(self.search, rounds=source.search_rounds or self.search.rounds)
+        return source.search or self.search
 
     def config(self, arm: Arm, rate: float | None, rounds: int | None, seed: int, runs: Path) -> Config:
         """The run of `arm` with `seed` under the folder `runs`. Equal settings have equal names, in any arm and study.

@@ -9,6 +9,7 @@ from fl_taskarith.config import CHOSEN_KEYS, OPERATIONAL_KEYS
 from fl_taskarith.config_rule import Scalar
 from fl_taskarith.study.comparison import ArmResults
 from fl_taskarith.study.definition import Study
+from fl_taskarith.study.search import Search
 
 
 def settings_record(study: Study, arms: Sequence[ArmResults]) -> str:
@@ -18,20 +19,19 @@ def settings_record(study: Study, arms: Sequence[ArmResults]) -> str:
     record = {
         "title": study.title,
         "seeds": list(study.seeds),
-        "search": None
-        if search is None
-        else {
-            "rates": list(search.rates),
-            "rounds": list(search.rounds),
-            "keep": search.keep,
-            "seed": search.seed,
-        },
+        "search": None if search is None else _search_record(search),
         "machines": list(dict.fromkeys(machine(run) for run in runs)),
         "arms": [
-            {"group": each.arm.group, "arm": each.arm.label, "settings": _portable(each.settings)} for each in arms
+            {"group": each.arm.group, "arm": each.arm.label, "settings": _portable(each.settings)}
+            | ({} if each.arm.search is None else {"search": _search_record(each.arm.search)})
+            for each in arms
         ],
     }
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+
+
+def _search_record(search: Search) -> dict[str, object]:
+    return {"rates": list(search.rates), "rounds": list(search.rounds), "keep": search.keep, "seed": search.seed}
 
 
 def curve_records(arms: Sequence[ArmResults]) -> list[dict[str, object]]:

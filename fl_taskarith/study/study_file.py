@@ -69,7 +69,7 @@ def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
     given = _settings({"settings": dict(overrides)}, "command line")
     shared = _settings(document, "study") | given
     words = [path.name if path.is_absolute() else path.as_posix(), *(shown_setting(*item) for item in given.items())]
-    search = _search(_value(document, "search", dict, "study")) if "search" in document else None
+    search = _search(_value(document, "search", dict, "study"), "[search]") if "search" in document else None
     if search is not None and "learning-rate" in shared:
         raise ConfigError(
             "[settings] learning-rate contradicts [search], which chooses it: leave one out, or give a learning-rate "
@@ -93,8 +93,7 @@ def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
     )
 
 
-def _search(table: Table) -> Search:
-    place = "[search]"
+def _search(table: Table, place: str) -> Search:
     _check_keys(table, SEARCH_KEYS, place)
     try:
         return Search(
@@ -107,7 +106,19 @@ def _search(table: Table) -> Search:
         )
     except ConfigError as error:
         message = str(error)
-        raise ConfigError(message if message.startswith(place) else f"{place} {message}") from None
+        raise ConfigError(message if message.startswith(place) else f"{place}: {message}") from None
+
+
+def _own_search(arm: Table, document: Table, place: str) -> Search | None:
+    """The study's [search] with what the arm's own says instead; the seed is the same for all arms."""
+    if "search" not in arm:
+        return None
+    own = _value(arm, "search", dict, place)
+    if "search" not in document:
+        raise ConfigError(f"{place}: search changes the study's [search], and there is none: add it.")
+    if "seed" in own:
+        raise ConfigError(f"{place}: search has no seed of its own: set that of all arms in [search].")
+    return _search({**document["search"], **own}, f"{place}: search")
 
 
 def _arms(document: Table, shared: Mapping[str, Scalar]) -> tuple[Arm, ...]:
@@ -123,15 +134,15 @@ def _arms(document: Table, shared: Mapping[str, Scalar]) -> tuple[Arm, ...]:
     variants = _variants(document)
     arms = []
     for table in _tables(document, "arm") or ([{"name": ""}] if "grid" in document else []):
-        _check_keys(table, ("name", "group", "settings", "same-rate-as", "search-rounds"), "[[arm]]")
+        _check_keys(table, ("name", "group", "settings", "same-rate-as", "search"), "[[arm]]")
         name = _value(table, "name", str, "[[arm]]")
         place = f'[[arm]] "{name}"'
         settings, same_rate_as = _settings(table, place), _value(table, "same-rate-as", str, place, "")
-        rungs = _whole_numbers(table, "search-rounds", place) if "search-rounds" in table else ()
+        search = _own_search(table, document, place)
         for group in _groups(table, place) if "group" in table else everywhere:
             for variant, varied in variants:
                 merged = {**shared, **groups.get(group, {}), **settings, **varied}
-                arms.append(Arm(group, name, variant, merged, same_rate_as, rungs))
+                arms.append(Arm(group, name, variant, merged, same_rate_as, search))
     order = list(dict.fromkeys([*groups, *(arm.group for arm in arms)]))
     return tuple(sorted(arms, key=lambda arm: order.index(arm.group)))
 

@@ -16,7 +16,7 @@ from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.records import curve_records, machine, settings_record
 from fl_taskarith.study.results import State, StudyResults
 from fl_taskarith.study.run_set import Member, members
-from fl_taskarith.study.search import DIVERGED
+from fl_taskarith.study.search import DIVERGED, Search
 from fl_taskarith.study.set_plots import SWEPT, plot_bands, plot_drift, plot_heat_map, plot_sweep
 from fl_taskarith.study.statistics import Paired, Summary
 from fl_taskarith.study.study_file import shown_setting
@@ -144,19 +144,23 @@ def _about_rates(study: Study) -> str:
     search = study.search
     if search is None or not any(study.searched(arm) for arm in study.arms):
         return "Learning rates: as set, not searched."
-    rungs = [f"all for {search.rounds[0]}"] + [f"the best {search.keep} for {rounds}" for rounds in search.rounds[1:]]
     fixed = [arm.title for arm in study.arms if study.searched(arm) is None]
+    own: dict[str, list[str]] = {}
+    for arm in study.arms:
+        if arm.search is not None and study.searched(arm) is not None:
+            own.setdefault(_described(arm.search), []).append(arm.title)
     return (
-        f"Learning rates: chosen per arm on validation accuracy alone among {len(search.rates)} from "
-        f"{search.low:g} to {search.high:g} ({search.per_decade} per decade): {', then '.join(rungs)} rounds, seed "
-        f"{search.seed}; ties go to the smaller validation loss. A rate at an end of the grid is not tuned."
-        + "".join(
-            f" {arm.title}: {' then '.join(map(str, arm.search_rounds))} rounds."
-            for arm in study.arms
-            if arm.search_rounds and study.searched(arm) is not None
-        )
+        f"Learning rates: chosen per arm on validation accuracy alone among {_described(search)}, "
+        f"seed {search.seed}; ties go to the smaller validation loss. A rate at an end of the grid is not tuned."
+        + "".join(f" {'; '.join(titles)}: among {described}." for described, titles in own.items())
         + (f" Set, not searched: {', '.join(fixed)}." if fixed else "")
     )
+
+
+def _described(search: Search) -> str:
+    rungs = [f"all for {search.rounds[0]}"] + [f"the best {search.keep} for {rounds}" for rounds in search.rounds[1:]]
+    ends = f"{search.low:g} to {search.high:g} ({search.per_decade} per decade)"
+    return f"{len(search.rates)} from {ends}: {', then '.join(rungs)} rounds"
 
 
 def _failures(rows: Sequence[Comparison]) -> str:
