@@ -113,7 +113,8 @@ def write_study(folder: Path, arms: Sequence[tuple[str, Settings]], accuracy: Ac
                          "ridge_test_percent": 95.8 + 0.01 * seed, "test_percent": value, "val_percent": value - 0.4,
                          "seconds": 11.0})  # fmt: skip
             curves += [{"group": group, "arm": label, "seed": seed, "round": epoch,
-                        "test_percent": value - 6 / epoch**2, "val_percent": value - 0.4 - 6 / epoch**2}
+                        "uplink_megabytes": 0.5 * epoch, "test_percent": value - 6 / epoch**2,
+                        "val_percent": value - 0.4 - 6 / epoch**2}
                        for epoch in EPOCHS]  # fmt: skip
     for name, lines in (("table", table), ("runs", runs), ("curves", curves)):
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:

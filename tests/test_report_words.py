@@ -14,6 +14,7 @@ from fl_taskarith.report.comparisons import (
     distinct,
     enough_rounds,
     families,
+    first_reaching,
     p_value,
     surviving_holm,
     twin,
@@ -210,3 +211,18 @@ def test_enough_epochs_by_hand() -> None:
     assert enough.lost.mean == pytest.approx(0.4)
     one_seed = MeasuredArm("s", "", "a", {}, curves={0: curves[0]}, test_curves={0: curves[0]})
     assert enough_rounds(one_seed) is None, "one seed has no standard error"
+
+
+def test_the_first_round_that_gets_to_an_accuracy_is_that_of_the_mean_over_seeds() -> None:
+    curves = {0: ((0, 99.0), (2, 80.0), (4, 90.0)), 1: ((0, 99.0), (2, 90.0), (3, 99.0), (4, 92.0))}
+    sent = {0: ((0, 1.0), (2, 2.0), (4, 3.0)), 1: ((0, 1.0), (2, 4.0), (4, 7.0))}
+    measured = MeasuredArm("study", "", "arm", {}, test_curves=curves, sent=sent)
+    assert first_reaching(measured, 85.0) == (2, 3.0)
+    assert first_reaching(measured, 85.0 + 1e-6) == (4, 5.0)
+    assert first_reaching(measured, 91.1) is None, (
+        "round 0 is untrained, and seed 0 has no round 3"
+    )
+    reached = first_reaching(MeasuredArm("study", "", "arm", {}, test_curves=curves), 85.0)
+    assert reached is not None
+    assert reached[0] == 2
+    assert math.isnan(reached[1])

@@ -1,14 +1,24 @@
 """The questions on aggregation algorithms and on what helps against label skew: many arms, a table by condition."""
 
 from collections.abc import Mapping, Sequence
+from math import isnan, nan
+from types import MappingProxyType
 
 from fl_taskarith.config_rule import Scalar
-from fl_taskarith.report.comparisons import VIRTUAL, accuracy, difference, gain, identity
+from fl_taskarith.report.comparisons import (
+    VIRTUAL,
+    accuracy,
+    difference,
+    first_reaching,
+    gain,
+    identity,
+    mean_course,
+)
 from fl_taskarith.report.labels import algorithm, condition, heterogeneity, load, words
 from fl_taskarith.report.latex import Latex, join, not_run, number, source, tabular
 from fl_taskarith.report.questions import Arms
 from fl_taskarith.report.results import MeasuredArm
-from fl_taskarith.report.wording import Section, Table, against, best_by_validation, claim, lead, tested
+from fl_taskarith.report.wording import Section, Table, against, best_by_validation, claim, lead, sentence, tested
 
 Place = tuple[str, str]
 """How the data lie and what work clients do: (condition, load)."""
@@ -78,15 +88,66 @@ def label_skew(arms: Arms) -> Section:
     section.paragraphs.append(
         Latex("{}{}").fill(lead(_words(hardest)), against("the ridge head without training", pairs))
     )
-    elsewhere = cells.get(("iid", hardest[1]), [])
-    alike = identity(method, VIRTUAL["condition"])
-    iid = [arm for arm in elsewhere if identity(arm, VIRTUAL["condition"]) == alike and arm.test]
-    if iid:
-        kept = 100 * accuracy(method).mean / accuracy(iid[0]).mean
+    iid = cells.get(("iid", hardest[1]), [])
+    if (kept := _kept(method, iid)) is not None:
         text = Latex("{} keeps {}\\,\\% of its accuracy on iid shards.")
         section.paragraphs.append(text.fill(source(method.label), number(kept)))
-    section.tables.append(_table(Latex("Against label skew, and controls: test accuracy in \\%."), cells))
+    goal = nan if control is None else max(mean_course(control.test_curves).values(), default=nan)
+    if control is not None and not isnan(goal):
+        section.paragraphs.append(_race(method, control, goal))
+    section.tables.append(_skew_table(cells, hardest, control, goal))
     return section
+
+
+def _skew_table(
+    cells: Mapping[Place, Sequence[MeasuredArm]], hardest: Place, control: MeasuredArm | None, goal: float
+) -> Table:
+    """Accuracy by place; how much of it is kept at the hardest one; what it takes there to get to `goal` (percent)."""
+    iid = cells.get(("iid", hardest[1]), [])
+    caption, header = Latex("Against label skew, and controls: test accuracy in \\%"), []
+    columns: dict[str, list[Latex]] = {arm.label: [] for arm in cells[hardest]}
+    if iid and hardest[0] != "iid":
+        caption = Latex("{}; kept: the share of the accuracy on iid shards that is left at {}").fill(
+            caption, _words(hardest)
+        )
+        header.append(Latex("kept, \\%"))
+        for arm in cells[hardest]:
+            kept = _kept(arm, iid)
+            columns[arm.label].append(Latex("--") if kept is None else number(kept, 1))
+    if control is not None and not isnan(goal):
+        caption = Latex("{}; rounds and MB that clients send up at {} until the best accuracy of {}, {}\\,\\%").fill(
+            caption, _words(hardest), source(control.label), number(goal)
+        )
+        header += [Latex("rounds"), Latex("MB")]
+        for arm in cells[hardest]:
+            reached = first_reaching(arm, goal)
+            columns[arm.label] += (
+                [Latex("--"), Latex("--")] if reached is None else [Latex(str(reached[0])), number(reached[1], 1)]
+            )
+    return _table(Latex("{}.").fill(caption), cells, header, columns)
+
+
+def _kept(arm: MeasuredArm, iid: Sequence[MeasuredArm]) -> float | None:
+    """Test accuracy in percent of that of the same settings over iid clients; None where one of the two is missing."""
+    alike = identity(arm, VIRTUAL["condition"])
+    for other in iid:
+        if identity(other, VIRTUAL["condition"]) == alike and other.test and arm.test:
+            return 100 * accuracy(arm).mean / accuracy(other).mean
+    return None
+
+
+def _race(method: MeasuredArm, control: MeasuredArm, best: float) -> Latex:
+    """When `method` is where `control` gets to at its best: rounds, and megabytes that clients send."""
+    needed = first_reaching(control, best)
+    assert needed is not None
+    goal = Latex("the best accuracy of {} ({}\\,\\%, after {} rounds and {}~MB sent up)").fill(
+        source(control.label), number(best), str(needed[0]), number(needed[1], 1)
+    )
+    reached = first_reaching(method, best)
+    if reached is None:
+        return sentence(Latex("{} does not get to {}").fill(source(method.label), goal))
+    return sentence(Latex("{} has {} after {} rounds and {}~MB").fill(
+        source(method.label), goal, str(reached[0]), number(reached[1], 1)))  # fmt: skip
 
 
 def _by_place(arms: Arms) -> dict[Place, list[MeasuredArm]]:
@@ -104,8 +165,13 @@ def _is_method(arm: MeasuredArm) -> bool:
     return ours or any(arm.settings.get(key, default) != default for key, default in METHOD.items())
 
 
-def _table(caption: Latex, cells: Mapping[Place, Sequence[MeasuredArm]]) -> Table:
-    """A row per label, a column per place."""
+def _table(
+    caption: Latex,
+    cells: Mapping[Place, Sequence[MeasuredArm]],
+    header: Sequence[Latex] = (),
+    columns: Mapping[str, Sequence[Latex]] = MappingProxyType({}),
+) -> Table:
+    """A row per label, a column per place, then `header` with the cells that `columns` has by label."""
     labels = list(dict.fromkeys(arm.label for members in cells.values() for arm in members))
     rows = []
     for label in labels:
@@ -114,8 +180,8 @@ def _table(caption: Latex, cells: Mapping[Place, Sequence[MeasuredArm]]) -> Tabl
         for place in cells:
             arm = found.get(place)
             row.append(Latex("--") if arm is None else tested(arm) if arm.states else not_run())
-        rows.append(row)
-    return Table(caption, tabular(["", *(words("condition", place[0]) for place in cells)], rows))
+        rows.append([*row, *columns.get(label, [Latex("--")] * len(header))])
+    return Table(caption, tabular(["", *(words("condition", place[0]) for place in cells), *header], rows))
 
 
 def _words(place: Place) -> Latex:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from math import sqrt
+from math import nan, sqrt
 from statistics import fmean
 
 from scipy.stats import t as student
@@ -180,20 +180,36 @@ def enough_rounds(arm: MeasuredArm) -> Enough | None:
     The one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984, over rounds in place of
     models; the standard error is over seeds, so at least two are needed. None where curves are missing.
     """
-    curves = [dict(curve) for curve in arm.curves.values()]
-    rounds = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
-    rounds = [each for each in rounds if each > 0]
-    if len(curves) < 2 or len(rounds) < 2:
+    means = mean_course(arm.curves)
+    rounds = list(means)
+    if len(arm.curves) < 2 or len(rounds) < 2:
         return None
-    means = {each: fmean(curve[each] for curve in curves) for each in rounds}
     best = max(rounds, key=lambda each: (means[each], -each))
-    error = summarise([curve[best] for curve in curves]).sd / sqrt(len(curves))
+    error = summarise(list(_at(arm.curves, best).values())).sd / sqrt(len(arm.curves))
     first = next(each for each in rounds if means[each] >= means[best] - error)
     test, final = (_at(arm.test_curves, each) for each in (first, rounds[-1]))
     return Enough(
         first, rounds[-1], means[first], summarise(list(test.values())), summarise(list(final.values())),
         paired(final, test),
     )  # fmt: skip
+
+
+def mean_course(curves: Mapping[int, Curve]) -> dict[int, float]:
+    """The mean over seeds in every round from 1 on that all of them have, in rising order."""
+    courses = [dict(curve) for curve in curves.values()]
+    rounds = sorted(set.intersection(*(set(course) for course in courses))) if courses else []
+    return {each: fmean(course[each] for course in courses) for each in rounds if each > 0}
+
+
+def first_reaching(arm: MeasuredArm, percent: float) -> tuple[int, float] | None:
+    """The first evaluated round whose mean test accuracy is at least `percent`, and the megabytes sent up by then.
+
+    Megabytes are a mean over seeds, NaN where the results do not tell; None where no round gets there.
+    """
+    for server_round, mean in mean_course(arm.test_curves).items():
+        if mean >= percent - NO_WIDTH:
+            return server_round, mean_course(arm.sent).get(server_round, nan)
+    return None
 
 
 def _at(curves: Mapping[int, Curve], server_round: int) -> dict[int, float]:

@@ -29,6 +29,7 @@ class MeasuredArm:
         test, val, ridge: accuracy in percent by seed: last round on test and validation, ridge head before training.
         states: of every run by seed ("done", "diverged", ...).
         curves: validation accuracy by seed. test_curves: the same on test.
+        sent: megabytes (10⁶ bytes) that clients have sent up since round 0, in place of an accuracy.
         seconds: of work on each run, by seed.
     """
 
@@ -44,6 +45,7 @@ class MeasuredArm:
     states: Mapping[int, str] = field(default_factory=dict)
     curves: Mapping[int, Curve] = field(default_factory=dict)
     test_curves: Mapping[int, Curve] = field(default_factory=dict)
+    sent: Mapping[int, Curve] = field(default_factory=dict)
     seconds: BySeed = field(default_factory=dict)
 
 
@@ -131,6 +133,7 @@ def _arm(
             states={int(run["seed"]): run["state"] for run in runs},
             curves=courses("val_percent"),
             test_curves=courses("test_percent"),
+            sent=courses("uplink_megabytes"),
             seconds=by_seed("seconds"),
         )
     except ValueError as error:
