@@ -219,9 +219,7 @@ def test_the_first_round_that_gets_to_an_accuracy_is_that_of_the_mean_over_seeds
     measured = MeasuredArm("study", "", "arm", {}, test_curves=curves, sent=sent)
     assert first_reaching(measured, 85.0) == (2, 3.0)
     assert first_reaching(measured, 85.0 + 1e-6) == (4, 5.0)
-    assert first_reaching(measured, 91.1) is None, (
-        "round 0 is untrained, and seed 0 has no round 3"
-    )
+    assert first_reaching(measured, 91.1) is None, "round 0 is untrained, and seed 0 has no round 3"
     reached = first_reaching(MeasuredArm("study", "", "arm", {}, test_curves=curves), 85.0)
     assert reached is not None
     assert reached[0] == 2
