@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fl_taskarith.cli import main
 from fl_taskarith.config import Config
-from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.errors import CheckpointError
 from fl_taskarith.logbook import Logbook
 from fl_taskarith.study import set_plots
 from fl_taskarith.study.plots import HIDING, off_scale
@@ -28,7 +28,8 @@ def write_run(root: Path, value: float, **settings: object) -> Path:
         for number in range(3):
             accuracy = value - 0.1 * (2 - number)
             logbook.write_round(
-                {"round": number, "test_accuracy": accuracy, "test_loss": 1 - accuracy, "uplink_bytes": 10**6,
+                {"round": number, "test_accuracy": accuracy, "test_loss": 1 - accuracy,
+                 "val_accuracy": accuracy, "uplink_bytes": 10**6,
                  "downlink_bytes": 10**6, "client_update_norm": 0.1 + number, "client_cosine": 0.5 - accuracy / 10}
             )  # fmt: skip
     return logbook.folder
@@ -105,12 +106,19 @@ def test_bytes_are_shown_from_the_first_message_on(tmp_path: Path, monkeypatch: 
     pyplot.close("all")
 
 
-def test_more_settings_than_lines_that_can_be_told_apart(tmp_path: Path) -> None:
-    for number in range(29):
-        write_run(tmp_path, 0.5, momentum=number / 100)
-    with pytest.raises(ConfigError, match=r"29 different settings, and no more than 28 lines"):
-        plot_set(members(find_runs([tmp_path])), tmp_path / "all")
-    assert not list(tmp_path.glob("*.png"))
+def test_of_many_settings_the_best_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(12):
+        write_run(tmp_path, 0.5 + 0.01 * number if number else 0.3, momentum=number / 100)
+    shown: list[Figure] = []
+    monkeypatch.setattr(set_plots, "save_figure", lambda figure, output: shown.append(figure) or [output])
+    plot_bands(members(find_runs([tmp_path])), tmp_path / "all")
+    rounds = shown[0].axes[0]
+    assert len(rounds.lines) == 12
+    labels = [text.get_text() for text in shown[0].legends[0].get_texts()]
+    assert labels.pop() == "5 others"
+    assert set(labels) == {f"momentum = {number / 100}" for number in range(5, 12)}
+    assert rounds.get_ylim()[0] > 30.0, "a grey line does not move the axes"
+    pyplot.close("all")
 
 
 def test_a_sweep_is_drawn_of_what_was_swept_and_nothing_else(tmp_path: Path) -> None:

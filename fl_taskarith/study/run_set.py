@@ -71,6 +71,12 @@ def last_test_accuracy(rows: Sequence[Row]) -> float | None:
     return None if value is None else 100 * float(value)
 
 
+def last_validation_accuracy(rows: Sequence[Row]) -> float | None:
+    """In percent."""
+    value = rows[-1].get("val_accuracy") if rows else None
+    return None if value is None else 100 * float(value)
+
+
 def mean_of(column: str) -> Callable[[Sequence[Row]], float | None]:
     """The mean of a column over a run's training rounds."""
 

@@ -1,7 +1,6 @@
 """Figures over a set of runs: curves with a band over seeds, Nc against J, sweeps of a setting, clients' drift."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
@@ -11,15 +10,13 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, SymmetricalLogLocator
 
-from fl_taskarith.errors import ConfigError
 from fl_taskarith.study.plots import COLOURS, STYLE, STYLES, off_scale, save_figure
-from fl_taskarith.study.run_set import Member, last_test_accuracy, mean_of, sharding_words
-
-log = logging.getLogger("fl_taskarith")
+from fl_taskarith.study.run_set import Member, last_test_accuracy, last_validation_accuracy, mean_of, sharding_words
 
 SWEPT = {"density": "density (share of weights updated)", "calibration-rounds": "calibration rounds R"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = len(COLOURS) * len(STYLES)  # that can be told apart
+CLEAR = 10  # lines of a figure that can be told apart
+GREY = {"color": "0.75", "linestyle": "-", "zorder": 0}
 TICKS = (1.0, 3.0)  # of a decade of bytes
 LEGEND_COLUMNS = 4  # at most
 LABEL_WIDTH = 0.06  # inches that a character of the legend takes, about
@@ -29,73 +26,95 @@ def plot_set(members: Sequence[Member], output: Path) -> list[Path]:
     """Every figure for which the members differ in the right settings; OUTPUT.png and .pdf, OUTPUT-heat-map.png, ...
 
     Raises:
-        ConfigError: there is nothing to draw.
         CheckpointError: a figure cannot be written.
     """
-    paths = []
-    if len(members) <= LINES:
-        paths += plot_bands(members, output)
-        paths += plot_drift(members, output.with_name(f"{output.name}-drift"))
-    paths += plot_heat_map(members, output.with_name(f"{output.name}-heat-map"))
+    paths = plot_bands(members, output)
+    for suffix, draw in (("heat-map", plot_heat_map), ("drift", plot_drift)):
+        paths += draw(members, output.with_name(f"{output.name}-{suffix}"))
     for key in SWEPT:
         paths += plot_sweep(members, key, output.with_name(f"{output.name}-{key}"))
-    if len(members) > LINES:
-        reason = f"{len(members)} different settings, and no more than {LINES} lines can be told apart"
-        if not paths:
-            raise ConfigError(f"{output} would show {reason}. Name the folders of fewer runs.")
-        log.warning("No curves of %s: %s.", output, reason)
     return paths
 
 
 def plot_bands(members: Sequence[Member], output: Path) -> list[Path]:
-    """Test accuracy and loss against rounds, accuracy against bytes if any were sent: means, and bands of one sd."""
+    """Test accuracy and loss against rounds, accuracy against bytes if any were sent: means, and bands of one sd.
+
+    Of more than `CLEAR` members those with the best validation accuracy at the end are told apart, the others are grey.
+    """
+    sending = any(max(_megabytes(member).values(), default=0.0) > 0 for member in members)  # not without clients
+    panels = 3 if sending else 2
+    shown = _clearest(members)
+    longest = max(len(members[index].label) for index in shown)
+    columns = max(1, min(LEGEND_COLUMNS, len(shown), int(3.0 * panels / (0.6 + LABEL_WIDTH * longest))))
+    entries = len(shown) + (len(shown) < len(members))
     with pyplot.rc_context(cast(Any, STYLE)):
-        sending = any(max(_megabytes(member).values(), default=0.0) > 0 for member in members)  # not without clients
-        panels = 3 if sending else 2
-        longest = max(len(member.label) for member in members)
-        fitting = int(3.0 * panels / (0.6 + LABEL_WIDTH * longest))
-        columns = max(1, min(LEGEND_COLUMNS, len(members), fitting))
-        size = (3.0 * panels, 2.9 + 0.16 * -(-len(members) // columns))
-        figure, (rounds, loss, *others) = pyplot.subplots(1, panels, figsize=size, layout="constrained")
-        finals = {index: end.mean for index, member in enumerate(members)
-                  if (end := member.over_runs(last_test_accuracy)).n}  # fmt: skip
+        size = (3.0 * panels, 2.9 + 0.16 * -(-entries // columns))
+        figure, (rounds, loss, *traffic) = pyplot.subplots(1, panels, figsize=size, layout="constrained")
+        finals = {index: end.mean for index in shown if (end := members[index].over_runs(last_test_accuracy)).n}
         lost = {list(finals)[place] for place in off_scale(list(finals.values()))}
-        for index in sorted(range(len(members)), key=lambda index: index in lost):  # then axes hold still
-            member, label = members[index], members[index].label
+        for index in sorted(shown, key=lambda index: index in lost):
+            label = members[index].label
             if index in lost:
                 label += f" (ends at {finals[index]:.1f} %, off the scale)"
-                for axes in (rounds, loss, *others):
-                    axes.set_ylim(axes.get_ylim())
-            look = {"color": COLOURS[index % len(COLOURS)], "linestyle": _style(index)}
-            _band(rounds, member.curve("test_accuracy", 100.0), look, label)
-            _band(loss, member.curve("test_loss"), look, label)
-            sent = _megabytes(member)
-            for traffic in others if max(sent.values(), default=0.0) > 0 else ():
-                _band(
-                    traffic, [(sent[number], point) for number, point in member.curve("test_accuracy", 100.0)], look, ""
-                )
+                _hold((rounds, loss, *traffic))
+            turn = shown.index(index)
+            look = {"color": COLOURS[turn % len(COLOURS)], "linestyle": _style(turn)}
+            _curves(members[index], (rounds, loss, *traffic), look, label)
+        _hold((rounds, loss, *traffic))
+        hidden = [member for index, member in enumerate(members) if index not in shown]
+        for number, member in enumerate(hidden):
+            _curves(member, (rounds, loss, *traffic), GREY, f"{len(hidden)} others" if number == 0 else "")
         epochs = {member.settings["strategy"] == "centralized" for member in members}
         for axes, name in ((rounds, "test accuracy (%)"), (loss, "test cross-entropy (nats)")):
             axes.set_xlabel({1: "epoch" if True in epochs else "round"}.get(len(epochs), "round or epoch"))
             axes.set_ylabel(name)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for traffic in others:
-            traffic.set_xlabel("sent so far, both ways (MB)")
-            traffic.set_ylabel("test accuracy (%)")
-            sent_by_any = [sent for line in traffic.lines for sent in line.get_xdata()]
-            if min(sent_by_any, default=0.0) > 0:
-                traffic.set_xscale("log")
-                traffic.xaxis.set_major_locator(LogLocator(subs=TICKS))
-            else:  # nothing is sent in round 0 without a ridge head or a mask
-                first = min((sent for sent in sent_by_any if sent > 0), default=1.0)
-                traffic.set_xscale("symlog", linthresh=first, linscale=0.25)
-                traffic.set_xlim(left=0)
-                traffic.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=first, subs=TICKS))
-            traffic.xaxis.set_major_formatter("{x:g}")
-            traffic.xaxis.set_minor_formatter(NullFormatter())
+        for axes in traffic:
+            _scale_bytes(axes, [megabytes for each in members for megabytes in _megabytes(each).values()])
         handles, labels = rounds.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
         return save_figure(figure, output)
+
+
+def _clearest(members: Sequence[Member]) -> list[int]:
+    """Places of the members that a figure tells apart, in their order."""
+    if len(members) <= CLEAR:
+        return list(range(len(members)))
+    ends = {index: member.over_runs(last_validation_accuracy) for index, member in enumerate(members)}
+    best = sorted(ends, key=lambda index: ends[index].mean if ends[index].n else -1.0, reverse=True)
+    return sorted(best[: len(COLOURS)])
+
+
+def _hold(panels: Sequence[Axes]) -> None:
+    """What is drawn from here on does not move the axes."""
+    for axes in panels:
+        axes.set_ylim(axes.get_ylim())
+
+
+def _curves(member: Member, panels: Sequence[Axes], look: Mapping[str, Any], label: str) -> None:
+    rounds, loss, *traffic = panels
+    accuracy = member.curve("test_accuracy", 100.0)
+    _band(rounds, accuracy, look, label)
+    _band(loss, member.curve("test_loss"), look, label)
+    sent = _megabytes(member)
+    for axes in traffic if max(sent.values(), default=0.0) > 0 else ():
+        _band(axes, [(sent[number], point) for number, point in accuracy], look, "")
+
+
+def _scale_bytes(axes: Axes, sent: Sequence[float]) -> None:
+    """A log axis of megabytes; where some are 0 (round 0 without head and mask), 0 a little left of the others."""
+    axes.set_xlabel("sent so far, both ways (MB)")
+    axes.set_ylabel("test accuracy (%)")
+    if min(sent, default=0.0) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=TICKS))
+    else:
+        first = min((megabytes for megabytes in sent if megabytes > 0), default=1.0)
+        axes.set_xscale("symlog", linthresh=first, linscale=0.25)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=first, subs=TICKS))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def plot_heat_map(members: Sequence[Member], output: Path) -> list[Path]:
@@ -269,12 +288,12 @@ def _style(index: int) -> str:
     return STYLES[(colour + turn) % len(STYLES)]
 
 
-def _band(axes: Axes, points: Sequence[tuple[float, Any]], look: dict[str, str], label: str) -> None:
+def _band(axes: Axes, points: Sequence[tuple[float, Any]], look: Mapping[str, Any], label: str) -> None:
     if not points:
         return
     where = [place for place, _ in points]
     mean = np.array([point.mean for _, point in points])
     axes.plot(where, mean, linewidth=1.3, label=label, **cast(Any, look))
-    if all(point.n > 1 for _, point in points):
+    if look is not GREY and all(point.n > 1 for _, point in points):
         spread = np.array([point.sd for _, point in points])
         axes.fill_between(where, mean - spread, mean + spread, color=look["color"], alpha=0.15, linewidth=0)
