@@ -1,5 +1,6 @@
 """The questions on aggregation algorithms and on what helps against label skew: many arms, a table by condition."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from types import MappingProxyType
@@ -15,10 +16,10 @@ from fl_taskarith.report.comparisons import (
     mean_course,
 )
 from fl_taskarith.report.labels import algorithm, condition, heterogeneity, load, words
-from fl_taskarith.report.latex import Latex, join, not_run, number, source, tabular
+from fl_taskarith.report.latex import Latex, interval, join, not_run, number, source, tabular
 from fl_taskarith.report.questions import Arms
 from fl_taskarith.report.results import MeasuredArm
-from fl_taskarith.report.wording import Section, Table, against, best_by_validation, claim, lead, sentence, tested
+from fl_taskarith.report.wording import Section, Table, against, best_by_validation, claim, holm, lead, sentence, tested
 
 Place = tuple[str, str]
 """How the data lie and what work clients do: (condition, load)."""
@@ -84,10 +85,9 @@ def label_skew(arms: Arms) -> Section:
     if control is not None:
         section.claims.append(claim(subject, difference(method, control), Latex("{}, the best control").fill(
             source(control.label))))  # fmt: skip
-    pairs = {source(arm.label): gain(arm) for arm in cells[hardest] if arm.rate != 0.0}
-    section.paragraphs.append(
-        Latex("{}{}").fill(lead(_words(hardest)), against("the ridge head without training", pairs))
-    )
+    gains = [pairs for arm in cells[hardest] if arm.rate != 0.0 and (pairs := gain(arm)).n]
+    text = Latex("{}Gains over the ridge head without training (Table~\\ref{tab:skew}): {}")
+    section.paragraphs.append(text.fill(lead(_words(hardest)), holm(gains)))
     iid = cells.get(("iid", hardest[1]), [])
     if (kept := _kept(method, iid)) is not None:
         text = Latex("{} keeps {}\\,\\% of its accuracy on iid shards.")
@@ -104,19 +104,20 @@ def _skew_table(
 ) -> Table:
     """Accuracy by place; how much of it is kept at the hardest one; what it takes there to get to `goal` (percent)."""
     iid = cells.get(("iid", hardest[1]), [])
-    caption, header = Latex("Against label skew, and controls: test accuracy in \\%"), []
-    columns: dict[str, list[Latex]] = {arm.label: [] for arm in cells[hardest]}
+    place = _words(hardest)
+    caption = Latex("Against label skew, and controls: test accuracy in \\%; gain over the ridge head at {}, points")
+    caption = caption.fill(place)
+    header = [Latex("gain [95\\,\\% CI]")]
+    columns = {arm.label: [interval(pairs) if (pairs := gain(arm)).n else not_run()] for arm in cells[hardest]}
     if iid and hardest[0] != "iid":
-        caption = Latex("{}; kept: the share of the accuracy on iid shards that is left at {}").fill(
-            caption, _words(hardest)
-        )
+        caption = Latex("{}; kept: the share of the accuracy on iid shards that is left at {}").fill(caption, place)
         header.append(Latex("kept, \\%"))
         for arm in cells[hardest]:
             kept = _kept(arm, iid)
-            columns[arm.label].append(Latex("--") if kept is None else number(kept, 1))
+            columns[arm.label].append(Latex("--") if kept is None else number(kept))
     if control is not None and not isnan(goal):
         caption = Latex("{}; rounds and MB that clients send up at {} until the best accuracy of {}, {}\\,\\%").fill(
-            caption, _words(hardest), source(control.label), number(goal)
+            caption, place, source(control.label), number(goal)
         )
         header += [Latex("rounds"), Latex("MB")]
         for arm in cells[hardest]:
@@ -124,7 +125,8 @@ def _skew_table(
             columns[arm.label] += (
                 [Latex("--"), Latex("--")] if reached is None else [Latex(str(reached[0])), number(reached[1], 1)]
             )
-    return _table(Latex("{}.").fill(caption), cells, header, columns)
+    table = _table(Latex("{}.\\label{tab:skew}").fill(caption), cells, header, columns)
+    return dataclasses.replace(table, wide=True)
 
 
 def _kept(arm: MeasuredArm, iid: Sequence[MeasuredArm]) -> float | None:

@@ -128,8 +128,12 @@ def context(
     runs = {(arm.study, seed, test, arm.seconds.get(seed, 0.0)) for arm in arms for seed, test in arm.test.items()}
 
     def claims(status: Status) -> list[tuple[str, Latex]]:
-        return [(section.title, claim.text)
-                for section in sections for claim in section.claims if claim.status is status]  # fmt: skip
+        found: dict[str, list[Latex]] = {}
+        for section in sections:
+            for claim in section.claims:
+                if claim.status is status:
+                    found.setdefault(section.title, []).append(claim.open_question or claim.text)
+        return [(title, join(texts, "; ")) for title, texts in found.items()]
 
     return {
         "title": title,

@@ -37,19 +37,21 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of the abstract and of the conclusion; `detail` is left out of the abstract."""
+    """One answer. `detail` is left out of the abstract; the conclusion lists `open_question` where nothing is told."""
 
     text: Latex
     status: Status
     detail: Latex = Latex()  # noqa: RUF009 (a string)
+    open_question: Latex = Latex()  # noqa: RUF009 (a string)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A floating table."""
+    """A floating table; a `wide` one spans both columns."""
 
     caption: Latex
     body: Latex
+    wide: bool = False
 
 
 @dataclass
@@ -80,8 +82,9 @@ def claim(subject: object, pairs: Paired, than: object) -> Claim:
         return Claim(Latex("{}, against {}: {}").fill(subject, than, not_run()), Status.NOT_RUN)
     found = verdict(pairs)
     if found is Verdict.UNDECIDED:
-        text = Latex("the data cannot tell whether {} is more or less accurate than {}: {}")
-        return Claim(text.fill(subject, than, points(pairs)), Status.UNDECIDED, _why(pairs))
+        question = Latex("whether {} is more or less accurate than {}").fill(subject, than)
+        text = Latex("the data cannot tell {}: {}").fill(question, points(pairs))
+        return Claim(text, Status.UNDECIDED, _why(pairs), question)
     told = "more" if found is Verdict.HIGHER else "less"
     return Claim(Latex("{} is {} accurate than {}: {}").fill(subject, told, than, points(pairs)), Status.TOLD)
 
