@@ -179,6 +179,15 @@ def test_algorithms_and_methods_are_compared_where_the_data_are_least_alike(tmp_
     assert "Ridge in the loop" in tex, "methods are described where they have results"
 
 
+def test_methods_are_found_in_a_study_of_another_name(tmp_path: Path) -> None:
+    write_study(tmp_path / "cpu", STUDIES["extension"])
+    write_study(tmp_path / "strategies", STUDIES["strategies"])
+    tex = prose(report(tmp_path, tmp_path / "report"))
+    table = tex[tex.index("Against label skew, and controls") :]
+    assert "squared loss &" in table
+    assert "FedAdam" not in table[: table.index("bottomrule")], "controls are those of the methods' own study"
+
+
 @pytest.mark.parametrize(
     ("margin", "told"),
     [

@@ -73,11 +73,11 @@ def label_skew(arms: Arms) -> Section:
     question = "Does fine-tuning gain over the ridge head at one class per client?"
     section = Section("extension", "Against label skew", question)
     cells = _by_place(arms)
-    if not any(_is_method(arm) for arm in arms):
+    if not any(is_method(arm) for arm in arms):
         return section.missing("methods against label skew")
     hardest = max(cells, key=lambda place: heterogeneity(place[0]))
-    method = best_by_validation([arm for arm in cells[hardest] if _is_method(arm)])
-    control = best_by_validation([arm for arm in cells[hardest] if not _is_method(arm) and arm.rate != 0.0])
+    method = best_by_validation([arm for arm in cells[hardest] if is_method(arm)])
+    control = best_by_validation([arm for arm in cells[hardest] if not is_method(arm) and arm.rate != 0.0])
     if method is None:
         return section.missing("methods against label skew")
     subject = Latex("{} ({}, the method that validation chooses)").fill(source(method.label), _words(hardest))
@@ -162,7 +162,8 @@ def _by_place(arms: Arms) -> dict[Place, list[MeasuredArm]]:
     return dict(sorted(cells.items(), key=lambda cell: (cell[0][1] != EQUAL, cell[0][1], heterogeneity(cell[0][0]))))
 
 
-def _is_method(arm: MeasuredArm) -> bool:
+def is_method(arm: MeasuredArm) -> bool:
+    """Whether it does anything against label skew that its controls do not."""
     ours = arm.settings.get("strategy") == "gram-anchored"
     return ours or any(arm.settings.get(key, default) != default for key, default in METHOD.items())
 

@@ -16,7 +16,7 @@ from fl_taskarith.config_rule import Scalar, to_toml
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.paths import shipped_file
-from fl_taskarith.report.algorithm_questions import label_skew, strategies
+from fl_taskarith.report.algorithm_questions import is_method, label_skew, strategies
 from fl_taskarith.report.comparisons import distinct
 from fl_taskarith.report.figures import Figure, figures_of
 from fl_taskarith.report.latex import Latex, join, source, tabular
@@ -97,6 +97,7 @@ def answer(studies: Sequence[StudyFolder]) -> list[Section]:
     def arms(name: str) -> list[MeasuredArm]:
         return distinct(named.get(name) or everything)
 
+    with_methods = [arm for study in studies if any(map(is_method, study.arms)) for arm in study.arms]
     unequal = [arm for arm in everything if arm.settings.get("local-steps-max")]
     return [
         centralized(arms("centralized")),
@@ -107,7 +108,7 @@ def answer(studies: Sequence[StudyFolder]) -> list[Section]:
         participation(arms("participation")),
         systems(distinct(named.get("systems") or unequal)),
         strategies(distinct(named.get("strategies") or ())),  # not from other studies' arms, which differ in more
-        label_skew(distinct(named.get("extension") or ())),
+        label_skew(distinct(named.get("extension") or with_methods)),
     ]
 
 
