@@ -73,9 +73,12 @@ def cifar100_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def quick_config(tmp_path: Path) -> Config:
-    """A federation on digits that takes about a second."""
+    """A federation on a few hundred digits that takes less than a second."""
     return load(
         overrides={
+            "train_subset": 300,
+            "validation_size": 60,
+            "test_subset": 120,
             "num_clients": 10,
             "num_rounds": 3,
             "local_steps": 2,

@@ -73,8 +73,8 @@ def test_the_plateau_schedule_looks_past_the_warmup() -> None:
 
 def test_the_exported_model_loads_in_plain_timm_and_gives_the_logged_accuracy(quick_config: Config) -> None:
     history = simulate(
-        quick_config, model="vit_tiny_patch16_224", weights="none", input_size=32, num_rounds=1, trainable_blocks=1,
-        learning_rate=1e-4, ridge_lambda=10.0,
+        quick_config, test_subset=0, model="vit_tiny_patch16_224", weights="none", input_size=32, num_rounds=1,
+        trainable_blocks=1, learning_rate=1e-4, ridge_lambda=10.0,
     )  # fmt: skip
     path = history.folder / "model.safetensors"
     with safetensors.safe_open(path, "pt") as file:

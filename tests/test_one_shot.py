@@ -187,8 +187,10 @@ def test_equal_accuracies_are_decided_by_the_loss() -> None:
 
 
 def test_a_fedavg_round_of_all_clients_is_task_arithmetic_at_one_over_t(quick_config: Config) -> None:
-    """Thirteen clients with 89 images each; their task vectors as they came, merged from scratch."""
-    config = dataclasses.replace(quick_config, num_clients=13, sharding="iid", participation=1.0, num_rounds=1)
+    """Thirteen clients with as many images each; their task vectors as they came, merged from scratch."""
+    config = dataclasses.replace(
+        quick_config, train_subset=299, num_clients=13, sharding="iid", participation=1.0, num_rounds=1
+    )
     vectors: list[dict[str, torch.Tensor]] = []
 
     def recording(message: Message, context: Context) -> Message:
@@ -200,7 +202,7 @@ def test_a_fedavg_round_of_all_clients_is_task_arithmetic_at_one_over_t(quick_co
 
     weights = final_weights(run_federation(config, recording).folder)
     home = resident(config)
-    assert {len(shard) for shard in home.shards} == {89}
+    assert len({len(shard) for shard in home.shards}) == 1
     merged = scaled_weights(home.pretrained, task_arithmetic(vectors), 1 / 13)
     assert len(merged) > 20
     assert all(torch.allclose(weights[name], value, rtol=1e-5, atol=1e-6) for name, value in merged.items())

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import logging
-import multiprocessing
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +36,7 @@ from fl_taskarith.one_shot.finetune import (
 from fl_taskarith.one_shot.search import normalised_accuracy, search_merge
 from fl_taskarith.one_shot.tasks import Task, folder_tasks, make_tasks
 from fl_taskarith.paths import resolve
+from fl_taskarith.processes import worker_pool
 from fl_taskarith.resident import Resident
 
 Record = dict[str, Any]
@@ -100,7 +100,7 @@ def _processes(jobs: int) -> Iterator[ProcessPoolExecutor | None]:
     if jobs == 1:
         yield None
         return
-    executor = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    executor = worker_pool(jobs)
     try:
         yield executor
     finally:

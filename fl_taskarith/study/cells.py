@@ -1,21 +1,20 @@
 """Many small computations, each a pure function of its cell: shared out to processes, written to CSVs, resumable."""
 
 import dataclasses
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas
-import torch
 from tqdm.auto import tqdm
 
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.files import write_atomically
+from fl_taskarith.processes import worker_pool
 
 Row = dict[str, Any]
 Found = Mapping[str, Sequence[Row]]
@@ -134,8 +133,7 @@ def _yielded(
                 return
             yield cell, work(cell)
         return
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+    executor = worker_pool(jobs, threads=1)
     waiting = iter(cells)
     running: dict[Future[Found], Any] = {}
     try:

@@ -1,6 +1,5 @@
 """Runs studies: for every arm its search, then its seeds. What is done stays done; what stopped half-way goes on."""
 
-import multiprocessing
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from fl_taskarith.config import Config
 from fl_taskarith.errors import FlTaskarithError, StudyError
+from fl_taskarith.processes import worker_pool
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.one_run import describe_run, run_once
 from fl_taskarith.study.results import Outcome, State, StudyResults, inspect, run_folder
@@ -190,7 +190,7 @@ def _workers(jobs: int) -> Iterator[_Submit]:
     if jobs == 1:
         yield _Submit(None)
         return
-    executor = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    executor = worker_pool(jobs)
     try:
         yield _Submit(executor)
     except BrokenProcessPool as error:

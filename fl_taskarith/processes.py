@@ -1,0 +1,31 @@
+"""Worker processes that end with the process that started them."""
+
+import multiprocessing
+import os
+import threading
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+
+
+def worker_pool(jobs: int, threads: int | None = None) -> ProcessPoolExecutor:
+    """`jobs` spawned processes, each with `threads` threads of torch (None: its default).
+
+    However this process ends, killed included, so do they: left behind they would hold memory and finish their runs in
+    folders that the next command wants.
+    """
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(threads,))
+
+
+def _begin(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
