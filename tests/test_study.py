@@ -162,6 +162,13 @@ def test_the_list_tells_what_is_left_and_how_long_it_takes(
     run_studies([study], tmp_path)  # 2 runs of 2 rounds, 3 s each
     lines = list(list_study(StudyResults(study_of(STUDY, tmp_path), tmp_path)))
     assert lines[-1] == "Left: 8 rounds, about 0.4 minutes of one process."
+    late = (
+        "images-per-second = 1\n"
+        + STUDY
+        + '[[arm]]\nname = "late"\nsettings = { learning-rate = 0.5, batch-size = 30 }\n'
+    )
+    *_, line = list_study(StudyResults(study_of(late, tmp_path), tmp_path))
+    assert line == "Left: 14 rounds, about 6.4 minutes of one process.", "24 s, and six rounds of 2 clients' 30 images"
     assert sum(line.endswith("| 6.0 s") for line in lines) == 2
 
 

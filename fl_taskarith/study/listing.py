@@ -22,9 +22,9 @@ class _Plan:
     problem: str = ""
 
     def seconds_per_round(self) -> float | None:
-        """Of the runs that are done."""
-        speeds = [outcome.seconds / run.num_rounds for run, outcome, _ in self.known if outcome.state is State.DONE]
-        return fmean(speeds) if speeds else None
+        """Of the runs that are done, together: what a run does once weighs little over many rounds."""
+        done = [(outcome.seconds, run.num_rounds) for run, outcome, _ in self.known if outcome.state is State.DONE]
+        return sum(seconds for seconds, _ in done) / sum(rounds for _, rounds in done) if done else None
 
     def images_left(self) -> int:
         """Training images in the rounds that are left."""
@@ -38,7 +38,10 @@ class _Plan:
 
 
 def list_study(results: StudyResults) -> Iterator[str]:
-    """A line per run, and one with the time left, from the speed of the arm's finished runs or else of all."""
+    """A line per run, and one with the time left.
+
+    That is from the speed of each arm's finished runs, else from the study's images per second, else from all runs.
+    """
     plans = [_plan(results, arm) for arm in results.study.arms]
     yield f"{results.study.title}: {results.folder}"
     for plan in plans:
@@ -61,8 +64,16 @@ def list_study(results: StudyResults) -> Iterator[str]:
     elif not speeds:
         yield f"Left: {left} rounds; no run is finished yet that could tell how long they take."
     else:
-        seconds = sum(plan.rounds_left() * (plan.seconds_per_round() or fmean(speeds)) for plan in plans)
+        seconds = sum(_seconds_left(plan, results.study.images_per_second, fmean(speeds)) for plan in plans)
         yield f"Left: {left} rounds, about {seconds / 60:.1f} minutes of one process."
+
+
+def _seconds_left(plan: _Plan, images_per_second: float, otherwise: float) -> float:
+    """`otherwise`: seconds per round of an arm that nothing is known of."""
+    speed = plan.seconds_per_round()
+    if speed is None and images_per_second:
+        return plan.images_left() / images_per_second
+    return plan.rounds_left() * (otherwise if speed is None else speed)
 
 
 def _plan(results: StudyResults, arm: Arm) -> _Plan:
