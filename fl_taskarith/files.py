@@ -57,7 +57,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"Cannot make the folder {folder}: {error.strerror}.") from error
+        raise CheckpointError(
+            f"Cannot make the folder {folder}: {error.strerror}. Name another, or see to this one."
+        ) from error
 
 
 def verified_name(stem: str, content: bytes) -> str:

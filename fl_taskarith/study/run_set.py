@@ -65,16 +65,18 @@ class Member:
         return [(number, summarise([scale * table[number] for table in tables])) for number in shared]
 
 
-def last_test_accuracy(rows: Sequence[Row]) -> float | None:
-    """In percent."""
-    value = rows[-1].get("test_accuracy") if rows else None
-    return None if value is None else 100 * float(value)
+def last_percent(column: str) -> Callable[[Sequence[Row]], float | None]:
+    """A share in a run's last round, in percent."""
+
+    def measure(rows: Sequence[Row]) -> float | None:
+        value = rows[-1].get(column) if rows else None
+        return None if value is None else 100 * float(value)
+
+    return measure
 
 
-def last_validation_accuracy(rows: Sequence[Row]) -> float | None:
-    """In percent."""
-    value = rows[-1].get("val_accuracy") if rows else None
-    return None if value is None else 100 * float(value)
+last_test_accuracy = last_percent("test_accuracy")
+last_validation_accuracy = last_percent("val_accuracy")
 
 
 def mean_of(column: str) -> Callable[[Sequence[Row]], float | None]:
