@@ -72,6 +72,24 @@ STUDIES: dict[str, list[tuple[str, Settings]]] = {
     ],
 }  # fmt: skip
 
+# All questions in one study, beside a start that does not train, heads alone, and a method against label skew.
+MIXED: list[tuple[str, Settings]] = [
+    *((f"{place} | {name}", CONDITIONS[place] | settings)
+      for place in CONDITIONS
+      for name, settings in {
+          "ridge head": DENSE | {"learning-rate": 0.0, "num-rounds": 1},
+          "head alone": DENSE | {"num-rounds": 40, "trainable": "head"},
+          "dense": DENSE | {"num-rounds": 40},
+          "least-sensitive": {"num-rounds": 40},
+          "random": {"num-rounds": 40, "mask-rule": "random"},
+          "squared loss": {"num-rounds": 40, "local-loss": "squared"},
+      }.items()),
+    *((f"Nc = 2 | dense, J = {steps}",
+       DENSE | CONDITIONS["Nc = 2"] | {"local-steps": steps, "num-rounds": 160 // steps})
+      for steps in (8, 16)),
+    ("Nc = 2 | half of the weights", CONDITIONS["Nc = 2"] | {"num-rounds": 40, "density": 0.5}),
+]  # fmt: skip
+
 
 def plausible(settings: Settings, seed: int) -> float:
     """Something like what runs give: skew and local work cost, masks help a little, seeds scatter."""
@@ -104,12 +122,13 @@ def write_study(folder: Path, arms: Sequence[tuple[str, Settings]], accuracy: Ac
         settings = DEFAULTS | own
         tests = {seed: accuracy(settings, seed) for seed in SEEDS}
         described.append({"group": group, "arm": label, "settings": settings})
+        rate = own.get("learning-rate", 0.0316)
         density = "" if settings["mask-rule"] == "none" else settings["density"]
-        table.append({"group": group, "arm": label, "density": density, "learning_rate": 0.0316, "edge": False,
+        table.append({"group": group, "arm": label, "density": density, "learning_rate": rate, "edge": False,
                       "n": len(tests), "test_percent": fmean(tests.values()),
                       "test_percent_sd": stdev(tests.values())})  # fmt: skip
         for seed, value in tests.items():
-            runs.append({"group": group, "arm": label, "seed": seed, "learning_rate": 0.0316, "state": "done",
+            runs.append({"group": group, "arm": label, "seed": seed, "learning_rate": rate, "state": "done",
                          "ridge_test_percent": 95.8 + 0.01 * seed, "test_percent": value, "val_percent": value - 0.4,
                          "seconds": 11.0})  # fmt: skip
             curves += [{"group": group, "arm": label, "seed": seed, "round": epoch,

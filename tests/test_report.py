@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_studies import DENSE, SEEDS, STUDIES, Settings, plausible, write_studies, write_study
+from report_studies import DENSE, MIXED, SEEDS, STUDIES, Settings, plausible, write_studies, write_study
 from scipy import stats
 
 from fl_taskarith.cli import main
@@ -171,7 +171,7 @@ def test_algorithms_and_methods_are_compared_where_the_data_are_least_alike(tmp_
     chosen = "Squared loss ($N_c = 1$, the method that validation chooses)"
     assert f"{chosen} is less accurate than the ridge head alone: $-1.31$" in tex
     assert f"{chosen} is more accurate than masked FedAvg, the best control: $+4.40$" in tex
-    assert r"squared loss keeps 99.37\,\% of its accuracy on iid shards" in tex
+    assert r"Squared loss keeps 99.37\,\% of its accuracy on iid shards" in tex
     goal = r"the best accuracy of masked FedAvg (90.08\,\%, after 16 rounds and 8.0~MB sent up)"
     assert f"Squared loss has {goal} after 2 rounds and 1.0~MB." in tex
     assert re.search(r"masked FedAvg & 95\.10[^&]*& 90\.10[^&]*& [^&]*& 94\.74 & 16 & 8\.0 ", tex)
@@ -186,6 +186,35 @@ def test_methods_are_found_in_a_study_of_another_name(tmp_path: Path) -> None:
     table = tex[tex.index("Against label skew, and controls") :]
     assert "squared loss &" in table
     assert "FedAdam" not in table[: table.index("bottomrule")], "controls are those of the methods' own study"
+
+
+def test_fine_tuning_is_not_asked_of_starts_heads_or_methods_where_a_study_has_all_of_them(tmp_path: Path) -> None:
+    def accuracy(settings: Settings, seed: int) -> float:
+        if settings["learning-rate"] == 0.0:
+            return 50.0
+        if settings["trainable"] == "head":
+            return 99.0 + 0.1 * seed  # the best of all, so that whatever is chosen by validation would be this
+        if settings["local-loss"] == "squared":
+            return 98.0 + 0.1 * seed
+        cost = 0.0 if settings["sharding"] == "iid" else 8.0 / int(settings["classes-per-client"])
+        return 90.0 - cost * (1 + 0.01 * seed) - int(settings["local-steps"]) / 4 + 2.0 * (settings["density"] == 0.5)
+
+    write_study(tmp_path / "cpu", MIXED, accuracy)
+    settings = tmp_path / "cpu" / "settings.json"
+    record = json.loads(settings.read_text())
+    record["search"] = {"rates": [1e-5, 10.0], "rounds": [3, 20], "keep": 2, "seed": 0}
+    record["arms"][2]["search"] = record["search"] | {"rates": [1e-6, 1.0], "keep": 1}
+    settings.write_text(json.dumps(record))
+    tex = prose(report(tmp_path, tmp_path / "report"))
+    assert "FedAvg reaches 89.00" in tex
+    cost = tex[tex.index("data and local work}") : tex.index(r"\subsection{Masks}")]
+    assert "raining at $N_c = 1$ (dense) is less accurate than on iid shards: $-8.08$" in cost
+    assert "num-rounds" not in cost, "nothing but the mask tells the families apart"
+    assert not re.search(r"9[89]\.\d\d|50\.00", cost)
+    assert "2 rates from 1e-05 to 10, 3 then 20 rounds, the best 2 kept; 2 rates from 1e-06 to 1, 3" in tex.replace(
+        "{-}", "-").replace("{,}", ",")  # fmt: skip
+    skew = tex[tex.index("Against label skew, and controls") :]
+    assert all(f"{name} &" in skew for name in ("ridge head", "head alone", "dense", "squared loss"))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from fl_taskarith.report.comparisons import (
     gain,
     identity,
     mean_course,
+    trained,
 )
 from fl_taskarith.report.labels import algorithm, condition, heterogeneity, load, words
 from fl_taskarith.report.latex import Latex, interval, join, not_run, number, source, tabular
@@ -77,7 +78,7 @@ def label_skew(arms: Arms) -> Section:
         return section.missing("methods against label skew")
     hardest = max(cells, key=lambda place: heterogeneity(place[0]))
     method = best_by_validation([arm for arm in cells[hardest] if is_method(arm)])
-    control = best_by_validation([arm for arm in cells[hardest] if not is_method(arm) and arm.rate != 0.0])
+    control = best_by_validation([arm for arm in cells[hardest] if not is_method(arm) and trained(arm)])
     if method is None:
         return section.missing("methods against label skew")
     subject = Latex("{} ({}, the method that validation chooses)").fill(source(method.label), _words(hardest))
@@ -85,13 +86,13 @@ def label_skew(arms: Arms) -> Section:
     if control is not None:
         section.claims.append(claim(subject, difference(method, control), Latex("{}, the best control").fill(
             source(control.label))))  # fmt: skip
-    gains = [pairs for arm in cells[hardest] if arm.rate != 0.0 and (pairs := gain(arm)).n]
+    gains = [pairs for arm in cells[hardest] if trained(arm) and (pairs := gain(arm)).n]
     text = Latex("{}Gains over the ridge head without training (Table~\\ref{tab:skew}): {}")
     section.paragraphs.append(text.fill(lead(_words(hardest)), holm(gains)))
     iid = cells.get(("iid", hardest[1]), [])
     if (kept := _kept(method, iid)) is not None:
-        text = Latex("{} keeps {}\\,\\% of its accuracy on iid shards.")
-        section.paragraphs.append(text.fill(source(method.label), number(kept)))
+        text = Latex("{} keeps {}\\,\\% of its accuracy on iid shards")
+        section.paragraphs.append(sentence(text.fill(source(method.label), number(kept))))
     goal = nan if control is None else max(mean_course(control.test_curves).values(), default=nan)
     if control is not None and not isnan(goal):
         section.paragraphs.append(_race(method, control, goal))
@@ -166,6 +167,11 @@ def is_method(arm: MeasuredArm) -> bool:
     """Whether it does anything against label skew that its controls do not."""
     ours = arm.settings.get("strategy") == "gram-anchored"
     return ours or any(arm.settings.get(key, default) != default for key, default in METHOD.items())
+
+
+def is_fine_tuning(arm: MeasuredArm) -> bool:
+    """Whether it trains weights of the backbone and is no method against label skew, which are told by themselves."""
+    return trained(arm) and arm.settings.get("trainable") != "head" and not is_method(arm)
 
 
 def _table(

@@ -108,6 +108,11 @@ def masked(arm: MeasuredArm) -> bool:
     return arm.settings.get("mask-rule", "none") != "none"
 
 
+def trained(arm: MeasuredArm) -> bool:
+    """Whether it trains at all; at a learning rate of 0 it is its start, the ridge head alone."""
+    return arm.rate != 0.0
+
+
 def difference(arm: MeasuredArm, reference: MeasuredArm) -> Paired:
     """Test accuracy of `arm` minus that of `reference`, in points, matched by seed."""
     return paired(arm.test, reference.test)

@@ -16,8 +16,8 @@ from fl_taskarith.config_rule import Scalar, to_toml
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.files import write_atomically
 from fl_taskarith.paths import shipped_file
-from fl_taskarith.report.algorithm_questions import is_method, label_skew, strategies
-from fl_taskarith.report.comparisons import distinct
+from fl_taskarith.report.algorithm_questions import is_fine_tuning, is_method, label_skew, strategies
+from fl_taskarith.report.comparisons import distinct, trained
 from fl_taskarith.report.figures import Figure, figures_of
 from fl_taskarith.report.latex import Latex, join, source, tabular
 from fl_taskarith.report.mask_questions import sparsity, systems
@@ -90,12 +90,17 @@ def write_report(root: Path, output: Path, authors: Path | None = None, template
 
 
 def answer(studies: Sequence[StudyFolder]) -> list[Section]:
-    """The questions in the report's order; each from the study of its name, else from whatever arms there are."""
+    """The questions in the report's order; each from the study of its name, else from whatever arms there are.
+
+    What is asked of fine-tuning is not answered from heads alone, or from methods against label skew, where there is
+    anything else; and never from arms that do not train.
+    """
     everything = [arm for study in studies for arm in study.arms]
     named = {study.name: list(study.arms) for study in studies}
+    fine_tuned = [arm for arm in everything if is_fine_tuning(arm)]
 
     def arms(name: str) -> list[MeasuredArm]:
-        return distinct(named.get(name) or everything)
+        return distinct([arm for arm in named.get(name) or fine_tuned or everything if trained(arm)])
 
     with_methods = [arm for study in studies if any(map(is_method, study.arms)) for arm in study.arms]
     unequal = [arm for arm in everything if arm.settings.get("local-steps-max")]
@@ -157,7 +162,7 @@ def context(
         "machines": list(dict.fromkeys(name for study in studies for name in study.record.get("machines", []))),
         "runs": len(runs),
         "duration": _duration(sum(seconds for *_, seconds in runs)),
-        "searches": list(dict.fromkeys(_search(study) for study in studies if study.record.get("search"))),
+        "searches": list(dict.fromkeys(_search(search) for study in studies for search in _searches(study))),
         "edges": list(dict.fromkeys(arm.label for arm in arms if arm.edge)),
     }
 
@@ -247,8 +252,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
-def _search(study: StudyFolder) -> str:
-    search = study.record["search"]
+def _searches(study: StudyFolder) -> list[Mapping[str, Any]]:
+    """The study's own search of learning rates, and those of arms that have one of their own."""
+    return [each["search"] for each in (study.record, *study.record.get("arms", ())) if each.get("search")]
+
+
+def _search(search: Mapping[str, Any]) -> str:
     rates = search["rates"]
     rungs = " then ".join(str(rounds) for rounds in search["rounds"])
     return f"{len(rates)} rates from {rates[0]:g} to {rates[-1]:g}, {rungs} rounds, the best {search['keep']} kept"

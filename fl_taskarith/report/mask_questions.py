@@ -65,7 +65,7 @@ def _rules(section: Section, arms: Arms) -> None:
         ranked = sorted(family.members.values(), key=lambda arm: -accuracy(arm).mean if arm.test else 101.0)
         winner, second = ranked[:2]
         if not second.test:
-            section.missing("the mask rules at equal density")
+            section.missing(Latex("the mask rules at equal density{}").fill(at(family, found)))
             continue
         pairs = {_rule(arm): difference(arm, winner) for arm in ranked[1:]}
         highest = Latex("{} has the highest mean, {}\\,\\%").fill(_rule(winner), tested(winner))

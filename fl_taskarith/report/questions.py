@@ -105,7 +105,8 @@ def _epochs(section: Section, arms: Arms, best: MeasuredArm) -> None:
 def fedavg_iid(arms: Arms, everything: Arms) -> Section:
     """FedAvg on iid shards, against the ridge head and centralized training."""
     section = Section("fedavg-iid", "Federated averaging on iid data", "What does federation alone cost?")
-    chosen = [arm for arm in arms if condition(arm.settings) == "iid" and not masked(arm)]
+    chosen = [arm for arm in arms if condition(arm.settings) == "iid" and not masked(arm)
+              and arm.settings.get("strategy", "fedavg") == "fedavg"]  # fmt: skip
     best = best_by_validation(chosen)
     if best is None:
         return section.missing("FedAvg on iid shards")
@@ -140,13 +141,14 @@ def heterogeneous(arms: Arms) -> Section:
             for arm in reversed(federated)
             if arm.settings.get("mask-rule") == rule
         }
-        if len(steps) * len(conditions) > 1 and len(cells) > 1:
-            rows = [[words("condition", name), *(cells.get((name, each), Latex("--")) for each in steps)]
+        shown = [each for each in steps if any((name, each) in cells for name in conditions)]
+        if len(cells) > 1:
+            rows = [[words("condition", name), *(cells.get((name, each), Latex("--")) for each in shown)]
                     for name in conditions]  # fmt: skip
             caption = Latex("Test accuracy in \\%, {}; rows: division of the data, columns: local steps.").fill(
                 words("mask-rule", rule) if rule is not None else "as labelled"
             )
-            header = ["", *(words("local-steps", each) for each in steps)]
+            header = ["", *(words("local-steps", each) for each in shown)]
             section.tables.append(Table(caption, tabular(header, rows)))
     return section
 
