@@ -1,14 +1,18 @@
 """What a study's folder keeps for a report: settings and courses, without a path of the machine they were made on."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from small_studies import SEARCHED, STUDY, FakeTraining, study_of, table
 
 from fl_taskarith.config import OPERATIONAL_KEYS, rules
+from fl_taskarith.logbook import Row
 from fl_taskarith.report.comparisons import twin
 from fl_taskarith.report.results import read_study
+from fl_taskarith.study.records import speed
+from fl_taskarith.study.results import Outcome, State
 from fl_taskarith.study.runner import run_studies
 
 
@@ -48,3 +52,22 @@ def test_a_search_is_recorded_and_an_arm_without_runs_stays(tmp_path: Path, trai
     }  # fmt: skip
     run_studies([study_of(SEARCHED, tmp_path)], tmp_path)
     assert all(arm.edge and arm.rate == 10.0 for arm in read_study(tmp_path / "searched").arms)
+
+
+def test_a_runs_speed_is_the_median_of_its_rounds_without_evaluation() -> None:
+    config = {"strategy": "fedavg", "local-steps": 4, "local-steps-max": 0, "batch-size": 32}
+    record = {"config": config, "shards": {"smallest": 200}, "data": {"train": 20_000}}
+    rows = tuple({"round": number, "clients": clients, "train_seconds": train, "overhead_seconds": 0.5,
+                  "evaluate_seconds": 99.0}
+                 for number, clients, train in ((0, 100, 300.0), (1, 10, 9.5), (2, 5, 4.5), (3, 10, 1e3)))  # fmt: skip
+
+    def of(record: dict[str, object], rows: tuple[Row, ...] = rows) -> tuple[float, float]:
+        return speed(Outcome(State.DONE, rows, record))
+
+    assert of(record) == (10.0, 128.0), "1280 images in 10 s, 640 in 5, and one round on a busy machine"
+    assert of(record | {"config": config | {"strategy": "centralized"}}) == (10.0, 2000.0)
+    for unknown in ({"config": config | {"local-steps-max": 8}}, {"shards": {"smallest": 31}}):
+        seconds, images = of(record | unknown)
+        assert seconds == 10.0
+        assert math.isnan(images)
+    assert all(map(math.isnan, of(record, rows[:1])))

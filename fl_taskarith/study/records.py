@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from fl_taskarith.config import CHOSEN_KEYS, OPERATIONAL_KEYS
 from fl_taskarith.config_rule import Scalar
+from fl_taskarith.logbook import Row
 from fl_taskarith.study.comparison import ArmResults
 from fl_taskarith.study.definition import Study
+from fl_taskarith.study.results import Outcome
 from fl_taskarith.study.search import Search
 
 
@@ -70,6 +74,30 @@ def machine(record: Mapping[str, Any]) -> str:
     device = record.get("device", "unknown device")
     where = str(processor or "unknown processor") if device == "cpu" else f"{device} ({processor})"
     return f"{where}, {record.get('threads', '?')} CPU threads per run"
+
+
+def speed(outcome: Outcome) -> tuple[float, float]:
+    """Of a run that is done: seconds per round, training images per second. Medians over its rounds from 1 on.
+
+    Seconds are those of clients and server, without evaluation. Images are NaN where rounds.csv does not tell their
+    number: clients take unequal numbers of steps, or have fewer examples than a batch. Both are NaN without a round.
+    """
+    assert outcome.record is not None
+    rounds = [row for row in outcome.rows if row["round"] and row.get("train_seconds")]
+    seconds = [row["train_seconds"] + (row.get("overhead_seconds") or 0.0) for row in rounds]
+    if not seconds:
+        return nan, nan
+    images = [_images(outcome.record, row) / spent for row, spent in zip(rounds, seconds, strict=True)]
+    return median(seconds), median(images)
+
+
+def _images(record: Mapping[str, Any], row: Row) -> float:
+    config, shards = record["config"], record.get("shards", {"smallest": 0})
+    if config.get("strategy") == "centralized":
+        return float(record["data"]["train"])  # a round is an epoch
+    if config.get("local-steps-max") or shards["smallest"] < config["batch-size"]:
+        return nan
+    return float(row["clients"] * config["local-steps"] * config["batch-size"])
 
 
 def _portable(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:

@@ -1,6 +1,7 @@
 """What the folder of a study says about each of its runs. Reads, and never trains."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -82,18 +83,22 @@ class StudyResults:
         rate, rounds = trial
         return self.study.config(arm, rate, rounds, search.seed, self._results_dir)
 
-    def scores(self, arm: Arm) -> dict[Trial, Score]:
-        """The score of every trial of the search of `arm` that is done or diverged, rung by rung."""
+    def trials(self, arm: Arm) -> dict[Trial, Outcome]:
+        """Every trial of the search of `arm` that is done or diverged, rung by rung."""
         search = self.study.searched(arm)
-        scores: dict[Trial, Score] = {}
-        while search is not None and (trials := open_trials(search, scores)):
+        settled: dict[Trial, Outcome] = {}
+        while search is not None and (trials := open_trials(search, _scores(settled))):
             outcomes = {trial: inspect(self.trial_run(arm, trial)) for trial in trials}
-            known = {trial: outcome.score for trial, outcome in outcomes.items()
+            known = {trial: outcome for trial, outcome in outcomes.items()
                      if outcome.state in (State.DONE, State.DIVERGED)}  # fmt: skip
-            scores |= known
+            settled |= known
             if len(known) < len(trials):
                 break
-        return scores
+        return settled
+
+    def scores(self, arm: Arm) -> dict[Trial, Score]:
+        """The score of each of `trials`."""
+        return _scores(self.trials(arm))
 
     def choice(self, arm: Arm) -> Choice | None:
         """The rate that `arm` runs at; None while the search is not over.
@@ -107,6 +112,10 @@ class StudyResults:
             return Choice(self.study.config(source, None, None, self.study.seeds[0], self.runs).learning_rate)
         scores = self.scores(source)
         return None if open_trials(search, scores) else choose(search, scores)
+
+
+def _scores(trials: Mapping[Trial, Outcome]) -> dict[Trial, Score]:
+    return {trial: outcome.score for trial, outcome in trials.items()}
 
 
 def run_folder(config: Config) -> Path:

@@ -13,13 +13,13 @@ from fl_taskarith.errors import FlTaskarithError
 from fl_taskarith.files import make_folder, write_atomically
 from fl_taskarith.study.comparison import Comparison, compare
 from fl_taskarith.study.definition import Arm, Study
-from fl_taskarith.study.records import curve_records, machine, settings_record
-from fl_taskarith.study.results import State, StudyResults
+from fl_taskarith.study.footnote import footnote
+from fl_taskarith.study.records import curve_records, settings_record, speed
+from fl_taskarith.study.results import Outcome, State, StudyResults
 from fl_taskarith.study.run_set import Member, members
-from fl_taskarith.study.search import DIVERGED, Search
+from fl_taskarith.study.search import DIVERGED
 from fl_taskarith.study.set_plots import SWEPT, plot_bands, plot_drift, plot_heat_map, plot_sweep
 from fl_taskarith.study.statistics import Paired, Summary
-from fl_taskarith.study.study_file import shown_setting
 from fl_taskarith.study.table_plots import plot_arms
 
 BLANK = "–"
@@ -116,53 +116,6 @@ def markdown_table(study: Study, rows: Sequence[Comparison]) -> str:
     return "\n".join(line.replace("\n", " ") for line in lines)
 
 
-def footnote(results: StudyResults, rows: Sequence[Comparison]) -> str:
-    """How the rates were chosen, what ± and the intervals mean, the machine, and the command."""
-    study = results.study
-    seeds = ", ".join(str(seed) for seed in study.seeds)
-    notes = [
-        f"± is the sample standard deviation over n seeds (of {seeds}; each is both seed and shard-seed). Gains and "
-        "differences are in percentage points, matched by seed, with 95 % t intervals. Detectable: the true difference "
-        "that a paired two-sided t test at 5 % finds with about 80 % power, given the spread of these differences. "
-        "Ridge head: round 0, before any training.",
-        _about_rates(study),
-    ]
-    if study.shared:
-        notes.append("Settings: " + ", ".join(f"`{shown_setting(*item)}`" for item in study.shared.items()))
-    found = [outcome for row in rows for outcome in row.results.outcomes.values()]
-    # Once each: an arm may stand in two tables.
-    outcomes = list({str(each.record["config"]["run-name"]): each for each in found if each.record}.values())
-    machines = list(dict.fromkeys(machine(outcome.record or {}) for outcome in outcomes))
-    if outcomes:
-        minutes = sum(outcome.seconds for outcome in outcomes) / 60
-        notes.append(f"Hardware: {'; '.join(machines)}. The {len(outcomes)} final runs took {minutes:.1f} minutes.")
-    notes.append(f"Command: `fl-taskarith study {study.source}`")
-    return "\n\n".join(notes)
-
-
-def _about_rates(study: Study) -> str:
-    search = study.search
-    if search is None or not any(study.searched(arm) for arm in study.arms):
-        return "Learning rates: as set, not searched."
-    fixed = [arm.title for arm in study.arms if study.searched(arm) is None]
-    own: dict[str, list[str]] = {}
-    for arm in study.arms:
-        if arm.search is not None and study.searched(arm) is not None:
-            own.setdefault(_described(arm.search), []).append(arm.title)
-    return (
-        f"Learning rates: chosen per arm on validation accuracy alone among {_described(search)}, "
-        f"seed {search.seed}; ties go to the smaller validation loss. A rate at an end of the grid is not tuned."
-        + "".join(f" {'; '.join(titles)}: among {described}." for described, titles in own.items())
-        + (f" Set, not searched: {', '.join(fixed)}." if fixed else "")
-    )
-
-
-def _described(search: Search) -> str:
-    rungs = [f"all for {search.rounds[0]}"] + [f"the best {search.keep} for {rounds}" for rounds in search.rounds[1:]]
-    ends = f"{search.low:g} to {search.high:g} ({search.per_decade} per decade)"
-    return f"{len(search.rates)} from {ends}: {', then '.join(rungs)} rounds"
-
-
 def _failures(rows: Sequence[Comparison]) -> str:
     lines = [f"- {row.results.arm.label}: {row.results.problem}" for row in rows if row.results.problem]
     lines += [f"- {row.results.arm.label}, seed {seed}: {cause}"
@@ -255,10 +208,18 @@ def _run_records(study: Study, row: Comparison) -> list[dict[str, object]]:
             "val_percent": this.val.get(seed),
             "task_vector_norm": this.norm.get(seed),
             "uplink_megabytes": this.uplink.get(seed),
-            "seconds": outcome.seconds if outcome.state is State.DONE else None,
+            **_time(outcome),
         }
         for seed, outcome in this.outcomes.items()
     ]
+
+
+def _time(outcome: Outcome) -> dict[str, float | None]:
+    """Of a run that is done: seconds of all work on it, and its speed."""
+    done = outcome.state is State.DONE
+    round_seconds, images_per_second = speed(outcome) if done else (None, None)
+    seconds = outcome.seconds if done else None
+    return {"seconds": seconds, "round_seconds": round_seconds, "images_per_second": images_per_second}
 
 
 def trials_csv(results: StudyResults) -> str:
