@@ -14,7 +14,7 @@ from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.optim import SparseSGDM, sgdm
 from fl_taskarith.resident import Resident
-from fl_taskarith.run import Progress, Run
+from fl_taskarith.run import Progress, Run, scheduled_rate, solved_logit_scale
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.training import set_trained, train_locally
 
@@ -43,7 +43,8 @@ class CentralizedRun(Run):
             home.place(self.model)
             names, mask = list(self.model.trained), self.model.frozen.mask
             parameters = set_trained(home.model, names)
-            optimizer = sgdm(zip(names, parameters, strict=True), config, self.learning_rate(epoch), mask)
+            rate = scheduled_rate(config, self.logbook, epoch)
+            optimizer = sgdm(zip(names, parameters, strict=True), config, rate, mask)
             self._restore_momentum(optimizer, names)
             train_loss = train_locally(
                 home.compiled_network,
@@ -56,7 +57,7 @@ class CentralizedRun(Run):
                 precision=config.precision,
                 generator=random_generator(config.seed, "centralized training", epoch),
                 loss_name=config.local_loss,
-                logit_scale=self.logit_scale,
+                logit_scale=solved_logit_scale(self.logbook),
             )
             if not math.isfinite(train_loss):
                 raise Divergence(f"Epoch {epoch}: the training loss is {train_loss}. Lower learning-rate.")

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from fl_taskarith.mixtures.matching import cluster_accuracy
 from fl_taskarith.models.backbone import linear_shapes
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.resident import Resident, available_threads, resident
-from fl_taskarith.run import History, Progress, Run, overhead
+from fl_taskarith.run import History, Progress, Run, overhead, scheduled_rate, solved_logit_scale
 from fl_taskarith.starts import Starts
 from fl_taskarith.strategies import strategy_class
 from fl_taskarith.tracking import require_trackers
@@ -111,9 +112,10 @@ class FederatedRun(Run):
     ) -> None:
         super().__init__(config, home, logbook, progress)
         self.grid = grid
-        self.strategy = strategy_class(config.strategy)(config, home.device, self.learning_rate)
+        self.strategy = strategy_class(config.strategy)(config, home.device, partial(scheduled_rate, config, logbook))
         self.strategy.state_folder = str(logbook.client_states)
-        self.strategy.logit_scale = lambda: self.logit_scale
+        # No callback of the strategy's refers to this run: in a cycle, it and its `home` would outlive it in memory.
+        self.strategy.logit_scale = partial(solved_logit_scale, logbook)
         self.strategy.shard_size = lambda partition: len(home.shards[partition])
 
     def execute(self) -> None:

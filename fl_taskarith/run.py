@@ -146,16 +146,6 @@ class Run(ABC):
     def complete(self, row: Row) -> None:  # noqa: B027 (nothing to add is the usual case)
         """Add to a round's row what only its end shows."""
 
-    @property
-    def logit_scale(self) -> float:
-        """The factor between the scores of the ridge head and the model's; 1 without such a head."""
-        return float(self.logbook.fact("head").get("logit_scale", 1.0))
-
-    def learning_rate(self, server_round: int) -> float:
-        """Of `server_round`, from the schedule and the validation losses logged so far."""
-        losses = [row.get("val_loss") for row in self.logbook.rows if row["round"] < server_round]
-        return learning_rate(self.config, server_round, [loss for loss in losses[1:] if loss is not None])
-
     def finish_round(self, row: Row, trained: Weights) -> None:
         """Take the trained weights over, evaluate where due, write the row, and save a checkpoint where due."""
         server_round, config = row["round"], self.config
@@ -302,6 +292,17 @@ class Run(ABC):
                 ]
             )
         return table
+
+
+def scheduled_rate(config: Config, logbook: Logbook, server_round: int) -> float:
+    """The learning rate of `server_round`, from the schedule and the validation losses logged so far."""
+    losses = [row.get("val_loss") for row in logbook.rows if row["round"] < server_round]
+    return learning_rate(config, server_round, [loss for loss in losses[1:] if loss is not None])
+
+
+def solved_logit_scale(logbook: Logbook) -> float:
+    """The factor between the scores of the ridge head and the model's; 1 without such a head."""
+    return float(logbook.fact("head").get("logit_scale", 1.0))
 
 
 def record_round(

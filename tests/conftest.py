@@ -87,7 +87,7 @@ def quick_config(tmp_path: Path) -> Config:
             "schedule": "constant",
             "evaluate_every": 1,
             "results_dir": str(tmp_path / "results"),
-            "threads": 2,
+            "threads": 1,
             "checkpoint_every": 1,
         }
     )
@@ -159,5 +159,6 @@ def no_table_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Of each of the two processes that share the two cores; of what is this small, two would mostly wait."""
+    torch.set_num_threads(1)

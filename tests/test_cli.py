@@ -12,7 +12,7 @@ from fl_taskarith.paths import checkout, resolve, results_root, shipped_file
 from fl_taskarith.study.plots import plot_curves
 
 ROOT = Path(__file__).parent.parent
-QUICK = ["num-clients=10", "num-rounds=1", "local-steps=1", "threads=2"]
+QUICK = ["num-clients=10", "num-rounds=1", "local-steps=1", "threads=1"]
 
 
 def test_simulate_returns_zero_and_prints_where_the_results_are(tmp_path: Path) -> None:

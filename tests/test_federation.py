@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import gc
 import json
 from pathlib import Path
 
@@ -150,7 +151,7 @@ def test_rays_simulation_gives_the_same_bits_as_the_sequential_engine(quick_conf
 def test_only_what_is_trainable_changes_and_travels(quick_config: Config, settings: dict[str, object]) -> None:
     history = simulate(quick_config, **settings)
     config = load(overrides=quick_config.to_run_config() | {kebab(key): value for key, value in settings.items()})
-    home = resident(dataclasses.replace(config, results_dir="", threads=2))
+    home = resident(dataclasses.replace(config, results_dir="", threads=1))
     weights = {name: final_weights(history.folder)[name] for name in home.federated_names()}
     trained = set(home.trained_names(1)) | set(home.trained_names(config.num_rounds))
     for name, value in weights.items():
@@ -220,7 +221,7 @@ def test_every_conf_file_runs(path: Path, cifar100_folder: Path, tmp_path: Path)
     history = simulate(
         path, data_dir=str(cifar100_folder), download=False, model="vit_glyph", input_size=16, num_rounds=1,
         train_subset=1200, validation_size=100, calibration_size=100, test_subset=100, head_rounds=0,
-        warmup_rounds=0, results_dir=str(tmp_path), threads=2,
+        warmup_rounds=0, results_dir=str(tmp_path), threads=1,
     )  # fmt: skip
     assert [row["round"] for row in history.rows] == [0, 1]
     assert history.rows[0]["test_accuracy"] > 0.02, "twice chance, from the head alone"
@@ -295,3 +296,21 @@ def test_corrections_of_gradients_reach_a_solved_head(
 ) -> None:
     history = simulate(quick_config, num_rounds=2, **settings, **phases)
     assert len(history.rows) == 3
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "centralized"])
+def test_a_finished_run_is_freed_without_the_garbage_collector(quick_config: Config, strategy: str) -> None:
+    """Else a study's process holds the models and data of many runs until it happens to collect."""
+
+    def residents() -> int:
+        return sum(isinstance(each, Resident) for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        simulate(quick_config, strategy=strategy, num_rounds=1, run_name="first")
+        one = residents()
+        simulate(quick_config, strategy=strategy, num_rounds=1, learning_rate=0.02, run_name="second")
+        assert residents() == one
+    finally:
+        gc.enable()

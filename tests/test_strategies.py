@@ -93,7 +93,7 @@ def test_every_conf_file_of_a_strategy_runs(path: Path, cifar100_folder: Path, t
     history = simulate(
         path, data_dir=str(cifar100_folder), download=False, model="vit_glyph", input_size=16, num_rounds=2,
         train_subset=1200, validation_size=100, calibration_size=100, test_subset=100, results_dir=str(tmp_path),
-        threads=2,
+        threads=1,
     )  # fmt: skip
     assert history.rows[-1]["task_vector_norm"] > 0
 
