@@ -76,6 +76,7 @@ class FakeTraining:
                 logbook.write_round(
                     {
                         "round": server_round,
+                        "learning_rate": config.learning_rate,
                         "val_accuracy": value,
                         "val_loss": 1.0,
                         "test_accuracy": value,

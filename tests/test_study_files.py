@@ -186,6 +186,14 @@ def test_the_tables_against_numbers_by_hand(tmp_path: Path, training: FakeTraini
     assert len(table(tmp_path / "tiny" / "runs.csv")) == 6
 
 
+def test_an_arm_that_does_not_train_sends_nothing_per_round(tmp_path: Path, training: FakeTraining) -> None:
+    training.accuracy = lambda run: 0.9
+    untrained = '[[arm]]\nname = "ridge head"\nsettings = { learning-rate = 0.0 }\n'
+    run_studies([study_of(STUDY + untrained, tmp_path)], tmp_path)
+    uplinks = {line["arm"]: line["uplink_megabytes"] for line in table(tmp_path / "tiny" / "table.csv")}
+    assert uplinks == {"dense": "3.0", "head alone": "3.0", "ridge head": ""}
+
+
 def test_a_table_is_made_from_folders_alone_and_says_what_was_not_run(tmp_path: Path, training: FakeTraining) -> None:
     run_studies([study_of(STUDY.replace("[0, 1, 2]", "[1]"), tmp_path)], tmp_path)
     for leftover in ("README.md", "table.csv"):

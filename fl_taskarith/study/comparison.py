@@ -135,6 +135,7 @@ def _percent(row: Row, column: str) -> float | None:
 
 
 def _uplink(rows: list[Row]) -> float | None:
-    """Mean over the training rounds, in MB (10⁶ bytes)."""
-    sent = [row["uplink_bytes"] for row in rows if row["round"] > 0 and row.get("uplink_bytes") is not None]
+    """Mean over the training rounds, in MB (10⁶ bytes); None without one, as at a learning rate of 0."""
+    trained = [row for row in rows if row["round"] > 0 and row.get("learning_rate") != 0.0]
+    sent = [row["uplink_bytes"] for row in trained if row.get("uplink_bytes") is not None]
     return fmean(sent) / 1e6 if sent else None
