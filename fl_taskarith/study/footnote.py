@@ -43,9 +43,9 @@ def _cost(results: StudyResults, final: Sequence[Outcome]) -> str:
     text = f"The {len(final)} final runs took {_duration(final)} of one process"
     if searched:
         text += f", the {len(searched)} others of the searches that did not diverge {_duration(searched)}"
-    for place, unit, form in ((0, "s a round", ".3g"), (1, "training images/s", ".3g")):
-        if found := sorted(value for outcome in final if not math.isnan(value := speed(outcome)[place])):
-            text += f"; {median(found):{form}} {unit} ({found[0]:{form}} to {found[-1]:{form}})"
+    for unit, values in zip(("s a round", "training images/s"), zip(*map(speed, final), strict=True), strict=True):
+        if found := sorted(value for value in values if not math.isnan(value)):
+            text += f"; {median(found):.3g} {unit} ({found[0]:.3g} to {found[-1]:.3g})"
     return f"{text}: medians, evaluation apart; each run's in runs.csv."
 
 

@@ -216,10 +216,8 @@ def _run_records(study: Study, row: Comparison) -> list[dict[str, object]]:
 
 def _time(outcome: Outcome) -> dict[str, float | None]:
     """Of a run that is done: seconds of all work on it, and its speed."""
-    done = outcome.state is State.DONE
-    round_seconds, images_per_second = speed(outcome) if done else (None, None)
-    seconds = outcome.seconds if done else None
-    return {"seconds": seconds, "round_seconds": round_seconds, "images_per_second": images_per_second}
+    times = (outcome.seconds, *speed(outcome)) if outcome.state is State.DONE else (None, None, None)
+    return dict(zip(("seconds", "round_seconds", "images_per_second"), times, strict=True))
 
 
 def trials_csv(results: StudyResults) -> str:
