@@ -41,7 +41,7 @@ def add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         own[name].add_argument("--batch-size", type=positive, default=size, help="default: %(default)s")
     for name, usual in (("round", "fp32"), ("throughput", "bf16"), ("memory", "fp32")):
         own[name].add_argument(
-            "--precision", choices=("fp32", "bf16", "fp16"), default=usual, help="default: %(default)s"
+            "--precision", choices=("fp32", "tf32", "bf16", "fp16"), default=usual, help="default: %(default)s"
         )
     own["throughput"].add_argument(
         "--compile",

@@ -19,7 +19,7 @@ from fl_taskarith.optim import in_every_client, sgdm
 from fl_taskarith.resident import Resident, resident
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.stacked_training import ClientData, has_dropout, stacked, train_stacked
-from fl_taskarith.training import set_trained
+from fl_taskarith.training import is_single, set_trained
 
 log = logging.getLogger("fl_taskarith")
 
@@ -69,7 +69,7 @@ def _is_plain(config: Config, current: RoundSettings) -> bool:
     """Whether clients do what `train_stacked` does, and nothing else."""
     own_masks = config.mask_source == "own" and current.number > config.head_rounds
     own_state = own_masks or current.state_name
-    return config.precision == "fp32" and config.compile == "off" and not config.clip_norm and not own_state
+    return is_single(config.precision) and config.compile == "off" and not config.clip_norm and not own_state
 
 
 def _same_arrays(messages: Sequence[Message]) -> bool:

@@ -222,7 +222,7 @@ class Config:
     threads: int = _key(
         1, "CPU threads of torch, best 1 for tiny models; 0 = every core this process may use", low=0, high=1024
     )
-    precision: str = _choice("fp32", "arithmetic of forward and backward", "fp32", "bf16", "fp16")
+    precision: str = _choice("fp32", "arithmetic of forward and backward", "fp32", "tf32", "bf16", "fp16")
     compile: str = _choice(
         "off",
         "torch.compile of training and evaluation, by its modes",

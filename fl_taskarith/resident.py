@@ -18,7 +18,7 @@ from torch import Tensor
 from fl_taskarith.config import Config
 from fl_taskarith.data.batches import Preprocessing
 from fl_taskarith.data.datasets import SPLIT_SEED, Dataset, ImageSet, load_dataset
-from fl_taskarith.data.prefix_cache import CachedInputs, cache_key, open_or_make
+from fl_taskarith.data.prefix_cache import CachedInputs, cache_key, near, open_or_make
 from fl_taskarith.data.sharding import make_shards
 from fl_taskarith.data.shards import Shards
 from fl_taskarith.data.splits import Splits, split_training_set, stratified_sample
@@ -33,7 +33,7 @@ from fl_taskarith.models.class_token import ClassTokenBlock
 from fl_taskarith.models.compilation import Network, compiled, shared_model
 from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
 from fl_taskarith.paths import resolve
-from fl_taskarith.training import Inputs, autocast, extract_features
+from fl_taskarith.training import Inputs, autocast, extract_features, set_matrix_products
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # images at a time: what a CPU's cache holds; many for a GPU
 
@@ -69,6 +69,7 @@ class Resident:
         self.config = config
         self.device = choose_device(config.device)
         torch.set_num_threads(config.threads or available_threads())
+        set_matrix_products(config.precision)
         data = load_data(
             config.dataset,
             resolve(config.data_dir, "data-dir"),
@@ -247,7 +248,8 @@ class Resident:
 
             folder = resolve(config.data_dir, "data-dir") / "prefix-cache"
             key = cache_key({**parts, "flipped": str(flipped)})
-            return open_or_make(folder, key, pictures, compute, config.prefix_cache)
+            tokens = open_or_make(folder, key, pictures, compute, config.prefix_cache)
+            return near(tokens, folder / f"{key}.npy", self.device)
 
         mirrored = tokens_of(data.train.images, True) if preprocessing.flip else None
         self.preprocessing = CachedInputs(tokens_of(images, False), mirrored, self.device)

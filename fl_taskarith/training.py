@@ -21,7 +21,7 @@ from fl_taskarith.seeding import torch_seed
 Inputs = Preprocessing | CachedInputs
 """Makes the network's inputs from what an `ImageSet` holds: images, or positions in a prefix cache."""
 
-AUTOCAST_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST_TYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 NEVER = 2**31 - 1  # steps
 LOSS_SCALE = 2.0**10  # of fp16 gradients: far from their smallest values, and from overflow for losses of a few nats
 
@@ -38,9 +38,23 @@ class Evaluation:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The mixed-precision context of `precision` ("fp32", "bf16", "fp16") on `device`."""
+    """The mixed-precision context of `precision` ("fp32", "tf32", "bf16", "fp16") on `device`."""
     dtype = AUTOCAST_TYPES[precision]
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def is_single(precision: str) -> bool:
+    """Whether all tensors are float32 under `precision`."""
+    return AUTOCAST_TYPES[precision] is None
+
+
+def set_matrix_products(precision: str) -> None:
+    """Let a GPU multiply float32 matrices in TF32 (10 bits of mantissa) under "tf32", and under no other precision.
+
+    For the whole process. torch itself starts with TF32 in convolutions, such as a ViT's patch embedding, and without
+    it in matrix products. A CPU, or a GPU before Ampere, computes in float32 either way.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def train_locally(

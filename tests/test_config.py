@@ -65,7 +65,7 @@ def test_conf_files_hold_the_reference_setting_of_the_study() -> None:
         ({"head-rounds": 500}, "num-rounds"),
         ({"validation-size": 0}, "ridge-lambda"),
         ({"trainable": "head", "trainable-blocks": 2}, "trainable-blocks"),
-        ({"precision": "fp8"}, '"fp32", "bf16"'),
+        ({"precision": "fp8"}, '"fp32", "tf32", "bf16"'),
         ({"learning-rate": 1e300}, "up to 1e+06"),
         ({"schedule": "plateau"}, "evaluate-every = 1"),
         ({"strategy": "centralized", "engine": "flower"}, "no clients"),

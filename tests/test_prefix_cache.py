@@ -1,5 +1,6 @@
 """The frozen blocks' tokens, kept: the same numbers as without, exact keys, and files that tell damage."""
 
+import argparse
 import dataclasses
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from conftest import final_weights, numbers, same_bits
 
 from fl_taskarith import simulate
 from fl_taskarith.config import Config, load
+from fl_taskarith.data import prefix_cache
 from fl_taskarith.data.batches import draw_augmentations
-from fl_taskarith.data.prefix_cache import CachedInputs, cache_key, open_or_make
+from fl_taskarith.data.prefix_cache import CachedInputs, cache_key, near, open_or_make
 from fl_taskarith.errors import CheckpointError, ConfigError, DataError
 from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
 from fl_taskarith.resident import Resident
@@ -134,6 +136,56 @@ def test_flips_are_drawn_as_without_a_cache() -> None:
     assert drawn.tolist() == (generator.random(50) < 0.5).tolist()
 
 
+def test_a_gpu_gets_the_tokens_of_a_file_that_leaves_it_room_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU stands in for the GPU's memory."""
+    images = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)
+    tokens = open_or_make(tmp_path, "k", images, lambda part: part.float().flatten(2), "float16")
+    path = tmp_path / "k.npy"
+    assert near(tokens, path, torch.device("cpu")) is tokens
+    memory, asked = [tokens.nbytes * 4], []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: argparse.Namespace(total_memory=memory[0]))
+    monkeypatch.setattr(
+        torch.Tensor,
+        "to",
+        lambda tensor, device: asked.append(device) or tensor.clone(),  # type: ignore[func-returns-value]
+    )
+    gpu = torch.device("cuda")
+    there = near(tokens, path, gpu)
+    assert near(tokens, path, gpu) is there and torch.equal(there, tokens) and asked == [gpu]
+    memory[0] -= 1
+    assert near(tokens, path, gpu) is tokens
+
+
+def test_a_full_gpu_leaves_the_tokens_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: argparse.Namespace(total_memory=2**30))
+    monkeypatch.setattr(prefix_cache, "_copied", fail)
+    tokens = open_or_make(tmp_path, "k", torch.zeros(2, 1, 2, 2), lambda part: part.flatten(2), "float32")
+    with caplog.at_level("WARNING", logger="fl_taskarith"):
+        assert near(tokens, tmp_path / "k.npy", torch.device("cuda")) is tokens
+    assert "no room" in caplog.text
+
+
+def test_a_file_is_read_for_its_checksum_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tokens() -> torch.Tensor:
+        return open_or_make(tmp_path, "k", torch.zeros(2, 1, 2, 2), lambda part: part.flatten(2), "float32")
+
+    tokens(), tokens()
+    read = []
+    monkeypatch.setattr(prefix_cache, "_blocks", lambda _: read.append(1) or iter(()))
+    tokens()
+    assert not read
+    (tmp_path / "k.npy").touch()
+    tokens()
+    assert read
+
+
 def test_a_token_beyond_half_precision_is_an_error(tmp_path: Path) -> None:
     images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     with pytest.raises(DataError, match='prefix-cache = "float32"'):
@@ -161,7 +213,7 @@ def test_settings_that_contradict_a_cache_are_refused(settings: dict[str, object
 def test_cifars_own_augmentation_is_refused_by_name(cifar100_folder: Path, cached_config: Config) -> None:
     config = dataclasses.replace(
         cached_config, dataset="cifar100", data_dir=str(cifar100_folder), download=False, augmentation="auto",
-        validation_size=100, calibration_size=100,
+        validation_size=100, calibration_size=100, test_subset=0,
     )  # fmt: skip
     with pytest.raises(ConfigError, match='augmentation = "flip"'):
         Resident(config)

@@ -118,7 +118,7 @@ TOGETHER_TOO: dict[str, dict[str, object]] = {
     "dense": {},
     "all at once, shards of two sizes below a batch": {"num_clients": 100, "participation": 0.06, "clients_at_once": 0},
     "a head alone": {"trainable": "head", "head": "linear"},
-    "cached tokens": {"trainable_blocks": 1, "prefix_cache": "float32"},
+    "cached tokens, TF32": {"trainable_blocks": 1, "prefix_cache": "float32", "precision": "tf32"},
     "Gram-anchored, other views": {"strategy": "gram-anchored", "client_groups": "half-turn"},
     "clients at fault, random labels": {"byzantine_fraction": 0.2, "attack": "random-labels", "strategy": "median"},
 }

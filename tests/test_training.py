@@ -7,11 +7,13 @@ from conftest import augmented
 from torch.nn import functional
 
 from fl_taskarith import training
+from fl_taskarith.config import load
 from fl_taskarith.data.batches import Preprocessing, batch_positions
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.errors import Divergence
 from fl_taskarith.models.backbone import build_model
 from fl_taskarith.optim import SparseSGDM
+from fl_taskarith.resident import Resident
 from fl_taskarith.seeding import torch_seed
 from fl_taskarith.training import evaluate, extract_features, set_trained, train_locally
 
@@ -70,6 +72,14 @@ def test_only_the_named_parameters_move(examples: ImageSet) -> None:
     )  # fmt: skip
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == set(trained)
+
+
+def test_tf32_is_for_runs_that_ask_for_it() -> None:
+    """torch multiplies in float32 and convolves in TF32 unless told otherwise."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    for precision, expected in (("tf32", True), ("fp32", False), ("tf32", True), ("bf16", False)):
+        Resident(load(overrides={"precision": precision}))
+        assert [switch.allow_tf32 for switch in switches] == [expected] * 2, precision
 
 
 def trained_loss(examples: ImageSet, precision: str = "fp32", rate: float = 0.05, fused: bool | None = None) -> float:

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,7 +25,8 @@ Compute = Callable[[Tensor], Tensor]
 """From stored images, uint8 [B, 3, H, W], to tokens [B, T, d]."""
 
 DTYPES = {"float16": np.float16, "float32": np.float32}
-CHUNK = 64  # images per pass while the cache is made
+CHUNK = {"cpu": 64, "cuda": 512}  # images per pass while the cache is made
+GPU_SHARE = 0.25  # of a GPU's memory that one cache may take; a larger one stays on the host
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,8 @@ class CachedInputs:
     """In place of `Preprocessing`: model inputs are looked up by position instead of computed from images.
 
     tokens: [N, T, d] of every image; mirrored: [M, T, d] of the first M images (the training set) flipped left to
-    right, or None without flips. Either may be a memory-mapped file. device: where inputs are wanted.
+    right, or None without flips; both on `device`, or both on the host, where they may be memory-mapped files. device:
+    where inputs are wanted.
     """
 
     tokens: Tensor
@@ -48,12 +51,12 @@ class CachedInputs:
 
     def training_inputs(self, positions: Tensor, augmentation: Augmentation) -> Tensor:
         """The same, of the flipped image where one is drawn; crops are not offered."""
-        inputs = self.evaluation_inputs(positions)
-        flipped = augmentation.mirrored
-        if self.mirrored is not None and flipped.any():
-            there = positions[flipped].to(self.mirrored.device)
-            inputs[flipped] = self.mirrored[there].to(self.device).float()
-        return inputs
+        if self.mirrored is None:
+            return self.evaluation_inputs(positions)
+        here = self.tokens.device
+        positions, flipped = positions.to(here), augmentation.mirrored.to(here).view(-1, 1, 1)
+        # Both are read: to look which are needed, the host would wait for a GPU at every step.
+        return torch.where(flipped, self.mirrored[positions], self.tokens[positions]).to(self.device).float()
 
 
 def cache_key(parts: Mapping[str, Tensor | str]) -> str:
@@ -93,6 +96,31 @@ def open_or_make(folder: Path, key: str, images: Tensor, compute: Compute, dtype
     return tokens
 
 
+def near(tokens: Tensor, path: Path, device: torch.device) -> Tensor:
+    """The tokens of the cache at `path` on a GPU, once per process, if they take little of its memory; else as given.
+
+    From the host, every step would wait for its batch.
+    """
+    if device.type != "cuda" or tokens.nbytes > GPU_SHARE * torch.cuda.get_device_properties(device).total_memory:
+        return tokens
+    try:
+        return _copied(path, _version(path), device)
+    except torch.OutOfMemoryError:
+        log.warning("The GPU's memory has no room for the cache %s: its tokens are copied batch by batch.", path)
+        return tokens
+
+
+@lru_cache(maxsize=2)  # with flips and without
+def _copied(path: Path, _: tuple[int, int], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.load(path, mmap_mode="c")).to(device)
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Changes when the file is replaced or edited."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
 def _open(path: Path, count: int, dtype: str) -> Tensor | None:
     """The tokens in the file; None if it holds anything else, pickled objects among it, which are not loaded."""
     try:
@@ -116,14 +144,14 @@ def _make(path: Path, images: Tensor, compute: Compute, dtype: str) -> None:
         header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
         with open(temporary, "wb") as file:  # written, not mapped: a full disk is then an error and not a crash
             np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, len(images), CHUNK):
-                tokens = compute(images[start : start + CHUNK]).float().cpu().numpy()
+            for part in images.split(CHUNK[images.device.type]):
+                tokens = compute(part).float().cpu().numpy()
                 with np.errstate(over="ignore"):
                     stored = tokens.astype(kind)
                 if not np.isfinite(stored).all():
                     raise DataError(f'A token of the frozen blocks does not fit {dtype}: set prefix-cache = "float32".')
                 file.write(stored.tobytes())
-        write_atomically(_record(path), json.dumps({"sha256": _digest(temporary)}) + "\n")
+        write_atomically(_record(path), json.dumps({"sha256": _digest(temporary, _version(temporary))}) + "\n")
         temporary.replace(path)
     except OSError as error:
         raise CheckpointError(
@@ -138,7 +166,7 @@ def _is_sound(path: Path) -> bool:
     """Whether the file is there and its content has the checksum recorded when it was made."""
     try:
         recorded = json.loads(_record(path).read_text())["sha256"]
-        sound = bool(recorded == _digest(path))
+        sound = bool(recorded == _digest(path, _version(path)))
     except (OSError, ValueError, KeyError, TypeError):
         sound = False
     if not sound and path.exists():
@@ -150,7 +178,8 @@ def _record(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _digest(path: Path) -> str:
+@lru_cache(maxsize=4)  # gigabytes, that a study would read anew for each of its runs
+def _digest(path: Path, _: tuple[int, int]) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in _blocks(file.read):

@@ -17,7 +17,7 @@ from fl_taskarith.optim import sgdm, step_coefficient_sum
 from fl_taskarith.resident import Resident
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.stacked_training import ClientData, has_dropout, stacked, train_stacked
-from fl_taskarith.training import set_trained, train_locally
+from fl_taskarith.training import is_single, set_trained, train_locally
 
 Weights = dict[str, Tensor]
 
@@ -113,7 +113,7 @@ def fine_tune_all(
         Divergence: the loss, or a weight, of one is not finite.
     """
     config = home.config
-    together = config.precision == "fp32" and not config.clip_norm and not has_dropout(home.model)
+    together = is_single(config.precision) and not config.clip_norm and not has_dropout(home.model)
     most = len(tasks) if together else 1
     most = min(most, config.clients_at_once or most)
     alike: dict[tuple[int, Training, int], list[int]] = {}
