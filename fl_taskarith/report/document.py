@@ -102,7 +102,9 @@ def answer(studies: Sequence[StudyFolder]) -> list[Section]:
     def arms(name: str) -> list[MeasuredArm]:
         return distinct([arm for arm in named.get(name) or fine_tuned or everything if trained(arm)])
 
-    with_methods = [arm for study in studies if any(map(is_method, study.arms)) for arm in study.arms]
+    # One study's, for another's arms of the same names are other runs: the one with the most runs of methods.
+    with_methods = max(studies, key=lambda study: sum(len(arm.test) for arm in study.arms if is_method(arm))).arms
+    with_methods = with_methods if any(map(is_method, with_methods)) else ()
     unequal = [arm for arm in everything if arm.settings.get("local-steps-max")]
     return [
         centralized(arms("centralized")),

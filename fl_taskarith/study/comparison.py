@@ -9,7 +9,7 @@ from fl_taskarith.config_rule import Scalar
 from fl_taskarith.errors import FlTaskarithError
 from fl_taskarith.logbook import Row
 from fl_taskarith.study.definition import Arm
-from fl_taskarith.study.results import Outcome, State, StudyResults, inspect
+from fl_taskarith.study.results import Outcome, State, StudyResults
 from fl_taskarith.study.search import Choice
 from fl_taskarith.study.statistics import Paired, Summary, paired, summarise
 
@@ -107,7 +107,7 @@ def _measure(results: StudyResults, arm: Arm) -> ArmResults:
     try:
         choice = results.choice(arm)
         runs: list[Config] = [] if choice is None else results.final_runs(arm, choice)
-        outcomes = {run.seed: inspect(run) for run in runs}
+        outcomes = {run.seed: results.outcome(run) for run in runs}
     except FlTaskarithError as error:  # one damaged folder must not keep the rest out of the table
         problem = f"failed: {error}"
 

@@ -27,10 +27,13 @@ def footnote(results: StudyResults, rows: Sequence[Comparison]) -> str:
         notes.append("Settings: " + ", ".join(f"`{shown_setting(*item)}`" for item in study.shared.items()))
     found = [outcome for row in rows for outcome in row.results.outcomes.values()]
     # Once each: an arm may stand in two tables.
-    outcomes = list({str(each.record["config"]["run-name"]): each for each in found if each.record}.values())
-    machines = list(dict.fromkeys(machine(outcome.record or {}) for outcome in outcomes))
+    outcomes = list({each.name: each for each in found if each.state is State.DONE}.values())
+    machines = list(dict.fromkeys(machine(each.record) for each in outcomes if each.record)) or results.hardware
+    hardware = f"Hardware: {'; '.join(machines)}. " if machines else ""
     if outcomes:
-        notes.append(f"Hardware: {'; '.join(machines)}. {_cost(results, outcomes)}")
+        notes.append(hardware + _cost(results, outcomes))
+    if results.origin:
+        notes.append(results.origin)
     notes.append(f"Command: `fl-taskarith study {study.source}`")
     return "\n\n".join(notes)
 
@@ -43,10 +46,11 @@ def _cost(results: StudyResults, final: Sequence[Outcome]) -> str:
     text = f"The {len(final)} final runs took {_duration(final)} of one process"
     if searched:
         text += f", the {len(searched)} others of the searches that did not diverge {_duration(searched)}"
+    speeds = ""
     for unit, values in zip(("s a round", "training images/s"), zip(*map(speed, final), strict=True), strict=True):
         if found := sorted(value for value in values if not math.isnan(value)):
-            text += f"; {median(found):.3g} {unit} ({found[0]:.3g} to {found[-1]:.3g})"
-    return f"{text}: medians, evaluation apart; each run's in runs.csv."
+            speeds += f"; {median(found):.3g} {unit} ({found[0]:.3g} to {found[-1]:.3g})"
+    return f"{text}{speeds}: medians, evaluation apart; each run's in runs.csv." if speeds else f"{text}."
 
 
 def _duration(outcomes: Sequence[Outcome]) -> str:

@@ -16,15 +16,18 @@ from fl_taskarith.study.results import Outcome
 from fl_taskarith.study.search import Search
 
 
-def settings_record(study: Study, arms: Sequence[ArmResults]) -> str:
-    """settings.json: seeds, search, machines, and every arm's settings in full, defaults included; no path in it."""
+def settings_record(study: Study, arms: Sequence[ArmResults], hardware: Sequence[str] = ()) -> str:
+    """settings.json: seeds, search, machines, and every arm's settings in full, defaults included; no path in it.
+
+    The machines are those of the runs, or `hardware` where no run names one.
+    """
     runs = [outcome.record for arm in arms for outcome in arm.outcomes.values() if outcome.record]
     search = study.search
     record = {
         "title": study.title,
         "seeds": list(study.seeds),
         "search": None if search is None else _search_record(search),
-        "machines": list(dict.fromkeys(machine(run) for run in runs)),
+        "machines": list(dict.fromkeys(machine(run) for run in runs) or hardware),
         "arms": [
             {"group": each.arm.group, "arm": each.arm.label, "settings": _portable(each.settings)}
             | ({} if each.arm.search is None else {"search": _search_record(each.arm.search)})
@@ -39,10 +42,15 @@ def _search_record(search: Search) -> dict[str, object]:
 
 
 def curve_records(arms: Sequence[ArmResults]) -> list[dict[str, object]]:
-    """Lines of curves.csv: every evaluated round of every final run; megabytes (10⁶) are summed since round 0."""
+    """Lines of curves.csv: every evaluated round of every final run; megabytes (10⁶) are summed since round 0.
+
+    None of a run that left its end alone.
+    """
     lines = []
     for each in arms:
         for seed, outcome in each.outcomes.items():
+            if outcome.record is None:
+                continue
             sent = 0.0
             for row in outcome.rows:
                 sent += (row.get("uplink_bytes") or 0) / 1e6
@@ -80,9 +88,11 @@ def speed(outcome: Outcome) -> tuple[float, float]:
     """Of a run that is done: seconds per round, training images per second. Medians over its rounds from 1 on.
 
     Seconds are those of clients and server, without evaluation. Images are NaN where rounds.csv does not tell their
-    number: clients take unequal numbers of steps, or have fewer examples than a batch. Both are NaN without a round.
+    number: clients take unequal numbers of steps, or have fewer examples than a batch. Both are NaN without a round, or
+    of a run that left its end alone.
     """
-    assert outcome.record is not None
+    if outcome.record is None:
+        return nan, nan
     rounds = [row for row in outcome.rows if row["round"] and row.get("train_seconds")]
     seconds = [row["train_seconds"] + (row.get("overhead_seconds") or 0.0) for row in rounds]
     if not seconds:

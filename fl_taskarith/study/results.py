@@ -1,7 +1,7 @@
 """What the folder of a study says about each of its runs. Reads, and never trains."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -63,7 +63,14 @@ class StudyResults:
     """The folder of a study: README.md, table.csv, search.csv and figures; runs/ has a folder per run.
 
     Studies named "family/part" share the runs of their family: root/family/runs.
+
+    Attributes:
+        origin: a sentence for its tables on where the numbers are from, if not from the folders of its runs.
+        hardware: what it ran on, where its runs do not tell.
     """
+
+    origin = ""
+    hardware: Sequence[str] = ()
 
     def __init__(self, study: Study, root: Path) -> None:
         """`root` is the folder that holds all results."""
@@ -83,12 +90,20 @@ class StudyResults:
         rate, rounds = trial
         return self.study.config(arm, rate, rounds, search.seed, self._results_dir)
 
+    def outcome(self, run: Config) -> Outcome:
+        """How far a run is.
+
+        Raises:
+            CheckpointError: its folder cannot be read, or holds a finished run of other settings.
+        """
+        return inspect(run)
+
     def trials(self, arm: Arm) -> dict[Trial, Outcome]:
         """Every trial of the search of `arm` that is done or diverged, rung by rung."""
         search = self.study.searched(arm)
         settled: dict[Trial, Outcome] = {}
         while search is not None and (trials := open_trials(search, _scores(settled))):
-            outcomes = {trial: inspect(self.trial_run(arm, trial)) for trial in trials}
+            outcomes = {trial: self.outcome(self.trial_run(arm, trial)) for trial in trials}
             known = {trial: outcome for trial, outcome in outcomes.items()
                      if outcome.state in (State.DONE, State.DIVERGED)}  # fmt: skip
             settled |= known

@@ -58,8 +58,10 @@ def write_tables(results: StudyResults) -> None:
     write_atomically(results.folder / "table.csv", _csv([_arm_record(study, row) for row in rows]))
     write_atomically(results.folder / "runs.csv", _csv([record for row in rows for record in _run_records(study, row)]))
     arms = [row.results for row in rows]
-    write_atomically(results.folder / "settings.json", settings_record(study, arms))
-    write_atomically(results.folder / "curves.csv", _csv(curve_records(arms)))
+    write_atomically(results.folder / "settings.json", settings_record(study, arms, results.hardware))
+    curves = curve_records(arms)
+    if curves:
+        write_atomically(results.folder / "curves.csv", _csv(curves))
     if study.search is not None:
         write_atomically(results.folder / "search.csv", trials_csv(results))
 
@@ -72,7 +74,7 @@ def _figures(
         (results.runs / outcome.name, row.results.arm.label)
         for row in rows
         for outcome in row.results.outcomes.values()
-        if outcome.state is State.DONE
+        if outcome.state is State.DONE and outcome.record
     ]
     if not labelled:
         return []

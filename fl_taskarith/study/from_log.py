@@ -1,0 +1,139 @@
+"""A study's results from what it printed, for where its machine went away with the folders of its runs.
+
+A notebook keeps its output when it loses its disk. A line tells a run's rate, its last validation and test accuracy to
+a hundredth of a point, and its time; curves, traffic and norms are lost. So is the test accuracy of a final run that is
+a trial of its arm's search as well, for a trial's line does not tell it.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+from fl_taskarith.config import Config
+from fl_taskarith.errors import ConfigError
+from fl_taskarith.logbook import Row
+from fl_taskarith.study.definition import Arm, Study
+from fl_taskarith.study.results import Outcome, State, StudyResults
+from fl_taskarith.study.search import DIVERGED, Choice, Score, Trial
+
+_RUN = re.compile(r"(?P<title>.+) \| rate (?P<rate>\S+) \| seed (?P<seed>\d+) \| rounds (?P<rounds>\d+) \| (?P<end>.+)")
+_DONE = re.compile(r"(?:val (?P<val>[\d.]+) %)?(?: \| )?(?:test (?P<test>[\d.]+) %)?(?: \| )?(?P<seconds>[\d.]+) s")
+_DIVERGED = f"{State.DIVERGED}: "
+_HARDWARE = "Hardware: "
+
+
+class LoggedResults(StudyResults):
+    """As `StudyResults`, of the lines that `run_studies` printed. An arm's rate is that of its reported runs.
+
+    The ridge head before training is what an arm at learning rate 0 has on the same seed.
+    """
+
+    origin = (
+        "From what the study printed; the folders of its runs are lost, and with them curves, traffic and norms. "
+        "Accuracies are printed to a hundredth of a point; seconds are those of whole runs, evaluation included. Ridge "
+        "head: the arm at learning rate 0, from which every other arm on its seed begins."
+    )
+
+    def __init__(self, study: Study, root: Path, lines: Iterable[str]) -> None:
+        """`lines` may hold others between those of runs; of two on one run the later counts.
+
+        A line "Hardware: ..." that somebody added to them says what they ran on.
+
+        Raises:
+            ConfigError: a line is of an arm that the study lacks, or reports an arm at a second learning rate.
+        """
+        super().__init__(study, root)
+        arms = {arm.title: arm for arm in study.arms}
+        self._outcomes: dict[str, Outcome] = {}
+        self._scores: dict[str, dict[Trial, Score]] = {title: {} for title in arms}
+        self._rates: dict[str, set[float]] = {title: set() for title in arms}
+        lines = [line.strip() for line in lines]
+        self.hardware = [line.removeprefix(_HARDWARE) for line in lines if line.startswith(_HARDWARE)]
+        for line in lines:
+            if (found := _RUN.fullmatch(line)) is None:
+                continue
+            arm = arms.get(found["title"])
+            if arm is None:
+                raise ConfigError(f'The log has a run of the arm "{found["title"]}", which {study.source} lacks.')
+            self._take(arm, float(found["rate"]), int(found["rounds"]), int(found["seed"]), found["end"])
+        for title, rates in self._rates.items():
+            if len(rates) > 1:
+                raise ConfigError(f'The log reports the arm "{title}" at several learning rates: {sorted(rates)}.')
+
+    @classmethod
+    def read(cls, study: Study, root: Path, log: Path) -> Self:
+        """Of the lines in the file `log`.
+
+        Raises:
+            ConfigError: it cannot be read, or as for the constructor.
+        """
+        try:
+            return cls(study, root, log.expanduser().read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"Cannot read the log {log}: {error}.") from error
+
+    def _take(self, arm: Arm, rate: float, rounds: int, seed: int, end: str) -> None:
+        trial = (rate, rounds)
+        name = self.study.config(arm, rate, rounds, seed, self.runs).run_name
+        if (done := _DONE.fullmatch(end)) is not None:
+            accuracies = {f"{split}_accuracy": float(done[split]) / 100 for split in ("val", "test") if done[split]}
+            last: Row = {
+                "round": rounds,
+                "learning_rate": rate,
+                **accuracies,
+                "overhead_seconds": float(done["seconds"]),
+            }
+            self._outcomes[name] = Outcome(State.DONE, (last,), name=name)
+            if done["test"]:
+                self._rates[arm.title].add(rate)
+            else:
+                self._scores[arm.title][trial] = (accuracies.get("val_accuracy", math.nan), math.nan)
+        elif end.startswith(_DIVERGED):
+            self._outcomes[name] = Outcome(State.DIVERGED, cause=end.removeprefix(_DIVERGED), name=name)
+            self._scores[arm.title][trial] = DIVERGED
+
+    def outcome(self, run: Config) -> Outcome:
+        """How the log says that `run` ended; with a round 0 of the ridge head's accuracy where there is one."""
+        found = self._outcomes.get(run.run_name, Outcome(State.TO_DO))
+        start: Row = {"round": 0, "test_accuracy": self._ridge_accuracy(run)}
+        return dataclasses.replace(found, rows=(start, *found.rows)) if found.rows else found
+
+    def _ridge_accuracy(self, run: Config) -> float | None:
+        """Test accuracy of a run that did not train, on the same seed, data and model."""
+        for arm in self.study.arms:
+            if arm.settings.get("learning-rate") != 0.0:
+                continue
+            other = self.study.config(arm, None, None, run.seed, self.runs)
+            found = self._outcomes.get(other.run_name)
+            if found is not None and found.rows and _same_start(run, other):
+                return found.rows[-1].get("test_accuracy")
+        return None
+
+    def scores(self, arm: Arm) -> dict[Trial, Score]:
+        """Validation accuracy of every logged trial; the losses that decide ties are not printed."""
+        return dict(sorted(self._scores[arm.title].items(), key=lambda item: (item[0][1], item[0][0])))
+
+    def trials(self, arm: Arm) -> dict[Trial, Outcome]:
+        """Every logged trial that is done or diverged."""
+        seed = self.study.search.seed if self.study.search else 0
+        runs = {trial: self.study.config(arm, *trial, seed, self.runs) for trial in self.scores(arm)}
+        return {trial: self.outcome(run) for trial, run in runs.items()}
+
+    def choice(self, arm: Arm) -> Choice | None:
+        """The rate of the arm's reported runs; None without any."""
+        source = self.study.rate_arm(arm)
+        search = self.study.searched(source)
+        if search is None:
+            return super().choice(arm)
+        rate = next(iter(self._rates[source.title]), None)
+        return None if rate is None else Choice(rate, edge=rate in (search.rates[0], search.rates[-1]))
+
+
+def _same_start(run: Config, other: Config) -> bool:
+    """Whether both begin with one ridge head; a prefix cache, a mask or the clients' shards have no say in it."""
+    keys = ("dataset", "model", "weights", "input_size", "head", "ridge_lambda", "logit_scale", "precision")
+    sizes = ("train_subset", "validation_size", "calibration_size", "test_subset", "client_groups")
+    return all(getattr(run, key) == getattr(other, key) for key in keys + sizes)
