@@ -188,6 +188,20 @@ def test_methods_are_found_in_a_study_of_another_name(tmp_path: Path) -> None:
     assert "FedAdam" not in table[: table.index("bottomrule")], "controls are those of the methods' own study"
 
 
+def test_the_table_of_methods_is_of_the_one_study_that_has_most_of_their_runs(tmp_path: Path) -> None:
+    write_study(tmp_path / "begun", STUDIES["extension"], lambda settings, seed: 11.0 + 0.1 * seed)
+    write_study(tmp_path / "more", STUDIES["extension"] + [("iid | squared loss, half", {"sharding": "iid",
+                "local-loss": "squared", "density": 0.5})], lambda settings, seed: 77.0 + 0.1 * seed)  # fmt: skip
+    write_study(tmp_path / "nothing", STUDIES["fedavg-iid"])
+    tex = prose(report(tmp_path, tmp_path / "report"))
+    table = tex[tex.index("Against label skew, and controls") :]
+    table = table[: table.index("bottomrule")]
+    assert len(re.findall(r"squared loss &.*", table)) == 1
+    assert "77.1" in table and "11.1" not in table
+    rows = [row for row in table.split(r"\\") if " & " in row]
+    assert len(rows) > 4 and len({row.count("&") for row in rows}) == 1, "every row has the header's columns"
+
+
 def test_fine_tuning_is_not_asked_of_starts_heads_or_methods_where_a_study_has_all_of_them(tmp_path: Path) -> None:
     def accuracy(settings: Settings, seed: int) -> float:
         if settings["learning-rate"] == 0.0:
