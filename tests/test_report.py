@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_studies import DENSE, MIXED, SEEDS, STUDIES, Settings, plausible, write_studies, write_study
+from report_studies import CONDITIONS, DENSE, MIXED, SEEDS, STUDIES, Settings, plausible, write_studies, write_study
 from scipy import stats
 
 from fl_taskarith.cli import main
@@ -186,6 +186,18 @@ def test_methods_are_found_in_a_study_of_another_name(tmp_path: Path) -> None:
     table = tex[tex.index("Against label skew, and controls") :]
     assert "squared loss &" in table
     assert "FedAdam" not in table[: table.index("bottomrule")], "controls are those of the methods' own study"
+
+
+def test_a_gap_of_one_study_is_not_filled_from_another_that_differs_in_more(tmp_path: Path) -> None:
+    arms = [(f"{place}, J = {steps}", DENSE | CONDITIONS[place] | {"local-steps": steps, "num-rounds": 160 // steps})
+            for place in ("Nc = 1", "iid") for steps in (4, 8)]  # fmt: skip
+    write_study(tmp_path / "a", arms[:3], lambda settings, seed: 81.0 + 0.1 * seed)
+    write_study(tmp_path / "b", [(name, settings | {"precision": "bf16"}) for name, settings in arms],
+                lambda settings, seed: 91.0 + 0.1 * seed)  # fmt: skip
+    tex = prose(report(tmp_path, tmp_path / "report"))
+    table = tex[tex.index("rows: division of the data") :]
+    table = table[: table.index("bottomrule")]
+    assert table.count("81.1") == 3 and "91.1" not in table
 
 
 def test_the_table_of_methods_is_of_the_one_study_that_has_most_of_their_runs(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from fl_taskarith.report.comparisons import (
     MASK_KEYS,
+    VIRTUAL,
     WORK_KEYS,
     Family,
     accuracy,
@@ -11,6 +12,7 @@ from fl_taskarith.report.comparisons import (
     enough_rounds,
     families,
     gain,
+    identity,
     masked,
     twin,
     validation,
@@ -135,11 +137,13 @@ def heterogeneous(arms: Arms) -> Section:
     _local_work(section, federated)
     conditions = sorted({condition(arm.settings) for arm in federated}, key=heterogeneity)
     steps = sorted({arm.settings["local-steps"] for arm in federated if "local-steps" in arm.settings}, key=_number)
+    varied = {*VIRTUAL["condition"], "local-steps", *WORK_KEYS}
     for rule in dict.fromkeys(arm.settings.get("mask-rule") for arm in federated):
+        of_rule = [arm for arm in federated if arm.settings.get("mask-rule") == rule]
         cells = {
             (condition(arm.settings), arm.settings.get("local-steps")): tested(arm)
-            for arm in reversed(federated)
-            if arm.settings.get("mask-rule") == rule
+            for arm in reversed(of_rule)
+            if identity(arm, varied) == identity(of_rule[0], varied)  # another algorithm would stand in a gap unnoticed
         }
         shown = [each for each in steps if any((name, each) in cells for name in conditions)]
         if len(cells) > 1:
