@@ -73,7 +73,7 @@ def test_the_engine_bench_compares_with_ray(tmp_path: Path, capfd: pytest.Captur
     assert capfd.readouterr().out.splitlines()[-1] == f"ratio: {record['ratio']:.2f}"
 
 
-@pytest.mark.parametrize("density", [0.0, 0.1])
+@pytest.mark.parametrize("density", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_the_round_bench_counts_the_same_steps_on_both_sides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, density: float
 ) -> None:
@@ -219,6 +219,7 @@ def test_a_long_run_is_timed_round_by_round(tmp_path: Path) -> None:
     assert min(seconds) > 0 < min(memory)
 
 
+@pytest.mark.slow
 def test_the_throughput_bench_measures_both_sides_and_the_peak(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

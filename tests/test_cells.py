@@ -41,7 +41,7 @@ def one(_: Square) -> float:
     return 1.0
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_all_cells_are_done_once_whoever_does_them(tmp_path: Path, jobs: int) -> None:
     tables = CellTables(tmp_path, Square, COLUMNS)
     assert run_cells(tables, [*CELLS, *CELLS], compute, one, jobs=jobs)

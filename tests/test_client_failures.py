@@ -175,6 +175,7 @@ def _round(message: Message) -> int:
     return int(message.content.config_records["config"]["round.number"])
 
 
+@pytest.mark.slow
 def test_a_skipped_fault_changes_nothing_after_an_interruption(one_round: Config) -> None:
     """Failures are in checkpoints with the rows that count them."""
     config = dataclasses.replace(one_round, num_rounds=3, on_client_failure="skip")

@@ -60,7 +60,10 @@ def test_attackers_are_spread_over_groups_and_draw_labels_once() -> None:
 # attackers
 
 
-@pytest.mark.parametrize("attack", ["sign-flip", "inner-product", "alie", "random-labels"])
+@pytest.mark.parametrize(
+    "attack",
+    ["sign-flip", "random-labels", *(pytest.param(name, marks=pytest.mark.slow) for name in ("inner-product", "alie"))],
+)
 def test_an_attack_changes_a_run_and_only_if_somebody_attacks(quick_config: Config, attack: str) -> None:
     settings = {"participation": 1.0, "num_rounds": 1, "attack": attack, "attack_scale": 3.0}
     weights = {}
@@ -127,6 +130,7 @@ def test_clients_of_cluster_models_train_one_by_one_on_images(quick_config: Conf
     assert [row["clients"] for row in together.rows[1:]] == [6, 6, 6]
 
 
+@pytest.mark.slow
 def test_an_interrupted_clustered_run_under_attack_ends_as_if_it_had_not_been(quick_config: Config) -> None:
     config = dataclasses.replace(quick_config, client_groups="inverted", num_clusters=2, participation=0.6,
                                  byzantine_fraction=0.2, attack="alie", strategy="br-ifca")  # fmt: skip

@@ -168,6 +168,7 @@ def test_a_disk_that_fills_up_at_every_write_costs_nothing(tiny: Config) -> None
     none_lost(writing.fault_at_every_write(tiny, None), writing.limited_files(tiny, 4))
 
 
+@pytest.mark.slow
 def test_a_small_disk_and_a_read_only_folder_cost_nothing(tiny: Config) -> None:
     short = dataclasses.replace(tiny, num_rounds=1)
     none_lost(writing.small_disks(dataclasses.replace(short, results_dir=tiny.results_dir), 2))

@@ -96,7 +96,7 @@ def test_the_histogram_is_that_of_the_run(quick_config: Config, tmp_path: Path, 
 
 
 def test_many_classes_are_named_by_the_largest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    show_shards(load(overrides={"dataset": "synthetic", "classes_per_client": 3, "num_clients": 40}), tmp_path)
+    show_shards(load(overrides={"dataset": "synthetic", "classes_per_client": 3, "num_clients": 100}), tmp_path)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("7 "))
     assert "3: colour" in line
 

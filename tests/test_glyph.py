@@ -117,6 +117,7 @@ def test_short_pretraining_is_reproducible_and_leaves_global_state_alone(tmp_pat
     assert messages
 
 
+@pytest.mark.slow
 def test_pretraining_learns(tmp_path: Path) -> None:
     result = pretrain_glyph(tmp_path / "weights", steps=60, threads=1, report=lambda message: None)
     assert result.held_out_accuracy > 3 / result.num_classes

@@ -77,7 +77,7 @@ def test_a_bank_of_other_tensors_is_forgotten() -> None:
     assert bank.mean() == {}
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
+@pytest.mark.parametrize("strategy", ["fedavg", pytest.param("fedadam", marks=pytest.mark.slow)])
 def test_a_bank_under_full_participation_is_the_strategy_without(quick_config: Config, strategy: str) -> None:
     plain = simulate(quick_config, run_name="plain", strategy=strategy, mask_rule="random", **FULL)
     banked = simulate(
@@ -97,18 +97,23 @@ def test_a_bank_holds_everybody_who_was_heard(quick_config: Config, strategy: st
     assert kept(3) == 3 * kept(1) > 0, "six clients against two"
 
 
+RESUMED: list[dict[str, object]] = [
+    {"local_loss": "squared", "ridge_refresh": 2, "mask_rule": "random", "task_vector_bank": "float32"},
+    {"mask_source": "own", "mask_rule": "least-sensitive", "calibration_rounds": 2, "calibration_per_client": 10},
+]
+RESUMED_TOO: list[dict[str, object]] = [
+    {"task_vector_bank": "bfloat16", "bank_decay": 0.9, "strategy": "fedadam", "server_lr": 0.01},
+    {"task_vector_bank": "float32", "sampling": "cyclic", "mask_rule": "random"},
+    {"strategy": "gram-anchored", "gram_anchor": 0.1, "gram_epsilon": 0.01, "mask_rule": "random"},
+    {"local_loss": "squared", "ridge_refresh": 1, "strategy": "gram-anchored"},
+    {"strategy": "gram-anchored", "head": "linear", "head_rounds": 3},
+    {"strategy": "fedbn", "task_vector_bank": "float32"},
+]
+
+
 @pytest.mark.parametrize(
     "changed",
-    [
-        {"task_vector_bank": "bfloat16", "bank_decay": 0.9, "strategy": "fedadam", "server_lr": 0.01},
-        {"task_vector_bank": "float32", "sampling": "cyclic", "mask_rule": "random"},
-        {"strategy": "gram-anchored", "gram_anchor": 0.1, "gram_epsilon": 0.01, "mask_rule": "random"},
-        {"local_loss": "squared", "ridge_refresh": 2, "mask_rule": "random", "task_vector_bank": "float32"},
-        {"local_loss": "squared", "ridge_refresh": 1, "strategy": "gram-anchored"},
-        {"mask_source": "own", "mask_rule": "least-sensitive", "calibration_rounds": 2, "calibration_per_client": 10},
-        {"strategy": "gram-anchored", "head": "linear", "head_rounds": 3},
-        {"strategy": "fedbn", "task_vector_bank": "float32"},
-    ],
+    [*RESUMED, *(pytest.param(each, marks=pytest.mark.slow) for each in RESUMED_TOO)],
     ids=lambda changed: " ".join(map(str, changed.values())),
 )
 def test_each_method_is_resumed_bit_for_bit(quick_config: Config, changed: dict[str, object]) -> None:

@@ -167,9 +167,8 @@ print(peak_bytes(torch.device("cpu")))
 """
 
 
-@pytest.mark.parametrize("method", ["task-arithmetic", pytest.param("ties", marks=pytest.mark.slow),
-                                    pytest.param("cclip", marks=pytest.mark.slow),
-                                    pytest.param("median", marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["task-arithmetic", "ties", "cclip", "median"])
 def test_memory_does_not_grow_with_the_number_of_models(method: str, tmp_path: Path) -> None:
     """Sixteen models of 10 MB take far less than their sum more than two of them."""
     # Rules hold one tensor of all models at a time, several times over: tensors are small beside the models.

@@ -246,6 +246,7 @@ def tiny(tmp_path: Path) -> OneShot:
     return load_one_shot(path)
 
 
+@pytest.mark.slow
 def test_a_benchmark_writes_its_tables_and_is_not_run_twice(
     tiny: OneShot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

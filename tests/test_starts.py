@@ -49,7 +49,9 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return heads
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change", [pytest.param(name, marks=[] if name == "masked" else pytest.mark.slow) for name in CHANGES]
+)
 def test_runs_at_other_rates_have_the_numbers_of_runs_by_themselves(
     change: str, quick_config: Config, solved: list[int], found: list[str]
 ) -> None:

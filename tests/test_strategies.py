@@ -148,7 +148,18 @@ def test_under_a_full_mask_clients_do_what_they_do_without(quick_config: Config,
 # interruption, engines, traffic
 
 
-@pytest.mark.parametrize("name", sorted(set(ON_IMAGES) - {"fedavg"}))
+QUICKLY_RESUMED = (
+    "fedadam",
+    "gram-anchored",
+    "scaffold",
+)  # tensors of the server's, Grams of clients, states of clients
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICKLY_RESUMED else pytest.mark.slow)
+     for name in sorted(set(ON_IMAGES) - {"fedavg"})],
+)  # fmt: skip
 def test_a_resumed_run_has_the_same_bits(quick_config: Config, name: str) -> None:
     config = dataclasses.replace(quick_config, strategy=name, checkpoint_every=2, num_rounds=4, **OWN.get(name, {}))
     whole = simulate(config, run_name="whole")
