@@ -319,6 +319,8 @@ def _study(parsed: argparse.Namespace) -> None:
     if parsed.log is not None:
         if len(studies) != 1:
             raise ConfigError(f"--log is of one study, and {len(studies)} files are named.")
+        if parsed.list or parsed.tables or parsed.budget is not None:
+            raise ConfigError("--log makes tables and runs nothing: leave out --list, --tables and --budget.")
         logged = LoggedResults.read(studies[0], root, parsed.log)
         write_tables(logged)
         print(logged.folder / "README.md")

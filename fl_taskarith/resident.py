@@ -240,7 +240,7 @@ class Resident:
         if first and isinstance(self.model.blocks[first - 1], ClassTokenBlock):
             parts["tokens"] = "class"  # an older file holds all of them
 
-        def tokens_of(pictures: Tensor, flipped: bool) -> Tensor:
+        def cache_of(pictures: Tensor, flipped: bool) -> tuple[Path, Tensor]:
             def compute(part: Tensor) -> Tensor:
                 with autocast(self.device, config.precision):
                     part = part.flip(-1) if flipped else part
@@ -248,11 +248,11 @@ class Resident:
 
             folder = resolve(config.data_dir, "data-dir") / "prefix-cache"
             key = cache_key({**parts, "flipped": str(flipped)})
-            tokens = open_or_make(folder, key, pictures, compute, config.prefix_cache)
-            return near(tokens, folder / f"{key}.npy", self.device)
+            return folder / f"{key}.npy", open_or_make(folder, key, pictures, compute, config.prefix_cache)
 
-        mirrored = tokens_of(data.train.images, True) if preprocessing.flip else None
-        self.preprocessing = CachedInputs(tokens_of(images, False), mirrored, self.device)
+        caches = [cache_of(images, False), *([cache_of(data.train.images, True)] if preprocessing.flip else [])]
+        tokens, *flips = near(dict(caches), self.device)
+        self.preprocessing = CachedInputs(tokens, flips[0] if flips else None, self.device)
         self.network = Suffix(self.model, first)
         positions = torch.arange(len(images), device=self.device).split([len(split) for split in splits])
         cached = (ImageSet(where, split.labels) for where, split in zip(positions, splits, strict=True))
@@ -271,9 +271,14 @@ class Resident:
         )
 
 
-@lru_cache(maxsize=1)
 def resident(config: Config) -> Resident:
-    """The process's resident of `config`; another configuration replaces it."""
+    """The process's resident of `config`, which computes in its precision; another configuration replaces it."""
+    set_matrix_products(config.precision)
+    return _resident(config)
+
+
+@lru_cache(maxsize=1)
+def _resident(config: Config) -> Resident:
     return Resident(config)
 
 

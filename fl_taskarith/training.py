@@ -52,9 +52,10 @@ def set_matrix_products(precision: str) -> None:
     """Let a GPU multiply float32 matrices in TF32 (10 bits of mantissa) under "tf32", and under no other precision.
 
     For the whole process. torch itself starts with TF32 in convolutions, such as a ViT's patch embedding, and without
-    it in matrix products. A CPU, or a GPU before Ampere, computes in float32 either way.
+    it in matrix products. A GPU before Ampere, or a CPU without units for it, computes in float32 either way.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def train_locally(

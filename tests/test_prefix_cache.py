@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import operator
 from pathlib import Path
 
 import numpy as np
@@ -136,40 +137,50 @@ def test_flips_are_drawn_as_without_a_cache() -> None:
     assert drawn.tolist() == (generator.random(50) < 0.5).tolist()
 
 
-def test_a_gpu_gets_the_tokens_of_a_file_that_leaves_it_room_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def two_caches(tmp_path: Path) -> dict[Path, torch.Tensor]:
+    images = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)
+    return {tmp_path / f"{key}.npy": open_or_make(tmp_path, key, part, lambda some: some.float().flatten(2), "float16")
+            for key, part in (("all", images), ("flipped", images[:1]))}  # fmt: skip
+
+
+def test_a_gpu_gets_both_caches_once_or_neither(
+    two_caches: dict[Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A CPU stands in for the GPU's memory."""
-    images = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)
-    tokens = open_or_make(tmp_path, "k", images, lambda part: part.float().flatten(2), "float16")
-    path = tmp_path / "k.npy"
-    assert near(tokens, path, torch.device("cpu")) is tokens
-    memory, asked = [tokens.nbytes * 4], []
+    given = list(two_caches.values())
+    assert all(map(operator.is_, near(two_caches, torch.device("cpu")), given))
+    memory = [2 * sum(tokens.nbytes for tokens in given)]
+    asked: list[torch.device] = []
+
+    def moved(tokens: torch.Tensor, device: torch.device) -> torch.Tensor:
+        asked.append(device)
+        return tokens.clone()
+
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: argparse.Namespace(total_memory=memory[0]))
-    monkeypatch.setattr(
-        torch.Tensor,
-        "to",
-        lambda tensor, device: asked.append(device) or tensor.clone(),  # type: ignore[func-returns-value]
-    )
+    monkeypatch.setattr(torch.Tensor, "to", moved)
     gpu = torch.device("cuda")
-    there = near(tokens, path, gpu)
-    assert near(tokens, path, gpu) is there and torch.equal(there, tokens) and asked == [gpu]
+    there = near(two_caches, gpu)
+    assert all(map(operator.is_, near(two_caches, gpu), there)), "the next run of the process has them"
+    assert all(map(torch.equal, there, given)) and asked == [gpu, gpu]
     memory[0] -= 1
-    assert near(tokens, path, gpu) is tokens
+    assert all(map(operator.is_, near(two_caches, gpu), given)), "the smaller one alone would fit"
 
 
-def test_a_full_gpu_leaves_the_tokens_on_the_host(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_gpu_that_fills_up_leaves_both_on_the_host(
+    two_caches: dict[Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_: object) -> torch.Tensor:
-        raise torch.OutOfMemoryError("full")
+    def full(tokens: torch.Tensor, _: torch.device) -> torch.Tensor:
+        if len(tokens) == 1:
+            raise torch.OutOfMemoryError("full")
+        return tokens.clone()
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: argparse.Namespace(total_memory=2**30))
-    monkeypatch.setattr(prefix_cache, "_copied", fail)
-    tokens = open_or_make(tmp_path, "k", torch.zeros(2, 1, 2, 2), lambda part: part.flatten(2), "float32")
+    monkeypatch.setattr(torch.Tensor, "to", full)
     with caplog.at_level("WARNING", logger="fl_taskarith"):
-        assert near(tokens, tmp_path / "k.npy", torch.device("cuda")) is tokens
+        assert all(map(operator.is_, near(two_caches, torch.device("cuda")), two_caches.values()))
     assert "no room" in caplog.text
+    assert not prefix_cache._copied.cache_info().currsize, "the one that did fit is let go"
 
 
 def test_a_file_is_read_for_its_checksum_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,20 @@ def test_a_gap_of_one_study_is_not_filled_from_another_that_differs_in_more(tmp_
     assert table.count("81.1") == 3 and "91.1" not in table
 
 
+def test_what_is_kept_of_the_accuracy_over_iid_clients_is_matched_by_seed(tmp_path: Path) -> None:
+    write_study(tmp_path / "extension", STUDIES["extension"],
+                lambda settings, seed: 90.0 + seed - 9.0 * (settings["sharding"] == "classes"))  # fmt: skip
+    runs = tmp_path / "extension" / "runs.csv"
+    kept = [
+        line
+        for line in runs.read_text().splitlines()
+        if not line.startswith(("iid,squared loss,0", "iid,squared loss,1"))
+    ]
+    runs.write_text("\n".join(kept) + "\n")
+    tex = prose(report(tmp_path, tmp_path / "report"))
+    assert r"Squared loss keeps 90.22\,\% of its accuracy on iid shards" in tex, "83 of 92, and not 82 of 92"
+
+
 def test_the_table_of_methods_is_of_the_one_study_that_has_most_of_their_runs(tmp_path: Path) -> None:
     write_study(tmp_path / "begun", STUDIES["extension"], lambda settings, seed: 11.0 + 0.1 * seed)
     write_study(tmp_path / "more", STUDIES["extension"] + [("iid | squared loss, half", {"sharding": "iid",

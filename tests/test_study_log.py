@@ -17,6 +17,7 @@ from fl_taskarith.study.results import Outcome, State, StudyResults
 from fl_taskarith.study.runner import run_studies
 from fl_taskarith.study.search import Choice
 from fl_taskarith.study.study_file import load_study
+from fl_taskarith.study.tables import write_tables
 
 pytestmark = pytest.mark.usefixtures("no_table_figures")
 
@@ -105,47 +106,101 @@ def test_of_two_lines_on_one_run_the_later_counts(tmp_path: Path) -> None:
     assert results.outcome(results.final_runs(study.arms[0], Choice(0.01))[0]).rows[-1]["test_accuracy"] == 0.51
 
 
+def test_final_runs_that_ended_badly_stand_with_their_cause_and_are_no_trials(tmp_path: Path) -> None:
+    results = LoggedResults(
+        study_of(LONGER, tmp_path),
+        tmp_path,
+        [
+            "dense | rate 10 | seed 0 | rounds 1 | diverged: Client 1 diverged.",
+            "dense | rate 0.1 | seed 0 | rounds 3 | diverged: Client 3 diverged.",
+            "dense | rate 0.1 | seed 1 | rounds 3 | failed: MemoryError: full",
+        ],
+    )
+    write_tables(results)
+    words = (results.folder / "README.md").read_text()
+    assert "| dense | 0.1 |" in words and "failed" in words
+    assert "seed 0: diverged: Client 3 diverged." in words and "seed 1: failed: MemoryError: full" in words
+    tried = table(results.folder / "search.csv")
+    assert [(row["learning_rate"], row["rounds"], row["diverged"]) for row in tried] == [("10.0", "1", "True")]
+
+
+LINE = "dense | rate {rate} | seed {seed} | rounds {rounds} | val 1.00 % | {test}3.0 s"
+FINAL = {"rate": 0.1, "seed": 1, "rounds": 3, "test": "test 1.00 % | "}
+TRIAL = {"rate": 0.1, "seed": 0, "rounds": 2, "test": ""}
+
+
+@pytest.mark.parametrize("line", [FINAL, TRIAL])
+def test_runs_of_the_study_are_taken(line: dict[str, object], tmp_path: Path) -> None:
+    LoggedResults(study_of(LONGER, tmp_path), tmp_path, [LINE.format(**line)])
+
+
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        (["danse | rate 0.01 | seed 0 | rounds 2 | val 50.00 % | 3.0 s"], '"danse"'),
-        (
-            [f"dense | rate {rate} | seed 0 | rounds 3 | val 1.00 % | test 1.00 % | 3.0 s" for rate in (0.1, 1)],
-            "several",
-        ),
+        ([LINE.format(**FINAL).replace("dense", "danse")], '"danse"'),
+        ([LINE.format(**FINAL), LINE.format(**FINAL | {"rate": 1, "seed": 0})], "several"),
+        ([LINE.format(**FINAL | {"rate": 0.2})], "does not ask for"),
+        ([LINE.format(**FINAL | {"seed": 7})], "does not ask for"),
+        ([LINE.format(**FINAL | {"rounds": 4})], "does not ask for"),
+        ([LINE.format(**TRIAL | {"seed": 1})], "does not ask for"),
+        (["", "Traceback (most recent call last):"], "no line of a run"),
+        ([], "no line of a run"),
     ],
 )
-def test_a_log_of_another_study_is_refused(lines: list[str], expected: str, tmp_path: Path) -> None:
+def test_a_log_of_another_study_or_of_none_is_refused(lines: list[str], expected: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=expected):
         LoggedResults(study_of(LONGER, tmp_path), tmp_path, lines)
 
 
-def test_a_log_that_is_not_there_or_of_two_studies_is_an_error(
+def test_a_log_that_cannot_be_read_and_words_that_contradict_are_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "study.toml").write_text(STUDY)
-    for files, expected in ((1, "Cannot read the log"), (2, "of one study, and 2 files")):
-        assert main(["study", "--log", str(tmp_path / "none.log"), *[str(tmp_path / "study.toml")] * files]) == 1
+    study, utf_16, good = tmp_path / "study.toml", tmp_path / "utf-16.log", tmp_path / "good.log"
+    study.write_text(STUDY)
+    line = "dense | rate 0.01 | seed 0 | rounds 2 | val 50.00 % | test 51.00 % | 3.0 s"
+    utf_16.write_text(line, encoding="utf-16")
+    good.write_text("Hardware: of Windows\n" + line, encoding="utf-8-sig")
+    for log, words, expected in (
+        (tmp_path / "none.log", [study], "Cannot read the log"),
+        (utf_16, [study], "UTF-8"),
+        (good, [study, study], "of one study, and 2 files"),
+        (good, [study, "--tables"], "leave out --list, --tables"),
+    ):
+        assert main(["study", "--log", str(log), *map(str, words), "--results-dir", str(tmp_path)]) == 1
         assert expected in capsys.readouterr().err
+    assert main(["study", "--log", str(good), str(study), "--results-dir", str(tmp_path)]) == 0
+    assert "Hardware: of Windows" in (tmp_path / "tiny" / "README.md").read_text()
+
+
+def test_tables_are_not_replaced_by_those_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    study = study_of(STUDY, tmp_path)
+    write_tables(StudyResults(study, tmp_path))
+    write_tables(LoggedResults(study, tmp_path, [
+        "dense | rate 0.01 | seed 0 | rounds 2 | val 50.00 % | test 51.00 % | 3.0 s"
+    ]))  # fmt: skip
+    before = (tmp_path / "tiny" / "table.csv").read_bytes()
+    assert b"51.0" in before
+    with caplog.at_level("WARNING", logger="fl_taskarith"):
+        write_tables(StudyResults(study, tmp_path))
+    assert "left as it is" in caplog.text and (tmp_path / "tiny" / "table.csv").read_bytes() == before
 
 
 @given(
     val=st.floats(0, 1),
     test=st.none() | st.floats(0, 1),
     seconds=st.floats(0, 1e5),
-    rate=st.sampled_from([0.0, 1e-05, 0.00316, 0.1, 10.0, 100.0]),
-    title=st.sampled_from(["dense", "head alone"]),
+    rate=st.sampled_from([1e-05, 0.00316, 0.1, 10.0, 100.0]),
 )
 def test_a_line_is_read_as_it_was_written(
-    tmp_path_factory: pytest.TempPathFactory, val: float, test: float | None, seconds: float, rate: float, title: str
+    tmp_path_factory: pytest.TempPathFactory, val: float, test: float | None, seconds: float, rate: float
 ) -> None:
     root = tmp_path_factory.getbasetemp()
     path = root / "fixed.toml"
-    path.write_text(STUDY)
+    path.write_text(STUDY.replace("learning-rate = 0.01", f"learning-rate = {rate}"))
     study = load_study(path)
-    arm = next(arm for arm in study.arms if arm.label == title)
-    run = study.config(arm, rate, 7, 1, root)
-    row = {"round": 7, "val_accuracy": val, "test_accuracy": test, "overhead_seconds": seconds}
+    arm = study.arms[0]
+    run = study.config(arm, rate, 2, 1, root)
+    row = {"round": 2, "val_accuracy": val, "test_accuracy": test, "overhead_seconds": seconds}
     line = describe_run(arm, run, Outcome(State.DONE, (row,)), reported=test is not None)
     found = LoggedResults(study, root, [line]).outcome(run)
     assert found.state is State.DONE and found.seconds == pytest.approx(seconds, abs=0.06)

@@ -13,7 +13,7 @@ from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.errors import Divergence
 from fl_taskarith.models.backbone import build_model
 from fl_taskarith.optim import SparseSGDM
-from fl_taskarith.resident import Resident
+from fl_taskarith.resident import Resident, resident
 from fl_taskarith.seeding import torch_seed
 from fl_taskarith.training import evaluate, extract_features, set_trained, train_locally
 
@@ -77,9 +77,14 @@ def test_only_the_named_parameters_move(examples: ImageSet) -> None:
 def test_tf32_is_for_runs_that_ask_for_it() -> None:
     """torch multiplies in float32 and convolves in TF32 unless told otherwise."""
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    for precision, expected in (("tf32", True), ("fp32", False), ("tf32", True), ("bf16", False)):
-        Resident(load(overrides={"precision": precision}))
-        assert [switch.allow_tf32 for switch in switches] == [expected] * 2, precision
+    torch.set_float32_matmul_precision("medium")  # somebody's own setting before
+    single, faster = (load(overrides={"precision": precision}) for precision in ("fp32", "tf32"))
+    for build, config, expected in (
+        (Resident, faster, True), (resident, single, False), (Resident, faster, True), (resident, single, False),
+    ):  # fmt: skip
+        build(config)
+        assert [switch.allow_tf32 for switch in switches] == [expected] * 2, config.precision
+    assert torch.get_float32_matmul_precision() == "highest", "torch is not left with settings that contradict"
 
 
 def trained_loss(examples: ImageSet, precision: str = "fp32", rate: float = 0.05, fused: bool | None = None) -> float:

@@ -26,7 +26,7 @@ Compute = Callable[[Tensor], Tensor]
 
 DTYPES = {"float16": np.float16, "float32": np.float32}
 CHUNK = {"cpu": 64, "cuda": 512}  # images per pass while the cache is made
-GPU_SHARE = 0.25  # of a GPU's memory that one cache may take; a larger one stays on the host
+GPU_SHARE = 0.5  # of a GPU's memory that the caches of a run may take; larger ones stay on the host
 
 log = logging.getLogger(__name__)
 
@@ -96,18 +96,23 @@ def open_or_make(folder: Path, key: str, images: Tensor, compute: Compute, dtype
     return tokens
 
 
-def near(tokens: Tensor, path: Path, device: torch.device) -> Tensor:
-    """The tokens of the cache at `path` on a GPU, once per process, if they take little of its memory; else as given.
+def near(caches: Mapping[Path, Tensor], device: torch.device) -> list[Tensor]:
+    """The tokens of the caches at these paths on a GPU, once per process, if they take little of its memory.
 
-    From the host, every step would wait for its batch.
+    All or none, so that a batch can be put together of them; else as given. From the host, every step would wait for
+    its batch.
     """
-    if device.type != "cuda" or tokens.nbytes > GPU_SHARE * torch.cuda.get_device_properties(device).total_memory:
-        return tokens
+    given = list(caches.values())
+    if device.type != "cuda":
+        return given
+    if sum(tokens.nbytes for tokens in given) > GPU_SHARE * torch.cuda.get_device_properties(device).total_memory:
+        return given
     try:
-        return _copied(path, _version(path), device)
+        return [_copied(path, _version(path), device) for path in caches]
     except torch.OutOfMemoryError:
-        log.warning("The GPU's memory has no room for the cache %s: its tokens are copied batch by batch.", path)
-        return tokens
+        _copied.cache_clear()
+        log.warning("The GPU's memory has no room for %s: batches are copied to it.", ", ".join(map(str, caches)))
+        return given
 
 
 @lru_cache(maxsize=2)  # with flips and without

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from fl_taskarith.config_rule import Scalar
 from fl_taskarith.report.comparisons import (
     VIRTUAL,
-    accuracy,
     difference,
     first_reaching,
     gain,
@@ -131,11 +130,15 @@ def _skew_table(
 
 
 def _kept(arm: MeasuredArm, iid: Sequence[MeasuredArm]) -> float | None:
-    """Test accuracy in percent of that of the same settings over iid clients; None where one of the two is missing."""
+    """Mean test accuracy in percent of that of the same settings over iid clients, over the seeds that both have.
+
+    None where there is none.
+    """
     alike = identity(arm, VIRTUAL["condition"])
     for other in iid:
-        if identity(other, VIRTUAL["condition"]) == alike and other.test and arm.test:
-            return 100 * accuracy(arm).mean / accuracy(other).mean
+        seeds = arm.test.keys() & other.test.keys()
+        if seeds and identity(other, VIRTUAL["condition"]) == alike:
+            return 100 * sum(arm.test[seed] for seed in seeds) / sum(other.test[seed] for seed in seeds)
     return None
 
 

@@ -12,21 +12,23 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from fl_taskarith.config import Config
+from fl_taskarith.config import Config, from_mapping
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.logbook import Row
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.results import Outcome, State, StudyResults
 from fl_taskarith.study.search import DIVERGED, Choice, Score, Trial
 
-_RUN = re.compile(r"(?P<title>.+) \| rate (?P<rate>\S+) \| seed (?P<seed>\d+) \| rounds (?P<rounds>\d+) \| (?P<end>.+)")
-_DONE = re.compile(r"(?:val (?P<val>[\d.]+) %)?(?: \| )?(?:test (?P<test>[\d.]+) %)?(?: \| )?(?P<seconds>[\d.]+) s")
-_DIVERGED = f"{State.DIVERGED}: "
+_NUMBER = r"[-+.e\d]+|nan"
+_RUN = re.compile(
+    rf"(?P<title>.+?) \| rate (?P<rate>{_NUMBER}) \| seed (?P<seed>\d+) \| rounds (?P<rounds>\d+) \| (?P<end>.+)"
+)
+_DONE = re.compile(rf"(?:val (?P<val>{_NUMBER}) % \| )?(?:test (?P<test>{_NUMBER}) % \| )?(?P<seconds>[.\d]+) s")
 _HARDWARE = "Hardware: "
 
 
 class LoggedResults(StudyResults):
-    """As `StudyResults`, of the lines that `run_studies` printed. An arm's rate is that of its reported runs.
+    """As `StudyResults`, of the lines that `run_studies` printed. An arm's rate is that of its final runs.
 
     The ridge head before training is what an arm at learning rate 0 has on the same seed.
     """
@@ -34,7 +36,7 @@ class LoggedResults(StudyResults):
     origin = (
         "From what the study printed; the folders of its runs are lost, and with them curves, traffic and norms. "
         "Accuracies are printed to a hundredth of a point; seconds are those of whole runs, evaluation included. Ridge "
-        "head: the arm at learning rate 0, from which every other arm on its seed begins."
+        "head: the arm at learning rate 0 on the same seed, from which the others begin, to rounding."
     )
 
     def __init__(self, study: Study, root: Path, lines: Iterable[str]) -> None:
@@ -43,7 +45,8 @@ class LoggedResults(StudyResults):
         A line "Hardware: ..." that somebody added to them says what they ran on.
 
         Raises:
-            ConfigError: a line is of an arm that the study lacks, or reports an arm at a second learning rate.
+            ConfigError: no line is of a run, one is of a run that the study does not ask for, or final runs of an arm
+                are at several rates.
         """
         super().__init__(study, root)
         arms = {arm.title: arm for arm in study.arms}
@@ -52,16 +55,19 @@ class LoggedResults(StudyResults):
         self._rates: dict[str, set[float]] = {title: set() for title in arms}
         lines = [line.strip() for line in lines]
         self.hardware = [line.removeprefix(_HARDWARE) for line in lines if line.startswith(_HARDWARE)]
-        for line in lines:
-            if (found := _RUN.fullmatch(line)) is None:
-                continue
-            arm = arms.get(found["title"])
-            if arm is None:
-                raise ConfigError(f'The log has a run of the arm "{found["title"]}", which {study.source} lacks.')
-            self._take(arm, float(found["rate"]), int(found["rounds"]), int(found["seed"]), found["end"])
+        found = [match for line in lines if (match := _RUN.fullmatch(line))]
+        if not found:
+            raise ConfigError(
+                'The log has no line of a run. Expected what "fl-taskarith study" prints, for example "dense | rate '
+                '0.01 | seed 0 | rounds 40 | val 97.00 % | test 97.50 % | 12.3 s".'
+            )
+        for match in found:
+            if match["title"] not in arms:
+                raise ConfigError(f'The log has a run of the arm "{match["title"]}", which {study.source} lacks.')
+            self._take(arms[match["title"]], match)
         for title, rates in self._rates.items():
             if len(rates) > 1:
-                raise ConfigError(f'The log reports the arm "{title}" at several learning rates: {sorted(rates)}.')
+                raise ConfigError(f'The log has final runs of the arm "{title}" at several rates: {sorted(rates)}.')
 
     @classmethod
     def read(cls, study: Study, root: Path, log: Path) -> Self:
@@ -71,29 +77,36 @@ class LoggedResults(StudyResults):
             ConfigError: it cannot be read, or as for the constructor.
         """
         try:
-            return cls(study, root, log.expanduser().read_text(encoding="utf-8").splitlines())
+            return cls(study, root, log.expanduser().read_text(encoding="utf-8-sig").splitlines())
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"Cannot read the log {log}: {error}.") from error
+            raise ConfigError(f"Cannot read the log {log}: {error}. Expected a text file in UTF-8.") from error
 
-    def _take(self, arm: Arm, rate: float, rounds: int, seed: int, end: str) -> None:
-        trial = (rate, rounds)
+    def _take(self, arm: Arm, line: re.Match[str]) -> None:
+        rate, rounds, seed = float(line["rate"]), int(line["rounds"]), int(line["seed"])
+        search = self.study.searched(arm) if self.study.rate_arm(arm) is arm else None
+        is_trial = search is not None and seed == search.seed and rate in search.rates and rounds in search.rounds
+        is_final = self._may_be_final(arm, rate, rounds, seed)
+        if not is_trial and not is_final:
+            raise ConfigError(f'The log has a run that {self.study.source} does not ask for: "{line[0]}".')
+        outcome, score = _read_end(line["end"], rate, rounds)
+        if outcome.rows and outcome.rows[-1].get("test_accuracy") is not None:
+            is_trial = False  # a trial's line does not tell it
+        elif is_trial:
+            is_final = False  # or both: then its rate shows in the runs of other seeds
         name = self.study.config(arm, rate, rounds, seed, self.runs).run_name
-        if (done := _DONE.fullmatch(end)) is not None:
-            accuracies = {f"{split}_accuracy": float(done[split]) / 100 for split in ("val", "test") if done[split]}
-            last: Row = {
-                "round": rounds,
-                "learning_rate": rate,
-                **accuracies,
-                "overhead_seconds": float(done["seconds"]),
-            }
-            self._outcomes[name] = Outcome(State.DONE, (last,), name=name)
-            if done["test"]:
-                self._rates[arm.title].add(rate)
-            else:
-                self._scores[arm.title][trial] = (accuracies.get("val_accuracy", math.nan), math.nan)
-        elif end.startswith(_DIVERGED):
-            self._outcomes[name] = Outcome(State.DIVERGED, cause=end.removeprefix(_DIVERGED), name=name)
-            self._scores[arm.title][trial] = DIVERGED
+        self._outcomes[name] = dataclasses.replace(outcome, name=name)
+        if is_final:
+            self._rates[arm.title].add(rate)
+        if is_trial and score is not None:
+            self._scores[arm.title][rate, rounds] = score
+
+    def _may_be_final(self, arm: Arm, rate: float, rounds: int, seed: int) -> bool:
+        """Whether a run of an arm is one of those that are reported, if its rate is the one chosen."""
+        search = self.study.searched(arm)
+        config = from_mapping(dict(arm.settings))
+        rates = (config.learning_rate,) if search is None else search.rates
+        shown = {float(f"{each:g}") for each in rates}
+        return rate in shown and rounds == config.num_rounds and seed in self.study.seeds
 
     def outcome(self, run: Config) -> Outcome:
         """How the log says that `run` ended; with a round 0 of the ridge head's accuracy where there is one."""
@@ -123,7 +136,7 @@ class LoggedResults(StudyResults):
         return {trial: self.outcome(run) for trial, run in runs.items()}
 
     def choice(self, arm: Arm) -> Choice | None:
-        """The rate of the arm's reported runs; None without any."""
+        """The rate of the arm's final runs; None without any."""
         source = self.study.rate_arm(arm)
         search = self.study.searched(source)
         if search is None:
@@ -132,8 +145,23 @@ class LoggedResults(StudyResults):
         return None if rate is None else Choice(rate, edge=rate in (search.rates[0], search.rates[-1]))
 
 
+def _read_end(end: str, rate: float, rounds: int) -> tuple[Outcome, Score | None]:
+    """What the rest of a line says; the score is None of a run that is not over."""
+    if (done := _DONE.fullmatch(end)) is not None:
+        accuracies = {f"{split}_accuracy": float(done[split]) / 100 for split in ("val", "test") if done[split]}
+        seconds = float(done["seconds"])
+        last: Row = {"round": rounds, "learning_rate": rate, "overhead_seconds": seconds} | accuracies
+        return Outcome(State.DONE, (last,)), (accuracies.get("val_accuracy", math.nan), math.nan)
+    word, _, cause = end.partition(": ")
+    if word == State.DIVERGED:
+        return Outcome(State.DIVERGED, cause=cause), DIVERGED
+    if word == State.FAILED:
+        return Outcome(State.FAILED, cause=cause), None
+    return Outcome(State.UNFINISHED if word == State.UNFINISHED else State.TO_DO), None
+
+
 def _same_start(run: Config, other: Config) -> bool:
-    """Whether both begin with one ridge head; a prefix cache, a mask or the clients' shards have no say in it."""
+    """Whether both begin with one ridge head, to rounding; a mask, the clients' shards or a cache have no say in it."""
     keys = ("dataset", "model", "weights", "input_size", "head", "ridge_lambda", "logit_scale", "precision")
     sizes = ("train_subset", "validation_size", "calibration_size", "test_subset", "client_groups")
     return all(getattr(run, key) == getattr(other, key) for key in keys + sizes)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from fl_taskarith.study.table_plots import plot_arms
 
 BLANK = "–"
 
+log = logging.getLogger("fl_taskarith")
+
 
 @dataclass(frozen=True)
 class _Column:
@@ -41,6 +44,12 @@ def write_tables(results: StudyResults) -> None:
         CheckpointError: a file cannot be written.
     """
     study, rows = results.study, compare(results)
+    if not any(row.test.n for row in rows) and _has_results(results.folder / "table.csv"):
+        log.warning(
+            "%s is left as it is: it has tables of finished runs, and no run of this study is finished in %s.",
+            results.folder, results.runs,
+        )  # fmt: skip
+        return
     make_folder(results.folder)
     parts = [f"# {study.title}"]
     for group in study.groups:
@@ -64,6 +73,15 @@ def write_tables(results: StudyResults) -> None:
         write_atomically(results.folder / "curves.csv", _csv(curves))
     if study.search is not None:
         write_atomically(results.folder / "search.csv", trials_csv(results))
+
+
+def _has_results(path: Path) -> bool:
+    """Whether there is a table.csv that counts finished runs."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return any(line.get("n") not in (None, "", "0") for line in csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
 
 
 def _figures(
