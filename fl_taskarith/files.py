@@ -48,6 +48,12 @@ def write_verified(folder: Path, stem: str, content: bytes) -> Path:
     return path
 
 
+def version_of(path: Path) -> tuple[int, int]:
+    """Changes when the file is replaced or edited: its time of modification in ns, and its size."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
 def make_folder(folder: Path) -> None:
     """Make `folder` and those above it, where they are missing.
 

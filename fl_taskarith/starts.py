@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from fl_taskarith.config import Config
 from fl_taskarith.errors import ConfigError
+from fl_taskarith.files import version_of
 from fl_taskarith.logbook import Row
 from fl_taskarith.paths import resolve
 
@@ -53,7 +54,6 @@ class Starts:
 def _version(path: str, key: str) -> tuple[int, int]:
     """Changes when the file is replaced, for the next run reads it anew; (0, 0) where `path` names no file."""
     try:
-        status = resolve(path, key).stat()
+        return version_of(resolve(path, key))
     except (OSError, ConfigError):  # a word such as "pretrained", or a file that the run itself will miss
         return 0, 0
-    return status.st_mtime_ns, status.st_size

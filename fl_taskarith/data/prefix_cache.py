@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fl_taskarith.data.batches import Augmentation
 from fl_taskarith.errors import CheckpointError, DataError
-from fl_taskarith.files import write_atomically
+from fl_taskarith.files import version_of, write_atomically
 
 Compute = Callable[[Tensor], Tensor]
 """From stored images, uint8 [B, 3, H, W], to tokens [B, T, d]."""
@@ -108,7 +108,7 @@ def near(caches: Mapping[Path, Tensor], device: torch.device) -> list[Tensor]:
     if sum(tokens.nbytes for tokens in given) > GPU_SHARE * torch.cuda.get_device_properties(device).total_memory:
         return given
     try:
-        return [_copied(path, _version(path), device) for path in caches]
+        return [_copied(path, version_of(path), device) for path in caches]
     except torch.OutOfMemoryError:
         _copied.cache_clear()
         log.warning("The GPU's memory has no room for %s: batches are copied to it.", ", ".join(map(str, caches)))
@@ -118,12 +118,6 @@ def near(caches: Mapping[Path, Tensor], device: torch.device) -> list[Tensor]:
 @lru_cache(maxsize=2)  # with flips and without
 def _copied(path: Path, _: tuple[int, int], device: torch.device) -> Tensor:
     return torch.from_numpy(np.load(path, mmap_mode="c")).to(device)
-
-
-def _version(path: Path) -> tuple[int, int]:
-    """Changes when the file is replaced or edited."""
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
 
 
 def _open(path: Path, count: int, dtype: str) -> Tensor | None:
@@ -156,7 +150,7 @@ def _make(path: Path, images: Tensor, compute: Compute, dtype: str) -> None:
                 if not np.isfinite(stored).all():
                     raise DataError(f'A token of the frozen blocks does not fit {dtype}: set prefix-cache = "float32".')
                 file.write(stored.tobytes())
-        write_atomically(_record(path), json.dumps({"sha256": _digest(temporary, _version(temporary))}) + "\n")
+        write_atomically(_record(path), json.dumps({"sha256": _digest(temporary, version_of(temporary))}) + "\n")
         temporary.replace(path)
     except OSError as error:
         raise CheckpointError(
@@ -171,7 +165,7 @@ def _is_sound(path: Path) -> bool:
     """Whether the file is there and its content has the checksum recorded when it was made."""
     try:
         recorded = json.loads(_record(path).read_text())["sha256"]
-        sound = bool(recorded == _digest(path, _version(path)))
+        sound = bool(recorded == _digest(path, version_of(path)))
     except (OSError, ValueError, KeyError, TypeError):
         sound = False
     if not sound and path.exists():
