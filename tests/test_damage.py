@@ -73,6 +73,7 @@ def test_a_cut_run_whose_file_is_damaged_ends_the_same(tiny: Config, file: str) 
     assert differences(whole, simulate(tiny, run_name="cut").folder) == []
 
 
+@pytest.mark.slow
 def test_a_damaged_state_of_a_client_stops_the_run_and_the_checkpoint_before_continues_it(tiny: Config) -> None:
     config = dataclasses.replace(tiny, strategy="scaffold", participation=1.0, num_rounds=3)
     whole = simulate(config, run_name="whole").folder

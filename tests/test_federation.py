@@ -211,9 +211,12 @@ SWEEPS = {"density": "density", "calibration-rounds": "calibration-rounds", "rul
 SWEPT = sorted(path for folder in SWEEPS for path in (CONF / folder).glob("*.toml"))
 
 
+QUICKLY_RUN = ("centralized", "fedavg-noniid-sparse")
+
+
 @pytest.mark.parametrize(
     "path",
-    [*SIX_MODELS, *(pytest.param(path, marks=pytest.mark.slow) for path in SWEPT)],
+    [pytest.param(path, marks=() if path.stem in QUICKLY_RUN else pytest.mark.slow) for path in [*SIX_MODELS, *SWEPT]],
     ids=lambda path: "-".join(path.with_suffix("").relative_to(CONF).parts),
 )
 def test_every_conf_file_runs(path: Path, cifar100_folder: Path, tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_model_input_has_the_digits_range() -> None:
     assert torch.equal(inputs[:, 0], inputs[:, 2])
 
 
+@pytest.mark.slow
 def test_short_pretraining_is_reproducible_and_leaves_global_state_alone(tmp_path: Path) -> None:
     torch.manual_seed(3)
     expected_draw = torch.rand(1)

@@ -99,9 +99,9 @@ def test_a_bank_holds_everybody_who_was_heard(quick_config: Config, strategy: st
 
 RESUMED: list[dict[str, object]] = [
     {"local_loss": "squared", "ridge_refresh": 2, "mask_rule": "random", "task_vector_bank": "float32"},
-    {"mask_source": "own", "mask_rule": "least-sensitive", "calibration_rounds": 2, "calibration_per_client": 10},
 ]
 RESUMED_TOO: list[dict[str, object]] = [
+    {"mask_source": "own", "mask_rule": "least-sensitive", "calibration_rounds": 2, "calibration_per_client": 10},
     {"task_vector_bank": "bfloat16", "bank_decay": 0.9, "strategy": "fedadam", "server_lr": 0.01},
     {"task_vector_bank": "float32", "sampling": "cyclic", "mask_rule": "random"},
     {"strategy": "gram-anchored", "gram_anchor": 0.1, "gram_epsilon": 0.01, "mask_rule": "random"},

@@ -31,7 +31,12 @@ CUTS = {  # settings, and the round after which the power goes
 }
 
 
-@pytest.mark.parametrize("case", CUTS)
+QUICK_CUTS = ("between checkpoints", "centralized", "masked after the head rounds")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK_CUTS else pytest.mark.slow) for case in CUTS]
+)
 def test_resuming_after_a_cut_gives_the_same_bits(quick_config: Config, case: str) -> None:
     settings, cut_after = CUTS[case]
     whole = simulate(quick_config, run_name="whole", **settings)

@@ -148,11 +148,7 @@ def test_under_a_full_mask_clients_do_what_they_do_without(quick_config: Config,
 # interruption, engines, traffic
 
 
-QUICKLY_RESUMED = (
-    "fedadam",
-    "gram-anchored",
-    "scaffold",
-)  # tensors of the server's, Grams of clients, states of clients
+QUICKLY_RESUMED = ("fedadam", "scaffold")  # tensors of the server's, states of clients
 
 
 @pytest.mark.parametrize(
