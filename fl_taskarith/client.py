@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_taskarith.calibrate import make_mask, shard_sums
 from fl_taskarith.client_groups import as_seen_by
-from fl_taskarith.client_state import read_client_state, write_client_state, write_frozen
+from fl_taskarith.client_state import CONTROL, MASK, OWN, under, write_frozen
 from fl_taskarith.config_clusters import REGRESSION
-from fl_taskarith.drift_correction import control_change, control_shift, correct_gradients
+from fl_taskarith.drift_correction import control_shift, correct_gradients
 from fl_taskarith.engine.grid import RoundSettings, read_settings
 from fl_taskarith.engine.node_config import partition_of, use_own_places
 from fl_taskarith.engine.records import metric, to_record, to_tensors
@@ -25,20 +25,26 @@ from fl_taskarith.engine.replies import CLIENT_ERROR, DIVERGED, LACKS_FROZEN
 from fl_taskarith.engine.time_limit import limited
 from fl_taskarith.errors import Divergence, FlTaskarithError, FrozenMissing
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
-from fl_taskarith.local_work import MetricValue, draw_local_steps, read_frozen_of, trained_reply, training_examples
+from fl_taskarith.local_work import (
+    MetricValue,
+    draw_local_steps,
+    keep,
+    move_control,
+    read_frozen_of,
+    read_kept,
+    trained_reply,
+    training_examples,
+)
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.mixture_client import cluster_step, expectation_step, mixture_of
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, linear_shapes
 from fl_taskarith.models.heads import RidgeStatistics
-from fl_taskarith.optim import sgdm, step_coefficient_sum
+from fl_taskarith.optim import sgdm
 from fl_taskarith.resident import Resident, resident
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.training import evaluate, input_square_sums, set_trained, train_locally
 
 app = ClientApp()
-
-# In a client's file: its control variate c_k, parameters that it does not share, and its own mask.
-CONTROL, OWN, MASK = "control/", "own/", "mask/"
 
 
 def answer(work: Callable[[Message, int], RecordDict], message: Message, context: Context) -> Message:
@@ -137,7 +143,7 @@ def _train_locally(content: RecordDict, partition: int) -> RecordDict:
     received = {key: to_tensors(record, home.device) for key, record in content.array_records.items()}
     shared, control = received["arrays"], received.get("control")
     frozen = read_frozen_of(home, current)
-    kept = _kept(current, partition, home.device)
+    kept = read_kept(current, partition, home.device)
     trained = _with_own(home, shared, kept, frozen, current.number)
     mask, new_mask = frozen.mask, Weights()
     if config.mask_source == "own" and current.number > config.head_rounds:
@@ -158,7 +164,7 @@ def _train_locally(content: RecordDict, partition: int) -> RecordDict:
             None if mask is None else mask.indices,
             start=trained,
             proximal_mu=config.proximal_mu,
-            shift=None if control is None else control_shift(control, _under(CONTROL, kept)),
+            shift=None if control is None else control_shift(control, under(CONTROL, kept)),
         )
     train_loss = train_locally(
         home.compiled_network,
@@ -182,14 +188,8 @@ def _train_locally(content: RecordDict, partition: int) -> RecordDict:
         reply["mask"] = to_record(new_mask)
         keeps |= {MASK + name: value for name, value in new_mask.items()}
     if control is not None:
-        path = current.learning_rate * step_coefficient_sum(config, local_steps, current.learning_rate)
-        change = control_change(control, task_vector, path)
-        reply["control"] = to_record(change)
-        own = _under(CONTROL, kept)
-        keeps |= {CONTROL + name: own[name] + value if name in own else value for name, value in change.items()}
-    if keeps:
-        written = write_client_state(Path(current.state_folder), partition, current.number, keeps)
-        reply["state"] = ConfigRecord({"name": written})
+        keeps |= move_control(reply, config, current, control, kept, task_vector, local_steps)
+    keep(reply, current, partition, keeps)
     reply.metric_records["metrics"]["train-seconds"] = time.perf_counter() - started
     return reply
 
@@ -240,7 +240,7 @@ def evaluate_own(message: Message, partition: int) -> RecordDict:
     started = time.perf_counter()
     current, home, shared, frozen = _received(message)
     config = home.config
-    kept = _kept(current, partition, home.device)
+    kept = read_kept(current, partition, home.device)
     classes = home.data.train.labels[home.shards[partition]].unique()
     metrics: dict[str, MetricValue] = {"num-examples": len(home.shards[partition]), "num-classes": len(classes)}
     for model, state in (("own", kept), ("global", {})):
@@ -269,35 +269,25 @@ def _received(message: Message) -> tuple[RoundSettings, Resident, Weights, Froze
     return current, home, arrays, read_frozen_of(home, current)
 
 
-def _kept(current: RoundSettings, partition: int, device: torch.device) -> Weights:
-    """What this client keeps between rounds, as the message names it."""
-    kept = read_client_state(Path(current.state_folder), partition, current.state_name)
-    return {name: value.to(device) for name, value in kept.items()}
-
-
 def _with_own(home: Resident, shared: Weights, kept: Weights, frozen: Frozen, server_round: int) -> Weights:
     """All that is trained, in the model's order: what was sent, else the client's own of its last round, else θ₀."""
     names = list(home.trained_names(server_round) if frozen.mask is None else frozen.mask.indices)
     if shared.keys() >= set(names):
         return shared
     start = home.pretrained if frozen.mask is None else frozen.mask.gather(home.pretrained)
-    own = start | _under(OWN, kept)
+    own = start | under(OWN, kept)
     return {name: shared[name] if name in shared else own[name] for name in names}
 
 
 def _own_mask(home: Resident, frozen: Frozen, kept: Weights, partition: int) -> tuple[Mask, Weights]:
     """This client's mask, by the scores of its own shard, and its bits if it was made only now."""
-    if kept_bits := _under(MASK, kept):
+    if kept_bits := under(MASK, kept):
         # In the model's order, not the file's: norms over tensors are to have the same bits whenever it is read.
         packed = {name: kept_bits[name] for name in home.shapes if name in kept_bits}
         return Mask.unpacked(packed, home.shapes).to(home.device), {}
     head = {name: (home.pretrained | frozen.weights)[name] for name in HEAD_PARAMETERS}
     mask = make_mask(home, shard_sums(home, head, partition)).mask
     return mask, mask.packed()
-
-
-def _under(prefix: str, tensors: Weights) -> Weights:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 @app.query("partition")

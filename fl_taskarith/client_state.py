@@ -21,6 +21,14 @@ from fl_taskarith.files import read_verified, verified_name, write_verified
 
 StateNames = dict[int, str]  # file name of the newest state, by partition
 
+# In a client's file: its control variate c_k, parameters that it does not share, and its own mask.
+CONTROL, OWN, MASK = "control/", "own/", "mask/"
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a client's tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
 
 def frozen_name(tensors: Mapping[str, Tensor]) -> str:
     """The name of the file that holds these frozen tensors."""

@@ -1,5 +1,6 @@
 """Several virtual clients' local training in one go, for the sequential engine; the replies each gives by itself."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
@@ -9,12 +10,21 @@ from itertools import groupby
 import torch
 from flwr.app import Message, MessageType, RecordDict
 
+from fl_taskarith.client_state import CONTROL, under
 from fl_taskarith.config import Config
-from fl_taskarith.drift_correction import correct_gradients
+from fl_taskarith.drift_correction import control_shift, correct_gradients
 from fl_taskarith.engine.grid import RoundSettings, read_settings
 from fl_taskarith.engine.records import to_tensors
-from fl_taskarith.global_model import GlobalModel
-from fl_taskarith.local_work import draw_local_steps, read_frozen_of, trained_reply, training_examples
+from fl_taskarith.global_model import GlobalModel, Weights
+from fl_taskarith.local_work import (
+    draw_local_steps,
+    keep,
+    move_control,
+    read_frozen_of,
+    read_kept,
+    trained_reply,
+    training_examples,
+)
 from fl_taskarith.optim import in_every_client, sgdm
 from fl_taskarith.resident import Resident, resident
 from fl_taskarith.seeding import random_generator
@@ -27,18 +37,22 @@ log = logging.getLogger("fl_taskarith")
 def train_together(messages: Sequence[Message]) -> dict[int, Message]:
     """Replies by partition to those of a round's messages that can be answered together; the others are left out.
 
-    Those are local steps in single precision from one global model: no client's own state or mask, no clipping. Clients
-    go together with those of as many steps and as large a batch.
+    Those are local steps in single precision from one global model: no client's own weights or mask, no clipping.
+    Clients go together with those of as many steps and as large a batch.
     """
     if any(message.metadata.message_type != MessageType.TRAIN for message in messages):
         return {}
-    settings = {read_settings(message.content.config_records["config"]) for message in messages}
-    if len(settings) > 1 or any(set(message.content) != {"arrays", "config"} for message in messages):
+    read = [read_settings(message.content.config_records["config"]) for message in messages]
+    config, current = read[0]
+    if any((each, dataclasses.replace(told, state_name=current.state_name)) != read[0] for each, told in read):
         return {}
-    config, current = settings.pop()
-    if not _is_plain(config, current) or not _same_arrays(messages):
+    kinds = set(messages[0].content)
+    if any(set(message.content) != kinds for message in messages) or kinds - {"control"} != {"arrays", "config"}:
+        return {}
+    if not _is_plain(config, current) or not all(_same_arrays(messages, key) for key in kinds - {"config"}):
         return {}
     home = resident(config)
+    told = {message.metadata.dst_node_id: each for message, (_, each) in zip(messages, read, strict=True)}
     if has_dropout(home.model):
         return {}
 
@@ -53,7 +67,7 @@ def train_together(messages: Sequence[Message]) -> dict[int, Message]:
         if len(members) == 1:
             continue
         try:
-            replies |= _train(home, current, members, local_steps)
+            replies |= _train(home, [told[message.metadata.dst_node_id] for message in members], members, local_steps)
         except Exception as error:  # too little memory, or a kind of layer that vmap cannot do
             _tell(config, f"{type(error).__name__}: {error}")
     return replies
@@ -68,21 +82,24 @@ def _tell(_: Config, reason: str) -> None:
 def _is_plain(config: Config, current: RoundSettings) -> bool:
     """Whether clients do what `train_stacked` does, and nothing else."""
     own_masks = config.mask_source == "own" and current.number > config.head_rounds
-    own_state = own_masks or current.state_name
-    return is_single(config.precision) and config.compile == "off" and not config.clip_norm and not own_state
+    return is_single(config.precision) and config.compile == "off" and not config.clip_norm and not own_masks
 
 
-def _same_arrays(messages: Sequence[Message]) -> bool:
+def _same_arrays(messages: Sequence[Message], key: str) -> bool:
     """Whether all messages bring the very tensors that the first one does, and not only equal or others."""
-    first, *others = (message.content.array_records["arrays"] for message in messages)
+    first, *others = (message.content.array_records[key] for message in messages)
     return all(other is first or (list(other) == list(first) and all(other[name] is first[name] for name in first))
                for other in others)  # fmt: skip
 
 
-def _train(home: Resident, current: RoundSettings, messages: Sequence[Message], local_steps: int) -> dict[int, Message]:
+def _train(
+    home: Resident, told: Sequence[RoundSettings], messages: Sequence[Message], local_steps: int
+) -> dict[int, Message]:
+    """Replies to `messages`, whose settings `told` differ in the file that a client keeps and in nothing else."""
     started = time.perf_counter()
-    config = home.config
-    shared = to_tensors(messages[0].content.array_records["arrays"], home.device)
+    config, current = home.config, told[0]
+    received = {key: to_tensors(value, home.device) for key, value in messages[0].content.array_records.items()}
+    shared, control = received["arrays"], received.get("control")
     frozen = read_frozen_of(home, current)
     home.place(GlobalModel(shared, frozen))
     mask = frozen.mask
@@ -100,13 +117,18 @@ def _train(home: Resident, current: RoundSettings, messages: Sequence[Message], 
     ]
     rows = None if mask is None else in_every_client(mask, weights)
     optimizer = sgdm(weights.items(), config, current.learning_rate, rows=rows)
-    if config.proximal_mu:
+    kept: list[Weights] = []
+    if control is not None:
+        kept = [read_kept(each, partition, home.device) for each, partition in zip(told, partitions, strict=True)]
+    if config.proximal_mu or control is not None:
+        shifts = [control_shift(control, under(CONTROL, own)) for own in kept] if control is not None else []
         correct_gradients(
             optimizer,
             weights,
             rows,
             start={name: value.expand(len(partitions), *value.shape) for name, value in shared.items()},
             proximal_mu=config.proximal_mu,
+            shift={name: torch.stack([shift[name] for shift in shifts]) for name in shared} if shifts else None,
         )
     losses = train_stacked(
         home.network,
@@ -126,7 +148,11 @@ def _train(home: Resident, current: RoundSettings, messages: Sequence[Message], 
             if mask is not None:
                 ends = mask.gather(ends)
             task_vector = {name: ends[name].sub_(start) for name, start in shared.items()}
-            contents.append(trained_reply(config, current, task_vector, len(client.shard), loss, local_steps))
+            reply = trained_reply(config, current, task_vector, len(client.shard), loss, local_steps)
+            if control is not None:
+                moved = move_control(reply, config, current, control, kept[index], task_vector, local_steps)
+                keep(reply, current, partitions[index], moved)
+            contents.append(reply)
     seconds = (time.perf_counter() - started) / len(partitions)
     replies = {}
     for message, content in zip(messages, contents, strict=True):

@@ -8,9 +8,10 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fl_taskarith.client_groups import as_trained_on
-from fl_taskarith.client_state import read_frozen
+from fl_taskarith.client_state import CONTROL, read_client_state, read_frozen, under, write_client_state
 from fl_taskarith.config import Config
 from fl_taskarith.data.datasets import ImageSet
+from fl_taskarith.drift_correction import control_change
 from fl_taskarith.engine.grid import RoundSettings
 from fl_taskarith.engine.records import to_record
 from fl_taskarith.global_model import Frozen, Weights
@@ -31,6 +32,36 @@ def read_frozen_of(home: Resident, current: RoundSettings) -> Frozen:
 def _frozen(folder: str, name: str, shapes: tuple[tuple[str, torch.Size], ...], device: torch.device) -> Frozen:
     """What is fixed in this round, on the device: read once per process."""
     return Frozen.of_tensors(read_frozen(Path(folder), name), dict(shapes), device)
+
+
+def read_kept(current: RoundSettings, partition: int, device: torch.device) -> Weights:
+    """What this client keeps between rounds, as the message names it."""
+    kept = read_client_state(Path(current.state_folder), partition, current.state_name)
+    return {name: value.to(device) for name, value in kept.items()}
+
+
+def keep(reply: RecordDict, current: RoundSettings, partition: int, tensors: Weights) -> None:
+    """Write what this client keeps, if anything, and have `reply` name the file."""
+    if tensors:
+        written = write_client_state(Path(current.state_folder), partition, current.number, tensors)
+        reply["state"] = ConfigRecord({"name": written})
+
+
+def move_control(
+    reply: RecordDict,
+    config: Config,
+    current: RoundSettings,
+    control: Weights,
+    kept: Weights,
+    task_vector: Weights,
+    local_steps: int,
+) -> Weights:
+    """Have `reply` carry c_k⁺ − c_k; the new c_k, as it is kept."""
+    path = current.learning_rate * step_coefficient_sum(config, local_steps, current.learning_rate)
+    change = control_change(control, task_vector, path)
+    reply["control"] = to_record(change)
+    own = under(CONTROL, kept)
+    return {CONTROL + name: own[name] + value if name in own else value for name, value in change.items()}
 
 
 def training_examples(home: Resident, partition: int) -> tuple[ImageSet, Tensor]:

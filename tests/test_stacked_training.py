@@ -111,11 +111,13 @@ TOGETHER: dict[str, dict[str, object]] = {
     "masked, squared loss, bank": MASKED | {"local_loss": "squared", "task_vector_bank": "float32"},
     "a head first, then the last block": MASKED | {"head": "linear", "head_rounds": 1, "trainable_blocks": 1},
     "unequal steps": {"local_steps_min": 1, "local_steps_max": 3, "strategy": "fednova"},
-    "FedProx": {"strategy": "fedprox", "proximal_mu": 3.0, "local_steps": 3},
+    "SCAFFOLD, masked": MASKED | {"strategy": "scaffold", "num_rounds": 3, "participation": 0.9},
     "FedProx, masked": MASKED | {"strategy": "fedprox", "proximal_mu": 3.0, "local_steps": 3},
 }
 TOGETHER_TOO: dict[str, dict[str, object]] = {
     "dense": {},
+    "FedProx": {"strategy": "fedprox", "proximal_mu": 3.0, "local_steps": 3},
+    "SCAFFOLD": {"strategy": "scaffold", "num_rounds": 3, "participation": 0.9},
     "all at once, shards of two sizes below a batch": {"num_clients": 100, "participation": 0.06, "clients_at_once": 0},
     "a head alone": {"trainable": "head", "head": "linear"},
     "cached tokens, TF32": {"trainable_blocks": 1, "prefix_cache": "float32", "precision": "tf32"},
@@ -123,10 +125,9 @@ TOGETHER_TOO: dict[str, dict[str, object]] = {
     "clients at fault, random labels": {"byzantine_fraction": 0.2, "attack": "random-labels", "strategy": "median"},
 }
 ALONE: dict[str, dict[str, object]] = {
-    "SCAFFOLD": {"strategy": "scaffold"},
+    "FedBN": {"strategy": "fedbn"},
 }
 ALONE_TOO: dict[str, dict[str, object]] = {
-    "FedBN": {"strategy": "fedbn"},
     "own masks": MASKED | {"mask_source": "own"},
     "clipping": {"clip_norm": 1.0},
     "bf16": {"precision": "bf16"},
