@@ -101,10 +101,10 @@ def _train(
     received = {key: to_tensors(value, home.device) for key, value in messages[0].content.array_records.items()}
     shared, control = received["arrays"], received.get("control")
     frozen = read_frozen_of(home, current)
-    home.place(GlobalModel(shared, frozen))
     mask = frozen.mask
     if shared.keys() != set(home.trained_names(current.number) if mask is None else mask.indices):
         return {}  # some of what is trained is each client's own
+    home.place(GlobalModel(shared, frozen))
     partitions = [message.metadata.dst_node_id for message in messages]
     weights = stacked({name: home.parameters[name] for name in shared}, len(partitions))
     set_trained(home.model, [])  # else the frozen parts would have gradients, too

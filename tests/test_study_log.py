@@ -1,6 +1,7 @@
 """Tables from what a study printed, its run folders lost."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from fl_taskarith.config import Config
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.study.from_log import LoggedResults
 from fl_taskarith.study.one_run import describe_run
-from fl_taskarith.study.results import Outcome, State, StudyResults
+from fl_taskarith.study.results import Outcome, State, StudyResults, run_folder
 from fl_taskarith.study.runner import run_studies
 from fl_taskarith.study.search import Choice
 from fl_taskarith.study.study_file import load_study
@@ -69,11 +70,46 @@ def test_the_tables_are_those_of_the_runs(
     told = ("arm", "learning_rate", "rounds", "val_accuracy", "diverged", "chosen")
     assert [[row[name] for name in told] for row in ours] == [[row[name] for name in told] for row in theirs]
     words = (tmp_path / "log" / "searched" / "README.md").read_text()
-    assert "the folders of its runs are lost" in words and "The 6 final runs took 0.9 minutes" in words
+    assert "from what the study printed" in words and "The 6 final runs took 0.9 minutes" in words
     assert "Hardware: a borrowed GPU. The 6 final runs" in words
     settings = json.loads((tmp_path / "log" / "searched" / "settings.json").read_text())
     assert settings["machines"] == ["a borrowed GPU"]
     assert not (tmp_path / "log" / "searched" / "curves.csv").exists()
+
+
+def test_a_folder_that_is_there_counts_and_the_log_fills_in_the_others(
+    tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = printed(LONGER, tmp_path, capsys).splitlines()
+    study = study_of(LONGER, tmp_path)
+    whole = StudyResults(study, tmp_path / "runs")
+    arm = next(arm for arm in study.arms if study.searched(arm))
+    expected = {trial: score[0] for trial, score in whole.scores(arm).items()}
+    runs = whole.final_runs(arm, Choice(0.1))
+    for lost in (runs[0], *(whole.trial_run(arm, trial) for trial in list(expected)[:2])):
+        shutil.rmtree(run_folder(lost))
+    misled = [line.replace("val 6", "val 1") if "seed 1" in line else line for line in lines]
+    assert misled != lines
+    results = LoggedResults(study, tmp_path / "runs", misled)
+    found = [results.outcome(run) for run in runs]
+    assert [outcome.record is None for outcome in found] == [True, False]
+    assert found[1] == whole.outcome(runs[1])
+    assert found[0].rows[0]["test_accuracy"] == 0.5  # the ridge head's, whose folder is there
+    assert results.choice(arm) == Choice(0.1)
+    scores = {trial: score[0] for trial, score in results.scores(arm).items()}
+    assert scores == pytest.approx(expected, abs=5.1e-5)
+
+
+def test_a_search_that_was_run_again_chooses(
+    tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = printed(LONGER, tmp_path, capsys).splitlines()
+    study = study_of(LONGER, tmp_path)
+    arm = next(arm for arm in study.arms if study.searched(arm))
+    rate = "| rate 0.01 " if any("| rate 0.01 |" in line for line in lines) else ""
+    log = [line.replace("| rate 0.1 ", rate) for line in lines if "test" in line and arm.title in line]
+    assert rate and LoggedResults(study, tmp_path / "elsewhere", log).choice(arm) == Choice(0.01)
+    assert LoggedResults(study, tmp_path / "runs", log).choice(arm) == Choice(0.1)
 
 
 def test_a_seed_that_the_log_lacks_is_not_made_up(

@@ -2,7 +2,8 @@
 
 A notebook keeps its output when it loses its disk. A line tells a run's rate, its last validation and test accuracy to
 a hundredth of a point, and its time; curves, traffic and norms are lost. So is the test accuracy of a final run that is
-a trial of its arm's search as well, for a trial's line does not tell it.
+a trial of its arm's search as well, for a trial's line does not tell it. A run whose folder is there is read from it,
+whatever the log says of it.
 """
 
 import dataclasses
@@ -16,8 +17,8 @@ from fl_taskarith.config import Config, from_mapping
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.logbook import Row
 from fl_taskarith.study.definition import Arm, Study
-from fl_taskarith.study.results import Outcome, State, StudyResults
-from fl_taskarith.study.search import DIVERGED, Choice, Score, Trial
+from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect
+from fl_taskarith.study.search import DIVERGED, Choice, Score, Trial, choose, open_trials
 
 _NUMBER = r"[-+.e\d]+|nan"
 _RUN = re.compile(
@@ -28,13 +29,14 @@ _HARDWARE = "Hardware: "
 
 
 class LoggedResults(StudyResults):
-    """As `StudyResults`, of the lines that `run_studies` printed. An arm's rate is that of its final runs.
+    """As `StudyResults`; the lines that `run_studies` printed stand in for folders of runs that are not there.
 
-    The ridge head before training is what an arm at learning rate 0 has on the same seed.
+    An arm's rate is that which the folders of its search choose, or without all of those the rate of its logged final
+    runs. The ridge head before a logged run's training is what an arm at learning rate 0 has on the same seed.
     """
 
     origin = (
-        "From what the study printed; the folders of its runs are lost, and with them curves, traffic and norms. "
+        "Where the folders of its runs are lost, from what the study printed: without curves, traffic and norms. "
         "Accuracies are printed to a hundredth of a point; seconds are those of whole runs, evaluation included. Ridge "
         "head: the arm at learning rate 0 on the same seed, from which the others begin, to rounding."
     )
@@ -109,38 +111,66 @@ class LoggedResults(StudyResults):
         return rate in shown and rounds == config.num_rounds and seed in self.study.seeds
 
     def outcome(self, run: Config) -> Outcome:
-        """How the log says that `run` ended; with a round 0 of the ridge head's accuracy where there is one."""
-        found = self._outcomes.get(run.run_name, Outcome(State.TO_DO))
+        """What the folder of `run` holds, else how the log says that it ended.
+
+        A logged run has a round 0 of the ridge head's accuracy where there is one.
+        """
+        found = self._found(run)
+        if not found.rows or found.record is not None:
+            return found
         start: Row = {"round": 0, "test_accuracy": self._ridge_accuracy(run)}
-        return dataclasses.replace(found, rows=(start, *found.rows)) if found.rows else found
+        return dataclasses.replace(found, rows=(start, *found.rows))
+
+    def _found(self, run: Config) -> Outcome:
+        kept = inspect(run)
+        return kept if kept.state in SETTLED else self._outcomes.get(run.run_name, Outcome(State.TO_DO))
 
     def _ridge_accuracy(self, run: Config) -> float | None:
         """Test accuracy of a run that did not train, on the same seed, data and model."""
         for arm in self.study.arms:
             if arm.settings.get("learning-rate") != 0.0:
                 continue
-            other = self.study.config(arm, None, None, run.seed, self.runs)
-            found = self._outcomes.get(other.run_name)
-            if found is not None and found.rows and _same_start(run, other):
+            other = self.study.config(arm, None, None, run.seed, self._results_dir)
+            found = self._found(other)
+            if found.rows and _same_start(run, other):
                 return found.rows[-1].get("test_accuracy")
         return None
 
     def scores(self, arm: Arm) -> dict[Trial, Score]:
-        """Validation accuracy of every logged trial; the losses that decide ties are not printed."""
-        return dict(sorted(self._scores[arm.title].items(), key=lambda item: (item[0][1], item[0][0])))
+        """The score of each of `trials`; the losses that decide ties are not printed."""
+        logged = self._scores[arm.title]
+        return {
+            trial: logged[trial] if outcome.record is None and trial in logged else outcome.score
+            for trial, outcome in self.trials(arm).items()
+        }
 
     def trials(self, arm: Arm) -> dict[Trial, Outcome]:
-        """Every logged trial that is done or diverged."""
-        seed = self.study.search.seed if self.study.search else 0
-        runs = {trial: self.study.config(arm, *trial, seed, self.runs) for trial in self.scores(arm)}
-        return {trial: self.outcome(run) for trial, run in runs.items()}
+        """Every trial that is done or diverged, by its folder or the log."""
+        logged = {trial: self.outcome(self.trial_run(arm, trial)) for trial in self._scores[arm.title]}
+        found = logged | self._kept_trials(arm)
+        return dict(sorted(found.items(), key=lambda item: (item[0][1], item[0][0])))
+
+    def _kept_trials(self, arm: Arm) -> dict[Trial, Outcome]:
+        """The trials whose folders say that they are done or diverged."""
+        search = self.study.searched(arm)
+        if search is None:
+            return {}
+        outcomes = {
+            (rate, rounds): inspect(self.trial_run(arm, (rate, rounds)))
+            for rounds in search.rounds
+            for rate in search.rates
+        }
+        return {trial: outcome for trial, outcome in outcomes.items() if outcome.state in SETTLED}
 
     def choice(self, arm: Arm) -> Choice | None:
-        """The rate of the arm's final runs; None without any."""
+        """The rate that the folders of the search choose, else that of the logged final runs; None without either."""
         source = self.study.rate_arm(arm)
         search = self.study.searched(source)
         if search is None:
             return super().choice(arm)
+        kept = {trial: outcome.score for trial, outcome in self._kept_trials(source).items()}
+        if not open_trials(search, kept):
+            return choose(search, kept)
         rate = next(iter(self._rates[source.title]), None)
         return None if rate is None else Choice(rate, edge=rate in (search.rates[0], search.rates[-1]))
 

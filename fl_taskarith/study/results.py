@@ -28,6 +28,9 @@ class State(StrEnum):
     TO_DO = "to do"
 
 
+SETTLED = (State.DONE, State.DIVERGED)  # not to be run again
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run's folder holds.
@@ -105,7 +108,7 @@ class StudyResults:
         while search is not None and (trials := open_trials(search, _scores(settled))):
             outcomes = {trial: self.outcome(self.trial_run(arm, trial)) for trial in trials}
             known = {trial: outcome for trial, outcome in outcomes.items()
-                     if outcome.state in (State.DONE, State.DIVERGED)}  # fmt: skip
+                     if outcome.state in SETTLED}  # fmt: skip
             settled |= known
             if len(known) < len(trials):
                 break

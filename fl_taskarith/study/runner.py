@@ -14,11 +14,9 @@ from fl_taskarith.errors import FlTaskarithError, StudyError
 from fl_taskarith.processes import worker_pool
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.one_run import describe_run, run_once
-from fl_taskarith.study.results import Outcome, State, StudyResults, inspect, run_folder
+from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect, run_folder
 from fl_taskarith.study.search import open_trials
 from fl_taskarith.study.tables import write_tables
-
-SETTLED = (State.DONE, State.DIVERGED)  # not to be run again
 
 
 @dataclass(frozen=True)
