@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("words", nargs="+", metavar="STUDY.toml [key=value]", help="study files; settings for all runs")
     study.add_argument("--list", action="store_true", help="say what is done and what is to do; run nothing")
     study.add_argument("--tables", action="store_true", help="write the tables of what is done; run nothing")
-    study.add_argument("--log", type=Path, help="write the tables of what one study printed, its run folders lost")
+    study.add_argument("--log", type=Path, help="write the tables, with printed lines for lost run folders")
     study.add_argument("--jobs", type=positive, default=1, help="processes to share the arms out to (default: 1)")
     study.add_argument("--budget", type=seconds, help="start no run after this time, for example 90s, 25m or 3h")
     study.add_argument("--results-dir", default="", help="folder of the studies (default: results/ of the checkout)")

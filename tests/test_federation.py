@@ -209,6 +209,7 @@ CONF = Path(__file__).parent.parent / "conf"
 SIX_MODELS = sorted([*CONF.glob("centralized*.toml"), *CONF.glob("fedavg-*.toml")])
 SWEEPS = {"density": "density", "calibration-rounds": "calibration-rounds", "rules": "mask-rule"}
 SWEPT = sorted(path for folder in SWEEPS for path in (CONF / folder).glob("*.toml"))
+OTHERS = [CONF / "scaffold-one-class.toml"]
 
 
 QUICKLY_RUN = ("centralized", "fedavg-noniid-sparse")
@@ -216,7 +217,10 @@ QUICKLY_RUN = ("centralized", "fedavg-noniid-sparse")
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=() if path.stem in QUICKLY_RUN else pytest.mark.slow) for path in [*SIX_MODELS, *SWEPT]],
+    [
+        pytest.param(path, marks=() if path.stem in QUICKLY_RUN else pytest.mark.slow)
+        for path in [*SIX_MODELS, *OTHERS, *SWEPT]
+    ],
     ids=lambda path: "-".join(path.with_suffix("").relative_to(CONF).parts),
 )
 def test_every_conf_file_runs(path: Path, cifar100_folder: Path, tmp_path: Path) -> None:
