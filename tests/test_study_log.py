@@ -16,7 +16,7 @@ from fl_taskarith.study.from_log import LoggedResults
 from fl_taskarith.study.one_run import describe_run
 from fl_taskarith.study.results import Outcome, State, StudyResults, run_folder
 from fl_taskarith.study.runner import run_studies
-from fl_taskarith.study.search import Choice
+from fl_taskarith.study.search import DIVERGED, Choice
 from fl_taskarith.study.study_file import load_study
 from fl_taskarith.study.tables import write_tables
 
@@ -98,6 +98,52 @@ def test_a_folder_that_is_there_counts_and_the_log_fills_in_the_others(
     assert results.choice(arm) == Choice(0.1)
     scores = {trial: score[0] for trial, score in results.scores(arm).items()}
     assert scores == pytest.approx(expected, abs=5.1e-5)
+
+
+def test_a_search_half_in_folders_and_half_in_the_log_chooses(
+    tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = printed(LONGER, tmp_path, capsys).splitlines()
+    study = study_of(LONGER, tmp_path)
+    whole = StudyResults(study, tmp_path / "runs")
+    arm = next(arm for arm in study.arms if study.searched(arm))
+    for trial in list(whole.trials(arm))[::2]:
+        shutil.rmtree(run_folder(whole.trial_run(arm, trial)))
+    trials = [line for line in lines if "test" not in line]
+    results = LoggedResults(study, tmp_path / "runs", trials)
+    assert results.choice(arm) == Choice(0.1)
+    assert [results.outcome(run).state for run in results.final_runs(arm, Choice(0.1))] == [State.DONE] * 2
+
+
+def test_a_folder_that_diverged_counts_and_one_that_is_damaged_is_left_to_its_own_arm(
+    tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["Hardware: a borrowed GPU", *printed(LONGER, tmp_path, capsys).splitlines()]
+    study = study_of(LONGER, tmp_path)
+    whole = StudyResults(study, tmp_path / "runs")
+    arm, ridge = study.arms[0], study.arms[-1]
+    diverged = run_folder(whole.trial_run(arm, (10.0, 1)))
+    shutil.rmtree(diverged)
+    diverged.mkdir()
+    (diverged / "failure.json").write_text(json.dumps({"diverged": True, "cause": "Client 1 diverged."}))
+    for run in whole.final_runs(arm, Choice(0.1)):
+        shutil.rmtree(run_folder(run))
+    (run_folder(whole.final_runs(ridge, Choice(0.0))[0]) / "run.json").write_text("{broken")
+    results = LoggedResults(study, tmp_path / "runs", lines)
+    assert results.scores(arm)[10.0, 1] == DIVERGED
+    write_tables(results)
+    rows = {row["arm"]: row for row in table(results.folder / "table.csv")}
+    assert rows["dense"]["n"] == "2" and rows["ridge head"]["n"] == "0"
+    words = (results.folder / "README.md").read_text()
+    assert "a borrowed GPU" in words.partition("Hardware: ")[2]
+
+
+def test_a_line_on_an_interruption_does_not_undo_one_on_the_end(tmp_path: Path) -> None:
+    study = study_of(STUDY, tmp_path)
+    line = "dense | rate 0.01 | seed 0 | rounds 2 | "
+    ends = ["val 50.00 % | test 51.00 % | 3.0 s", "running or interrupted"]
+    results = LoggedResults(study, tmp_path, [line + end for end in ends])
+    assert results.outcome(results.final_runs(study.arms[0], Choice(0.01))[0]).rows[-1]["test_accuracy"] == 0.51
 
 
 def test_a_search_that_was_run_again_chooses(

@@ -6,7 +6,7 @@ from statistics import median
 
 from fl_taskarith.study.comparison import Comparison
 from fl_taskarith.study.definition import Study
-from fl_taskarith.study.records import machine, speed
+from fl_taskarith.study.records import machine_list, speed
 from fl_taskarith.study.results import Outcome, State, StudyResults
 from fl_taskarith.study.search import Search
 from fl_taskarith.study.study_file import shown_setting
@@ -28,7 +28,7 @@ def footnote(results: StudyResults, rows: Sequence[Comparison]) -> str:
     found = [outcome for row in rows for outcome in row.results.outcomes.values()]
     # Once each: an arm may stand in two tables.
     outcomes = list({each.name: each for each in found if each.state is State.DONE}.values())
-    machines = list(dict.fromkeys(machine(each.record) for each in outcomes if each.record)) or results.hardware
+    machines = machine_list([each.record for each in outcomes if each.record], results.hardware)
     hardware = f"Hardware: {'; '.join(machines)}. " if machines else ""
     if outcomes:
         notes.append(hardware + _cost(results, outcomes))

@@ -6,19 +6,19 @@ a trial of its arm's search as well, for a trial's line does not tell it. A run 
 whatever the log says of it.
 """
 
+import contextlib
 import dataclasses
-import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
 from fl_taskarith.config import Config, from_mapping
-from fl_taskarith.errors import ConfigError
+from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.logbook import Row
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect
-from fl_taskarith.study.search import DIVERGED, Choice, Score, Trial, choose, open_trials
+from fl_taskarith.study.search import Choice, Trial
 
 _NUMBER = r"[-+.e\d]+|nan"
 _RUN = re.compile(
@@ -36,13 +36,14 @@ class LoggedResults(StudyResults):
     """
 
     origin = (
-        "Where the folders of its runs are lost, from what the study printed: without curves, traffic and norms. "
-        "Accuracies are printed to a hundredth of a point; seconds are those of whole runs, evaluation included. Ridge "
-        "head: the arm at learning rate 0 on the same seed, from which the others begin, to rounding."
+        "Where the folders of its runs are lost, from what the study printed: curves, traffic, norms and speeds are "
+        "those of the runs whose folders are there. Accuracies are printed to a hundredth of a point; seconds are "
+        "those of whole runs, evaluation included. Ridge head: the arm at learning rate 0 on the same seed, from which "
+        "the others begin, to rounding."
     )
 
     def __init__(self, study: Study, root: Path, lines: Iterable[str]) -> None:
-        """`lines` may hold others between those of runs; of two on one run the later counts.
+        """`lines` may hold others between those of runs. Of two on a run the one that says more counts, else the later.
 
         A line "Hardware: ..." that somebody added to them says what they ran on.
 
@@ -51,9 +52,10 @@ class LoggedResults(StudyResults):
                 are at several rates.
         """
         super().__init__(study, root)
+        self._root = root
         arms = {arm.title: arm for arm in study.arms}
         self._outcomes: dict[str, Outcome] = {}
-        self._scores: dict[str, dict[Trial, Score]] = {title: {} for title in arms}
+        self._trials: dict[str, set[Trial]] = {title: set() for title in arms}
         self._rates: dict[str, set[float]] = {title: set() for title in arms}
         lines = [line.strip() for line in lines]
         self.hardware = [line.removeprefix(_HARDWARE) for line in lines if line.startswith(_HARDWARE)]
@@ -68,7 +70,7 @@ class LoggedResults(StudyResults):
                 raise ConfigError(f'The log has a run of the arm "{match["title"]}", which {study.source} lacks.')
             self._take(arms[match["title"]], match)
         for title, rates in self._rates.items():
-            if len(rates) > 1:
+            if len(rates) > 1 and self._searched_choice(arms[title]) is None:
                 raise ConfigError(f'The log has final runs of the arm "{title}" at several rates: {sorted(rates)}.')
 
     @classmethod
@@ -90,17 +92,18 @@ class LoggedResults(StudyResults):
         is_final = self._may_be_final(arm, rate, rounds, seed)
         if not is_trial and not is_final:
             raise ConfigError(f'The log has a run that {self.study.source} does not ask for: "{line[0]}".')
-        outcome, score = _read_end(line["end"], rate, rounds)
+        outcome = _read_end(line["end"], rate, rounds)
         if outcome.rows and outcome.rows[-1].get("test_accuracy") is not None:
             is_trial = False  # a trial's line does not tell it
         elif is_trial:
             is_final = False  # or both: then its rate shows in the runs of other seeds
         name = self.study.config(arm, rate, rounds, seed, self.runs).run_name
-        self._outcomes[name] = dataclasses.replace(outcome, name=name)
+        if _told(outcome) >= _told(self._outcomes.get(name, Outcome(State.TO_DO))):
+            self._outcomes[name] = dataclasses.replace(outcome, name=name)
         if is_final:
             self._rates[arm.title].add(rate)
-        if is_trial and score is not None:
-            self._scores[arm.title][rate, rounds] = score
+        if is_trial and outcome.state in SETTLED:
+            self._trials[arm.title].add((rate, rounds))
 
     def _may_be_final(self, arm: Arm, rate: float, rounds: int, seed: int) -> bool:
         """Whether a run of an arm is one of those that are reported, if its rate is the one chosen."""
@@ -123,7 +126,7 @@ class LoggedResults(StudyResults):
 
     def _found(self, run: Config) -> Outcome:
         kept = inspect(run)
-        return kept if kept.state in SETTLED else self._outcomes.get(run.run_name, Outcome(State.TO_DO))
+        return kept if kept.state in SETTLED else self._outcomes.get(run.run_name, kept)
 
     def _ridge_accuracy(self, run: Config) -> float | None:
         """Test accuracy of a run that did not train, on the same seed, data and model."""
@@ -131,63 +134,61 @@ class LoggedResults(StudyResults):
             if arm.settings.get("learning-rate") != 0.0:
                 continue
             other = self.study.config(arm, None, None, run.seed, self._results_dir)
-            found = self._found(other)
-            if found.rows and _same_start(run, other):
-                return found.rows[-1].get("test_accuracy")
+            if not _same_start(run, other):
+                continue
+            with contextlib.suppress(CheckpointError):  # its own arm tells of a damaged folder
+                found = self._found(other)
+                accuracy = found.rows[-1].get("test_accuracy") if found.rows else None
+                if accuracy is not None:
+                    return float(accuracy)
         return None
-
-    def scores(self, arm: Arm) -> dict[Trial, Score]:
-        """The score of each of `trials`; the losses that decide ties are not printed."""
-        logged = self._scores[arm.title]
-        return {
-            trial: logged[trial] if outcome.record is None and trial in logged else outcome.score
-            for trial, outcome in self.trials(arm).items()
-        }
 
     def trials(self, arm: Arm) -> dict[Trial, Outcome]:
         """Every trial that is done or diverged, by its folder or the log."""
-        logged = {trial: self.outcome(self.trial_run(arm, trial)) for trial in self._scores[arm.title]}
-        found = logged | self._kept_trials(arm)
+        logged = {trial: self.outcome(self.trial_run(arm, trial)) for trial in self._trials[arm.title]}
+        found = logged | super().trials(arm)
         return dict(sorted(found.items(), key=lambda item: (item[0][1], item[0][0])))
 
-    def _kept_trials(self, arm: Arm) -> dict[Trial, Outcome]:
-        """The trials whose folders say that they are done or diverged."""
-        search = self.study.searched(arm)
-        if search is None:
-            return {}
-        outcomes = {
-            (rate, rounds): inspect(self.trial_run(arm, (rate, rounds)))
-            for rounds in search.rounds
-            for rate in search.rates
-        }
-        return {trial: outcome for trial, outcome in outcomes.items() if outcome.state in SETTLED}
-
     def choice(self, arm: Arm) -> Choice | None:
-        """The rate that the folders of the search choose, else that of the logged final runs; None without either."""
+        """The rate that the folders of its search choose, else that of logged final runs, else by folders and log.
+
+        Raises:
+            StudyError: every rate of the search diverged.
+        """
         source = self.study.rate_arm(arm)
         search = self.study.searched(source)
         if search is None:
             return super().choice(arm)
-        kept = {trial: outcome.score for trial, outcome in self._kept_trials(source).items()}
-        if not open_trials(search, kept):
-            return choose(search, kept)
-        rate = next(iter(self._rates[source.title]), None)
-        return None if rate is None else Choice(rate, edge=rate in (search.rates[0], search.rates[-1]))
+        if (chosen := self._searched_choice(source)) is not None:
+            return chosen
+        rate = next(iter(self._rates[source.title] | self._rates[arm.title]), None)
+        if rate is not None:
+            return Choice(rate, edge=rate in (search.rates[0], search.rates[-1]))
+        return super().choice(arm)
+
+    def _searched_choice(self, arm: Arm) -> Choice | None:
+        """What the folders of the search of `arm` alone choose; None while they are not all there."""
+        return StudyResults(self.study, self._root).choice(arm)
 
 
-def _read_end(end: str, rate: float, rounds: int) -> tuple[Outcome, Score | None]:
-    """What the rest of a line says; the score is None of a run that is not over."""
+def _read_end(end: str, rate: float, rounds: int) -> Outcome:
+    """What the rest of a line says."""
     if (done := _DONE.fullmatch(end)) is not None:
         accuracies = {f"{split}_accuracy": float(done[split]) / 100 for split in ("val", "test") if done[split]}
         seconds = float(done["seconds"])
         last: Row = {"round": rounds, "learning_rate": rate, "overhead_seconds": seconds} | accuracies
-        return Outcome(State.DONE, (last,)), (accuracies.get("val_accuracy", math.nan), math.nan)
+        return Outcome(State.DONE, (last,))
     word, _, cause = end.partition(": ")
-    if word == State.DIVERGED:
-        return Outcome(State.DIVERGED, cause=cause), DIVERGED
-    if word == State.FAILED:
-        return Outcome(State.FAILED, cause=cause), None
-    return Outcome(State.UNFINISHED if word == State.UNFINISHED else State.TO_DO), None
+    if word in (State.DIVERGED, State.FAILED):
+        return Outcome(State(word), cause=cause)
+    return Outcome(State.UNFINISHED if word == State.UNFINISHED else State.TO_DO)
+
+
+def _told(outcome: Outcome) -> int:
+    """How much a line says of a run: that it ended, and its test accuracy, which a trial's line leaves out."""
+    if outcome.state not in SETTLED:
+        return 0
+    return 2 if outcome.rows and outcome.rows[-1].get("test_accuracy") is not None else 1
 
 
 def _same_start(run: Config, other: Config) -> bool:

@@ -1,7 +1,7 @@
 """What a study's folder keeps beside its tables: every arm's settings, and every run's course. A report reads them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import nan
 from pathlib import Path
 from statistics import median
@@ -19,7 +19,7 @@ from fl_taskarith.study.search import Search
 def settings_record(study: Study, arms: Sequence[ArmResults], hardware: Sequence[str] = ()) -> str:
     """settings.json: seeds, search, machines, and every arm's settings in full, defaults included; no path in it.
 
-    The machines are those of the runs, or `hardware` where no run names one.
+    The machines are those of the runs, then those of `hardware`.
     """
     runs = [outcome.record for arm in arms for outcome in arm.outcomes.values() if outcome.record]
     search = study.search
@@ -27,7 +27,7 @@ def settings_record(study: Study, arms: Sequence[ArmResults], hardware: Sequence
         "title": study.title,
         "seeds": list(study.seeds),
         "search": None if search is None else _search_record(search),
-        "machines": list(dict.fromkeys(machine(run) for run in runs) or hardware),
+        "machines": machine_list(runs, hardware),
         "arms": [
             {"group": each.arm.group, "arm": each.arm.label, "settings": _portable(each.settings)}
             | ({} if each.arm.search is None else {"search": _search_record(each.arm.search)})
@@ -73,6 +73,11 @@ def curve_records(arms: Sequence[ArmResults]) -> list[dict[str, object]]:
                     | percents
                 )
     return lines
+
+
+def machine_list(records: Iterable[Mapping[str, Any]], others: Sequence[str] = ()) -> list[str]:
+    """The machines of run.json's `records`, each once, and then `others`."""
+    return list(dict.fromkeys([*map(machine, records), *others]))
 
 
 def machine(record: Mapping[str, Any]) -> str:

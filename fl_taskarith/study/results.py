@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,14 @@ class Outcome:
 
     @property
     def score(self) -> Score:
-        """Validation accuracy and minus loss of the last round, by which rates are chosen; worst if it diverged."""
+        """Validation accuracy and minus loss of the last round, by which rates are chosen; worst if it diverged.
+
+        NaN stands for what the row does not tell.
+        """
         if self.state is State.DIVERGED:
             return DIVERGED
         last = self.rows[-1]
-        return float(last["val_accuracy"]), -float(last["val_loss"])
+        return float(last.get("val_accuracy", nan)), -float(last.get("val_loss", nan))
 
 
 class StudyResults:
@@ -69,7 +73,7 @@ class StudyResults:
 
     Attributes:
         origin: a sentence for its tables on where the numbers are from, if not from the folders of its runs.
-        hardware: what it ran on, where its runs do not tell.
+        hardware: what runs that do not tell ran on.
     """
 
     origin = ""
