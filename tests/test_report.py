@@ -253,6 +253,13 @@ def test_fine_tuning_is_not_asked_of_starts_heads_or_methods_where_a_study_has_a
     assert not re.search(r"9[89]\.\d\d|50\.00", cost)
     assert "2 rates from 1e-05 to 10, 3 then 20 rounds, the best 2 kept; 2 rates from 1e-06 to 1, 3" in tex.replace(
         "{-}", "-").replace("{,}", ",")  # fmt: skip
+    for place, rounds in enumerate(([4, 20], [12, 30], [12, 40])):
+        record["arms"][place]["search"] = {"rates": [1e-6, 1e-3, 1.0], "rounds": rounds, "keep": 2, "seed": 0}
+    settings.write_text(json.dumps(record))
+    many = prose(report(tmp_path, tmp_path / "report")).replace("{-}", "-").replace("{,}", ",")
+    assert (
+        "4 grids of 2 to 3 rates, from 1e-06 to 1e-05 up to 1 to 10, 3 to 12 then 20 to 40 rounds, the best 2" in many
+    )
     skew = tex[tex.index("Against label skew, and controls") :]
     assert all(f"{name} &" in skew for name in ("ridge head", "head alone", "dense", "squared loss"))
 

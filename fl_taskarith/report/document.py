@@ -4,7 +4,7 @@ import difflib
 import logging
 import shutil
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ STATED_KEYS = (
     "validation-size", "calibration-size",
 )  # fmt: skip
 MANY = 6  # values of a setting that are listed; of more, the least and the largest
+LISTED_SEARCHES = 3  # of more only what they have in common is told
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def context(
         "machines": list(dict.fromkeys(name for study in studies for name in study.record.get("machines", []))),
         "runs": len(runs),
         "duration": _duration(sum(seconds for *_, seconds in runs)),
-        "searches": list(dict.fromkeys(_search(search) for study in studies for search in _searches(study))),
+        "searches": _search_words([search for study in studies for search in _searches(study)]),
         "edges": list(dict.fromkeys(arm.label for arm in arms if arm.edge)),
     }
 
@@ -257,6 +258,26 @@ def _duration(seconds: float) -> str:
 def _searches(study: StudyFolder) -> list[Mapping[str, Any]]:
     """The study's own search of learning rates, and those of arms that have one of their own."""
     return [each["search"] for each in (study.record, *study.record.get("arms", ())) if each.get("search")]
+
+
+def _search_words(searches: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each search that differs from the others or, of many, what they have in common."""
+    words = list(dict.fromkeys(map(_search, searches)))
+    if len(words) <= LISTED_SEARCHES:
+        return words
+
+    def span(values: Iterable[float]) -> str:
+        found = sorted(set(values))
+        return f"{found[0]:g}" if len(found) == 1 else f"{found[0]:g} to {found[-1]:g}"
+
+    rates = [search["rates"] for search in searches]
+    rungs = " then ".join(
+        span(search["rounds"][rung] for search in searches if len(search["rounds"]) > rung)
+        for rung in range(max(len(search["rounds"]) for search in searches))
+    )
+    ends = f"from {span(each[0] for each in rates)} up to {span(each[-1] for each in rates)}"
+    kept = span(search["keep"] for search in searches)
+    return [f"{len(words)} grids of {span(map(len, rates))} rates, {ends}, {rungs} rounds, the best {kept} kept"]
 
 
 def _search(search: Mapping[str, Any]) -> str:
