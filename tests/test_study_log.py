@@ -53,6 +53,13 @@ def printed(study_text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     return capsys.readouterr().out
 
 
+@pytest.fixture
+def ran(tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], StudyResults]:
+    """What LONGER prints, and its folders under tmp_path/runs; its first arm is searched, its last does not train."""
+    lines = printed(LONGER, tmp_path, capsys).splitlines()
+    return lines, StudyResults(study_of(LONGER, tmp_path), tmp_path / "runs")
+
+
 def test_the_tables_are_those_of_the_runs(
     tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,7 +77,7 @@ def test_the_tables_are_those_of_the_runs(
     told = ("arm", "learning_rate", "rounds", "val_accuracy", "diverged", "chosen")
     assert [[row[name] for name in told] for row in ours] == [[row[name] for name in told] for row in theirs]
     words = (tmp_path / "log" / "searched" / "README.md").read_text()
-    assert "from what the study printed" in words and "The 6 final runs took 0.9 minutes" in words
+    assert "the folders of its runs are lost" in words and "The 6 final runs took 0.9 minutes" in words
     assert "Hardware: a borrowed GPU. The 6 final runs" in words
     settings = json.loads((tmp_path / "log" / "searched" / "settings.json").read_text())
     assert settings["machines"] == ["a borrowed GPU"]
@@ -78,12 +85,10 @@ def test_the_tables_are_those_of_the_runs(
 
 
 def test_a_folder_that_is_there_counts_and_the_log_fills_in_the_others(
-    tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, ran: tuple[list[str], StudyResults]
 ) -> None:
-    lines = printed(LONGER, tmp_path, capsys).splitlines()
-    study = study_of(LONGER, tmp_path)
-    whole = StudyResults(study, tmp_path / "runs")
-    arm = next(arm for arm in study.arms if study.searched(arm))
+    lines, whole = ran
+    study, arm = whole.study, whole.study.arms[0]
     expected = {trial: score[0] for trial, score in whole.scores(arm).items()}
     runs = whole.final_runs(arm, Choice(0.1))
     for lost in (runs[0], *(whole.trial_run(arm, trial) for trial in list(expected)[:2])):
@@ -101,12 +106,10 @@ def test_a_folder_that_is_there_counts_and_the_log_fills_in_the_others(
 
 
 def test_a_search_half_in_folders_and_half_in_the_log_chooses(
-    tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, ran: tuple[list[str], StudyResults]
 ) -> None:
-    lines = printed(LONGER, tmp_path, capsys).splitlines()
-    study = study_of(LONGER, tmp_path)
-    whole = StudyResults(study, tmp_path / "runs")
-    arm = next(arm for arm in study.arms if study.searched(arm))
+    lines, whole = ran
+    study, arm = whole.study, whole.study.arms[0]
     for trial in list(whole.trials(arm))[::2]:
         shutil.rmtree(run_folder(whole.trial_run(arm, trial)))
     trials = [line for line in lines if "test" not in line]
@@ -116,12 +119,10 @@ def test_a_search_half_in_folders_and_half_in_the_log_chooses(
 
 
 def test_a_folder_that_diverged_counts_and_one_that_is_damaged_is_left_to_its_own_arm(
-    tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, ran: tuple[list[str], StudyResults]
 ) -> None:
-    lines = ["Hardware: a borrowed GPU", *printed(LONGER, tmp_path, capsys).splitlines()]
-    study = study_of(LONGER, tmp_path)
-    whole = StudyResults(study, tmp_path / "runs")
-    arm, ridge = study.arms[0], study.arms[-1]
+    lines, whole = ran
+    study, arm, ridge = whole.study, whole.study.arms[0], whole.study.arms[-1]
     diverged = run_folder(whole.trial_run(arm, (10.0, 1)))
     shutil.rmtree(diverged)
     diverged.mkdir()
@@ -129,7 +130,7 @@ def test_a_folder_that_diverged_counts_and_one_that_is_damaged_is_left_to_its_ow
     for run in whole.final_runs(arm, Choice(0.1)):
         shutil.rmtree(run_folder(run))
     (run_folder(whole.final_runs(ridge, Choice(0.0))[0]) / "run.json").write_text("{broken")
-    results = LoggedResults(study, tmp_path / "runs", lines)
+    results = LoggedResults(study, tmp_path / "runs", ["Hardware: a borrowed GPU", *lines])
     assert results.scores(arm)[10.0, 1] == DIVERGED
     write_tables(results)
     rows = {row["arm"]: row for row in table(results.folder / "table.csv")}
@@ -138,23 +139,12 @@ def test_a_folder_that_diverged_counts_and_one_that_is_damaged_is_left_to_its_ow
     assert "a borrowed GPU" in words.partition("Hardware: ")[2]
 
 
-def test_a_line_on_an_interruption_does_not_undo_one_on_the_end(tmp_path: Path) -> None:
-    study = study_of(STUDY, tmp_path)
-    line = "dense | rate 0.01 | seed 0 | rounds 2 | "
-    ends = ["val 50.00 % | test 51.00 % | 3.0 s", "running or interrupted"]
-    results = LoggedResults(study, tmp_path, [line + end for end in ends])
-    assert results.outcome(results.final_runs(study.arms[0], Choice(0.01))[0]).rows[-1]["test_accuracy"] == 0.51
-
-
-def test_a_search_that_was_run_again_chooses(
-    tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = printed(LONGER, tmp_path, capsys).splitlines()
-    study = study_of(LONGER, tmp_path)
-    arm = next(arm for arm in study.arms if study.searched(arm))
-    rate = "| rate 0.01 " if any("| rate 0.01 |" in line for line in lines) else ""
-    log = [line.replace("| rate 0.1 ", rate) for line in lines if "test" in line and arm.title in line]
-    assert rate and LoggedResults(study, tmp_path / "elsewhere", log).choice(arm) == Choice(0.01)
+def test_a_search_that_was_run_again_chooses(tmp_path: Path, ran: tuple[list[str], StudyResults]) -> None:
+    lines, whole = ran
+    study, arm = whole.study, whole.study.arms[0]
+    finals = [line for line in lines if "test" in line and arm.title in line]
+    log = [line.replace("| rate 0.1 ", "| rate 0.01 ") for line in finals]
+    assert LoggedResults(study, tmp_path / "elsewhere", log).choice(arm) == Choice(0.01)
     assert LoggedResults(study, tmp_path / "runs", log).choice(arm) == Choice(0.1)
 
 
@@ -179,12 +169,12 @@ def test_a_diverged_run_and_its_cause_are_told(tmp_path: Path) -> None:
     assert results.outcome(run).cause == "Client 3 diverged | badly."
 
 
-def test_of_two_lines_on_one_run_the_later_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_lines_on_one_run_the_one_on_its_end_counts(first: int, tmp_path: Path) -> None:
     study = study_of(STUDY, tmp_path)
-    line = "dense | rate 0.01 | seed 0 | rounds 2 | "
-    results = LoggedResults(
-        study, tmp_path, [line + "running or interrupted", line + "val 50.00 % | test 51.00 % | 3.0 s"]
-    )
+    ends = ["running or interrupted", "val 50.00 % | test 51.00 % | 3.0 s"]
+    lines = [f"dense | rate 0.01 | seed 0 | rounds 2 | {ends[place]}" for place in (first, 1 - first)]
+    results = LoggedResults(study, tmp_path, lines)
     assert results.outcome(results.final_runs(study.arms[0], Choice(0.01))[0]).rows[-1]["test_accuracy"] == 0.51
 
 

@@ -17,7 +17,7 @@ from fl_taskarith.config import Config, from_mapping
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.logbook import Row
 from fl_taskarith.study.definition import Arm, Study
-from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect
+from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults
 from fl_taskarith.study.search import Choice, Trial
 
 _NUMBER = r"[-+.e\d]+|nan"
@@ -52,7 +52,7 @@ class LoggedResults(StudyResults):
                 are at several rates.
         """
         super().__init__(study, root)
-        self._root = root
+        self._folders = StudyResults(study, root)
         arms = {arm.title: arm for arm in study.arms}
         self._outcomes: dict[str, Outcome] = {}
         self._trials: dict[str, set[Trial]] = {title: set() for title in arms}
@@ -70,7 +70,7 @@ class LoggedResults(StudyResults):
                 raise ConfigError(f'The log has a run of the arm "{match["title"]}", which {study.source} lacks.')
             self._take(arms[match["title"]], match)
         for title, rates in self._rates.items():
-            if len(rates) > 1 and self._searched_choice(arms[title]) is None:
+            if len(rates) > 1 and self._folders.choice(arms[title]) is None:
                 raise ConfigError(f'The log has final runs of the arm "{title}" at several rates: {sorted(rates)}.')
 
     @classmethod
@@ -125,7 +125,7 @@ class LoggedResults(StudyResults):
         return dataclasses.replace(found, rows=(start, *found.rows))
 
     def _found(self, run: Config) -> Outcome:
-        kept = inspect(run)
+        kept = self._folders.outcome(run)
         return kept if kept.state in SETTLED else self._outcomes.get(run.run_name, kept)
 
     def _ridge_accuracy(self, run: Config) -> float | None:
@@ -159,16 +159,12 @@ class LoggedResults(StudyResults):
         search = self.study.searched(source)
         if search is None:
             return super().choice(arm)
-        if (chosen := self._searched_choice(source)) is not None:
+        if (chosen := self._folders.choice(source)) is not None:
             return chosen
         rate = next(iter(self._rates[source.title] | self._rates[arm.title]), None)
         if rate is not None:
             return Choice(rate, edge=rate in (search.rates[0], search.rates[-1]))
         return super().choice(arm)
-
-    def _searched_choice(self, arm: Arm) -> Choice | None:
-        """What the folders of the search of `arm` alone choose; None while they are not all there."""
-        return StudyResults(self.study, self._root).choice(arm)
 
 
 def _read_end(end: str, rate: float, rounds: int) -> Outcome:

@@ -75,7 +75,7 @@ def curve_records(arms: Sequence[ArmResults]) -> list[dict[str, object]]:
     return lines
 
 
-def machine_list(records: Iterable[Mapping[str, Any]], others: Sequence[str] = ()) -> list[str]:
+def machine_list(records: Iterable[Mapping[str, Any]], others: Sequence[str]) -> list[str]:
     """The machines of run.json's `records`, each once, and then `others`."""
     return list(dict.fromkeys([*map(machine, records), *others]))
 
