@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fl_taskarith.bench.report import Bench, median
 from fl_taskarith.bench.worker import CLIENTS, LOCAL_STEPS, rounds_config, rounds_in_turn
-from fl_taskarith.resident import choose_device
+from fl_taskarith.machine import choose_device
 
 
 def bench_together(
