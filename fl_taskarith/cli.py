@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_taskarith import config as configuration
-from fl_taskarith.cli_arguments import positive, seconds
+from fl_taskarith.cli_arguments import ListAction, parse_words, positive, seconds
 from fl_taskarith.cli_bench import add_benches
 from fl_taskarith.config_rule import to_toml
 from fl_taskarith.errors import ConfigError, FlTaskarithError
@@ -25,7 +25,7 @@ MERGE_PARAMETERS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; 0 on success, 1 with the cause on standard error on failure, 2 for wrong usage."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parse_words(_parser(), arguments)
     try:
         with ending_on_sigterm():
             parsed.run(parsed)
@@ -118,8 +118,12 @@ def _parser() -> argparse.ArgumentParser:
     add_benches(bench.add_subparsers(dest="name", required=True, metavar="NAME"))
 
     study = commands.add_parser("study", help="run the arms of study files over several seeds, and write their tables")
-    study.add_argument("words", nargs="+", metavar="STUDY.toml [key=value]", help="study files; settings for all runs")
-    study.add_argument("--list", action="store_true", help="say what is done and what is to do; run nothing")
+    study.add_argument("words", nargs="*", metavar="STUDY.toml [key=value]", help="study files; settings for all runs")
+    study.add_argument(
+        "--list",
+        action=ListAction,
+        help="say what is done, what is to do, and how long it takes here, by group (--list all: by run); run nothing",
+    )
     study.add_argument("--tables", action="store_true", help="write the tables of what is done; run nothing")
     study.add_argument("--log", type=Path, help="write the tables, with printed lines for lost run folders")
     study.add_argument("--jobs", type=positive, default=1, help="processes to share the arms out to (default: 1)")
@@ -333,7 +337,8 @@ def _study(parsed: argparse.Namespace) -> None:
     for study in studies:
         results = StudyResults(study, root)
         if parsed.list:
-            print(*list_study(results), sep="\n")
+            for line in list_study(results, every_run=parsed.list == "all"):
+                print(line, flush=True)
         if parsed.tables:
             write_tables(results)
             print(results.folder / "README.md")

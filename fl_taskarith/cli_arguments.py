@@ -1,6 +1,8 @@
 """Kinds of command-line arguments."""
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 
 def seconds(text: str) -> float:
@@ -16,3 +18,30 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
     return int(text)
+
+
+class ListAction(argparse.Action):
+    """`--list` ("groups") or `--list all` ("all"); any other word behind it is one of the command's own words."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, nargs="?", metavar="all", **kwargs)
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: str | None = None
+    ) -> None:
+        """Argparse's hook."""
+        setattr(namespace, self.dest, "all" if value == "all" else "groups")
+        if value not in (None, "all"):
+            namespace.displaced = [*getattr(namespace, "displaced", ()), value]
+
+
+def parse_words(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse `arguments`; a command's words may stand before, between and behind its options."""
+    parsed, rest = parser.parse_known_args(arguments)
+    words = [*getattr(parsed, "displaced", ()), *rest]
+    unknown = [word for word in words if word.startswith("-")]
+    if unknown or (words and not hasattr(parsed, "words")):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or words)}")
+    if words:
+        parsed.words = [*parsed.words, *words]
+    return parsed

@@ -23,8 +23,7 @@ def remarks(rows: Sequence[Row], config: Config) -> list[str]:
         found.append(
             f"The training loss has risen for {rises} rounds on end, from {began:.4g} to {losses[-1]:.4g}: {rate}"
         )
-    drops = _drops(rows)
-    if drops and drops[-1] > 0 and drops[-1] >= 2 * max([0.0, *drops[:-1]]):
+    if _is_told(drops := _drops(rows)):
         start, now = rows[0]["val_accuracy"], rows[-1]["val_accuracy"]
         found.append(
             f"The validation accuracy, {100 * now:.1f} %, is {100 * drops[-1]:.1f} points below round 0's "
@@ -92,6 +91,15 @@ def _rises(losses: Sequence[float]) -> int:
     while rises + 1 < len(losses) and losses[-1 - rises] > losses[-2 - rises]:
         rises += 1
     return rises
+
+
+def _is_told(drops: Sequence[float]) -> bool:
+    """Whether the last drop is told: the first one above 0 is, and then each that is twice the last one told."""
+    last_told, told = 0.0, False
+    for drop in drops:
+        told = drop > 0 and drop >= 2 * last_told
+        last_told = drop if told else last_told
+    return told
 
 
 def _drops(rows: Sequence[Row]) -> list[float]:

@@ -6,7 +6,7 @@ Measured on a model with random weights and random images, so that neither data 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -51,6 +51,10 @@ class Work:
         """At a measured speed."""
         frozen = self.frozen / speed.frozen if speed.frozen else 0.0
         return (self.trained + self.scored) / speed.training + self.evaluated / speed.evaluation + frozen
+
+    def again(self) -> "Work":
+        """Of another run that finds mask and cache there."""
+        return replace(self, scored=0, frozen=0)
 
 
 def device_line(config: Config, speed: Speed | None) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,12 @@ from small_studies import SEARCHED, STUDY, FakeTraining, study_of, table
 
 from fl_taskarith.cli import main
 from fl_taskarith.config import Config
-from fl_taskarith.errors import (
-    BudgetSpent,
-    CheckpointError,
-)
+from fl_taskarith.errors import BudgetSpent, CheckpointError, ConfigError
 from fl_taskarith.logbook import Logbook, read_rounds
-from fl_taskarith.study import runner
+from fl_taskarith.speed import Speed
+from fl_taskarith.study import listing, runner
 from fl_taskarith.study.listing import list_study
+from fl_taskarith.study.monitor import Monitor
 from fl_taskarith.study.one_run import run_once
 from fl_taskarith.study.results import State, StudyResults, run_folder
 from fl_taskarith.study.runner import run_studies
@@ -33,7 +33,7 @@ def test_a_real_study_leaves_what_simulate_leaves_and_no_checkpoints(tmp_path: P
     run_studies([study], tmp_path)
     folder = next((tmp_path / "tiny" / "runs").glob("*"))
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
-    assert "test accuracy" in (folder / "log.txt").read_text()
+    assert "test accuracy" in (folder / "run.log").read_text()
     assert not (folder / "checkpoints").exists()
     assert not (folder / "model.safetensors").exists()
 
@@ -141,11 +141,39 @@ def test_search_chooses_one_configurations_rate_and_goes_on_where_it_stopped(
     assert "do not span 4 decades" in capsys.readouterr().err
 
 
-def test_the_first_estimate_comes_from_the_file(tmp_path: Path) -> None:
-    text = STUDY.replace("[settings]", "images-per-second = 2\n[settings]", 1)
-    lines = list(list_study(StudyResults(study_of(text, tmp_path), tmp_path)))
+def test_the_time_left_is_that_of_the_images_at_the_measured_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "speed_of", lambda run, seconds: Speed(training=2.0, evaluation=1e9))
+    lines = list(list_study(StudyResults(study_of(STUDY, tmp_path), tmp_path)))
     images = 6 * 2 * 2 * 1 * 16  # runs x rounds x clients x steps x batch
-    assert f"{images:,} training images, about {images / 2 / 60:.0f} minutes" in lines[-1]
+    assert lines[-1] == f"Left: 6 runs of 12 rounds, about {images / 2 / 60:.0f} minutes of one process here."
+    with pytest.raises(ConfigError, match="images-per-second is measured"):
+        study_of("images-per-second = 2\n" + STUDY, tmp_path)
+
+
+def test_a_summary_fits_on_a_screen_however_many_arms_there_are(tmp_path: Path) -> None:
+    arms = "".join(f'[[arm]]\nname = "arm {n}"\nsettings = {{ learning-rate = {n}.5 }}\n' for n in range(3))
+    groups = "".join(f'[[group]]\nname = "group {n}"\nsettings = {{ batch-size = {n + 1} }}\n' for n in range(40))
+    lines = list(list_study(StudyResults(study_of(STUDY + groups + arms, tmp_path), tmp_path)))
+    assert len(lines) <= 40
+    assert lines[2].split()[:3] == ["group", "0", "5"], "two arms of the study and three more"
+
+
+def test_a_study_says_a_line_a_minute_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = StudyResults(study_of(STUDY, tmp_path), tmp_path)
+    (arm, _), folder = results.study.arms, None
+    run = results.final_runs(arm, results.choice(arm))[0]
+    with Monitor([results], jobs=1) as monitor:
+        monitor.begins(arm, run)
+        folder = run_folder(run)
+        folder.mkdir(parents=True)
+        (folder / "rounds.csv").write_text("round,x\n0,\n1,\n")
+        monitor.tell()
+    line = capsys.readouterr().out.strip()
+    assert line.startswith("arm 1 of 2 (dense, rate 0.01, seed 0): round 1 of 2, ")
+    assert re.search(r"left; study: about \d+ s left for 6 runs$", line), line
+    assert line in (tmp_path / "tiny" / "study.log").read_text()
 
 
 def test_what_is_done_is_not_run_again_beside_what_is_open(

@@ -58,7 +58,6 @@ class Study:
         reference: the arm that others are compared with; "" for none. references: of a group, where it has its own.
         shared: the [settings] table with the overrides.
         arms: in the order of the tables.
-        images_per_second: of training, for an estimate of time before any run is done; 0 where the file has none.
     """
 
     title: str
@@ -70,12 +69,9 @@ class Study:
     shared: Mapping[str, Scalar]
     search: Search | None
     arms: tuple[Arm, ...]
-    images_per_second: float = 0.0
 
     def __post_init__(self) -> None:
         _check_titles(self.arms)
-        if self.images_per_second < 0:
-            raise ConfigError(f"images-per-second = {self.images_per_second:g}: expected a number above 0.")
         for arm in self.arms:
             self._check_rate(arm)
             self.reference_of(arm)

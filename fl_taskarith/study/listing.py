@@ -1,19 +1,23 @@
-"""What of a study is done and what is to do, and about how long the rest will take."""
+"""What of a study is done and what is to do, and about how long the rest will take on this machine."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from statistics import fmean
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from fl_taskarith.config import Config, from_mapping
 from fl_taskarith.errors import StudyError
+from fl_taskarith.machine import on_this_machine
+from fl_taskarith.speed import SPEED_KEYS, Speed, device_line, duration, speed_of, work_of
 from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.one_run import describe_run
-from fl_taskarith.study.results import Outcome, State, StudyResults, inspect
+from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect
 from fl_taskarith.study.search import open_trials, trials_left
+
+MEASUREMENT = 20.0  # seconds in which the speeds of a study's runs are measured, all together
+LARGEST_TABLE = 30  # lines, so that a listing fits on a screen
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """The runs of one arm: those that are known by now, and the rounds of those whose rate is not."""
 
     arm: Arm
@@ -21,62 +25,66 @@ class _Plan:
     later: tuple[int, ...]
     problem: str = ""
 
-    def seconds_per_round(self) -> float | None:
-        """Of the runs that are done, together: what a run does once weighs little over many rounds."""
-        done = [(outcome.seconds, run.num_rounds) for run, outcome, _ in self.known if outcome.state is State.DONE]
-        return sum(seconds for seconds, _ in done) / sum(rounds for _, rounds in done) if done else None
+    @property
+    def settled(self) -> int:
+        """Runs that are not to be run again."""
+        return sum(outcome.state in SETTLED for _, outcome, _ in self.known)
 
-    def images_left(self) -> int:
-        """Training images in the rounds that are left."""
-        config = from_mapping(self.arm.settings)
-        return self.rounds_left() * config.sampled_clients * config.local_steps * config.batch_size
-
-    def rounds_left(self) -> int:
-        """An interrupted run counts whole."""
-        settled = (State.DONE, State.DIVERGED)
-        return sum(run.num_rounds for run, outcome, _ in self.known if outcome.state not in settled) + sum(self.later)
+    def left(self) -> list[Config]:
+        """The runs that are left; of those whose rate is not known, the settings without it."""
+        config = on_this_machine(from_mapping(self.arm.settings))
+        return [run for run, outcome, _ in self.known if outcome.state not in SETTLED] + [
+            replace(config, num_rounds=rounds) for rounds in self.later
+        ]
 
 
-def list_study(results: StudyResults) -> Iterator[str]:
-    """A line per run, and one with the time left.
-
-    That is from the speed of each arm's finished runs, else from the study's images per second, else from all runs.
-    """
-    plans = [_plan(results, arm) for arm in results.study.arms]
+def list_study(results: StudyResults, *, every_run: bool = False) -> Iterator[str]:
+    """A line per group of arms, or per run, and one with the time left at the speed that is measured here and now."""
+    plans = [plan_of(results, arm) for arm in results.study.arms]
     yield f"{results.study.title}: {results.folder}"
-    for plan in plans:
-        yield from (describe_run(plan.arm, run, outcome, reported=reported) for run, outcome, reported in plan.known)
-        if plan.later:
-            yield f"{plan.arm.title} | up to {len(plan.later)} more runs once the search has got there: {State.TO_DO}"
-        if plan.problem:
-            yield f"{plan.arm.title} | {plan.problem}"
-    left = sum(plan.rounds_left() for plan in plans)
-    speeds = [speed for plan in plans if (speed := plan.seconds_per_round()) is not None]
+    left = [run for plan in plans for run in plan.left()]
+    speeds = measure(left, MEASUREMENT)
+    if every_run:
+        for plan in plans:
+            yield from (describe_run(plan.arm, run, outcome, reported=told) for run, outcome, told in plan.known)
+            if plan.later:
+                later = f"up to {len(plan.later)} more runs once the search has got there"
+                yield f"{plan.arm.title} | {later}: {State.TO_DO}"
+    else:
+        yield from _table(plans, speeds)
+    yield from (f"{plan.arm.title} | {plan.problem}" for plan in plans if plan.problem)
     if not left:
         yield "Nothing is left to do."
-    elif not speeds and results.study.images_per_second:
-        images = sum(plan.images_left() for plan in plans)
-        minutes = images / results.study.images_per_second / 60
-        yield (
-            f"Left: {left} rounds of {images:,} training images, about {minutes:.0f} minutes of one process at "
-            f"{results.study.images_per_second:g} images/s (set in the file; evaluation comes on top)."
-        )
-    elif not speeds:
-        yield f"Left: {left} rounds; no run is finished yet that could tell how long they take."
-    else:
-        seconds = sum(_seconds_left(plan, results.study.images_per_second, fmean(speeds)) for plan in plans)
-        yield f"Left: {left} rounds, about {seconds / 60:.1f} minutes of one process."
+        return
+    yield from _measured_lines(left, speeds)
+    rounds, seconds = sum(run.num_rounds for run in left), seconds_left(plans, speeds)
+    took = f"about {duration(seconds)} of one process here" if seconds else "regression data: no estimate"
+    yield f"Left: {len(left)} runs of {rounds} rounds, {took}."
 
 
-def _seconds_left(plan: _Plan, images_per_second: float, otherwise: float) -> float:
-    """`otherwise`: seconds per round of an arm that nothing is known of."""
-    speed = plan.seconds_per_round()
-    if speed is None and images_per_second:
-        return plan.images_left() / images_per_second
-    return plan.rounds_left() * (otherwise if speed is None else speed)
+def measure(runs: Sequence[Config], seconds: float) -> dict[tuple[object, ...], Speed]:
+    """The speed of this machine for each kind of run, in about `seconds` for all of them together."""
+    kinds = {_kind(run): run for run in runs}
+    measured = {kind: speed_of(run, seconds / len(kinds)) for kind, run in kinds.items()}
+    return {kind: speed for kind, speed in measured.items() if speed is not None}
 
 
-def _plan(results: StudyResults, arm: Arm) -> _Plan:
+def seconds_left(plans: Sequence[Plan], speeds: dict[tuple[object, ...], Speed]) -> float:
+    """Of one process, for all runs that are left; the runs of an arm find its mask, and those of a kind its cache."""
+    total, cached = 0.0, set()
+    for plan in plans:
+        for number, run in enumerate(plan.left()):
+            work, speed = work_of(run), speeds.get(_kind(run))
+            if work is None or speed is None:
+                continue
+            work = work.again() if number else work
+            total += replace(work, frozen=0 if _kind(run) in cached else work.frozen).seconds(speed)
+            cached.add(_kind(run))
+    return total
+
+
+def plan_of(results: StudyResults, arm: Arm) -> Plan:
+    """What is known of an arm's runs from their folders."""
     study = results.study
     runs: dict[str, tuple[Config, bool]] = {}
     later: list[int] = []
@@ -96,6 +104,41 @@ def _plan(results: StudyResults, arm: Arm) -> _Plan:
         for run in results.final_runs(arm, choice):
             runs[run.run_name] = (run, True)
     elif not problem:
-        later += [study.config(arm, None, None, seed, results.runs).num_rounds for seed in study.seeds]
+        later += [from_mapping(arm.settings).num_rounds for _ in study.seeds]
     known = tuple((run, inspect(run), reported) for run, reported in runs.values())
-    return _Plan(arm, known, tuple(later), problem)
+    return Plan(arm, known, tuple(later), problem)
+
+
+def _kind(run: Config) -> tuple[object, ...]:
+    return tuple(getattr(run, name) for name in SPEED_KEYS)
+
+
+def _table(plans: Sequence[Plan], speeds: dict[tuple[object, ...], Speed]) -> Iterator[str]:
+    """Runs done and to do, and time left, by group; by arm where there are no groups and few arms."""
+    groups = list(dict.fromkeys(plan.arm.group for plan in plans))
+    by_arm = len(groups) == 1 and len(plans) <= LARGEST_TABLE
+    names = [plan.arm.label for plan in plans] if by_arm else [group or "all arms" for group in groups]
+    parts = [[plan] for plan in plans] if by_arm else [[plan for plan in plans if plan.arm.group == group]
+                                                       for group in groups]  # fmt: skip
+    rows = [("arm" if by_arm else "group", "arms", "runs done", "to do", "time left")]
+    for name, part in list(zip(names, parts, strict=True))[:LARGEST_TABLE]:
+        to_do = sum(len(plan.left()) for plan in part)
+        seconds = seconds_left(part, speeds)
+        done = str(sum(plan.settled for plan in part))
+        rows.append((name, str(len(part)), done, str(to_do), duration(seconds) if seconds else "–"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    yield from ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    if len(names) > LARGEST_TABLE:
+        yield f"... and {len(names) - LARGEST_TABLE} more groups; --list all names every run"
+
+
+def _measured_lines(runs: Sequence[Config], speeds: dict[tuple[object, ...], Speed]) -> Iterator[str]:
+    """What was measured: a line per kind of run, three at most."""
+    kinds = {_kind(run): run for run in runs if _kind(run) in speeds}
+    for kind, run in list(kinds.items())[:3]:
+        part = "all blocks" if not run.trainable_blocks else f"last {run.trainable_blocks} blocks"
+        part = "the head" if run.trainable == "head" else part
+        line = device_line(run, speeds[kind])
+        yield f"Measured here: {line} ({run.model} at {run.input_size} px, {part}, batches of {run.batch_size})"
+    if len(kinds) > 3:
+        yield f"... and {len(kinds) - 3} other kinds of runs"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import traceback
 
@@ -17,7 +18,7 @@ _starts = Starts()  # of this process: it gets the runs of a search one after th
 
 
 def run_once(run: Config, deadline: float | None) -> Outcome:
-    """Do or continue `run`; at `deadline` (of time.time) it stops with a checkpoint. Its log.txt has what it prints."""
+    """Do or continue `run`; at `deadline` (of time.time) it stops with a checkpoint. It prints to its run.log alone."""
     before = inspect(run)
     if before.state in (State.DONE, State.DIVERGED):
         return before
@@ -26,9 +27,9 @@ def run_once(run: Config, deadline: float | None) -> Outcome:
     (folder / FAILURE).unlink(missing_ok=True)
     try:
         with (
-            open(folder / "log.txt", "a", encoding="utf-8") as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
+            open(os.devnull, "w", encoding="utf-8") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
         ):
             simulation.simulate(run, deadline=deadline, starts=_starts)
     except BudgetSpent:

@@ -1,5 +1,6 @@
 """Runs studies: for every arm its search, then its seeds. What is done stays done; what stopped half-way goes on."""
 
+import multiprocessing
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -13,6 +14,8 @@ from fl_taskarith.config import Config
 from fl_taskarith.errors import FlTaskarithError, StudyError
 from fl_taskarith.processes import worker_pool
 from fl_taskarith.study.definition import Arm, Study
+from fl_taskarith.study.listing import list_study
+from fl_taskarith.study.monitor import Monitor
 from fl_taskarith.study.one_run import describe_run, run_once
 from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect, run_folder
 from fl_taskarith.study.search import open_trials
@@ -56,22 +59,28 @@ def run_studies(studies: Sequence[Study], root: Path, jobs: int = 1, budget: flo
 def run_what_is_left(everything: Sequence[StudyResults], jobs: int = 1, budget: float | None = None) -> None:
     """The runs of `run_studies`, without tables."""
     deadline = None if budget is None else time.time() + budget
-    for results in everything:
-        print(f"{results.study.title}: {results.folder}", flush=True)
     schedule = _Schedule([(results, arm) for results in everything for arm in results.study.in_turn])
-    with _workers(jobs) as submit:
-        if _work(schedule, submit, jobs, deadline):
-            print("The budget is spent. The same command goes on from here.", flush=True)
+    with Monitor(everything, jobs) as monitor:
+        for results in everything:
+            monitor.say(f"{results.study.title}: {results.folder}")
+        with _workers(jobs) as submit:
+            cut = _work(schedule, submit, jobs, deadline, monitor)
+        if cut:
+            monitor.say("The budget is spent. The same command goes on from here. What is left:")
+            for results in everything:
+                for line in list_study(results):
+                    monitor.say(line)
     if schedule.failures:
         raise StudyError(f"{len(schedule.failures)} failed, the others are kept:\n  " + "\n  ".join(schedule.failures))
 
 
-def _work(schedule: "_Schedule", submit: "_Submit", jobs: int, deadline: float | None) -> bool:
+def _work(schedule: "_Schedule", submit: "_Submit", jobs: int, deadline: float | None, monitor: Monitor) -> bool:
     """Keep `jobs` runs going until none is left; whether the deadline ended that."""
     running: dict[Future[Outcome], Task] = {}
     while True:
         late = deadline is not None and time.time() >= deadline
         while len(running) < jobs and not late and (task := schedule.next_task()) is not None:
+            monitor.begins(task.arm, task.run)
             running[submit(task.run, deadline)] = task
         if not running:
             return schedule.next_task() is not None or schedule.cut
@@ -79,7 +88,8 @@ def _work(schedule: "_Schedule", submit: "_Submit", jobs: int, deadline: float |
         for future in done:
             task, outcome = running.pop(future), future.result()
             schedule.settle(task, outcome)
-            print(describe_run(task.arm, task.run, outcome, reported=task.reported), flush=True)
+            monitor.ends(task.run)
+            monitor.say(describe_run(task.arm, task.run, outcome, reported=task.reported))
 
 
 @dataclass
@@ -191,6 +201,10 @@ def _workers(jobs: int) -> Iterator[_Submit]:
     executor = worker_pool(jobs)
     try:
         yield _Submit(executor)
+    except KeyboardInterrupt:  # by Ctrl-C, of which every process hears, or by SIGTERM to this one alone
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     except BrokenProcessPool as error:
         raise StudyError(
             "A process of --jobs was killed (was there too little memory?): start the same command again to go on, "

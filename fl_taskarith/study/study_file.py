@@ -19,7 +19,7 @@ Table = Mapping[str, Any]
 # What the runner itself decides for every run.
 RUNNER_KEYS = ("seed", "shard-seed", "results-dir", "run-name", "resume", "save-model", "draw-curves")
 STUDY_KEYS = (
-    "title", "name", "seeds", "reference", "images-per-second", "settings", "search", "grid", "group", "arm"
+    "title", "name", "seeds", "reference", "settings", "search", "grid", "group", "arm"
 )  # fmt: skip
 SEARCH_KEYS = ("from", "to", "per-decade", "rounds", "keep", "seed")
 
@@ -56,6 +56,8 @@ def shown_setting(key: str, value: Scalar) -> str:
 
 
 def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
+    if "images-per-second" in document:
+        raise ConfigError("images-per-second is measured where a study is listed or run: leave it out.")
     _check_keys(document, STUDY_KEYS, "study")
     name = _value(document, "name", str, "study")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,100})?", name):
@@ -88,7 +90,6 @@ def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
         },
         shared=shared,
         search=search,
-        images_per_second=_number(document, "images-per-second", "study") if "images-per-second" in document else 0.0,
         arms=_arms(document, shared),
     )
 

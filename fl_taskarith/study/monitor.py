@@ -1,0 +1,114 @@
+"""What a study prints while it runs: a line per finished run, a line a minute about those that train, and study.log."""
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fl_taskarith.config import Config
+from fl_taskarith.run_log import RunLog
+from fl_taskarith.speed import duration
+from fl_taskarith.study.definition import Arm
+from fl_taskarith.study.listing import measure, plan_of, seconds_left
+from fl_taskarith.study.results import StudyResults, run_folder
+
+STUDY_LOG = "study.log"  # in a study's folder
+EVERY = 60.0  # seconds between two lines
+GLANCE = 2.0  # seconds in which the speeds of a study's runs are measured
+
+
+@dataclass
+class _Training:
+    """A run under way: when this command began with it, and after which round."""
+
+    arm: Arm
+    run: Config
+    started: float
+    first_round: int
+
+
+class Monitor:
+    """A context manager: prints lines, to the output of its beginning (runs redirect theirs) and to each study.log."""
+
+    def __init__(self, everything: Sequence[StudyResults], jobs: int) -> None:
+        self._everything, self._jobs = everything, jobs
+        self._out = sys.stdout
+        self._logs = [RunLog(results.folder / STUDY_LOG) for results in everything]
+        for results in everything:
+            results.folder.mkdir(parents=True, exist_ok=True)
+        self._arms = [arm.title for results in everything for arm in results.study.in_turn]
+        self._training: dict[Path, _Training] = {}
+        self._lock, self._ended = threading.Lock(), threading.Event()
+
+    def say(self, line: str) -> None:
+        """Print and log one line."""
+        print(line, file=self._out, flush=True)
+        for log in self._logs:
+            log.write(line)
+
+    def begins(self, arm: Arm, run: Config) -> None:
+        """A run begins, or goes on."""
+        folder = run_folder(run)
+        with self._lock:
+            self._training[folder] = _Training(arm, run, time.time(), _last_round(folder))
+
+    def ends(self, run: Config) -> None:
+        """It ends, however it does."""
+        with self._lock:
+            self._training.pop(run_folder(run), None)
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._tell_every_minute, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join(timeout=1)
+        if error is not None:
+            for log in self._logs:
+                log.write(f"{type(error).__name__}: {error}")
+
+    def tell(self) -> None:
+        """Say where every run that trains is, and how long the study will take."""
+        with self._lock:
+            training = list(self._training.values())
+        left = self._study_left()
+        for each in training:
+            self.say(f"{self._line(each)}; study: {left}")
+
+    def _tell_every_minute(self) -> None:
+        while not self._ended.wait(EVERY):
+            self.tell()
+
+    def _line(self, training: _Training) -> str:
+        """Which arm of how many, which round of how many, and the time that this run has left."""
+        run, done = training.run, _last_round(run_folder(training.run))
+        words = f"arm {self._arms.index(training.arm.title) + 1} of {len(self._arms)} ({training.arm.title}"
+        words += f", rate {run.peak_rate:g}, seed {run.seed}): round {max(done, 0)} of {run.num_rounds}"
+        if done > max(training.first_round, 0):
+            each = (time.time() - training.started) / (done - max(training.first_round, 0))
+            words += f", {duration(each * (run.num_rounds - done))} left"
+        return words
+
+    def _study_left(self) -> str:
+        """Of the whole study, by the speed measured here; what is shared out to processes counts once."""
+        plans = [plan_of(results, arm) for results in self._everything for arm in results.study.arms]
+        left = [run for plan in plans for run in plan.left()]
+        seconds = seconds_left(plans, measure(left, GLANCE)) / self._jobs
+        return f"about {duration(seconds)} left for {len(left)} runs" if seconds else f"{len(left)} runs left"
+
+
+def _last_round(folder: Path) -> int:
+    """The round of the last whole line of rounds.csv; -1 before there is one."""
+    try:
+        lines = (folder / "rounds.csv").read_text(encoding="utf-8").splitlines()[1:]
+        return int(lines[-1].partition(",")[0]) if lines else -1
+    except (OSError, ValueError):
+        return -1
