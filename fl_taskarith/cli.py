@@ -12,6 +12,7 @@ from fl_taskarith.cli_arguments import positive, seconds
 from fl_taskarith.cli_bench import add_benches
 from fl_taskarith.config_rule import to_toml
 from fl_taskarith.errors import ConfigError, FlTaskarithError
+from fl_taskarith.interruption import Interrupted, ending_on_sigterm
 
 MERGE_METHODS = ("task-arithmetic", "average", "fednova", "fedgma", "median", "cclip", "ties", "dare")
 MERGE_PARAMETERS = {
@@ -26,13 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; 0 on success, 1 with the cause on standard error on failure, 2 for wrong usage."""
     parsed = _parser().parse_args(arguments)
     try:
-        parsed.run(parsed)
+        with ending_on_sigterm():
+            parsed.run(parsed)
     except FlTaskarithError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("Interrupted. The same command continues the run from its last checkpoint.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(str(error) or "Interrupted. The same command goes on from what is saved.", file=sys.stderr)
+        return error.exit_status if isinstance(error, Interrupted) else 130
     return 0
 
 
@@ -361,8 +363,8 @@ def _report(parsed: argparse.Namespace) -> None:
 
 
 def _mixture_study(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.machine import available_threads
     from fl_taskarith.paths import results_root
-    from fl_taskarith.resident import available_threads
     from fl_taskarith.study.mixture_studies import run_mixture_study
 
     run_mixture_study(

@@ -80,8 +80,8 @@ def _add_common(bench: argparse.ArgumentParser, model: str, size: int) -> None:
 def _bench(parsed: argparse.Namespace) -> None:
     name = parsed.name.replace("-", "_")
     measure = getattr(importlib.import_module(f"fl_taskarith.bench.{name}"), f"bench_{name}")
+    from fl_taskarith.machine import choose_device
     from fl_taskarith.paths import results_root
-    from fl_taskarith.resident import choose_device
 
     found = measure(**{name: value for name, value in vars(parsed).items() if name not in BENCH_OUTPUT})
     path = found.write(results_root(parsed.results_dir) / "bench", choose_device(parsed.device_name))

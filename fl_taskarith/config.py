@@ -18,7 +18,7 @@ from typing import Any
 
 from fl_taskarith.config_clusters import ATTACKS, CLUSTER_RULES, REGRESSION
 from fl_taskarith.config_contradictions import contradictions
-from fl_taskarith.config_rule import LARGEST, Rule, Scalar, shown
+from fl_taskarith.config_rule import AUTO, LARGEST, Rule, Scalar, shown
 from fl_taskarith.config_rule import auto_number as _auto_number
 from fl_taskarith.config_rule import choice as _choice
 from fl_taskarith.config_rule import key as _key
@@ -203,11 +203,9 @@ class Config:
     local_steps_min: int = _key(0, "with local-steps-max: clients draw their own J; 0 = off", low=0)
     local_steps_max: int = _key(0, "see local-steps-min", low=0)
     batch_size: int = _key(16, "examples per local step", low=1)
-    learning_rate: float = _key(
-        1.0,
-        "peak learning rate of the clients; every mask rule has its own best, dense training far less",
-        low=0,
-        high=LARGEST,
+    learning_rate: float | str = _auto_number(
+        "peak learning rate of the clients; auto = one that validation chose before for such a run, where one is known",
+        exclusive_low=False,
     )
     momentum: float = _key(0.9, "SGDM momentum; a client's starts at zero in every round", low=0, high=1)
     weight_decay: float = _key(0.0, "L2 penalty", low=0, high=LARGEST)
@@ -222,10 +220,19 @@ class Config:
     threads: int = _key(
         1, "CPU threads of torch, best 1 for tiny models; 0 = every core this process may use", low=0, high=1024
     )
-    precision: str = _choice("fp32", "arithmetic of forward and backward", "fp32", "tf32", "bf16", "fp16")
+    precision: str = _choice(
+        AUTO,
+        "arithmetic of forward and backward; auto = bf16 on a GPU that has it (fp16 on an older one), fp32 on a CPU",
+        AUTO,
+        "fp32",
+        "tf32",
+        "bf16",
+        "fp16",
+    )
     compile: str = _choice(
-        "off",
-        "torch.compile of training and evaluation, by its modes",
+        AUTO,
+        "torch.compile of training and evaluation, by its modes; auto = default on a GPU that has bf16, else off",
+        AUTO,
         "off",
         "default",
         "reduce-overhead",
@@ -265,6 +272,15 @@ class Config:
         return self.mask_rule in SENSITIVITY_RULES
 
     @property
+    def peak_rate(self) -> float:
+        """`learning_rate` as a number.
+
+        Raises:
+            ValueError: it is still "auto" (`automatic.resolved` comes first).
+        """
+        return float(self.learning_rate)
+
+    @property
     def sampled_clients(self) -> int:
         """Clients per round: C·K rounded half up, at least one."""
         return max(1, math.floor(self.participation * self.num_clients + 0.5))
@@ -280,7 +296,7 @@ class Config:
         all, and `differing_keys` finds what a name does not tell.
         """
         decisive = {key: value for key, value in self.to_run_config().items() if key in IDENTITY_KEYS}
-        identity = {key: value for key, value in decisive.items() if value != _DEFAULTS[key]}
+        identity = {key: value for key, value in decisive.items() if _settled(key, value) != _DEFAULTS[key]}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
     def differing_keys(self, other: Mapping[str, Scalar]) -> list[str]:
@@ -290,7 +306,31 @@ class Config:
         """
         mine = self.to_run_config()
         compared = IDENTITY_KEYS - SWITCHABLE_KEYS
-        return [key for key in mine if key in compared and other.get(key, _DEFAULTS[key]) != mine[key]]
+        return [
+            key
+            for key in mine
+            if key in compared and _settled(key, other.get(key, _DEFAULTS[key])) != _settled(key, mine[key])
+        ]
+
+    def extends(self, other: Mapping[str, Scalar], done: int) -> bool:
+        """Whether a run of the settings `other`, `done` rounds of which are there, can go on exactly as one of these.
+
+        The settings differ in `num-rounds` at most, and no round so far depended on how many there were to be.
+        """
+        before = int(other.get("num-rounds", _DEFAULTS["num-rounds"]))
+        same_length = before == self.num_rounds
+        return (
+            not set(self.differing_keys(other)) - {"num-rounds"}
+            and done <= self.num_rounds
+            and (same_length or (
+                done < self.num_rounds
+                and self.schedule in LENGTH_FREE_SCHEDULES
+                and self.dataset != REGRESSION
+                and min(before, self.num_rounds) > self.head_rounds
+                # The head was solved anew after the last round, whatever its number.
+                and not (self.ridge_refresh and done == before and done % self.ridge_refresh)
+            ))
+        )  # fmt: skip
 
 
 def snake(key: str) -> str:
@@ -315,9 +355,21 @@ OPERATIONAL_KEYS = frozenset(
     | {"engine", "checkpoint-every", "save-model", "draw-curves", "tensorboard", "wandb"}
 )
 IDENTITY_KEYS = frozenset(rules()) - OPERATIONAL_KEYS
-SWITCHABLE_KEYS = frozenset({"on-client-failure"})  # decisive too, but an interrupted run may go on with another value
+# An interrupted run may go on with another value of these; they decide single rows, or rounding, and not the course.
+SWITCHABLE_KEYS = frozenset({"on-client-failure", "evaluate-every", "device"})
+LENGTH_FREE_SCHEDULES = ("constant", "plateau")  # whose rates do not depend on the number of rounds
 CHOSEN_KEYS = frozenset({"seed", "shard-seed", "learning-rate"})  # of a single run, not of an arm of a study
-_DEFAULTS = {kebab(field.name): field.default for field in dataclasses.fields(Config)}
+# What a setting that a record or a name lacks was: today's defaults, and what they were before "auto" was one.
+_DEFAULTS: dict[str, Any] = {kebab(field.name): field.default for field in dataclasses.fields(Config)} | {
+    "learning-rate": 1.0,
+    "precision": "fp32",
+    "compile": "off",
+}
+
+
+def _settled(key: str, value: Scalar) -> Scalar:
+    """`value`, or for "auto" what it stands for where nothing has been resolved: what a version without it did."""
+    return _DEFAULTS[key] if value == AUTO else value
 
 
 def from_mapping(settings: Mapping[str, object]) -> Config:

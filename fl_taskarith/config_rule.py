@@ -75,9 +75,9 @@ def key(default: Scalar, about: str, **limits: Any) -> Any:
     return dataclasses.field(default=default, metadata={"rule": Rule(type(default), about, **limits)})
 
 
-def auto_number(about: str) -> Any:
-    """A positive number, or "auto", which is the default."""
-    rule = Rule(float, about, low=0, high=LARGEST, exclusive_low=True, auto=True)
+def auto_number(about: str, exclusive_low: bool = True) -> Any:
+    """A positive number (or 0, unless `exclusive_low`), or "auto", which is the default."""
+    rule = Rule(float, about, low=0, high=LARGEST, exclusive_low=exclusive_low, auto=True)
     return dataclasses.field(default=AUTO, metadata={"rule": rule})
 
 

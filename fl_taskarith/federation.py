@@ -3,12 +3,14 @@
 import dataclasses
 import logging
 import math
+import sys
 from functools import partial
 from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from tqdm import tqdm
 
 from fl_taskarith.calibrate import Sums
 from fl_taskarith.centralized import CentralizedRun
@@ -20,25 +22,34 @@ from fl_taskarith.client_together import train_together
 from fl_taskarith.cluster_models import clustered
 from fl_taskarith.config import Config
 from fl_taskarith.config_clusters import REGRESSION
+from fl_taskarith.course import verdict
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.replies import check_examples, check_finite, number, tensors_of, told
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
 from fl_taskarith.global_model import Frozen, Weights
-from fl_taskarith.logbook import PRETRAINED, Logbook, Row, describe_device
+from fl_taskarith.learning_rates import KnownRate, with_known_rate
+from fl_taskarith.logbook import PRETRAINED, Logbook, Row
+from fl_taskarith.machine import available_threads, describe_device, emulated, on_this_machine
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.mixture_run import MixtureRun, describe_mixture
 from fl_taskarith.mixtures.matching import cluster_accuracy
 from fl_taskarith.models.backbone import linear_shapes
 from fl_taskarith.models.heads import RidgeStatistics
-from fl_taskarith.resident import Resident, available_threads, resident
+from fl_taskarith.resident import Resident, resident
 from fl_taskarith.run import History, Progress, Run, overhead, scheduled_rate, solved_logit_scale
+from fl_taskarith.run_log import RunLog
+from fl_taskarith.speed import device_line, duration, speed_of, work_of
 from fl_taskarith.starts import Starts
 from fl_taskarith.strategies import strategy_class
 from fl_taskarith.tracking import require_trackers
 
 log = logging.getLogger("fl_taskarith")
+
+RUN_LOG = "run.log"  # in a run's folder
+GLANCE, MEASUREMENT = 0.2, 20.0  # seconds for which the speed of every run, and of a long one, is measured
+LONG = 60.0  # seconds of work from which a run is long
 
 
 def run_federation(
@@ -62,32 +73,62 @@ def run_federation(
         FlTaskarithError: with the cause, in the user's terms; the results so far stay in the folder.
     """
     show_log()
-    require_trackers(config)
-    # Every process of the run, Ray's actors among them, computes with the same number of threads, stated here.
-    shared = dataclasses.replace(config, threads=config.threads or available_threads())
-    torch.set_num_threads(shared.threads)
-    home = resident(shared) if shared.dataset != REGRESSION else None
-    # Among the facts are the shards: an infeasible request fails here, before a folder is made.
-    facts = describe(home) if home is not None else describe_mixture(shared)
-    with Logbook(config) as logbook:
-        log.info("Results: %s", logbook.folder)
-        if shards := facts.get("shards"):
-            log.info("Shards: %(clients)d clients with %(smallest)d to %(largest)d examples each", shards)
-        logbook.note_start(threads=shared.threads, **facts)
-        if home is not None:
-            run = make_run(shared, home, logbook, progress, client_app, grid)
-            run.deadline = deadline
-            run.starts = starts or run.starts
-            run.execute()
-        else:
-            engine = _choose_engine(shared, client_app, grid)
-            mixture = MixtureRun(shared, logbook, progress, engine, strategy_class(shared.strategy))
-            mixture.deadline = deadline
-            mixture.execute()
-        if config.draw_curves:
-            draw_curves(logbook.folder)
-    log.info("Finished: %s", logbook.rounds_csv)
+    with RunLog() as printed:
+        require_trackers(config)
+        config, known = _resolved(config, alone=starts is None)
+        # Every process of the run, Ray's actors among them, computes with the same number of threads, stated here.
+        shared = dataclasses.replace(config, threads=config.threads or available_threads())
+        torch.set_num_threads(shared.threads)
+        home = resident(shared) if shared.dataset != REGRESSION else None
+        # Among the facts are the shards: an infeasible request fails here, before a folder is made.
+        facts = describe(home) if home is not None else describe_mixture(shared)
+        with Logbook(config) as logbook:
+            printed.open(logbook.folder / RUN_LOG)
+            log.info("Results: %s", logbook.folder)
+            if shards := facts.get("shards"):
+                log.info("Shards: %(clients)d clients with %(smallest)d to %(largest)d examples each", shards)
+            if known is not None:
+                logbook.note(learning_rate_source=known.describe())
+            logbook.note_start(threads=shared.threads, **facts)
+            if home is not None:
+                run = make_run(shared, home, logbook, progress, client_app, grid)
+                run.deadline = deadline
+                run.starts = starts or run.starts
+                run.execute()
+            else:
+                engine = _choose_engine(shared, client_app, grid)
+                mixture = MixtureRun(shared, logbook, progress, engine, strategy_class(shared.strategy))
+                mixture.deadline = deadline
+                mixture.execute()
+            if config.draw_curves:
+                draw_curves(logbook.folder)
+        log.info("Finished: %s", logbook.rounds_csv)
+        for line in verdict(logbook.rows, config, logbook.folder):
+            log.info("%s", line)
     return History(logbook.folder, logbook.rows)
+
+
+def _resolved(config: Config, *, alone: bool) -> tuple[Config, KnownRate | None]:
+    """`config` without "auto" for the machine and the rate, and where the rate is from if it was.
+
+    Says what the run computes on and how fast, what this machine emulates and, of a long run that is no part of a study
+    (`alone`), how long it takes.
+    """
+    here = on_this_machine(config)
+    speed = speed_of(here, GLANCE)  # before the rate: of a model that does not exist no rate is known
+    here, known = with_known_rate(here)
+    work = work_of(here)
+    seconds = work.seconds(speed) if alone and work is not None and speed is not None else 0.0
+    if seconds > LONG and work is not None and (speed := speed_of(here, MEASUREMENT)) is not None:
+        seconds = work.seconds(speed)
+    log.info("%s", device_line(here, speed))
+    for sentence in emulated(here):
+        log.warning("%s", sentence)
+    if known is not None:
+        log.info("%s", known.describe())
+    if seconds > LONG:
+        log.info("All %d rounds take about %s here.", here.num_rounds, duration(seconds))
+    return here, known
 
 
 def make_run(
@@ -309,7 +350,9 @@ class _Printer(logging.Handler):
     """To whatever standard output is at the time: Flower and notebooks replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), flush=True)
+        if not getattr(record, "unprinted", False):
+            tqdm.write(self.format(record))
+            sys.stdout.flush()
 
 
 def _choose_engine(config: Config, client_app: ClientCallable, grid: Grid | None) -> PartitionGrid:

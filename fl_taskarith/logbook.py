@@ -9,16 +9,22 @@ import logging
 import os
 import platform
 import re
+import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-import torch
-
-from fl_taskarith.checkpoint import Checkpoint, load_latest_checkpoint, referenced_client_states, save_checkpoint
+from fl_taskarith.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    load_latest_checkpoint,
+    referenced_client_states,
+    save_checkpoint,
+)
 from fl_taskarith.client_state import prune_client_states
 from fl_taskarith.config import Config
 from fl_taskarith.config_clusters import REGRESSION
@@ -80,14 +86,17 @@ class Logbook:
     """
 
     def __init__(self, config: Config) -> None:
-        """Find the run's folder: an unfinished one of the same name to continue, or a new one (name, name-2, ...).
+        """Find the run's folder: that of an unfinished run to continue, or a new one (name, name-2, ...).
+
+        From a finished run that has fewer rounds, and whose schedule does not depend on their number, the new one goes
+        on: its last checkpoint is copied.
 
         Raises:
             ConfigError: run-name is no plain folder name.
             CheckpointError: the unfinished run has other settings (names the keys), is being written by another
                 process, or cannot be read.
         """
-        self.folder, resuming = _choose_folder(config)
+        self.folder, origin = _choose_folder(config)
         self.rows: list[Row] = []
         self.restored: Checkpoint | None = None
         self._config = config
@@ -95,15 +104,21 @@ class Logbook:
         self._lock = _lock(self.folder)
         self._record: dict[str, Any] = {"status": "running", "config": config.to_run_config()} | environment()
         try:
-            self._begin(resuming)
+            self._begin(origin)
         except BaseException:  # the lock would last as long as the traceback, in a notebook up to the next error
             if self._lock is not None:
                 self._lock.close()
             raise
 
-    def _begin(self, resuming: bool) -> None:
+    def _begin(self, origin: Path | None) -> None:
         """Clear away what a killed process left, take the last checkpoint back, and write the files anew."""
-        if resuming:
+        if origin not in (None, self.folder):
+            assert origin is not None
+            log.info("Going on from the finished run in %s.", origin)
+            self._record["continued_from"] = origin.name
+            self.note()
+            _copy_end(origin, self.folder)
+        if origin is not None:
             for leftover in [*self.folder.rglob(".*.tmp"), self.folder / CHECKSUMS]:
                 with contextlib.suppress(OSError):  # where nothing can be written, the next write says so
                     leftover.unlink(missing_ok=True)
@@ -192,6 +207,8 @@ class Logbook:
                 write_checksums(self.folder, CHECKED)
             else:
                 stopped = isinstance(error, (KeyboardInterrupt, BudgetSpent))
+                if isinstance(error, KeyboardInterrupt):
+                    log.warning("%s", self._told_stop())
                 self.note(status="interrupted" if stopped else "failed", cause=repr(error))
         except CheckpointError:
             if error is None:  # else the run's own error is the one to show
@@ -201,6 +218,13 @@ class Logbook:
                 self._lock.close()
             for tracker in self._trackers:
                 tracker.close(failed=error is not None)
+
+    def _told_stop(self) -> str:
+        """What an interrupted run says last: which round is saved."""
+        saved = list_checkpoints(self.checkpoints)
+        if not saved:
+            return f"Interrupted before anything was saved: the same command begins anew ({self.folder})."
+        return f"Interrupted; saved after round {saved[0][0]}: the same command goes on from there ({self.folder})."
 
     def _rewrite_rounds(self) -> None:
         write_atomically(self.rounds_csv, ",".join(COLUMNS) + "\n" + _csv_lines(self.rows))
@@ -264,8 +288,8 @@ def _csv_lines(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def _choose_folder(config: Config) -> tuple[Path, bool]:
-    """The folder to write to, made if need be, and whether it holds a run to continue."""
+def _choose_folder(config: Config) -> tuple[Path, Path | None]:
+    """The folder to write to, made if need be, and the one whose last checkpoint the run begins with, if any."""
     name = run_name(config)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,149}", name):
         raise ConfigError(
@@ -281,16 +305,69 @@ def _choose_folder(config: Config) -> tuple[Path, bool]:
         ) from error
 
 
-def _folder_for(root: Path, name: str, config: Config) -> tuple[Path, bool]:
-    number = 1
+def _folder_for(root: Path, name: str, config: Config) -> tuple[Path, Path | None]:
+    number, finished = 1, []
     while (folder := root / (name if number == 1 else f"{name}-{number}")).exists():
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is a file where a run's folder should be: move it away.")
         if config.resume and not _is_finished(folder, config):
-            return folder, True
+            return folder, folder
+        finished.append(folder)
         number += 1
+    origin = None
+    if config.resume:
+        others = finished if config.run_name else sorted(root.glob(f"{name.rpartition('-')[0]}-*/"))
+        unfinished, origin = _extendable(others, config)
+        if unfinished and origin is not None:
+            return origin, origin
     folder.mkdir(parents=True)
-    return folder, False
+    return folder, origin
+
+
+def _extendable(folders: Iterable[Path], config: Config) -> tuple[bool, Path | None]:
+    """Of `folders` the run with most rounds that can go on as `config`, and whether it is unfinished; those first."""
+    found: list[tuple[bool, int, Path]] = []
+    for folder in folders:
+        try:
+            record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            finished, settings = record["status"] == "finished", dict(record["config"])
+            checkpoints = list_checkpoints(folder / "checkpoints")
+            done = checkpoints[0][0] if checkpoints else -1
+            same_length = settings.get("num-rounds", config.num_rounds) == config.num_rounds
+            usable = done >= 0 and config.extends(settings, done) and not (finished and same_length)
+            if usable and (finished or not _is_locked(folder)):
+                found.append((not finished, done, folder))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # no run of ours, or one that cannot be read: it is none to go on from
+    if not found:
+        return False, None
+    unfinished, _, folder = max(found)
+    return unfinished, folder
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether another process is writing the run in `folder`."""
+    try:
+        lock = _lock(folder)
+    except FolderInUse:
+        return True
+    if lock is not None:
+        lock.close()
+    return False
+
+
+def _copy_end(origin: Path, folder: Path) -> None:
+    """What a run that goes on from the end of the one in `origin` needs of it."""
+    try:
+        if (origin / "mask.safetensors").exists():
+            shutil.copy2(origin / "mask.safetensors", folder)
+        if (origin / "client-states").exists():
+            shutil.copytree(origin / "client-states", folder / "client-states", dirs_exist_ok=True)
+        _, last = list_checkpoints(origin / "checkpoints")[0]
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        write_atomically(folder / "checkpoints" / last.name, last.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"Cannot copy the end of the run in {origin} to {folder}: {error}.") from error
 
 
 def _is_finished(folder: Path, config: Config) -> bool:
@@ -301,7 +378,10 @@ def _is_finished(folder: Path, config: Config) -> bool:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         finished, settings = record["status"] == "finished", record["config"]
+        checkpoints = list_checkpoints(folder / "checkpoints")
         different = [] if finished else config.differing_keys(settings)
+        if different == ["num-rounds"] and config.extends(settings, checkpoints[0][0] if checkpoints else 0):
+            different = []
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error!r}), so the run in this folder can be neither continued nor passed over: "
@@ -352,11 +432,6 @@ def environment() -> dict[str, Any]:
         "machine": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
         "git_commit": _git_commit(),
     }
-
-
-def describe_device(device: torch.device) -> str:
-    """For example "NVIDIA T4" or "cpu"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _processor() -> str:

@@ -15,6 +15,7 @@ from fl_taskarith.config import Config
 from fl_taskarith.engine.grid import PartitionGrid
 from fl_taskarith.engine.records import metric, to_record, to_tensors
 from fl_taskarith.files import write_atomically
+from fl_taskarith.interruption import finishing_rounds
 from fl_taskarith.logbook import Logbook, Row
 from fl_taskarith.mixture_client import CPU, adversary_of, mixture_of
 from fl_taskarith.mixtures.matching import (
@@ -59,13 +60,14 @@ class MixtureRun:
             self.theta = restored.trained["theta"]
             self.strategy.load_state(restored.strategy_state)
             first_round = restored.round + 1
-        self.strategy.start(
-            self.grid,
-            to_record({"theta": self.theta}),
-            self.config.num_rounds,
-            first_round=first_round,
-            after_round=self._after_round,
-        )
+        with finishing_rounds():
+            self.strategy.start(
+                self.grid,
+                to_record({"theta": self.theta}),
+                self.config.num_rounds,
+                first_round=first_round,
+                after_round=self._after_round,
+            )
         self.logbook.note(rounds=self.logbook.rows[-1]["round"], converged=self.strategy.converged)
         if self.config.save_model:
             content = sealed({"theta": self.theta, "truth": self.mixture.truth}, {})

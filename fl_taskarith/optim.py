@@ -212,7 +212,7 @@ def learning_rate(config: Config, step: int, validation_losses: Sequence[float])
 
     `validation_losses` are those of the rounds 1..step-1, in order; only the plateau schedule looks at them.
     """
-    peak, warmup = config.learning_rate, config.warmup_rounds
+    peak, warmup = config.peak_rate, config.warmup_rounds
     if config.schedule == "plateau" and step > warmup:
         return plateau_learning_rate(peak, validation_losses[warmup:])
     schedule = "constant" if config.schedule == "plateau" else config.schedule

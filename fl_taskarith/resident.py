@@ -5,7 +5,6 @@ client, and the server when it shares the process, uses the same.
 """
 
 import fnmatch
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -24,6 +23,7 @@ from fl_taskarith.data.shards import Shards
 from fl_taskarith.data.splits import Splits, split_training_set, stratified_sample
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
+from fl_taskarith.machine import available_threads, choose_device, on_this_machine
 from fl_taskarith.masking.calibration import damped
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.masking.sensitivity import sensitivity_sums
@@ -75,7 +75,7 @@ class Resident:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config = config = on_this_machine(config)
         self.device = choose_device(config.device)
         torch.set_num_threads(config.threads or available_threads())
         set_matrix_products(config.precision)
@@ -298,6 +298,7 @@ class Resident:
 
 def resident(config: Config) -> Resident:
     """The process's resident of `config`, which computes in its precision; another configuration replaces it."""
+    config = on_this_machine(config)
     set_matrix_products(config.precision)
     return _resident(config)
 
@@ -328,26 +329,3 @@ def load_data(
     parts = (dataset.train.take(torch.from_numpy(indices)) for indices in
              (splits.train, splits.validation, splits.calibration))  # fmt: skip
     return Data(dataset, *(part.to(device) for part in (*parts, test)))
-
-
-def choose_device(name: str) -> torch.device:
-    """The torch device of `device`; "auto" is the first GPU, or the CPU without one.
-
-    Raises:
-        ConfigError: not a device, or not present on this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("neither a CPU nor a CUDA device")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f'device = "{name}" cannot be used here: {error}. Use "auto" or "cpu".') from error
-    return device
-
-
-def available_threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,16 +18,20 @@ from fl_taskarith.checkpoint import Checkpoint
 from fl_taskarith.client_groups import pooled, views
 from fl_taskarith.cluster_models import split_clusters, start_clusters
 from fl_taskarith.config import Config
+from fl_taskarith.config_clusters import REGRESSION
 from fl_taskarith.config_rule import AUTO
+from fl_taskarith.course import remarks
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.errors import BudgetSpent, ConfigError, Divergence
 from fl_taskarith.global_model import Frozen, GlobalModel, Weights
+from fl_taskarith.interruption import asked_to_stop, finishing_rounds, interrupted
 from fl_taskarith.logbook import COLUMNS, Logbook, Row
 from fl_taskarith.masking.mask import save_mask
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, export_model
 from fl_taskarith.models.heads import RIDGE_GRID, RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
 from fl_taskarith.optim import learning_rate
 from fl_taskarith.resident import Resident
+from fl_taskarith.run_log import UNPRINTED
 from fl_taskarith.starts import EVALUATIONS, HEAD, MASK, Starts
 from fl_taskarith.training import Evaluation, evaluate
 
@@ -108,7 +112,8 @@ class Run(ABC):
             first_round = restored.round + 1
         for last_round in (self.config.head_rounds, self.config.num_rounds):
             if first_round <= last_round:
-                self.train_rounds(first_round, last_round)
+                with finishing_rounds():
+                    self.train_rounds(first_round, last_round)
                 first_round = last_round + 1
         if self.config.save_model:
             models = split_clusters(self.config, self.model)
@@ -330,15 +335,20 @@ def record_round(
 
     Raises:
         BudgetSpent: it is past `deadline` (of time.time) and more rounds are to come; this one is saved.
+        Interrupted: a signal came, likewise.
     """
     logbook.write_round(row)
     if progress is not None:
         progress(row["round"], config.num_rounds, row)
-    else:
-        log.info("%s", describe_round(row, config.num_rounds))
+    log.info("%s", describe_round(row, config.num_rounds), extra=None if progress is None else UNPRINTED)
+    for remark in remarks(logbook.rows, config) if config.dataset != REGRESSION else ():
+        log.warning("%s", remark)
     late = not last and deadline is not None and time.time() >= deadline
-    if last or late or row["round"] % config.checkpoint_every == 0:
+    stopping = not last and asked_to_stop()
+    if last or late or stopping or row["round"] % config.checkpoint_every == 0:
         logbook.save_checkpoint(checkpoint())
+    if stopping:
+        raise interrupted(f"Stopped after round {row['round']} of {config.num_rounds}.")
     if late:
         raise BudgetSpent(f"The time is over after round {row['round']} of {config.num_rounds}; it is saved.")
 

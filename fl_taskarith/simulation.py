@@ -60,7 +60,7 @@ def _run_on_ray(config: Config, progress: Progress, deadline: float | None, star
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
 
-    from fl_taskarith.resident import available_threads, choose_device
+    from fl_taskarith.machine import available_threads, choose_device
 
     server_app = ServerApp()
     histories: list[History] = []

@@ -20,7 +20,8 @@ from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.files import make_folder
 from fl_taskarith.global_model import Weights
 from fl_taskarith.locks import only_maker
-from fl_taskarith.logbook import Row, describe_device, environment
+from fl_taskarith.logbook import Row, environment
+from fl_taskarith.machine import describe_device
 from fl_taskarith.masking.calibration import Calibration
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.models.backbone import HEAD_PARAMETERS

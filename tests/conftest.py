@@ -87,6 +87,8 @@ def quick_config(tmp_path: Path) -> Config:
             "learning_rate": 0.01,
             "mask_rule": "none",
             "schedule": "constant",
+            "precision": "fp32",
+            "compile": "off",
             "evaluate_every": 1,
             "results_dir": str(tmp_path / "results"),
             "threads": 1,

@@ -34,7 +34,7 @@ def test_simulate_returns_zero_prints_where_the_results_are_and_never_imports_ra
         (["model=hf-hub:some/model"], "timm knows no model"),
         (["device=mps"], "neither a CPU nor a CUDA device"),
         (["data-dir=~nobody-of-that-name/x"], "data-dir"),
-        (["dataset=cifar100", "download=false", "data-dir=/nonexistent"], "cifar-100-python"),
+        (["dataset=cifar100", "learning-rate=0.1", "download=false", "data-dir=/nonexistent"], "cifar-100-python"),
         (["classes-per-client=11"], "only 10 classes"),
         (["weights=/nonexistent.pth"], "no weights file"),
         (["device=quantum"], "quantum"),

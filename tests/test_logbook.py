@@ -78,7 +78,7 @@ def test_resume_false_begins_a_new_run_beside_the_unfinished_one(config: Config)
 
 
 def test_other_settings_cannot_continue_a_run_and_the_keys_are_named(config: Config) -> None:
-    named = dataclasses.replace(config, run_name="mine")
+    named = dataclasses.replace(config, run_name="mine", learning_rate=1.0)
     abandon(Logbook(named))
     with pytest.raises(CheckpointError) as caught:
         Logbook(dataclasses.replace(named, seed=1, learning_rate=0.5))

@@ -198,7 +198,7 @@ def test_a_table_is_made_from_folders_alone_and_says_what_was_not_run(tmp_path: 
     run_studies([study_of(STUDY.replace("[0, 1, 2]", "[1]"), tmp_path)], tmp_path)
     for leftover in ("README.md", "table.csv"):
         (tmp_path / "tiny" / leftover).unlink()
-    more = study_of(STUDY + '[[arm]]\nname = "new"\nsettings = { batch-size = 8 }\n', tmp_path)
+    more = study_of(STUDY + '[[arm]]\nname = "new"\nsettings = { batch-size = 8, learning-rate = 1.0 }\n', tmp_path)
     write_tables(StudyResults(more, tmp_path))
     assert len(training.runs) == 2
     written = (tmp_path / "tiny" / "README.md").read_text()

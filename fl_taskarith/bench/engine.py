@@ -17,8 +17,8 @@ from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.sequential import SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
 from fl_taskarith.local_work import MetricValue
+from fl_taskarith.machine import available_threads, choose_device
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
-from fl_taskarith.resident import available_threads, choose_device
 from fl_taskarith.strategies.fedavg import FedAvg
 
 CLASSES = 100
@@ -131,7 +131,7 @@ class _Rounds:
         self.result: dict[str, Tensor] = {}
 
     def __call__(self) -> None:
-        strategy = FedAvg(self.config, self.device, lambda server_round: self.config.learning_rate)
+        strategy = FedAvg(self.config, self.device, lambda server_round: self.config.peak_rate)
         arrays = strategy.start(self.grid, to_record(self.weights), ROUNDS).arrays
         self.result = to_tensors(arrays, self.device)
 

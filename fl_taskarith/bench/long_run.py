@@ -15,7 +15,7 @@ from fl_taskarith.errors import ConfigError
 from fl_taskarith.federation import run_federation
 from fl_taskarith.files import scratch_folder
 from fl_taskarith.logbook import Row
-from fl_taskarith.resident import choose_device
+from fl_taskarith.machine import choose_device
 
 WARM_UP = 100  # rounds that are not compared
 COMPARED = 100  # first and last rounds after them

@@ -10,8 +10,8 @@ from fl_taskarith.bench.report import Bench, peak_bytes, resident_bytes
 from fl_taskarith.bench.worker import ONLY_ROUNDS, start, train_round, workers
 from fl_taskarith.config import Config, load
 from fl_taskarith.files import scratch_folder
+from fl_taskarith.machine import available_threads, choose_device
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
-from fl_taskarith.resident import available_threads, choose_device
 from fl_taskarith.training import autocast, set_trained
 
 LOCAL_STEPS = 2  # momentum exists from the first, and so every tensor there will be from the second
@@ -75,7 +75,7 @@ def _peak_of_loop(config: Config) -> int:
     names = [name for name, _ in model.named_parameters() if name not in HEAD_PARAMETERS]
     fused = True if device.type == "cpu" else None  # as a client's
     trained = set_trained(model, names)
-    optimizer = torch.optim.SGD(trained, lr=config.learning_rate, momentum=config.momentum, fused=fused)
+    optimizer = torch.optim.SGD(trained, lr=config.peak_rate, momentum=config.momentum, fused=fused)
     torch.nn.init.normal_(model.get_parameter(HEAD_PARAMETERS[0]), std=0.05)
     inputs = torch.randn(config.batch_size, 3, config.input_size, config.input_size, device=device)
     labels = torch.arange(config.batch_size, device=device) % CLASSES

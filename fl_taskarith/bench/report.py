@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from fl_taskarith.files import write_atomically
-from fl_taskarith.logbook import describe_device, environment
+from fl_taskarith.logbook import environment
+from fl_taskarith.machine import describe_device
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from fl_taskarith.engine.records import metric, to_record
 from fl_taskarith.engine.sequential import SequentialGrid
 from fl_taskarith.files import scratch_folder
 from fl_taskarith.global_model import Frozen
+from fl_taskarith.machine import available_threads
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
-from fl_taskarith.resident import Resident, available_threads, resident
+from fl_taskarith.resident import Resident, resident
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.strategies.fedavg import FedAvg
 from fl_taskarith.training import autocast, set_trained

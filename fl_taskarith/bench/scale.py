@@ -11,7 +11,8 @@ from fl_taskarith.bench.report import Bench, median, resident_bytes
 from fl_taskarith.bench.worker import ONLY_ROUNDS, start, train_round, workers
 from fl_taskarith.config import Config, load
 from fl_taskarith.files import scratch_folder
-from fl_taskarith.resident import Resident, choose_device
+from fl_taskarith.machine import choose_device
+from fl_taskarith.resident import Resident
 from fl_taskarith.seeding import random_generator
 
 SAMPLED = 10  # clients per round

@@ -14,8 +14,9 @@ from fl_taskarith.bench.round import CLIENTS, LOCAL_STEPS, Bare, Federated, roun
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.files import scratch_folder
 from fl_taskarith.global_model import Frozen
+from fl_taskarith.machine import available_threads
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
-from fl_taskarith.resident import Resident, available_threads, resident
+from fl_taskarith.resident import Resident, resident
 from fl_taskarith.training import AUTOCAST_TYPES, autocast, evaluate, set_trained
 
 PEAK_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product counts as the device's peak

@@ -3,7 +3,7 @@
 from fl_taskarith.bench.report import Bench, median
 from fl_taskarith.bench.worker import CLIENTS, LOCAL_STEPS, rounds_config, rounds_in_turn
 from fl_taskarith.files import scratch_folder
-from fl_taskarith.resident import choose_device
+from fl_taskarith.machine import choose_device
 
 
 def bench_together(

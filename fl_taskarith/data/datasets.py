@@ -13,6 +13,22 @@ from fl_taskarith.errors import DataError
 
 DIGITS_TEST_SIZE = 360  # one fifth of the 1,797 images; scikit-learn ships no official test set
 SYNTHETIC_SIZES = {"train": 10_000, "test": 1_000}
+
+
+@dataclass(frozen=True)
+class DatasetSize:
+    """Images of a data set, and its classes: known before it is loaded."""
+
+    train: int
+    test: int
+    classes: int
+
+
+DATASET_SIZES = {
+    "digits": DatasetSize(1_437, DIGITS_TEST_SIZE, 10),
+    "cifar100": DatasetSize(50_000, 10_000, 100),
+    "synthetic": DatasetSize(**SYNTHETIC_SIZES, classes=100),
+}
 SPLIT_SEED = 0  # splits are the same in every run, whatever the federation's seed
 
 

@@ -210,7 +210,7 @@ def run_cell(one_shot: OneShot, cell: Cell) -> Record:
         "pretrained_test_accuracy": fmean(each.accuracy for each in score("test", {})),
         "own_test_accuracy": fmean(each.accuracy for each in own["test"]),
         "mean_cosine": mean_cosine(vectors),
-        "learning_rate": home.config.learning_rate,
+        "learning_rate": home.config.peak_rate,
         "methods": merges,
     }
 

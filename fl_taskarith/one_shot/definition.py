@@ -12,7 +12,9 @@ from typing import Any
 
 from fl_taskarith import config as configuration
 from fl_taskarith.config import Config
+from fl_taskarith.config_rule import AUTO
 from fl_taskarith.errors import ConfigError
+from fl_taskarith.machine import on_this_machine
 from fl_taskarith.merging.one_shot import MERGE_RULES
 from fl_taskarith.one_shot.finetune import Spread
 from fl_taskarith.one_shot.tasks import FAMILIES
@@ -75,7 +77,7 @@ class OneShot:
 
     def config(self, seed: int = 0) -> Config:
         """The settings of fine-tuning."""
-        return configuration.from_mapping({**self.settings, **SETTINGS, "seed": seed})
+        return on_this_machine(configuration.from_mapping({**self.settings, **SETTINGS, "seed": seed}))
 
     def at_rate(self, rate: float) -> "OneShot":
         """The same benchmark at a learning rate."""
@@ -147,7 +149,9 @@ def _one_shot(document: Mapping[str, Any], path: Path, overrides: Mapping[str, A
         reference=reference,
         rates=_rates(document, settings),
     )
-    for rate in one_shot.rates or [one_shot.config().learning_rate]:
+    if not one_shot.rates and one_shot.config().learning_rate == AUTO:
+        raise ConfigError("give [settings] a learning-rate, or a [search] that chooses it on validation.")
+    for rate in one_shot.rates or [one_shot.config().peak_rate]:
         one_shot.at_rate(rate).config()
     return one_shot
 

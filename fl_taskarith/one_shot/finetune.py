@@ -67,7 +67,7 @@ def plan_training(config: Config, number: int, spread: Spread, seed: int) -> lis
     return [
         Training(
             max(1, round(config.local_steps * number * step / sum(steps))),
-            config.learning_rate * rate,
+            config.peak_rate * rate,
             max(1, round(config.batch_size * batch)),
         )
         for step, rate, batch in zip(

@@ -368,7 +368,7 @@ class FedAvg(FlowerFedAvg):
         if isinstance(loss, float) and not math.isfinite(loss):
             raise Divergence(
                 f"Client {message.metadata.src_node_id} diverged in round {server_round}: its training loss is {loss}. "
-                f"Lower learning-rate (now {self.config.learning_rate:g}), or add warmup-rounds."
+                f"Lower learning-rate (now {self.config.peak_rate:g}), or add warmup-rounds."
             )
 
     def _summarise(self, log: list[MetricRecord]) -> MetricRecord:

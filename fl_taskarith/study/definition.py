@@ -10,7 +10,9 @@ from fl_taskarith.config import Config
 from fl_taskarith.config_clusters import REGRESSION
 from fl_taskarith.config_rule import Scalar
 from fl_taskarith.errors import ConfigError
+from fl_taskarith.learning_rates import with_known_rate
 from fl_taskarith.logbook import run_name
+from fl_taskarith.machine import on_this_machine
 from fl_taskarith.study.search import Search
 
 UNSAVED: dict[str, Scalar] = {"save-model": False, "draw-curves": False}  # a study has many runs and its own figures
@@ -130,8 +132,8 @@ class Study:
             settings["learning-rate"] = rate
         if rounds is not None:
             settings["num-rounds"] = rounds
-        config = configuration.from_mapping(settings)
-        name = f"{run_name(config)}-lr{config.learning_rate:g}-r{config.num_rounds}"
+        config, _ = with_known_rate(on_this_machine(configuration.from_mapping(settings)))
+        name = f"{run_name(config)}-lr{config.peak_rate:g}-r{config.num_rounds}"
         return configuration.from_mapping(
             config.to_run_config() | {"run-name": name.replace("+", ""), "results-dir": str(runs)}
         )

@@ -109,7 +109,7 @@ class LoggedResults(StudyResults):
         """Whether a run of an arm is one of those that are reported, if its rate is the one chosen."""
         search = self.study.searched(arm)
         config = from_mapping(dict(arm.settings))
-        rates = (config.learning_rate,) if search is None else search.rates
+        rates = (config.peak_rate,) if search is None else search.rates
         shown = {float(f"{each:g}") for each in rates}
         return rate in shown and rounds == config.num_rounds and seed in self.study.seeds
 

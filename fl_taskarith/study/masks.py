@@ -17,10 +17,11 @@ from fl_taskarith.federation import describe, make_run, show_log
 from fl_taskarith.files import make_folder, scratch_folder, write_atomically
 from fl_taskarith.global_model import Weights
 from fl_taskarith.logbook import Logbook
+from fl_taskarith.machine import available_threads
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.masking.overlap import Spread, between_pairs, chance_overlap, jaccard_matrix
 from fl_taskarith.paths import results_root
-from fl_taskarith.resident import Resident, available_threads, resident
+from fl_taskarith.resident import Resident, resident
 from fl_taskarith.study.mask_plots import plot_anatomy
 from fl_taskarith.study.mask_report import anatomy_table, overlap_table, read_mask, summarise
 

@@ -50,7 +50,7 @@ def run_once(run: Config, deadline: float | None) -> Outcome:
 
 def describe_run(arm: Arm, run: Config, outcome: Outcome, *, reported: bool) -> str:
     """One line; test accuracy only of runs that are reported, since the search is not to see it."""
-    words = [arm.title, f"rate {run.learning_rate:g}", f"seed {run.seed}", f"rounds {run.num_rounds}"]
+    words = [arm.title, f"rate {run.peak_rate:g}", f"seed {run.seed}", f"rounds {run.num_rounds}"]
     if outcome.state is not State.DONE:
         return " | ".join([*words, f"{outcome.state}: {outcome.cause}" if outcome.cause else str(outcome.state)])
     measured = {"val": "val_accuracy"} | ({"test": "test_accuracy"} if reported else {})

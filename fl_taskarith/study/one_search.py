@@ -4,8 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from fl_taskarith.config import Config
+from fl_taskarith.config_rule import AUTO
 from fl_taskarith.files import write_atomically
 from fl_taskarith.logbook import run_name
+from fl_taskarith.machine import on_this_machine
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.results import StudyResults
 from fl_taskarith.study.runner import run_what_is_left
@@ -30,8 +32,7 @@ def search_rate(
     """
     ignored = (*RUNNER_KEYS, "learning-rate")
     settings = {key: value for key, value in config.to_run_config().items() if key not in ignored}
-    default = Config()
-    plain = dataclasses.replace(config, learning_rate=default.learning_rate, seed=search.seed, run_name="")
+    plain = dataclasses.replace(on_this_machine(config), learning_rate=AUTO, seed=search.seed, run_name="")
     arm = Arm("", "search", "", settings)
     study = Study(
         f"Learning rate of {run_name(plain)}", f"search/{run_name(plain)}", "", (), "", {}, {}, search, (arm,)

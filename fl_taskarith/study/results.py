@@ -131,7 +131,7 @@ class StudyResults:
         source = self.study.rate_arm(arm)
         search = self.study.searched(source)
         if search is None:
-            return Choice(self.study.config(source, None, None, self.study.seeds[0], self.runs).learning_rate)
+            return Choice(self.study.config(source, None, None, self.study.seeds[0], self.runs).peak_rate)
         scores = self.scores(source)
         return None if open_trials(search, scores) else choose(search, scores)
 

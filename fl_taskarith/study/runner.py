@@ -156,7 +156,7 @@ def _batches(results: StudyResults, arm: Arm, outcomes: dict[Path, Outcome]) -> 
         for task in tasks:
             if outcomes[task.folder].state not in SETTLED:
                 cause = outcomes[task.folder].cause
-                raise StudyError(f"the search stopped at learning-rate = {task.run.learning_rate:g}: {cause}")
+                raise StudyError(f"the search stopped at learning-rate = {task.run.peak_rate:g}: {cause}")
     choice = results.choice(arm)
     assert choice is not None
     tasks = [Task(arm, run, reported=True) for run in results.final_runs(arm, choice)]

@@ -1,0 +1,76 @@
+"""Ctrl-C and SIGTERM: the round that is under way is finished and saved, and then the run ends."""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+log = logging.getLogger("fl_taskarith")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_received: int | None = None
+
+
+class Interrupted(KeyboardInterrupt):
+    """Somebody asked the run to end by a signal; `exit_status` is 128 + its number."""
+
+    def __init__(self, message: str, signal_number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signal_number
+
+
+@contextmanager
+def finishing_rounds() -> Iterator[None]:
+    """Within it a first signal lets the round under way be finished (`stop_if_asked`); a second one ends it at once.
+
+    Without effect outside the main thread, which alone receives signals.
+    """
+    global _received
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _received = None
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Within it SIGTERM ends the program like Ctrl-C, so that whatever is open is closed. In the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def asked_to_stop() -> bool:
+    """Whether a signal came since `finishing_rounds` began."""
+    return _received is not None
+
+
+def interrupted(message: str) -> Interrupted:
+    """The exception that ends a run after a signal."""
+    return Interrupted(message, _received or signal.SIGINT)
+
+
+def _on_signal(number: int, _: FrameType | None) -> None:
+    global _received
+    if _received is not None:
+        raise Interrupted("Stopped at once, in the middle of a round.", number)
+    _received = number
+    log.warning("Stopping: the round under way is finished and saved first. Press Ctrl-C again to stop at once.")
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    raise Interrupted("Stopped by SIGTERM.", number)

@@ -1,0 +1,67 @@
+"""run.log and study.log: what a command prints, in a file beside its results."""
+
+import logging
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+LOGGER = logging.getLogger("fl_taskarith")
+UNPRINTED = {
+    "unprinted": True
+}  # `extra` of a record that is for the file alone: a progress bar shows it on the terminal
+
+
+class RunLog(logging.Handler):
+    """A context manager that writes all that is logged within it, warnings of Python, and how it ends, to a file.
+
+    What comes before `open` names the file is kept and written then. A file that cannot be written costs a warning and
+    never the run.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        super().__init__()
+        self._path = path
+        self._kept: list[str] = []
+
+    def open(self, path: Path) -> None:
+        """Append to `path` from now on, beginning with what was kept."""
+        self._path = path
+        self.write("")
+
+    def write(self, line: str) -> None:
+        """One line, or what was kept if it is empty."""
+        self._kept += [line] if line else []
+        if self._path is None or not self._kept:
+            return
+        text = "\n".join(self._kept) + "\n"
+        self._kept.clear()
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            path, self._path = self._path, None
+            warnings.warn(f"Cannot write {path}: {error.strerror or error}; the run goes on.", stacklevel=2)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A line that our logger was given."""
+        self.write(self.format(record))
+
+    def __enter__(self) -> Self:
+        LOGGER.addHandler(self)
+        self._show = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+            self._show(message, category, filename, lineno, *rest)
+            self.write(f"{category.__name__}: {message}")
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.write(f"{type(error).__name__}: {error}")
+        warnings.showwarning = self._show
+        LOGGER.removeHandler(self)
