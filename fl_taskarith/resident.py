@@ -17,7 +17,7 @@ from torch import Tensor
 from fl_taskarith.config import Config
 from fl_taskarith.data.batches import Preprocessing
 from fl_taskarith.data.datasets import SPLIT_SEED, Dataset, ImageSet, load_dataset
-from fl_taskarith.data.prefix_cache import CachedInputs, cache_key, near, open_or_make
+from fl_taskarith.data.prefix_cache import CachedInputs, cache_key, content_of, near, open_or_make
 from fl_taskarith.data.sharding import make_shards
 from fl_taskarith.data.shards import Shards
 from fl_taskarith.data.splits import Splits, split_training_set, stratified_sample
@@ -47,6 +47,15 @@ class Data:
     validation: ImageSet
     calibration: ImageSet
     test: ImageSet
+
+    @cached_property
+    def sha256(self) -> str:
+        """The first 16 hexadecimal digits of a checksum of all images and labels."""
+        splits = {"train": self.train, "validation": self.validation, "calibration": self.calibration,
+                  "test": self.test}  # fmt: skip
+        return cache_key(
+            {f"{name} {kind}": getattr(split, kind) for name, split in splits.items() for kind in ("images", "labels")}
+        )
 
 
 class Resident:
@@ -95,6 +104,7 @@ class Resident:
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         self.pretrained = {name: self.parameters[name].detach().clone() for name in self.federated_names()}
         self.data = data
+        self._caches: list[Path] = []  # files of tokens in use
         self.network: Network = self.model
         self.preprocessing: Inputs = self._preprocessing(data)
         if config.prefix_cache != "off":
@@ -218,7 +228,21 @@ class Resident:
 
     def pretrained_sha256(self) -> str:
         """The first 16 hexadecimal digits of a checksum of all weights as they started, from whatever file."""
+        return self._pretrained_sha256
+
+    @cached_property
+    def _pretrained_sha256(self) -> str:
         return cache_key({**self.model.state_dict(), **self.pretrained})
+
+    @cached_property
+    def inputs_sha256(self) -> str:
+        """The same of the images and labels of all splits; of the tokens that stand for images under a prefix cache."""
+        return cache_key({"data": self.data.sha256, **{path.stem: content_of(path) for path in self._caches}})
+
+    @cached_property
+    def shards_sha256(self) -> str:
+        """The same of all clients' shards."""
+        return cache_key({str(client): shard for client, shard in enumerate(self.shards)})
 
     def _use_prefix_cache(self, data: Data) -> None:
         """Run the trained blocks alone, on the frozen ones' tokens."""
@@ -251,6 +275,7 @@ class Resident:
             return folder / f"{key}.npy", open_or_make(folder, key, pictures, compute, config.prefix_cache)
 
         caches = [cache_of(images, False), *([cache_of(data.train.images, True)] if preprocessing.flip else [])]
+        self._caches = [path for path, _ in caches]
         tokens, *flips = near(dict(caches), self.device)
         self.preprocessing = CachedInputs(tokens, flips[0] if flips else None, self.device)
         self.network = Suffix(self.model, first)

@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ from fl_taskarith.models.heads import RIDGE_GRID, RidgeSolver, RidgeStatistics, 
 from fl_taskarith.optim import learning_rate
 from fl_taskarith.resident import Resident
 from fl_taskarith.run_log import UNPRINTED
-from fl_taskarith.starts import Starts
+from fl_taskarith.starts import EVALUATIONS, HEAD, MASK, Starts
 from fl_taskarith.training import Evaluation, evaluate
 
 if TYPE_CHECKING:
@@ -188,8 +189,8 @@ class Run(ABC):
         row: Row = {"round": 0, "clients": 0, "uplink_bytes": 0, "downlink_bytes": 0, "train_seconds": 0.0}
         head = {name: self.home.pretrained[name] for name in HEAD_PARAMETERS}
         if self.config.head == "ridge":
-            head, facts = self.starts.once(self.config, "head", row, lambda: self._solve_ridge_head(row))
-            self.logbook.note(head=facts)
+            head, facts = self.starts.once(self.home, HEAD, row, lambda: self._solve_ridge_head(row))
+            self._note_head(facts)
         row["overhead_seconds"] = overhead(time.perf_counter() - started, row["train_seconds"])
         self.finish_round(row, head)
 
@@ -209,7 +210,7 @@ class Run(ABC):
         elif config.masked:
             by_clients = config.mask_source == "clients"
             sums = self.client_sums(head, row) if by_clients else server_sums(self.home, head)
-            calibration = self.starts.once(config, "mask", row, lambda: make_mask(self.home, sums))
+            calibration = self.starts.once(self.home, MASK, row, lambda: make_mask(self.home, sums))
             facts = mask_facts(config, calibration)
             log.info(
                 "Mask: %(updated)d of %(maskable)d weights (density %(density).4g) are updated, by %(rule)s.", facts
@@ -230,7 +231,7 @@ class Run(ABC):
         """Solve the head anew for the backbone as it is, and send it to clients in place of the last one."""
         started, clients_before = time.perf_counter(), row["train_seconds"]
         head, facts = self._solve_ridge_head(row)
-        self.logbook.note(head=facts)
+        self._note_head(facts)
         self.model = GlobalModel(self.model.trained, Frozen(self.model.frozen.weights | head, self.model.frozen.mask))
         self.distribute(row)
         row["overhead_seconds"] += overhead(time.perf_counter() - started, row["train_seconds"] - clients_before)
@@ -244,14 +245,19 @@ class Run(ABC):
         ridge_lambda, logit_scale = self.config.ridge_lambda, self.config.logit_scale
         if ridge_lambda == AUTO:
             ridge_lambda = choose_ridge_lambda(solver, features, validation.labels)
-            if ridge_lambda in (RIDGE_GRID[0], RIDGE_GRID[-1]):
-                log.warning("ridge-lambda = %g lies at the edge of the searched grid: it is not tuned.", ridge_lambda)
         head = solver.solve(float(ridge_lambda))
         if logit_scale == AUTO:
             logit_scale = fit_logit_scale(head.scores(features), validation.labels)
         scaled = head.scaled(float(logit_scale))
         weights = dict(zip(HEAD_PARAMETERS, (scaled.weight.float().contiguous(), scaled.bias.float()), strict=True))
         return weights, {"kind": "ridge", "ridge_lambda": ridge_lambda, "logit_scale": logit_scale}
+
+    def _note_head(self, facts: dict[str, object]) -> None:
+        """Facts about the ridge head into run.json; a warning where the penalty was searched and not enclosed."""
+        self.logbook.note(head=facts)
+        chosen = facts["ridge_lambda"]
+        if self.config.ridge_lambda == AUTO and chosen in (RIDGE_GRID[0], RIDGE_GRID[-1]):
+            log.warning("ridge-lambda = %g lies at the edge of the searched grid: it is not tuned.", chosen)
 
     def _evaluate(self, row: Row) -> None:
         """Validation and test loss and accuracy of the global model, and ‖θ − θ₀‖, into `row`.
@@ -262,10 +268,15 @@ class Run(ABC):
         started = time.perf_counter()
         row["task_vector_norm"] = self.home.task_vector_norm(self.model)
 
-        def measure() -> dict[str, list[list[Evaluation]]]:
-            return {split: self._measured(examples) for split, examples in self.evaluated.items()}
+        def measure(split: str) -> list[list[Evaluation]]:
+            return self._measured(self.evaluated[split])
 
-        measured = measure() if row["round"] else self.starts.once(self.config, "evaluation", row, measure)
+        measured = {
+            split: measure(split)
+            if row["round"]
+            else self.starts.once(self.home, EVALUATIONS[split], row, partial(measure, split))
+            for split in self.evaluated
+        }
         by_model = measured["val"]
         best = [min(range(len(by_model)), key=lambda model: by_model[model][group].loss)
                 for group in range(len(by_model[0]))]  # fmt: skip

@@ -32,6 +32,7 @@ from fl_taskarith.masking.mask import load_mask
 from fl_taskarith.models.backbone import build_model
 from fl_taskarith.models.weights import backbone_state, load_weights
 from fl_taskarith.one_shot.checkpoints import ModelFile
+from fl_taskarith.start_files import StartFile, read_start, write_start
 from fl_taskarith.study.results import inspect
 from fl_taskarith.study.run_set import find_runs, members
 
@@ -153,6 +154,22 @@ def prefix_caches(folder: Path, trials: int, seed: int) -> Tally:
     return tally
 
 
+def starts(folder: Path, trials: int, seed: int) -> Tally:
+    """What round 0 found is damaged: it is not there, so it is found anew."""
+    tally = Tally("start shared with other processes damaged")
+    tensors = {"head.weight": torch.arange(300.0).view(10, 30)}
+
+    def is_missing() -> bool:
+        return read_start(folder, "head-0") is None
+
+    write_start(folder, "head-0", StartFile(tensors, {"ridge_lambda": 0.1}, {"clients": 3}))
+    (path,) = folder.iterdir()
+    try_damage(tally, path, trials, seed, is_missing)
+    found = read_start(folder, "head-0")
+    assert found is not None and same_bits(dict(found.tensors), tensors) and found.counted == {"clients": 3}
+    return tally
+
+
 def finished_run(folder: Path, trials: int, seed: int) -> list[Tally]:
     """What a finished run leaves: table, run.json, mask, exported model; each as its readers read it."""
     config = dataclasses.replace(TINY, results_dir=str(folder), run_name="finished")
@@ -219,7 +236,7 @@ def unfinished_run(folder: Path, trials: int, seed: int) -> Tally:
 def all_kinds(folder: Path, trials: int, seed: int = 0) -> list[Tally]:
     """Every kind of file, `trials` times each."""
     tallies = []
-    for each in (checkpoints, client_files, prefix_caches, unfinished_run):
+    for each in (checkpoints, client_files, prefix_caches, starts, unfinished_run):
         (folder / each.__name__).mkdir()
         tallies.append(each(folder / each.__name__, trials, seed))
     (folder / "finished").mkdir()

@@ -133,7 +133,7 @@ def test_a_round_of_the_scale_bench_is_one_of_a_run(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(datasets, "SYNTHETIC_SIZES", {"train": 600, "test": 100})
     parts = {
         clients: worker.start(
-            scale._config("vit_glyph", 16, clients, "cpu", str(tmp_path)), partial(scale._drawn_shards, clients), asked
+            scale._config("vit_glyph", 16, clients, "cpu", tmp_path), partial(scale._drawn_shards, clients), asked
         )
         for clients, asked in ((20, True), (700, False))
     }
@@ -214,7 +214,7 @@ class Here:
 
 
 def test_a_long_run_is_timed_round_by_round(tmp_path: Path) -> None:
-    seconds, memory = long_run._run(long_run._config("vit_glyph", 16, 3, "cpu", str(tmp_path)))
+    seconds, memory = long_run._run(long_run._config("vit_glyph", 16, 3, "cpu", tmp_path))
     assert len(seconds) == len(memory) == 3
     assert min(seconds) > 0 < min(memory)
 

@@ -38,8 +38,10 @@ def none_lost(*tallies: Tally) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [damage.checkpoints, damage.client_files, damage.prefix_caches, damage.unfinished_run, damage.finished_run]
-)
+    "kind",
+    [damage.checkpoints, damage.client_files, damage.prefix_caches, damage.starts, damage.unfinished_run,
+     damage.finished_run],
+)  # fmt: skip
 def test_damage_is_told_or_mended(kind: Callable[..., Tally | list[Tally]], tmp_path: Path) -> None:
     found = kind(tmp_path, 48, seed=1)
     none_lost(*(found if isinstance(found, list) else [found]))

@@ -3,12 +3,17 @@
 import argparse
 import dataclasses
 import operator
+import os
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import final_weights, numbers, same_bits
+from test_files import at_work, kill
 
 from fl_taskarith import simulate
 from fl_taskarith.config import Config, load
@@ -253,3 +258,99 @@ def test_a_file_of_the_class_token_alone_has_a_key_of_its_own(
     keys.append([])
     Resident(head_alone)
     assert keys[0] and not set(keys[0]) & set(keys[1])
+
+
+def slow_tokens(folder: Path, seconds: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Tokens that take `seconds` per pass; every pass leaves a line with its process's number."""
+
+    def compute(part: torch.Tensor) -> torch.Tensor:
+        with open(folder / "passes", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(seconds)
+        return part.float().flatten(2)
+
+    return compute
+
+
+def many_images() -> torch.Tensor:
+    return torch.arange(200 * 12, dtype=torch.int64).remainder(251).to(torch.uint8).view(200, 3, 2, 2)
+
+
+def make_with(folder: Path, seconds: float) -> torch.Tensor:
+    return open_or_make(folder / "cache", "0123456789abcdef", many_images(), slow_tokens(folder, seconds), "float16")
+
+
+def make_and_copy(folder: Path) -> None:
+    tokens = make_with(folder, 0.05)
+    np.save(folder / f"seen-{os.getpid()}.npy", tokens.numpy())
+
+
+def make_for_ever(folder: Path) -> None:
+    (folder / "cache").mkdir()
+
+    def compute(part: torch.Tensor) -> torch.Tensor:
+        if len(part) > 1:  # the first image alone shows the shape
+            (folder / "ready").touch()
+            time.sleep(60)
+        return part.float().flatten(2)
+
+    open_or_make(folder / "cache", "0123456789abcdef", many_images(), compute, "float16")
+
+
+def test_of_three_processes_one_computes_the_tokens(tmp_path: Path) -> None:
+    started = [get_context("fork").Process(target=make_and_copy, args=(tmp_path,)) for _ in range(3)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(30)
+    assert [process.exitcode for process in started] == [0, 0, 0]
+    passes = (tmp_path / "passes").read_text().split()
+    assert len(set(passes)) == 1 and len(passes) == 1 + 4, "the first image for the shape, and 200 by 64"
+    seen = [np.load(path) for path in tmp_path.glob("seen-*.npy")]
+    expected = many_images().float().flatten(2).half().numpy()
+    assert len(seen) == 3 and all(np.array_equal(tokens, expected) for tokens in seen)
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"0123456789abcdef.npy", "0123456789abcdef.json"}
+
+
+def test_a_process_killed_while_it_computes_leaves_nothing_and_blocks_nobody(tmp_path: Path) -> None:
+    with at_work(make_for_ever, tmp_path) as maker:
+        assert [path.name for path in (tmp_path / "cache").glob(f".*.{maker.pid}-*.tmp")]
+        kill(maker)
+    assert list((tmp_path / "cache").glob(".*.tmp")), "what it had written"
+    tokens = make_with(tmp_path, 0.0)
+    assert torch.equal(tokens, many_images().float().flatten(2).half())
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"0123456789abcdef.npy", "0123456789abcdef.json"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
+def test_what_cuts_it_short_leaves_neither_file_nor_lock(error: type[BaseException], tmp_path: Path) -> None:
+    def compute(part: torch.Tensor) -> torch.Tensor:
+        if len(part) > 1:
+            raise error
+        return part.float().flatten(2)
+
+    with pytest.raises(error):
+        open_or_make(tmp_path / "cache", "0123456789abcdef", many_images(), compute, "float16")
+    assert not list((tmp_path / "cache").iterdir())
+    assert len(make_with(tmp_path, 0.0)) == 200
+
+
+def test_what_earlier_versions_left_goes_once_a_day_has_passed(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    old, fresh = folder / ".0123456789abcdef.npy.123.tmp", folder / ".0123456789abcdef.npy.124.tmp"
+    foreign = folder / ".notes.npy.125.tmp"
+    for path in (old, fresh, foreign):
+        path.touch()
+    for path in (old, foreign):
+        os.utime(path, (time.time() - 86_500,) * 2)
+    make_with(tmp_path, 0.0)
+    assert [path.exists() for path in (old, fresh, foreign)] == [False, True, True]
+
+
+def test_a_sound_cache_needs_no_right_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a shared drive the folder may be another's."""
+    make_with(tmp_path, 0.0)
+    monkeypatch.setattr(prefix_cache, "only_maker", lambda *_: pytest.fail("took a lock"))
+    monkeypatch.setattr(prefix_cache, "make_folder", lambda *_: pytest.fail("made a folder"))
+    assert len(make_with(tmp_path, 0.0)) == 200

@@ -1,6 +1,5 @@
 """Thousands of rounds of one run, with its evaluations and checkpoints: does a round come to take longer, or more?"""
 
-import tempfile
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,6 +13,7 @@ from fl_taskarith.client import app
 from fl_taskarith.config import Config, load
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.federation import run_federation
+from fl_taskarith.files import scratch_folder
 from fl_taskarith.logbook import Row
 from fl_taskarith.machine import choose_device
 
@@ -38,7 +38,7 @@ def bench_long_run(
             f"--rounds {rounds} is too few: {WARM_UP} of warm-up, the {COMPARED} after them and the last {COMPARED} "
             "are needed."
         )
-    with tempfile.TemporaryDirectory() as folder, workers(["run"]) as processes:
+    with scratch_folder() as folder, workers(["run"]) as processes:
         config = _config(model_name, input_size, rounds, device_name, folder)
         seconds, memory = processes["run"].apply(_run, (config,))
     first, last = slice(WARM_UP, WARM_UP + COMPARED), slice(rounds - COMPARED, rounds)
@@ -117,7 +117,7 @@ def _binned(values: Sequence[float]) -> list[float]:
     return [fmean(values[start : start + BIN]) for start in range(0, len(values) - BIN + 1, BIN)]
 
 
-def _config(model_name: str, input_size: int, rounds: int, device_name: str, folder: str) -> Config:
+def _config(model_name: str, input_size: int, rounds: int, device_name: str, folder: Path) -> Config:
     return load(
         overrides={
             "model": model_name,
@@ -134,6 +134,6 @@ def _config(model_name: str, input_size: int, rounds: int, device_name: str, fol
             "draw_curves": False,
             "threads": 1,
             "device": device_name,
-            "results_dir": folder,
+            "results_dir": str(folder),
         }
     )

@@ -1,6 +1,5 @@
 """The most memory that rounds of few and of many clients take, against model, gradients, momentum and activations."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch.nn import functional
 from fl_taskarith.bench.report import Bench, peak_bytes, resident_bytes
 from fl_taskarith.bench.worker import ONLY_ROUNDS, start, train_round, workers
 from fl_taskarith.config import Config, load
+from fl_taskarith.files import scratch_folder
 from fl_taskarith.machine import available_threads, choose_device
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
 from fl_taskarith.training import autocast, set_trained
@@ -33,7 +33,7 @@ def bench_memory(
     what torch has allocated). The loop's is model + gradients + momentum + activations, and what kernels need.
     """
     peaks: dict[int, int] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         for count in (BARE, *clients):
             config = _config(max(1, count), model_name, input_size, batch_size, precision, device_name, folder)
             with workers([count]) as processes:
@@ -89,7 +89,7 @@ def _peak_of_loop(config: Config) -> int:
 
 
 def _config(
-    clients: int, model_name: str, input_size: int, batch_size: int, precision: str, device_name: str, folder: str
+    clients: int, model_name: str, input_size: int, batch_size: int, precision: str, device_name: str, folder: Path
 ) -> Config:
     return load(
         overrides={
@@ -106,6 +106,6 @@ def _config(
             "precision": precision,
             "device": device_name,
             "threads": available_threads(),
-            "results_dir": str(Path(folder) / str(clients)),
+            "results_dir": str(folder / str(clients)),
         }
     )

@@ -1,10 +1,8 @@
 """Rounds on cached tokens of the frozen blocks, against the same rounds without a cache and rounds of all blocks."""
 
-import tempfile
-from pathlib import Path
-
 from fl_taskarith.bench.report import Bench, median
 from fl_taskarith.bench.worker import CLIENTS, LOCAL_STEPS, rounds_config, rounds_in_turn
+from fl_taskarith.files import scratch_folder
 from fl_taskarith.machine import available_threads, choose_device
 
 ARMS = {"all blocks": (0, "off"), "last blocks": (1, "off"), "cached": (1, "float16")}  # (blocks / wanted, cache)
@@ -25,12 +23,12 @@ def bench_prefix(
     Raises:
         RuntimeError: the last blocks learn otherwise with the cache than without.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         configs = {
             arm: rounds_config(
                 folder, model_name, input_size, batch_size, device_name, augmentation="flip",
                 trainable_blocks=few * trainable_blocks, prefix_cache=cache, threads=available_threads(),
-                results_dir=str(Path(folder) / arm.replace(" ", "-")),
+                results_dir=str(folder / arm.replace(" ", "-")),
             )
             for arm, (few, cache) in ARMS.items()
         }  # fmt: skip

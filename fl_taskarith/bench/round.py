@@ -1,7 +1,6 @@
 """A real round of federated averaging against the same number of steps in a bare loop without any federation."""
 
 import copy
-import tempfile
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +16,7 @@ from fl_taskarith.config import Config, load
 from fl_taskarith.data.batches import batch_positions, draw_augmentations
 from fl_taskarith.engine.records import metric, to_record
 from fl_taskarith.engine.sequential import SequentialGrid
+from fl_taskarith.files import scratch_folder
 from fl_taskarith.global_model import Frozen
 from fl_taskarith.machine import available_threads
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
@@ -48,8 +48,8 @@ def bench_round(
     home = resident(config)
     head = {name: torch.randn_like(home.pretrained[name]) * 0.05 for name in HEAD_PARAMETERS}
     mask = make_mask(home, server_sums(home, head)).mask if density else None
-    with tempfile.TemporaryDirectory() as folder:
-        federated = Federated(config, home, Frozen(head, mask), Path(folder))
+    with scratch_folder() as folder:
+        federated = Federated(config, home, Frozen(head, mask), folder)
         bare = Bare(config, home, head)
         measured = alternate({"federated": federated, "bare": bare}, repeats, home.device)
     seconds = {name: median(values) for name, values in measured.items()}

@@ -1,6 +1,5 @@
 """From a hundred to a hundred thousand virtual clients, as many sampled each round: time and memory of a round."""
 
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 from fl_taskarith.bench.report import Bench, median, resident_bytes
 from fl_taskarith.bench.worker import ONLY_ROUNDS, start, train_round, workers
 from fl_taskarith.config import Config, load
+from fl_taskarith.files import scratch_folder
 from fl_taskarith.machine import choose_device
 from fl_taskarith.resident import Resident
 from fl_taskarith.seeding import random_generator
@@ -54,7 +54,7 @@ def bench_scale(
     """
     counts = sorted(set(clients))
     measured: dict[int, list[float]] = {count: [] for count in counts}
-    with tempfile.TemporaryDirectory() as folder, workers(counts) as processes:
+    with scratch_folder() as folder, workers(counts) as processes:
         before = {
             count: process.apply(
                 start,
@@ -105,7 +105,7 @@ def _drawn_shards(num_clients: int, home: Resident) -> DrawnShards:
     return DrawnShards(num_clients, len(home.data.train), home.device)
 
 
-def _config(model_name: str, input_size: int, num_clients: int, device_name: str, folder: str) -> Config:
+def _config(model_name: str, input_size: int, num_clients: int, device_name: str, folder: Path) -> Config:
     return load(
         overrides={
             **ONLY_ROUNDS,
@@ -118,6 +118,6 @@ def _config(model_name: str, input_size: int, num_clients: int, device_name: str
             "learning_rate": 1e-3,
             "threads": 1,
             "device": device_name,
-            "results_dir": str(Path(folder) / str(num_clients)),
+            "results_dir": str(folder / str(num_clients)),
         }
     )

@@ -2,9 +2,7 @@
 fastest matrix product.
 """
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fl_taskarith.bench.report import Bench, alternate, median, seconds_of
 from fl_taskarith.bench.round import CLIENTS, LOCAL_STEPS, Bare, Federated, round_config
 from fl_taskarith.data.datasets import ImageSet
+from fl_taskarith.files import scratch_folder
 from fl_taskarith.global_model import Frozen
 from fl_taskarith.machine import available_threads
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
@@ -45,8 +44,8 @@ def bench_throughput(
     operations = _operations_per_image(home)
     peak = _peak(home.device, precision)
     evaluated = home.data.test.take(torch.arange(home.evaluation_batch * EVALUATION_BATCHES) % len(home.data.test))
-    with tempfile.TemporaryDirectory() as folder:
-        federated, bare = Federated(config, home, Frozen(head), Path(folder)), Bare(config, home, head)
+    with scratch_folder() as folder:
+        federated, bare = Federated(config, home, Frozen(head), folder), Bare(config, home, head)
         works: dict[str, Callable[[], object]] = {
             "training, federated": federated,
             "training, bare loop": bare,

@@ -1,10 +1,8 @@
 """Rounds whose clients are trained several at once, against the same rounds with one client after the other."""
 
-import tempfile
-from pathlib import Path
-
 from fl_taskarith.bench.report import Bench, median
 from fl_taskarith.bench.worker import CLIENTS, LOCAL_STEPS, rounds_config, rounds_in_turn
+from fl_taskarith.files import scratch_folder
 from fl_taskarith.machine import choose_device
 
 
@@ -23,11 +21,11 @@ def bench_together(
     Raises:
         RuntimeError: the clients learn otherwise together than alone.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         configs = {
             f"{at_once} at once": rounds_config(
                 folder, model_name, input_size, batch_size, device_name, augmentation="none",
-                clients_at_once=at_once, threads=1, results_dir=str(Path(folder) / str(at_once)),
+                clients_at_once=at_once, threads=1, results_dir=str(folder / str(at_once)),
             )
             for at_once in sorted({1, *(clients or (2, 5, 10))})
         }  # fmt: skip

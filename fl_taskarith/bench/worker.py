@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.pool import Pool
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -46,14 +47,14 @@ def workers(names: Sequence[Name]) -> Iterator[dict[Name, Pool]]:
 
 
 def rounds_config(
-    folder: str, model_name: str, input_size: int, batch_size: int, device_name: str, **own: object
+    folder: Path, model_name: str, input_size: int, batch_size: int, device_name: str, **own: object
 ) -> Config:
     """A run of rounds of `CLIENTS` x `LOCAL_STEPS` over synthetic images, its files in `folder`; `own` has the rest."""
     return load(
         overrides={
             **ONLY_ROUNDS,
             "dataset": "synthetic",
-            "data_dir": folder,
+            "data_dir": str(folder),
             "train_subset": CLIENTS * 100,
             "validation_size": 100,
             "calibration_size": 0,

@@ -4,9 +4,11 @@ of images.
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
-import os
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,13 +21,16 @@ from torch import Tensor
 
 from fl_taskarith.data.batches import Augmentation
 from fl_taskarith.errors import CheckpointError, DataError
-from fl_taskarith.files import version_of, write_atomically
+from fl_taskarith.files import A_DAY, make_folder, remove_leftovers, replacement, version_of, write_atomically
+from fl_taskarith.locks import only_maker
+from fl_taskarith.progress import tracked
 
 Compute = Callable[[Tensor], Tensor]
 """From stored images, uint8 [B, 3, H, W], to tokens [B, T, d]."""
 
 DTYPES = {"float16": np.float16, "float32": np.float32}
 CHUNK = {"cpu": 64, "cuda": 512}  # images per pass while the cache is made
+_OLDER = re.compile(r"\.[0-9a-f]{16}\.npy\.\d+\.tmp")
 GPU_SHARE = 0.5  # of a GPU's memory that the caches of a run may take; larger ones stay on the host
 
 log = logging.getLogger(__name__)
@@ -75,6 +80,8 @@ def cache_key(parts: Mapping[str, Tensor | str]) -> str:
 def open_or_make(folder: Path, key: str, images: Tensor, compute: Compute, dtype: str) -> Tensor:
     """Tokens [N, T, d] of `images`, memory-mapped from folder/KEY.npy; made there if missing, cut short or damaged.
 
+    Of several processes that want them at once, one computes them, and the others wait.
+
     Args:
         folder: of all caches.
         key: of everything the tokens depend on (`cache_key`).
@@ -87,13 +94,22 @@ def open_or_make(folder: Path, key: str, images: Tensor, compute: Compute, dtype
         CheckpointError: the cache cannot be written; names the path.
     """
     path = folder / f"{key}.npy"
-    tokens = _open(path, len(images), dtype) if _is_sound(path) else None
+    tokens = _sound_tokens(path, len(images), dtype)
     if tokens is None:
-        _make(path, images, compute, dtype)
-        tokens = _open(path, len(images), dtype)
+        make_folder(folder)
+        with only_maker(path, "computes the tokens"):
+            tokens = _sound_tokens(path, len(images), dtype)
+            if tokens is None:
+                _make(path, images, compute, dtype)
+                tokens = _open(path, len(images), dtype)
     if tokens is None:
         raise CheckpointError(f'The cache {path} changed while it was opened: run again, or set prefix-cache = "off".')
     return tokens
+
+
+def content_of(path: Path) -> str:
+    """The SHA-256 of a cache that `open_or_make` has opened, as recorded when it was made."""
+    return str(json.loads(_record(path).read_text())["sha256"])
 
 
 def near(caches: Mapping[Path, Tensor], device: torch.device) -> list[Tensor]:
@@ -120,57 +136,77 @@ def _copied(path: Path, _: tuple[int, int], device: torch.device) -> Tensor:
     return torch.from_numpy(np.load(path, mmap_mode="c")).to(device)
 
 
+def _sound_tokens(path: Path, count: int, dtype: str) -> Tensor | None:
+    """The tokens in the file, if it is there and its content has the checksum recorded when it was made."""
+    try:
+        recorded = json.loads(_record(path).read_text())["sha256"]
+        sound = bool(recorded == _digest(path, version_of(path)))
+    except (OSError, ValueError, KeyError, TypeError):
+        sound = False
+    return _open(path, count, dtype) if sound else None
+
+
 def _open(path: Path, count: int, dtype: str) -> Tensor | None:
     """The tokens in the file; None if it holds anything else, pickled objects among it, which are not loaded."""
     try:
         # Copy-on-write: torch wants a writable array, and nothing written to it may reach the file.
         array = np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError):
-        array = None
-    if array is None or array.dtype != DTYPES[dtype] or array.ndim != 3 or len(array) != count:
-        log.warning("The cache %s holds no tokens of %d images; it is made anew.", path, count)
+        return None
+    if array.dtype != DTYPES[dtype] or array.ndim != 3 or len(array) != count:
         return None
     return torch.from_numpy(array)
 
 
 def _make(path: Path, images: Tensor, compute: Compute, dtype: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # of this process: others may be at it
+    """Compute the tokens and write them to `path`, which is the old file or the new one, whatever happens."""
+    if path.exists():
+        log.warning("The cache %s is damaged, or holds no tokens of %d images; it is made anew.", path, len(images))
+    remove_leftovers(path.parent)
+    _remove_older_leftovers(path.parent)
     log.info("Computing the tokens of %d images, once: %s", len(images), path)
+    digest = hashlib.sha256()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shape = (len(images), *compute(images[:1]).shape[1:])
-        kind = np.dtype(DTYPES[dtype])
-        header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
-        with open(temporary, "wb") as file:  # written, not mapped: a full disk is then an error and not a crash
-            np.lib.format.write_array_header_1_0(file, header)
-            for part in images.split(CHUNK[images.device.type]):
-                tokens = compute(part).float().cpu().numpy()
-                with np.errstate(over="ignore"):
-                    stored = tokens.astype(kind)
-                if not np.isfinite(stored).all():
-                    raise DataError(f'A token of the frozen blocks does not fit {dtype}: set prefix-cache = "float32".')
-                file.write(stored.tobytes())
-        write_atomically(_record(path), json.dumps({"sha256": _digest(temporary, version_of(temporary))}) + "\n")
-        temporary.replace(path)
+        with replacement(path) as file:  # written, not mapped: a full disk is then an error and not a crash
+            for block in _content(images, compute, dtype):
+                file.write(block)
+                digest.update(block)
+            write_atomically(_record(path), json.dumps({"sha256": digest.hexdigest()}) + "\n")
     except OSError as error:
         raise CheckpointError(
             f'Cannot write the cache {path}: {error.strerror or error}. Free some space, or set prefix-cache = "off".'
         ) from error
-    finally:
+
+
+def _content(images: Tensor, compute: Compute, dtype: str) -> Iterator[bytes]:
+    """The parts of a .npy file of the tokens: its header, then those of some images at a time.
+
+    Raises:
+        DataError: a token does not fit the dtype.
+    """
+    kind = np.dtype(DTYPES[dtype])
+    shape = (len(images), *compute(images[:1]).shape[1:])
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    )
+    yield header.getvalue()
+    parts = images.split(CHUNK[images.device.type])
+    for part in tracked(parts, len(parts), "Tokens of the frozen blocks"):
+        tokens = compute(part).float().cpu().numpy()
+        with np.errstate(over="ignore"):
+            stored = tokens.astype(kind)
+        if not np.isfinite(stored).all():
+            raise DataError(f'A token of the frozen blocks does not fit {dtype}: set prefix-cache = "float32".')
+        yield stored.tobytes()
+
+
+def _remove_older_leftovers(folder: Path) -> None:
+    """Remove what killed processes of earlier versions left, `.KEY.npy.PID.tmp`, unless it was written to today."""
+    for path in folder.glob(".*.npy.*.tmp"):
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _is_sound(path: Path) -> bool:
-    """Whether the file is there and its content has the checksum recorded when it was made."""
-    try:
-        recorded = json.loads(_record(path).read_text())["sha256"]
-        sound = bool(recorded == _digest(path, version_of(path)))
-    except (OSError, ValueError, KeyError, TypeError):
-        sound = False
-    if not sound and path.exists():
-        log.warning("The cache %s is damaged; it is made anew.", path)
-    return sound
+            if _OLDER.fullmatch(path.name) and time.time() - path.lstat().st_mtime > A_DAY:
+                path.unlink()
 
 
 def _record(path: Path) -> Path:

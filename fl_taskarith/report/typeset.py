@@ -6,10 +6,9 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from fl_taskarith.errors import ReportError
-from fl_taskarith.files import write_atomically
+from fl_taskarith.files import scratch_folder, write_atomically
 
 LATEX = ["-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape"]
 COMMANDS = {  # program: what makes NAME.pdf from NAME.tex and references.bib; the first that is installed is used
@@ -46,9 +45,8 @@ def typeset(tex: Path, program: str, inputs: Path) -> Typeset:
     Raises:
         ReportError: TeX fails; quotes what it says.
     """
-    with TemporaryDirectory(prefix="fl-taskarith-report-") as scratch:
-        folder = Path(scratch)
-        shutil.copytree(tex.parent, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.pdf.tmp"))
+    with scratch_folder() as folder:
+        shutil.copytree(tex.parent, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.tmp"))
         (folder / f"{tex.stem}.pdf").unlink(missing_ok=True)
         environment = os.environ | {
             "TEXINPUTS": f".{os.pathsep}{inputs}{os.pathsep}",

@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from fl_taskarith.calibrate import make_mask, shard_sums
@@ -15,7 +14,7 @@ from fl_taskarith.client import app as client_app
 from fl_taskarith.config import SENSITIVITY_RULES, Config
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.federation import describe, make_run, show_log
-from fl_taskarith.files import make_folder, write_atomically
+from fl_taskarith.files import make_folder, scratch_folder, write_atomically
 from fl_taskarith.global_model import Weights
 from fl_taskarith.logbook import Logbook
 from fl_taskarith.machine import available_threads
@@ -50,12 +49,12 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0) -> 
     _check(config, clients)
     show_log()
     started = time.perf_counter()
-    with TemporaryDirectory(prefix="fl-taskarith-") as scratch:
+    with scratch_folder() as scratch:
         alone = dataclasses.replace(
             config,
             engine="sequential",
             threads=config.threads or available_threads(),
-            results_dir=scratch,
+            results_dir=str(scratch),
             run_name="mask",
             tensorboard=False,
             wandb=False,
