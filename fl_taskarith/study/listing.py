@@ -1,6 +1,6 @@
 """What of a study is done and what is to do, and about how long the rest will take."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -10,6 +10,7 @@ from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.one_run import describe_run
 from fl_taskarith.study.results import Outcome, State, StudyResults, inspect
 from fl_taskarith.study.search import open_trials, trials_left
+from fl_taskarith.study.shipped import MARK, count_shipped, origin_words
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,21 @@ class _Plan:
 
 
 def list_study(results: StudyResults) -> Iterator[str]:
-    """A line per run, and one with the time left.
+    """A line per run, those on shipped runs if there are any, and one with the time left.
 
     That is from the speed of each arm's finished runs, else from the study's images per second, else from all runs.
     """
     plans = [_plan(results, arm) for arm in results.study.arms]
     yield f"{results.study.title}: {results.folder}"
     for plan in plans:
-        yield from (describe_run(plan.arm, run, outcome, reported=reported) for run, outcome, reported in plan.known)
+        for run, outcome, reported in plan.known:
+            line = describe_run(plan.arm, run, outcome, reported=reported)
+            yield f"{line} | {MARK}" if outcome.shipped else line
         if plan.later:
             yield f"{plan.arm.title} | up to {len(plan.later)} more runs once the search has got there: {State.TO_DO}"
         if plan.problem:
             yield f"{plan.arm.title} | {plan.problem}"
+    yield from _origins(results, plans)
     left = sum(plan.rounds_left() for plan in plans)
     speeds = [speed for plan in plans if (speed := plan.seconds_per_round()) is not None]
     if not left:
@@ -66,6 +70,16 @@ def list_study(results: StudyResults) -> Iterator[str]:
     else:
         seconds = sum(_seconds_left(plan, results.study.images_per_second, fmean(speeds)) for plan in plans)
         yield f"Left: {left} rounds, about {seconds / 60:.1f} minutes of one process."
+
+
+def _origins(results: StudyResults, plans: Sequence[_Plan]) -> Iterator[str]:
+    """On the runs that were shipped with the project: those in folders, and those in the study's tables."""
+    done = {outcome.name: outcome.shipped for plan in plans for _, outcome, _ in plan.known
+            if outcome.state is State.DONE}  # fmt: skip
+    if words := origin_words(sum(done.values()), len(done)):
+        yield words
+    if words := origin_words(*count_shipped(results.folder / "runs.csv")):
+        yield f"Of the tables in {results.folder}: {words}"
 
 
 def _seconds_left(plan: _Plan, images_per_second: float, otherwise: float) -> float:
