@@ -188,9 +188,14 @@ def _add_search(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     report = commands.add_parser("report", help="write a two-column paper from the results of studies (LaTeX, PDF)")
     report.add_argument("folder", type=Path, metavar="RESULTS_FOLDER", help="of one study, or of a folder per study")
-    report.add_argument("--output", type=Path, help="folder (default: report in the results folder)")
+    report.add_argument("--output", type=Path, help="folder (default: report in the results folder); your files in it, "
+                        "main.tex and own.bib among them, stay as they are")  # fmt: skip
     report.add_argument("--authors", type=Path, metavar="AUTHORS.toml", help="[[author]] tables with name and id")
-    report.add_argument("--template", type=Path, metavar="TEMPLATE.tex", help="in place of the shipped one")
+    report.add_argument(
+        "--template", type=Path, metavar="TEMPLATE.tex", help="of main.tex, in place of the shipped one"
+    )
+    report.add_argument("--shipped-results", action="store_true", help="with --authors: the runs are not theirs but "
+                        "shipped with the project, as the text then says")  # fmt: skip
     report.set_defaults(run=_report)
 
 
@@ -375,7 +380,7 @@ def _report(parsed: argparse.Namespace) -> None:
     from fl_taskarith.report.document import write_report
 
     output = parsed.output or parsed.folder / "report"
-    for path in write_report(parsed.folder, output, parsed.authors, parsed.template):
+    for path in write_report(parsed.folder, output, parsed.authors, parsed.template, parsed.shipped_results):
         print(path.resolve())
 
 

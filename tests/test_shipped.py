@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from report_studies import committed_results
 from small_studies import SEARCHED, STUDY, FakeTraining, study_of
 
 from fl_taskarith.paths import shipped_file
@@ -17,7 +18,6 @@ from fl_taskarith.study.shipped import LIST, count_shipped, find_runs, is_shippe
 from fl_taskarith.study.tables import write_tables
 
 pytestmark = pytest.mark.usefixtures("no_table_figures")
-RESULTS = Path(__file__).parent.parent / "results"
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +34,13 @@ def ship(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_committed_run_is_listed_and_its_tables_say_so() -> None:
     record = json.loads(shipped_file(LIST).read_text(encoding="utf-8"))
-    found = find_runs(RESULTS)
+    results = committed_results()
+    found = find_runs(results)
     assert "digits" in found and "cifar100" in found
     for family, digests in record["runs"].items():
         missing = set(digests) - set(found.get(family, ()))
         assert not missing, "committed results are gone"
-    tables = [path for path in RESULTS.rglob("runs.csv") if (path.parent / "settings.json").exists()]
+    tables = [path for path in results.rglob("runs.csv") if (path.parent / "settings.json").exists()]
     assert len(tables) >= 11
     for path in tables:
         number, finished = count_shipped(path)

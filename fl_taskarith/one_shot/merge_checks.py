@@ -104,9 +104,8 @@ def _split(files: Sequence[ModelFile], name: str) -> list[list[ModelFile]]:
     parts: dict[tuple[torch.dtype, bytes], list[ModelFile]] = {}
     for file in files:
         tensor = file[name]
-        parts.setdefault(
-            (tensor.dtype, hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).digest()), []
-        ).append(file)
+        content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+        parts.setdefault((tensor.dtype, hashlib.sha256(content).digest()), []).append(file)
     return list(parts.values())
 
 
