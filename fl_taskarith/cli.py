@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "pretrain-glyph", help="remake the shipped weights of vit_glyph from rendered letters"
     )
     pretrain.add_argument("--output", type=Path, default=Path("vit_glyph.safetensors"), help="default: %(default)s")
+    _add_overwrite(pretrain)
     pretrain.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     pretrain.add_argument("--steps", type=positive, default=4000, help="default: %(default)s, as shipped")
     pretrain.add_argument("--threads", type=positive, default=2, help="default: %(default)s")
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "words", nargs="*", metavar="[CONF.toml] key=value | MASK.safetensors", help="a settings file, then overrides"
     )
     mask.add_argument("--output", type=Path, help="folder (default: masks/NAME in the results; none for mask files)")
+    _add_overwrite(mask)
     mask.add_argument(
         "--clients", type=positive, default=0, metavar="N", help="also a mask of each of the first N clients' own"
     )
@@ -90,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     shards.add_argument("words", nargs="*", metavar="[CONF.toml] key=value", help="a settings file, then overrides")
     shards.add_argument("--output", type=Path, help="folder (default: shards/NAME in the results)")
+    _add_overwrite(shards)
     shards.set_defaults(run=_shards)
 
     merge = commands.add_parser(
@@ -112,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     plot = commands.add_parser("plot", help="draw one run, or compare any set of runs (PNG and PDF)")
     plot.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's, or one with runs below it")
     plot.add_argument("--output", type=Path, help="path without ending (default: curves in the first folder)")
+    _add_overwrite(plot)
     plot.set_defaults(run=_plot)
 
     bench = commands.add_parser("bench", help="measure ours against what it is to beat, side by side")
@@ -157,8 +161,14 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
     merge.add_argument("--search", type=Path, metavar="BENCHMARK.toml", help="choose λ and the rest on validation of "
                        "these tasks, one per model in order (see one-shot)")  # fmt: skip
     merge.add_argument("--data", default="", metavar="LEVEL", help="of the tasks, under --search (default: the first)")
-    merge.add_argument("--output", type=Path, default=Path("merged.safetensors"), help="default: %(default)s")
+    merge.add_argument("--output", type=Path, default=Path("merged.safetensors"), help="default: %(default)s; an "
+                       "earlier merge there is replaced, an input never")  # fmt: skip
+    _add_overwrite(merge)
     merge.set_defaults(run=_merge)
+
+
+def _add_overwrite(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--overwrite", action="store_true", help="replace other files at --output")
 
 
 def _add_search(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -184,9 +194,14 @@ def _add_search(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     report = commands.add_parser("report", help="write a two-column paper from the results of studies (LaTeX, PDF)")
     report.add_argument("folder", type=Path, metavar="RESULTS_FOLDER", help="of one study, or of a folder per study")
-    report.add_argument("--output", type=Path, help="folder (default: report in the results folder)")
+    report.add_argument("--output", type=Path, help="folder (default: report in the results folder); your files in it, "
+                        "main.tex and own.bib among them, stay as they are")  # fmt: skip
     report.add_argument("--authors", type=Path, metavar="AUTHORS.toml", help="[[author]] tables with name and id")
-    report.add_argument("--template", type=Path, metavar="TEMPLATE.tex", help="in place of the shipped one")
+    report.add_argument(
+        "--template", type=Path, metavar="TEMPLATE.tex", help="of main.tex, in place of the shipped one"
+    )
+    report.add_argument("--shipped-results", action="store_true", help="with --authors: the runs are not theirs but "
+                        "shipped with the project, as the text then says")  # fmt: skip
     report.set_defaults(run=_report)
 
 
@@ -231,32 +246,37 @@ def _mask(parsed: argparse.Namespace) -> None:
         config = _configured(parsed.words, {})
         from fl_taskarith.study.masks import make_masks
 
-        make_masks(config, parsed.output, parsed.clients)
+        make_masks(config, parsed.output, parsed.clients, parsed.overwrite)
         return
     if len(files) < len(parsed.words) or parsed.clients:
         raise ConfigError("Mask files are described as they are: leave settings and --clients out.")
     from fl_taskarith.study.masks import compare_masks
 
-    compare_masks([Path(file) for file in files], parsed.output)
+    compare_masks([Path(file) for file in files], parsed.output, parsed.overwrite)
 
 
 def _shards(parsed: argparse.Namespace) -> None:
     config = _configured(parsed.words, {})
     from fl_taskarith.study.shard_histogram import show_shards
 
-    show_shards(config, parsed.output)
+    show_shards(config, parsed.output, parsed.overwrite)
 
 
 def _merge(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.files import make_folder
     from fl_taskarith.merging.one_shot import MERGE_RULES
+    from fl_taskarith.one_shot.merge_checks import check_output
     from fl_taskarith.one_shot.merge_files import MergeSettings, describe_sources, merge, open_sources, write_merged
 
     given = {name: getattr(parsed, name) for name in MERGE_PARAMETERS if getattr(parsed, name) is not None}
     own = MERGE_RULES[parsed.method].parameter
     if foreign := given.keys() - {own}:
         raise ConfigError(f"The method {parsed.method} takes no --{', --'.join(sorted(foreign))}.")
+    read = [path for path in (*parsed.models, parsed.base, parsed.search) if path is not None]
+    check_output(parsed.output, read, parsed.overwrite)
     sources = open_sources(parsed.base, parsed.models, parsed.task_vectors)
     print(describe_sources(sources))
+    make_folder(parsed.output.parent)
     settings = MergeSettings(parsed.method, given.get(own), parsed.scale, parsed.steps, parsed.seed)
     if parsed.search is not None:
         if given or parsed.scale is not None:
@@ -283,18 +303,22 @@ def _one_shot(parsed: argparse.Namespace) -> None:
 
 
 def _pretrain_glyph(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.files import require_new
     from fl_taskarith.models.glyph_pretraining import pretrain_glyph
 
+    require_new([parsed.output], parsed.overwrite)
     report = pretrain_glyph(parsed.output, seed=parsed.seed, steps=parsed.steps, threads=parsed.threads)
     print(f"{parsed.output.resolve()}: accuracy on letters of fonts held out {report.held_out_accuracy:.4f}")
 
 
 def _plot(parsed: argparse.Namespace) -> None:
-    from fl_taskarith.files import make_folder
+    from fl_taskarith.files import make_folder, require_new
     from fl_taskarith.study.plots import plot_curves, plot_distances
     from fl_taskarith.study.run_set import find_runs, has_regression_data, members
-    from fl_taskarith.study.set_plots import plot_set
+    from fl_taskarith.study.set_plots import plot_set, possible_figures
 
+    if parsed.output is not None:
+        require_new(possible_figures(parsed.output), parsed.overwrite)
     output, runs = parsed.output or parsed.folders[0] / "curves", find_runs(parsed.folders)
     make_folder(output.parent)
     if all(map(has_regression_data, runs)):
@@ -363,7 +387,7 @@ def _report(parsed: argparse.Namespace) -> None:
     from fl_taskarith.report.document import write_report
 
     output = parsed.output or parsed.folder / "report"
-    for path in write_report(parsed.folder, output, parsed.authors, parsed.template):
+    for path in write_report(parsed.folder, output, parsed.authors, parsed.template, parsed.shipped_results):
         print(path.resolve())
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile, gettempdir
 from typing import IO, BinaryIO
 
-from fl_taskarith.errors import CheckpointError
+from fl_taskarith.errors import CheckpointError, ConfigError
 
 try:
     import fcntl
@@ -174,6 +174,20 @@ def make_folder(folder: Path) -> None:
         raise CheckpointError(
             f"Cannot make the folder {folder}: {error.strerror}. Name another, or see to this one."
         ) from error
+
+
+def require_new(paths: Iterable[Path], overwrite: bool = False) -> None:
+    """That nothing is at `paths`, which a command is about to write, or that --overwrite lets it replace files there.
+
+    Raises:
+        ConfigError: something is there; names it.
+    """
+    there = [path for path in paths if os.path.lexists(path)]
+    if folders := [path for path in there if path.is_dir()]:
+        raise ConfigError(f"{folders[0]} is a folder, where a file is to be written: give another --output.")
+    if there and not overwrite:
+        names = ", ".join(map(str, there))
+        raise ConfigError(f"Already there: {names}. Give another --output, or --overwrite to replace what is there.")
 
 
 def verified_name(stem: str, content: bytes) -> str:

@@ -103,3 +103,43 @@ def test_a_shipped_file_is_found_from_a_copy_of_the_package_that_lacks_it(
 def test_reading_the_configuration_imports_neither_torch_nor_ray() -> None:
     code = "import sys, fl_taskarith.cli; sys.exit(any(name in sys.modules for name in ('torch', 'ray', 'matplotlib')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_output_that_is_there_is_replaced_only_on_demand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unneeded(*_: object, **__: object) -> None:
+        pytest.fail("the work began")
+
+    for place in ("masks.resident", "masks.read_mask", "shard_histogram.class_histogram", "plots.plot_curves"):
+        monkeypatch.setattr(f"fl_taskarith.study.{place}", unneeded)
+    monkeypatch.setattr("fl_taskarith.models.glyph_pretraining.pretrain_glyph", unneeded)
+    monkeypatch.setattr("fl_taskarith.study.run_set.find_runs", unneeded)
+    mask = tmp_path / "A.safetensors"
+    commands = {
+        "mask.safetensors": ["mask", *QUICK, f"--output={tmp_path}"],
+        "summary.json": ["mask", str(mask), f"--output={tmp_path}"],
+        "anatomy-2.pdf": ["mask", str(mask), str(mask), f"--output={tmp_path}"],
+        "histogram.csv": ["shards", *QUICK, f"--output={tmp_path}"],
+        "thesis.pdf": ["plot", "run", f"--output={tmp_path / 'thesis'}"],
+        "thesis-heat-map.png": ["plot", "run", f"--output={tmp_path / 'thesis'}"],
+        "weights.safetensors": ["pretrain-glyph", f"--output={tmp_path / 'weights.safetensors'}"],
+    }
+    for name, words in commands.items():
+        (tmp_path / name).write_text("mine")
+        assert main(words) == 1
+        said = capsys.readouterr().err
+        assert f"Already there: {tmp_path / name}. Give another --output, or --overwrite" in said
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+
+
+def test_a_mask_that_is_read_is_not_overwritten_on_demand_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = tmp_path / "mask.safetensors"
+    mask.write_bytes(b"a mask")
+    words = ["mask", *QUICK, "mask-rule=file", f"mask-file={mask}", f"--output={tmp_path}", "--overwrite"]
+    assert main(words) == 1
+    assert "is the mask-file itself" in capsys.readouterr().err
+    assert mask.read_bytes() == b"a mask"

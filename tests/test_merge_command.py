@@ -157,6 +157,111 @@ def test_what_cannot_be_merged_is_said(
     assert not output.exists()
 
 
+def refusal(words: list[object], capsys: pytest.CaptureFixture) -> str:
+    """What a merge says that must fail and leave every file as it was."""
+    capsys.readouterr()
+    assert main(["merge", *map(str, words)]) == 1
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def no_merging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is refused is refused before a tensor is merged."""
+    monkeypatch.setattr("fl_taskarith.one_shot.merge_files.merge", lambda *_: pytest.fail("tensors were merged"))
+
+
+@pytest.mark.usefixtures("no_merging")
+@pytest.mark.parametrize("kind", ["base", "model", "dotted", "symbolic link", "hard link", "folder's file", "search"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_input_is_overwritten(
+    kind: str, overwrite: bool, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    inputs = ["--base", files[0], *files[1:]]
+    output = {"base": files[0], "dotted": tmp_path / "x" / ".." / files[1].name}.get(kind, files[1])
+    (tmp_path / "x").mkdir()
+    if kind == "symbolic link":
+        output = tmp_path / "link.safetensors"
+        output.symlink_to(files[2])
+    elif kind == "hard link":
+        output = tmp_path / "x" / "other.safetensors"
+        output.hardlink_to(files[3])
+    elif kind == "folder's file":
+        output = tmp_path / "x" / "model.safetensors"
+        safetensors.torch.save_file(hugging_face_model(8), output)
+        inputs[-1] = output.parent
+    elif kind == "search":
+        output = tmp_path / "tasks.toml"
+        output.write_text("")
+        inputs += ["--search", output]
+    before = {path: path.read_bytes() for path in [*files, output]}
+    said = refusal([*inputs, "--output", output, *(["--overwrite"] if overwrite else [])], capsys)
+    assert "would overwrite" in said and "--output" in said
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_only_an_earlier_merge_is_overwritten_unasked(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words: list[object] = ["--base", files[0], files[1], files[2]]
+    output = tmp_path / "out" / "m.safetensors"
+    first = merged(words, output)
+    again = merged([*words, files[3]], output)
+    assert any(not torch.equal(first[name], again[name]) for name in first)
+    for content in (b"my thesis", files[3].read_bytes()):
+        output.write_bytes(content)
+        assert "Already there" in refusal([*words, "--output", output], capsys)
+        assert output.read_bytes() == content
+    assert merged([*words, "--overwrite"], output).keys() == first.keys()
+    assert "is a folder" in refusal([*words, "--output", output.parent, "--overwrite"], capsys)
+    output.unlink()
+    output.symlink_to(tmp_path / "on another disk")
+    assert "Already there" in refusal([*words, "--output", output], capsys)
+
+
+@pytest.mark.usefixtures("no_merging")
+def test_a_pattern_that_catches_the_base_and_an_earlier_merge_is_refused_by_name(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    earlier, copy = tmp_path / "merged.safetensors", tmp_path / "x" / "copy.safetensors"
+    safetensors.torch.save_file(hugging_face_model(5), earlier, {"merging": "{}"})
+    copy.parent.mkdir()
+    output = tmp_path / "out.safetensors"
+    words = ["--base", files[0], *sorted(tmp_path.glob("*.safetensors")), "--output", output]
+    said = refusal(words, capsys)
+    assert f"{files[0]} is the base, {files[0]}: leave it out" in said
+    said = refusal([word for word in words if word != files[0] or word is words[1]], capsys)
+    assert f"{earlier} is the result of an earlier merge: leave it out" in said
+    safetensors.torch.save_file(hugging_face_model(0), copy, {"another": "header"})
+    assert f"{copy} is the base, {files[0]}" in refusal(
+        ["--base", files[0], files[1], copy, "--output", output], capsys
+    )
+    assert not output.exists()
+
+
+@pytest.mark.usefixtures("no_merging")
+def test_a_model_that_is_there_twice_is_refused(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    link, copy = tmp_path / "link.safetensors", tmp_path / "copy.safetensors"
+    link.symlink_to(files[1])
+    copy.write_bytes(files[2].read_bytes())
+    tail = ["--output", tmp_path / "m.safetensors"]
+    for words in (["--base", files[0]], ["--method", "average"]):
+        assert f"{files[1]} and {files[1]} are one file" in refusal([*words, files[1], files[1], *tail], capsys)
+        assert f"{files[1]} and {link} are one file" in refusal([*words, files[1], files[2], link, *tail], capsys)
+        said = refusal([*words, files[1], files[2], files[3], copy, *tail], capsys)
+        assert f"{files[2]}, {copy} hold the same tensors: leave all but one of them out" in said
+        assert str(files[3]) not in said
+
+
+def test_models_that_differ_in_one_entry_of_the_last_tensor_are_two(files: list[Path], tmp_path: Path) -> None:
+    tensors = hugging_face_model(1)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[-1] += 1
+    safetensors.torch.save_file(tensors, tmp_path / "near.safetensors")
+    merged(["--base", files[0], files[1], tmp_path / "near.safetensors"], tmp_path / "m.safetensors")
+
+
 MEMORY = """
 import sys
 from fl_taskarith.bench.report import peak_bytes
@@ -172,9 +277,9 @@ print(peak_bytes(torch.device("cpu")))
 def test_memory_does_not_grow_with_the_number_of_models(method: str, tmp_path: Path) -> None:
     """Sixteen models of 10 MB take far less than their sum more than two of them."""
     # Rules hold one tensor of all models at a time, several times over: tensors are small beside the models.
-    tensors = {f"blocks.{block}.weight": torch.zeros(256, 256) for block in range(40)}
     paths = [tmp_path / f"{number}.safetensors" for number in range(17)]
-    for path in paths:
+    for number, path in enumerate(paths):
+        tensors = {f"blocks.{block}.weight": torch.full((256, 256), float(number)) for block in range(40)}
         safetensors.torch.save_file(tensors, path)
 
     def peak(models: int) -> int:

@@ -39,7 +39,27 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def report(root: Path, output: Path, **options: Path) -> str:
-    return write_report(root, output, **options)[0].read_text(encoding="utf-8")
+    """What TeX makes of main.tex."""
+    return expanded(write_report(root, output, **options)[0])
+
+
+def expanded(main: Path) -> str:
+    """A main.tex with what it inputs in its place, and the macros of numbers.tex replaced by what they stand for."""
+    text = main.read_text(encoding="utf-8").replace(r"\input{numbers}", "")
+    numbers = (main.parent / "numbers.tex").read_text(encoding="utf-8")
+    skew = r"\1" if r"\reportLabelSkewtrue" in numbers else ""
+    text = re.sub(r"\\ifreportLabelSkew\n(.*?)\\fi\n", skew, text, flags=re.DOTALL)
+    text = re.sub(r"\\input\{(\w[\w/-]+)\}", lambda found: (main.parent / f"{found[1]}.tex").read_text("utf-8"), text)
+    for found in re.finditer(r"\\newcommand\{(\\report\w+)\}\{", numbers):
+        end, depth = found.end(), 1
+        while depth:
+            sign = numbers[end]
+            depth += 0 if numbers[end - 1] == "\\" else {"{": 1, "}": -1}.get(sign, 0)
+            end += 1
+        body = numbers[found.end() : end - 1]
+        text = re.sub(re.escape(found[1]) + r"(\{\}|(?![A-Za-z]))", lambda _, body=body: body, text)
+    assert r"\report" not in text and r"\input" not in text
+    return "\n".join(line for line in text.splitlines() if not line.startswith("%"))
 
 
 def prose(tex: str) -> str:
@@ -83,6 +103,7 @@ def computed(root: Path, studies: Iterable[str] = STUDIES) -> set[str]:
 def test_every_number_comes_from_the_results(whole: Path, tmp_path: Path) -> None:
     tex = report(whole, tmp_path / "report")
     static = set(re.findall(r"\d+\.\d+", shipped_file("report/template.tex").read_text()))
+    static |= {"0.3", "0.85"}  # sizes of figures
     settings = {str(value) for study in STUDIES
                 for each in json.loads((whole / study / "settings.json").read_text())["arms"]
                 for value in each["settings"].values()}  # fmt: skip
@@ -330,24 +351,23 @@ def test_braces_and_environments_are_balanced_whatever_labels_say(hostile: Path)
 def test_figures_of_the_studies_are_copied_and_old_ones_go(whole: Path, tmp_path: Path) -> None:
     root = write_studies(tmp_path / "digits", ["sparsity"])
     (root / "sparsity" / "accuracy-five rules_.pdf").write_bytes(b"%PDF-1.4 /MediaBox [ 0 0 453 249 ]")
-    (tmp_path / "report" / "figures").mkdir(parents=True)
-    (tmp_path / "report" / "figures" / "old.pdf").touch()
     tex = report(root, tmp_path / "report")
-    assert [path.name for path in (tmp_path / "report" / "figures").iterdir()] == ["sparsity-accuracy-five-rules.pdf"]
+    figures = tmp_path / "report" / "figures"
+    assert [path.name for path in figures.glob("*.pdf")] == ["sparsity-accuracy-five-rules.pdf"]
     assert "{figures/sparsity-accuracy-five-rules.pdf}" in tex
     assert r"\begin{figure*}" in tex, "6.3 inches do not fit a column"
     for name in ("accuracy-a", "accuracy-b", "densities"):
         (root / "sparsity" / f"{name}-rule.pdf").write_bytes(b"%PDF-1.4 /MediaBox [ 0 0 200 249 ]")
     tex = report(root, tmp_path / "report")
-    names = {path.stem for path in (tmp_path / "report" / "figures").iterdir()}
-    assert len(names) == 2
+    assert len(list(figures.glob("*.pdf"))) == 2
     assert r"\begin{figure}[t]" in tex
 
 
 def test_the_users_template_is_filled_and_its_mistakes_are_named(whole: Path, tmp_path: Path) -> None:
     template = tmp_path / "mine.tex"
     template.write_text(r"\BLOCK{for part in sections}\VAR{part.section.title};\BLOCK{endfor}")
-    assert report(whole, tmp_path / "report", template=template).startswith("Centralized training;")
+    main_tex = write_report(whole, tmp_path / "report", template=template)[0]
+    assert main_tex.read_text().startswith("Centralized training;")
     for text, expected in ((r"\VAR{titel}", "'titel' is undefined"), ("\n\\BLOCK{if}", "line 2")):
         template.write_text(text)
         with pytest.raises(ConfigError, match=expected):
@@ -395,9 +415,10 @@ def test_the_command_prints_what_it_wrote_and_says_that_there_is_no_tex(
     (tmp_path / "authors.toml").write_text(AUTHORS)
     words = ["report", str(whole), "--output", str(tmp_path / "out"), "--authors", str(tmp_path / "authors.toml")]
     assert main(words) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out" / "report.tex")  # the log may come before
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.tex", "references.bib", "figures"}
-    cited = set(re.findall(r"\\cite\{(\w+)\}", (tmp_path / "out" / "report.tex").read_text()))
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out" / "main.tex")  # the log may come before
+    written = {"main.tex", "own.bib", "numbers.tex", "references.bib", "tables", "figures", ".generated.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == written
+    cited = set(re.findall(r"\\cite\{(\w+)\}", expanded(tmp_path / "out" / "main.tex")))
     listed = set(re.findall(r"@\w+\{(\w+),", (tmp_path / "out" / "references.bib").read_text()))
     assert cited == listed
 
@@ -427,7 +448,7 @@ def test_what_tex_complains_of_is_quoted(whole: Path, tmp_path: Path) -> None:
     template.write_text(r"\documentclass{article}\begin{document}\nothing\end{document}")
     with pytest.raises(ReportError, match="Undefined control sequence"):
         write_report(whole, tmp_path / "report", template=template)
-    assert (tmp_path / "report" / "report.tex").exists()
+    assert (tmp_path / "report" / "main.tex").exists()
 
 
 def test_writing_a_report_needs_no_torch() -> None:

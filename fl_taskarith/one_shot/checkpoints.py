@@ -34,7 +34,7 @@ class ModelFile(Mapping[str, Tensor]):
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         try:
-            for file in _files_of(path):
+            for file in files_of(path):
                 check_seal(file)
                 with safe_open(file, "pt") as opened:
                     self.metadata |= opened.metadata() or {}
@@ -120,15 +120,16 @@ def is_head(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in HEADS)
 
 
+def files_of(path: Path) -> list[Path]:
+    """The .safetensors of a model: the file itself, or those of a Hugging Face folder as its index names them."""
+    if path.is_dir() and (path / INDEX).exists():
+        table = json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        return [path / name for name in sorted(set(table.values()))]
+    return [path / "model.safetensors" if path.is_dir() else path]
+
+
 def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     """Raise WeightsError if an entry is NaN or infinite."""
     bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise WeightsError(f"{what} has entries that are not finite: {', '.join(bad[:5])} ({len(bad)} tensors).")
-
-
-def _files_of(path: Path) -> list[Path]:
-    if path.is_dir() and (path / INDEX).exists():
-        table = json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return [path / name for name in sorted(set(table.values()))]
-    return [path / "model.safetensors" if path.is_dir() else path]

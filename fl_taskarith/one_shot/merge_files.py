@@ -12,6 +12,7 @@ from fl_taskarith.errors import ConfigError, WeightsError
 from fl_taskarith.files import make_folder, write_atomically
 from fl_taskarith.merging.one_shot import MERGE_RULES, merge_direction, scaled_weights
 from fl_taskarith.one_shot.checkpoints import ModelFile, TaskVector, merged_names, require_finite
+from fl_taskarith.one_shot.merge_checks import MERGING, check_contents, check_files
 from fl_taskarith.sealed import sealed
 
 WITHOUT_BASE = ("average", "median")  # moving all models by the same moves these by it too: θ₀ cancels
@@ -52,12 +53,14 @@ def open_sources(base: Path | None, models: Sequence[Path], are_task_vectors: bo
 
     Raises:
         WeightsError: a file cannot be read, or the models are not of one architecture.
-        ConfigError: task vectors without a base.
+        ConfigError: task vectors without a base; or a model is there twice, is the base, or is an earlier merge.
     """
     if are_task_vectors and base is None:
         raise ConfigError("Task vectors are added to a model: give it with --base.")
+    check_files(base, models)
     files = [ModelFile(path) for path in models]
     start = ModelFile(base) if base is not None else files[0]
+    check_contents(start if base is not None else None, files)
     if are_task_vectors:  # they may hold the trained tensors only
         names = [name for name in start if all(name in file for file in files)]
         if unknown := sorted({name for file in files for name in file} - set(names)):
@@ -99,7 +102,7 @@ def write_merged(sources: MergeSources, merged: dict[str, Tensor], facts: dict[s
         CheckpointError: it cannot be written.
     """
     tensors = {name: merged[name] if name in merged else sources.base[name] for name in sources.base}
-    metadata = {"format": "pt"} | sources.base.metadata | {"merging": json.dumps(facts)}
+    metadata = {"format": "pt"} | sources.base.metadata | {MERGING: json.dumps(facts)}
     make_folder(output.parent)
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
     write_atomically(output, sealed(contiguous, metadata))

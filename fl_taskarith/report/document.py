@@ -1,8 +1,7 @@
-"""The report: results folders in, report.tex with its figures and references out, and a PDF where there is a TeX."""
+"""The report: results folders in; out come main.tex, the parts of it that follow from results, and, with TeX, a PDF."""
 
 import difflib
 import logging
-import shutil
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,20 +13,25 @@ import jinja2
 from fl_taskarith.config import Config
 from fl_taskarith.config_rule import Scalar, to_toml
 from fl_taskarith.errors import CheckpointError, ConfigError
-from fl_taskarith.files import write_atomically
 from fl_taskarith.paths import shipped_file
 from fl_taskarith.report.algorithm_questions import is_fine_tuning, is_method, label_skew, strategies
 from fl_taskarith.report.comparisons import distinct, trained
 from fl_taskarith.report.figures import Figure, figures_of
+from fl_taskarith.report.floats import figure_floats, settings_float, table_floats
+from fl_taskarith.report.generated import write_generated, write_product, write_unless_there
 from fl_taskarith.report.latex import Latex, join, source, tabular
 from fl_taskarith.report.mask_questions import sparsity, systems
 from fl_taskarith.report.questions import centralized, fedavg_iid, heterogeneous, participation, six_models
 from fl_taskarith.report.results import MeasuredArm, StudyFolder, read_studies
 from fl_taskarith.report.typeset import find_tex, typeset
 from fl_taskarith.report.wording import Section, Status, sentence
+from fl_taskarith.study.shipped import origin_words
 
 log = logging.getLogger("fl_taskarith")
 
+MAIN, PDF = "main.tex", "main.pdf"
+OWN_REFERENCES = """% Your own references, for main.tex to cite. This file is yours: fl-taskarith report wrote it once.
+"""
 PAGES = 8  # of text, without the references
 TITLE = "Federated learning under the lens of task arithmetic"
 DATASETS = {"cifar100": "CIFAR-100", "digits": "handwritten digits"}
@@ -50,44 +54,110 @@ class Author:
     email: str = ""
 
 
-def write_report(root: Path, output: Path, authors: Path | None = None, template: Path | None = None) -> list[Path]:
-    """Write the report of the studies in `root` to the folder `output`; returns report.tex and, with a TeX, report.pdf.
+def write_report(
+    root: Path, output: Path, authors: Path | None = None, template: Path | None = None, shipped: bool = False
+) -> list[Path]:
+    """Write the report of the studies in `root` to the folder `output`; returns main.tex and, with a TeX, main.pdf.
+
+    Generated, and anew each time: numbers.tex (prose and numbers as macros), tables/, figures/, references.bib. The
+    user's: main.tex, which inputs those and has room for text, and own.bib; they are written where they are missing,
+    and never again. A generated file that somebody changed since, or that was there before, is not overwritten: all
+    such are named, and nothing is written. Generated figures and tables that are not of the results any more are
+    removed, unless they were changed. A main.pdf of somebody else's making is renamed. No other file is touched.
 
     Args:
         root: the folder that holds one folder per study, or a study's own.
         authors: TOML with [[author]] tables (name, id; affiliation, email) and an optional title.
-        template: a Jinja2 template of LaTeX in place of the shipped template.tex, of the same variables.
+        template: a Jinja2 template of main.tex in place of the shipped template.tex, of the same variables. It replaces
+            a main.tex that was not changed since it was written, and may hold the numbers themselves.
+        shipped: whether `authors` may stand above runs that were shipped with the project; the text tells of them.
 
     Raises:
         CheckpointError: results are missing or damaged, or `output` cannot be written.
-        ConfigError: `authors` or `template` is wrong.
+        ConfigError: `authors` or `template` is wrong; authors for shipped runs, and not `shipped`; or a file in
+            `output` would be lost.
         ReportError: TeX fails on the result, which is kept.
     """
+    if template is not None and template.resolve() == (output / MAIN).resolve():
+        raise ConfigError(
+            f"--template {template} is the {MAIN} that it would fill: give a copy of it, or leave it out."
+        )
     studies = read_studies(root)
     title, people = (TITLE, []) if authors is None else read_authors(authors)
-    shipped = shipped_file("report/template.tex")
+    if people and not shipped:
+        _refuse_shipped(root, studies)
+    default = shipped_file("report/template.tex")
     sections = answer(studies)
     figures = {section.name: figures_of(section.name, studies) for section in sections}
-    text = render(template or shipped, context(studies, sections, figures, title, people))
-    try:
-        shutil.rmtree(output / "figures", ignore_errors=True)
-        (output / "figures").mkdir(parents=True)
-        for figure in (each for members in figures.values() for each in members):
-            shutil.copyfile(figure.source, output / "figures" / f"{figure.name}.pdf")
-    except OSError as error:
-        raise CheckpointError(f"Cannot write to {output}: {error.strerror or error}.") from error
-    write_atomically(output / "references.bib", shipped_file("report/references.bib").read_bytes())
-    tex = output / "report.tex"
-    write_atomically(tex, text)
-    (output / "report.pdf").unlink(missing_ok=True)  # an older one would not be of this source
+    variables = context(studies, sections, figures, title, people)
+    main = render(template or default, variables).encode()
+    generated = _generated(sections, figures, variables)
+    write_generated(output, generated if template is None else generated | {MAIN: main})
+    write_unless_there(output, MAIN, main)
+    write_unless_there(output, "own.bib", OWN_REFERENCES.encode())
+    tex = output / MAIN
+    _warn_of_text(tex, variables)
     program = find_tex()
     if program is None:
-        log.warning("No TeX is installed (latexmk, tectonic or pdflatex), so there is no PDF: %s is all.", tex)
+        log.warning("No TeX is installed (latexmk, tectonic or pdflatex), so no PDF is made: %s is all.", tex)
         return [tex]
-    made = typeset(tex, program, (template or shipped).resolve().parent)
+    made = typeset(tex, program, (template or default).resolve().parent)
+    write_product(output, PDF, made.content)
     if made.text_pages is not None and made.text_pages > PAGES:
-        log.warning("The text has %d pages, more than %d: give a template with less in it.", made.text_pages, PAGES)
-    return [tex, made.path]
+        log.warning("The text has %d pages, more than %d: take something out of %s.", made.text_pages, PAGES, tex)
+    return [tex, output / PDF]
+
+
+def _generated(
+    sections: Sequence[Section], figures: Mapping[str, Sequence[Figure]], variables: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """The generated files, by names relative to the report's folder."""
+    files = {
+        "numbers.tex": render(shipped_file("report/numbers.tex"), variables),
+        "tables/settings.tex": settings_float(variables["settings"]),
+    }
+    for section in sections:
+        files[f"tables/{section.name}.tex"] = table_floats(section)
+        files[f"figures/{section.name}.tex"] = figure_floats(figures[section.name])
+    contents = {name: text.encode() for name, text in files.items()}
+    contents["references.bib"] = shipped_file("report/references.bib").read_bytes()
+    for figure in (each for members in figures.values() for each in members):
+        try:
+            contents[f"figures/{figure.name}.pdf"] = figure.source.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"Cannot read the figure {figure.source}: {error.strerror}.") from error
+    return contents
+
+
+def _refuse_shipped(root: Path, studies: Sequence[StudyFolder]) -> None:
+    runs = _finished(studies)
+    number = sum(shipped for *_, shipped in runs)
+    if number:
+        raise ConfigError(
+            f"{number} of the {len(runs)} finished runs in {root} were shipped with fl_taskarith and run by its "
+            "authors, so a report of them is not --authors' own work. Leave --authors out; or run the studies yourself "
+            "(study --results-dir FOLDER); or give --shipped-results, and the report says in its text whose they are."
+        )
+
+
+def _warn_of_text(tex: Path, variables: Mapping[str, Any]) -> None:
+    """Of a main.tex that does not say what the results are, or has them from a time before."""
+    try:
+        text = tex.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {tex}: {error.strerror}.") from error
+    if "{numbers}" not in text and "{numbers.tex}" not in text:
+        log.warning(r"%s does not \input{numbers}: numbers in it stay those of the template it was filled from.", tex)
+    if variables["origin"] and r"\reportOrigin" not in text and source(variables["origin"]) not in text:
+        log.warning(r"%s does not say that runs were shipped with fl_taskarith: add \reportOrigin to its text.", tex)
+
+
+def _finished(studies: Sequence[StudyFolder]) -> set[tuple[str, int, float, float, bool]]:
+    """Finished runs, each with whether it was shipped; an arm that a study has in two tables counts once."""
+    return {
+        (arm.study, seed, test, arm.seconds.get(seed, 0.0), seed in arm.shipped)
+        for study in studies for arm in study.arms for seed, test in arm.test.items()
+    }  # fmt: skip
 
 
 def answer(studies: Sequence[StudyFolder]) -> list[Section]:
@@ -133,8 +203,7 @@ def context(
     known = [arm["settings"] for each in settings for arm in each]
     datasets = list(dict.fromkeys(str(each["dataset"]) for each in known if "dataset" in each))
 
-    # An arm that stands in two tables of a study has its runs once.
-    runs = {(arm.study, seed, test, arm.seconds.get(seed, 0.0)) for arm in arms for seed, test in arm.test.items()}
+    runs = _finished(studies)
 
     def claims(status: Status) -> list[tuple[str, Latex]]:
         found: dict[str, list[Latex]] = {}
@@ -151,6 +220,8 @@ def context(
         "sections": [
             {
                 "section": section,
+                "file": Latex(section.name),
+                "macro": Latex("".join(word.capitalize() for word in section.name.split("-"))),
                 "answers": [sentence(Latex(claim.text + claim.detail)) for claim in section.claims],
                 "figures": figures[section.name],
             }
@@ -164,7 +235,8 @@ def context(
         "seeds": sorted({seed for study in studies for seed in study.record.get("seeds", [])}),
         "machines": list(dict.fromkeys(name for study in studies for name in study.record.get("machines", []))),
         "runs": len(runs),
-        "duration": _duration(sum(seconds for *_, seconds in runs)),
+        "duration": _duration(sum(seconds for *_, seconds, _ in runs)),
+        "origin": origin_words(sum(shipped for *_, shipped in runs), len(runs)),
         "searches": _search_words([search for study in studies for search in _searches(study)]),
         "edges": list(dict.fromkeys(arm.label for arm in arms if arm.edge)),
     }

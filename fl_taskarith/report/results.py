@@ -11,6 +11,7 @@ from fl_taskarith.config import CHOSEN_KEYS, OPERATIONAL_KEYS, Config, kebab, ru
 from fl_taskarith.config_rule import Scalar
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.report.labels import settings_in_label
+from fl_taskarith.study.shipped import line_is_shipped
 
 BySeed = Mapping[int, float]
 Curve = tuple[tuple[int, float], ...]  # (round, percent), rising rounds
@@ -31,6 +32,7 @@ class MeasuredArm:
         curves: validation accuracy by seed. test_curves: the same on test.
         sent: megabytes (10⁶ bytes) that clients have sent up since round 0, in place of an accuracy.
         seconds: of work on each run, by seed.
+        shipped: seeds of the runs that were shipped with the project.
     """
 
     study: str
@@ -47,6 +49,7 @@ class MeasuredArm:
     test_curves: Mapping[int, Curve] = field(default_factory=dict)
     sent: Mapping[int, Curve] = field(default_factory=dict)
     seconds: BySeed = field(default_factory=dict)
+    shipped: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ def _arm(
             test_curves=courses("test_percent"),
             sent=courses("uplink_megabytes"),
             seconds=by_seed("seconds"),
+            shipped=frozenset(int(run["seed"]) for run in runs if line_is_shipped(run)),
         )
     except ValueError as error:
         raise CheckpointError(

@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_taskarith.errors import ReportError
-from fl_taskarith.files import scratch_folder, write_atomically
+from fl_taskarith.files import scratch_folder
 
 LATEX = ["-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape"]
-COMMANDS = {  # program: what makes NAME.pdf from NAME.tex and references.bib; the first that is installed is used
+COMMANDS = {  # program: what makes NAME.pdf from NAME.tex and its .bib files; the first that is installed is used
     "latexmk": [["latexmk", "-norc", "-pdf", "-interaction=nonstopmode", "-halt-on-error",
                  "-latexoption=-no-shell-escape"]],
     "tectonic": [["tectonic", "--keep-intermediates", "--keep-logs"]],
     "pdflatex": [["pdflatex", *LATEX], ["bibtex"], ["pdflatex", *LATEX], ["pdflatex", *LATEX]],
 }  # fmt: skip
 LONGEST = 300  # seconds of one command
-END_OF_TEXT = "end-of-text"  # the template's \label before the references
+END_OF_TEXT = "end-of-text"  # main.tex's \label before the references
 
 
 @dataclass(frozen=True)
 class Typeset:
-    """The PDF, and the pages of its text: those up to the references, or None if the template does not mark them."""
+    """The PDF, and the pages of its text: those up to the references, or None if the source does not mark them."""
 
-    path: Path
+    content: bytes
     text_pages: int | None
 
 
@@ -36,17 +36,21 @@ def find_tex() -> str | None:
 
 
 def typeset(tex: Path, program: str, inputs: Path) -> Typeset:
-    """Make the PDF beside `tex`; its figures/ and references.bib lie there too.
+    """The PDF of `tex`. What it inputs lies beside it or below, figures and references too: nothing is written there.
 
     Args:
         program: one of COMMANDS.
-        inputs: a folder with further files that the template names, such as classes and logos.
+        inputs: a folder with further files that the source names, such as classes and logos.
 
     Raises:
-        ReportError: TeX fails; quotes what it says.
+        ReportError: TeX fails, and what it says is quoted; or a file cannot be copied.
     """
     with scratch_folder() as folder:
-        shutil.copytree(tex.parent, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.tmp"))
+        hidden = shutil.ignore_patterns(".*")
+        try:
+            shutil.copytree(tex.parent, folder, dirs_exist_ok=True, ignore=hidden, ignore_dangling_symlinks=True)
+        except OSError as error:
+            raise ReportError(f"Cannot copy {tex.parent} to typeset {tex.name}, which is kept: {error}.") from error
         (folder / f"{tex.stem}.pdf").unlink(missing_ok=True)
         environment = os.environ | {
             "TEXINPUTS": f".{os.pathsep}{inputs}{os.pathsep}",
@@ -65,9 +69,7 @@ def typeset(tex: Path, program: str, inputs: Path) -> Typeset:
             if done.returncode and command[0] != "bibtex":  # without a citation, bibtex complains
                 said = _complaint(folder / f"{tex.stem}.log", done.stdout)
                 raise ReportError(f"{command[0]} failed on {tex}, which is kept: {said}")
-        path = tex.with_suffix(".pdf")
-        write_atomically(path, (folder / f"{tex.stem}.pdf").read_bytes())
-        return Typeset(path, _text_pages(folder / f"{tex.stem}.aux"))
+        return Typeset((folder / f"{tex.stem}.pdf").read_bytes(), _text_pages(folder / f"{tex.stem}.aux"))
 
 
 def _complaint(log: Path, printed: bytes) -> str:

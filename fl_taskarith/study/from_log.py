@@ -19,12 +19,15 @@ from fl_taskarith.logbook import Row
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults
 from fl_taskarith.study.search import Choice, Trial
+from fl_taskarith.study.shipped import MARK
 
 _NUMBER = r"[-+.e\d]+|nan"
 _RUN = re.compile(
     rf"(?P<title>.+?) \| rate (?P<rate>{_NUMBER}) \| seed (?P<seed>\d+) \| rounds (?P<rounds>\d+) \| (?P<end>.+)"
 )
-_DONE = re.compile(rf"(?:val (?P<val>{_NUMBER}) % \| )?(?:test (?P<test>{_NUMBER}) % \| )?(?P<seconds>[.\d]+) s")
+_DONE = re.compile(
+    rf"(?:val (?P<val>{_NUMBER}) % \| )?(?:test (?P<test>{_NUMBER}) % \| )?(?P<seconds>[.\d]+) s(?: \| {MARK})?"
+)
 _HARDWARE = "Hardware: "
 
 

@@ -11,6 +11,7 @@ from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.one_run import describe_run
 from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect
 from fl_taskarith.study.search import open_trials, trials_left
+from fl_taskarith.study.shipped import MARK, count_shipped, origin_words
 
 MEASUREMENT = 20.0  # seconds in which the speeds of a study's runs are measured, all together
 LARGEST_TABLE = 30  # lines, so that a listing fits on a screen
@@ -46,13 +47,16 @@ def list_study(results: StudyResults, *, every_run: bool = False) -> Iterator[st
     speeds = measure(left, MEASUREMENT)
     if every_run:
         for plan in plans:
-            yield from (describe_run(plan.arm, run, outcome, reported=told) for run, outcome, told in plan.known)
+            for run, outcome, reported in plan.known:
+                line = describe_run(plan.arm, run, outcome, reported=reported)
+                yield f"{line} | {MARK}" if outcome.shipped else line
             if plan.later:
                 later = f"up to {len(plan.later)} more runs once the search has got there"
                 yield f"{plan.arm.title} | {later}: {State.TO_DO}"
     else:
         yield from _table(plans, speeds)
     yield from (f"{plan.arm.title} | {plan.problem}" for plan in plans if plan.problem)
+    yield from _origins(results, plans)
     if not left:
         yield "Nothing is left to do."
         return
@@ -60,6 +64,16 @@ def list_study(results: StudyResults, *, every_run: bool = False) -> Iterator[st
     rounds, seconds = sum(run.num_rounds for run in left), seconds_left(plans, speeds)
     took = f"about {duration(seconds)} of one process here" if seconds else "regression data: no estimate"
     yield f"Left: {len(left)} runs of {rounds} rounds, {took}."
+
+
+def _origins(results: StudyResults, plans: Sequence[Plan]) -> Iterator[str]:
+    """On the runs that were shipped with the project: those in folders, and those in the study's tables."""
+    done = {outcome.name: outcome.shipped for plan in plans for _, outcome, _ in plan.known
+            if outcome.state is State.DONE}  # fmt: skip
+    if words := origin_words(sum(done.values()), len(done)):
+        yield words
+    if words := origin_words(*count_shipped(results.folder / "runs.csv")):
+        yield f"Of the tables in {results.folder}: {words}"
 
 
 def measure(runs: Sequence[Config], seconds: float) -> dict[tuple[object, ...], Speed]:

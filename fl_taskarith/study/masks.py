@@ -14,39 +14,47 @@ from fl_taskarith.client import app as client_app
 from fl_taskarith.config import SENSITIVITY_RULES, Config
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.federation import describe, make_run, show_log
-from fl_taskarith.files import make_folder, scratch_folder, write_atomically
+from fl_taskarith.files import make_folder, require_new, scratch_folder, write_atomically
 from fl_taskarith.global_model import Weights
 from fl_taskarith.logbook import Logbook
 from fl_taskarith.machine import available_threads
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.masking.overlap import Spread, between_pairs, chance_overlap, jaccard_matrix
-from fl_taskarith.paths import results_root
+from fl_taskarith.paths import resolve, results_root
 from fl_taskarith.resident import Resident, resident
 from fl_taskarith.study.mask_plots import plot_anatomy
 from fl_taskarith.study.mask_report import anatomy_table, overlap_table, read_mask, summarise
 
+MASK, SUMMARY = "mask.safetensors", "summary.json"
+
 log = logging.getLogger(__name__)
 
 
-def make_masks(config: Config, output: Path | None = None, clients: int = 0) -> Path:
+def make_masks(config: Config, output: Path | None = None, clients: int = 0, overwrite: bool = False) -> Path:
     """Calibrate the mask of `config` as a run does, print it, and write it with its summary and figure.
 
     The run's own code does it in a scratch folder, so the mask is the run's, bit for bit; the sequential engine stands
     in for Flower's, whose numbers are the same.
 
     Args:
-        output: the folder to write mask.safetensors, summary.json, anatomy.png and anatomy.pdf to, in place of what is
-            there; default masks/NAME in the results root.
+        output: the folder to write mask.safetensors, summary.json, anatomy.png and anatomy.pdf to; default masks/NAME
+            in the results root, whose files are replaced.
         clients: also one mask for each of the first so many clients, scored on its own shard alone under the same head.
+        overwrite: whether files of these names in `output` may be replaced; the settings' own mask-file never is.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: the configuration has no mask, or no masks of clients.
+        ConfigError: the configuration has no mask, or no masks of clients; or a file would be lost.
         FlTaskarithError: whatever ends a run.
     """
     _check(config, clients)
+    if output is not None:
+        require_new([output / name for name in (MASK, SUMMARY, *_figures("anatomy"))], overwrite)
+    folder = output or results_root(config.results_dir) / "masks" / _mask_name(config)
+    if config.mask_file and _is_one_file(folder / MASK, resolve(config.mask_file, "mask-file")):
+        raise ConfigError(f"{folder / MASK} is the mask-file itself, and would be overwritten: give another --output.")
     show_log()
     started = time.perf_counter()
     with scratch_folder() as scratch:
@@ -61,30 +69,34 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0) -> 
         )
         home = resident(alone)
         facts = describe(home)  # among them the shards: an infeasible request fails here, before a folder is made
-        folder = output or results_root(config.results_dir) / "masks" / _mask_name(config)
         make_folder(folder)
         with Logbook(alone) as logbook:
             run = make_run(alone, home, logbook, lambda *_: None, client_app)
             run.choose_mask_only()
-            write_atomically(folder / "mask.safetensors", (logbook.folder / "mask.safetensors").read_bytes())
-    described = read_mask(folder / "mask.safetensors")
+            write_atomically(folder / MASK, (logbook.folder / MASK).read_bytes())
+    described = read_mask(folder / MASK)
     summary = summarise(described) | facts | {"seconds": time.perf_counter() - started}
     print(anatomy_table(described))
     if clients:
         summary["clients"] = _of_clients(home, run.model.frozen.weights, described.mask.to(home.device), clients)
     _write_summary(folder, summary | {"config": config.to_run_config()})
-    for path in (folder / "mask.safetensors", folder / "summary.json", *plot_anatomy(described, folder / "anatomy")):
+    for path in (folder / MASK, folder / SUMMARY, *plot_anatomy(described, folder / "anatomy")):
         print(path.resolve())
     return folder
 
 
-def compare_masks(files: Sequence[Path], output: Path | None = None) -> None:
+def compare_masks(files: Sequence[Path], output: Path | None = None, overwrite: bool = False) -> None:
     """Print what is in mask files and, of several, how much each two overlap; with `output`, write it and figures.
 
     Raises:
         CheckpointError: a file is no mask, or the output cannot be written.
-        ConfigError: the masks are of different models.
+        ConfigError: the masks are of different models; or a file that is to be written to `output` is there already,
+            and not `overwrite`.
     """
+    figures = [f"anatomy-{number}" if len(files) > 1 else "anatomy" for number in range(1, len(files) + 1)]
+    if output is not None:
+        require_new([output / name for name in (SUMMARY, *(each for name in figures for each in _figures(name)))],
+                    overwrite)  # fmt: skip
     masks = [read_mask(path) for path in files]
     for path, described in zip(files[1:], masks[1:], strict=True):
         _check_comparable(files[0], masks[0].mask, path, described.mask)
@@ -100,8 +112,8 @@ def compare_masks(files: Sequence[Path], output: Path | None = None) -> None:
     if output is not None:
         make_folder(output)
         _write_summary(output, summary)
-        for number, described in enumerate(masks, 1):
-            for path in plot_anatomy(described, output / (f"anatomy-{number}" if len(masks) > 1 else "anatomy")):
+        for name, described in zip(figures, masks, strict=True):
+            for path in plot_anatomy(described, output / name):
                 print(path.resolve())
 
 
@@ -179,5 +191,13 @@ def _mask_name(config: Config) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", "-".join([*words, config.fingerprint()]))
 
 
+def _figures(name: str) -> list[str]:
+    return [f"{name}.png", f"{name}.pdf"]
+
+
+def _is_one_file(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)
+
+
 def _write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

@@ -15,6 +15,7 @@ from fl_taskarith.logbook import TIMING_COLUMNS, Row, read_rounds
 from fl_taskarith.paths import portable, results_root
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.search import DIVERGED, Choice, Score, Trial, choose, open_trials
+from fl_taskarith.study.shipped import is_shipped
 
 FAILURE = "failure.json"  # in a run's folder: {"diverged": bool, "cause": str}
 
@@ -53,6 +54,17 @@ class Outcome:
     def seconds(self) -> float:
         """Of work on the run, over all sittings."""
         return sum(row.get(column) or 0.0 for row in self.rows for column in TIMING_COLUMNS)
+
+    @property
+    def test_percent(self) -> float | None:
+        """Test accuracy of the last round in percent, None where it is not told."""
+        value = self.rows[-1].get("test_accuracy") if self.rows else None
+        return None if value is None else 100 * float(value)
+
+    @property
+    def shipped(self) -> bool:
+        """Whether this is a finished run that came with the project."""
+        return self.state is State.DONE and is_shipped(self.name, self.test_percent, self.seconds)
 
     @property
     def score(self) -> Score:
@@ -152,13 +164,23 @@ def inspect(config: Config) -> Outcome:
         CheckpointError: its folder cannot be read, or holds a finished run of other settings.
     """
     folder = run_folder(config)
+    outcome = read_outcome(folder)
+    if outcome.record is not None and (different := config.differing_keys(outcome.record.get("config", {}))):
+        raise CheckpointError(
+            f"{folder} holds a finished run of other settings ({', '.join(different)}), although its name says "
+            "otherwise: move it away."
+        )
+    return outcome
+
+
+def read_outcome(folder: Path) -> Outcome:
+    """How far the run in `folder` is.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
     record = _read_json(folder / "run.json")
     if record is not None and record.get("status") == "finished":
-        if different := config.differing_keys(record.get("config", {})):
-            raise CheckpointError(
-                f"{folder} holds a finished run of other settings ({', '.join(different)}), although its name says "
-                "otherwise: move it away."
-            )
         return Outcome(State.DONE, tuple(read_rounds(folder)), record, name=folder.name)
     failure = _read_json(folder / FAILURE)
     if failure is not None:

@@ -22,6 +22,12 @@ LEGEND_COLUMNS = 4  # at most
 LABEL_WIDTH = 0.06  # inches that a character of the legend takes, about
 
 
+def possible_figures(output: Path) -> list[Path]:
+    """Every file that `plot_set`, or a figure of a single run, may write for `output`."""
+    names = (output.name, *(f"{output.name}-{suffix}" for suffix in ("heat-map", "drift", *SWEPT)))
+    return [output.with_name(name + ending) for name in names for ending in (".png", ".pdf")]
+
+
 def plot_set(members: Sequence[Member], output: Path) -> list[Path]:
     """Every figure for which the members differ in the right settings; OUTPUT.png and .pdf, OUTPUT-heat-map.png, ...
 

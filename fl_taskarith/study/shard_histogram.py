@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from fl_taskarith.config import Config
 from fl_taskarith.data.sharding import make_shards
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.files import make_folder, write_atomically
+from fl_taskarith.files import make_folder, require_new, write_atomically
 from fl_taskarith.logbook import sharding_name
 from fl_taskarith.paths import resolve, results_root
 from fl_taskarith.resident import load_data
@@ -27,22 +27,25 @@ LARGEST_CLASSES = 5
 TICKED_CLASSES = 20  # up to here every class has its name on the axis
 
 
-def show_shards(config: Config, output: Path | None = None) -> Path:
+def show_shards(config: Config, output: Path | None = None, overwrite: bool = False) -> Path:
     """Print the histogram of the shards that a run of `config` uses; write histogram.csv, .png and .pdf.
 
     Args:
-        output: folder to write to; by default shards/DATASET-SHARDING-kK-sSEED in the results.
+        output: folder to write to; by default shards/DATASET-SHARDING-kK-sSEED in the results, replacing what is there.
+        overwrite: whether files of these names in `output` may be replaced.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: the shards are arithmetically impossible, or there are no clients.
+        ConfigError: the shards are arithmetically impossible, there are no clients, or `output` has such files.
         DataError: the data set is not to be had.
         CheckpointError: a file cannot be written.
     """
     if config.strategy == "centralized":
         raise ConfigError('strategy = "centralized" has no clients, and so no shards.')
+    if output is not None:
+        require_new([output / f"histogram.{ending}" for ending in ("csv", "png", "pdf")], overwrite)
     counts, classes = class_histogram(config)
     name = f"{config.dataset}-{sharding_name(config)}-k{config.num_clients}-s{config.shard_seed}"
     folder = output or results_root(config.results_dir) / "shards" / name

@@ -20,6 +20,7 @@ from fl_taskarith.study.results import Outcome, State, StudyResults
 from fl_taskarith.study.run_set import Member, members
 from fl_taskarith.study.search import DIVERGED
 from fl_taskarith.study.set_plots import SWEPT, plot_bands, plot_drift, plot_heat_map, plot_sweep
+from fl_taskarith.study.shipped import origin_words
 from fl_taskarith.study.statistics import Paired, Summary
 from fl_taskarith.study.table_plots import plot_arms
 
@@ -51,7 +52,7 @@ def write_tables(results: StudyResults) -> None:
         )  # fmt: skip
         return
     make_folder(results.folder)
-    parts = [f"# {study.title}"]
+    parts = [f"# {study.title}", _origin(rows)]
     for group in study.groups:
         in_group = [row for row in rows if row.results.arm.group == group]
         parts += [f"## {group}"] if group else []
@@ -73,6 +74,13 @@ def write_tables(results: StudyResults) -> None:
         write_atomically(results.folder / "curves.csv", _csv(curves))
     if study.search is not None:
         write_atomically(results.folder / "search.csv", trials_csv(results))
+
+
+def _origin(rows: Sequence[Comparison]) -> str:
+    """On the runs that were shipped with the project; an arm may stand in two tables, and its runs count once."""
+    found = [outcome for row in rows for outcome in row.results.outcomes.values() if outcome.state is State.DONE]
+    shipped = {outcome.name: outcome.shipped for outcome in found}
+    return origin_words(sum(shipped.values()), len(shipped))
 
 
 def _has_results(path: Path) -> bool:

@@ -1,0 +1,104 @@
+"""Which results came with the project: its authors ran them, and whoever reads them elsewhere did not.
+
+`shipped_runs.json` lists a digest of every finished run that is committed under results/. A run is known by what was
+measured of it, its seconds to the last bit among that, and not by where it lies: a copy of the results stays marked,
+and a run of one's own with the same settings is not.
+"""
+
+import csv
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fl_taskarith.files import write_atomically
+from fl_taskarith.paths import shipped_file
+
+LIST = "study/shipped_runs.json"
+MARK = "shipped"  # at the end of a run's line in `study --list`
+DIGITS = 16  # hexadecimal digits of a run's digest
+
+
+def is_shipped(name: str, test_percent: float | None, seconds: float | None) -> bool:
+    """Whether a run of this folder name, test accuracy (in percent) and seconds of work is one of the project's own."""
+    return bool(name) and _digest(name, test_percent, seconds) in _known()
+
+
+def line_is_shipped(line: Mapping[str, str]) -> bool:
+    """The same of a line of runs.csv."""
+    try:
+        accuracy, seconds = (float(cell) if (cell := line.get(key)) else None for key in ("test_percent", "seconds"))
+    except ValueError:
+        return False
+    return is_shipped(line.get("run") or "", accuracy, seconds)
+
+
+def count_shipped(table: Path) -> tuple[int, int]:
+    """Shipped and finished runs in a runs.csv, each run once; (0, 0) where there is none to be read."""
+    try:
+        with open(table, encoding="utf-8", newline="") as file:
+            finished = {line.get("run"): line for line in csv.DictReader(file) if line.get("state") == "done"}
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return 0, 0
+    return sum(map(line_is_shipped, finished.values())), len(finished)
+
+
+def origin_words(shipped: int, finished: int) -> str:
+    """A sentence on how many of the finished runs were shipped; empty if none was."""
+    if not shipped:
+        return ""
+    if shipped < finished:
+        return (
+            f"{shipped} of the {finished} finished runs were shipped with fl_taskarith and run by its authors; the "
+            f"other {finished - shipped} were not."
+        )
+    runs = "The finished run was" if finished == 1 else f"All {finished} finished runs were"
+    return f"{runs} shipped with fl_taskarith and run by its authors."
+
+
+def find_runs(results: Path) -> dict[str, list[str]]:
+    """The digests of all finished runs in tables and in run folders under `results`, by the folder right below it."""
+    found: dict[str, set[str]] = {}
+    for path, digest in (*_of_tables(results), *_of_folders(results)):
+        found.setdefault(path.relative_to(results).parts[0], set()).add(digest)
+    return {family: sorted(digests) for family, digests in sorted(found.items())}
+
+
+def _of_tables(results: Path) -> Iterator[tuple[Path, str]]:
+    for path in results.rglob("runs.csv"):
+        with open(path, encoding="utf-8", newline="") as file:
+            for line in csv.DictReader(file):
+                if line.get("run") and line.get("state") == "done":
+                    accuracy, seconds = (float(line[key]) if line[key] else None for key in ("test_percent", "seconds"))
+                    yield path, _digest(line["run"], accuracy, seconds)
+
+
+def _of_folders(results: Path) -> Iterator[tuple[Path, str]]:
+    from fl_taskarith.study.results import read_outcome
+
+    for path in results.rglob("run.json"):
+        outcome = read_outcome(path.parent)
+        if outcome.rows:
+            yield path, _digest(outcome.name, outcome.test_percent, outcome.seconds)
+
+
+def _digest(name: str, test_percent: float | None, seconds: float | None) -> str:
+    return hashlib.sha256(f"{name} {test_percent!r} {seconds!r}".encode()).hexdigest()[:DIGITS]
+
+
+@functools.cache
+def _known() -> frozenset[str]:
+    families = json.loads(shipped_file(LIST).read_text(encoding="utf-8"))["runs"]
+    return frozenset(digest for digests in families.values() for digest in digests)
+
+
+def main() -> None:
+    """Write the list anew, after results were committed: python -m fl_taskarith.study.shipped results."""
+    record = {"by": "the authors of fl_taskarith", "runs": find_runs(Path(sys.argv[1]))}
+    write_atomically(shipped_file(LIST), json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
