@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from fl_taskarith.study import plots, set_curves, set_plots
 from fl_taskarith.study.panels import MOST, ROWS, draw_bars, pages, spread
 from fl_taskarith.study.plots import HIDING, off_scale
 from fl_taskarith.study.run_set import find_runs, last_test_accuracy, members
+from fl_taskarith.study.series import draw_line
 from fl_taskarith.study.set_curves import plot_bands
 from fl_taskarith.study.set_plots import plot_set
 from fl_taskarith.study.statistics import Summary
@@ -364,3 +366,12 @@ def test_curves_keep_their_axis_where_one_fell_apart_and_name_it(tmp_path: Path,
 def test_no_two_lines_of_a_panel_look_alike() -> None:
     looks = [plots.REFERENCE, *(plots.line_look(turn) for turn in range(MOST))]
     assert len({look["color"] for look in looks}) == len({look["marker"] for look in looks}) == MOST + 1
+
+
+def test_intervals_of_a_series_end_at_zero_and_one_run_has_none() -> None:
+    axes = Figure().subplots()
+    frame = pandas.DataFrame({"x": [1, 1, 2], "error": [0.1, 0.9, 0.5]})
+    draw_line(axes, frame, "x", "error", 0, "error")
+    (bars,) = axes.containers[0].lines[2]
+    drawn = [float(value) for segment in bars.get_segments() for value in segment.reshape(-1, 2)[:, 1]]
+    assert drawn[0] == pytest.approx(0.0) and drawn[1] > 1.0 and len(drawn) == 2

@@ -90,7 +90,7 @@ def _draw_bars(axes: Axes, bars: list[float], kinds: list[str], whole: float, li
     axes.axhline(whole, color=COLOURS[1], linewidth=1.2, linestyle="--", label=f"all weights: {_short(whole)} %")
     if limits[0]:
         axes.set_yscale("log")
-        axes.set_ylim(limits[0] / 2, limits[1] * 5)
+        axes.set_ylim(limits[0] / 2, min(5 * limits[1], 300))  # room for the numbers
         axes.set_yticks([tick for tick in axes.get_yticks() if limits[0] / 2 <= tick <= 100])
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -35,19 +35,21 @@ class Row:
     reference: int | None = None
 
 
-def spread(count: int, features: Sequence[Sequence[str]] = (), reference: int | None = None) -> list[Row]:
-    """`count` lines in as many rows as they need, at most `MOST` in each, the reference first in every one.
+def spread(
+    count: int, features: Sequence[Sequence[str]] = (), reference: int | None = None, most: int = MOST
+) -> list[Row]:
+    """`count` lines in as many rows as they need, at most `most` in each, the reference first in every one.
 
     Args:
         features: what lines may be put together by, in words, a value per line; the first that needs fewest rows,
             and splits fewest groups, is taken. Without one that suits, the lines are put together in their order.
         reference: the line that is repeated in every row.
     """
-    if count <= MOST:
+    if count <= most:
         return [Row("", tuple(range(count)))] if count else []
     again = () if reference is None else (reference,)
     others = [place for place in range(count) if place != reference]
-    room = MOST - len(again)
+    room = most - len(again)
     plain = _in_turn({"": others}, room)
     found: list[tuple[int, int, list[Row]]] = []  # rows, groups that are split, ...
     for values in features:
