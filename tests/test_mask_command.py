@@ -15,6 +15,8 @@ import torch
 from conftest import same_bits
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 from fl_taskarith import simulate
 from fl_taskarith.calibrate import shard_sums
@@ -24,6 +26,7 @@ from fl_taskarith.masking.mask import Mask, load_mask, save_mask
 from fl_taskarith.masking.overlap import Spread, between_pairs, chance_overlap, jaccard_matrix
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.resident import Resident
+from fl_taskarith.study import mask_plots
 from fl_taskarith.study import masks as study_masks
 from fl_taskarith.study.mask_plots import _limits, _short, plot_anatomy
 from fl_taskarith.study.mask_report import DescribedMask, anatomy_table, overlap_table, read_mask, summarise
@@ -402,6 +405,21 @@ def test_figures_are_the_same_bytes_each_time_and_survive_extreme_masks(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     plot_anatomy(DescribedMask(mask, "tiny", {}), tmp_path / "some")
     assert [path.read_bytes() for path in written] == before
+
+
+def test_a_logarithmic_scale_has_points_and_no_bars_and_no_tick_above_100(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Figure] = []
+    monkeypatch.setattr(mask_plots, "save_figure", lambda figure, output: shown.append(figure) or [output])
+    kinds = {"blocks.0.attn.proj.weight": 900, "blocks.0.mlp.fc1.weight": 2, "blocks.0.norm1.weight": 0}
+    mask = Mask({name: torch.arange(1000) < updated for name, updated in kinds.items()})
+    plot_anatomy(DescribedMask(mask, "tiny", {}), tmp_path / "anatomy")
+    below = shown[0].axes[2]
+    assert below.get_yscale() == "log" and not below.containers
+    assert list(below.lines[0].get_ydata()) == pytest.approx([90.0, 0.2]), "what is 0 has no place on the axis"
+    assert max(below.get_yticks()) <= 100
+    pyplot.close("all")
 
 
 def test_the_colours_are_logarithmic_where_densities_span_decades() -> None:

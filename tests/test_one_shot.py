@@ -7,6 +7,8 @@ import logging
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ import safetensors.torch
 import torch
 from conftest import final_weights, real_data_folder
 from flwr.app import Context, Message
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fl_taskarith import client
@@ -24,12 +28,14 @@ from fl_taskarith.errors import ConfigError, DataError, StudyError
 from fl_taskarith.federation import run_federation
 from fl_taskarith.merging.one_shot import SCALES, scaled_weights, task_arithmetic
 from fl_taskarith.one_shot import benchmark, finetune
+from fl_taskarith.one_shot import figures as one_shot_figures
 from fl_taskarith.one_shot.definition import OneShot, load_one_shot
 from fl_taskarith.one_shot.finetune import Spread, TaskScore, fine_tune_all, plan_training, solve_heads
 from fl_taskarith.one_shot.search import normalised_accuracy, search_merge
 from fl_taskarith.one_shot.superclasses import SUPERCLASSES
 from fl_taskarith.one_shot.tasks import SPLITS, folder_tasks, make_tasks
 from fl_taskarith.resident import Data, resident
+from fl_taskarith.study.statistics import Summary
 
 CPU = torch.device("cpu")
 CONF = Path(__file__).parent.parent / "conf" / "one-shot"
@@ -244,6 +250,26 @@ def tiny(tmp_path: Path) -> OneShot:
     path = tmp_path / "tiny.toml"
     path.write_text(TINY)
     return load_one_shot(path)
+
+
+def test_figures_have_six_lines_a_panel_and_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = [f"method {number}" for number in range(9)]
+    results = SimpleNamespace(
+        one_shot=SimpleNamespace(methods=methods, data=["low", "high"], training=["low"]),
+        records={"cell": {"done": True}},
+        summary=lambda place, method: Summary(99.5, 2.0, 3),
+        fact=lambda place, name, scale: Summary(50.0, 1.0, 3),
+    )
+    shown: list[Figure] = []
+    monkeypatch.setattr(one_shot_figures, "save_figure", lambda figure, output: shown.append(figure) or [output])
+    one_shot_figures.plot_sources(cast(Any, results), tmp_path)
+    panels = shown[0].axes
+    assert {bars.get_label() for axes in panels for bars in axes.containers} == set(methods)
+    for axes in panels:
+        assert len(axes.containers) + sum(line.get_color() == "grey" for line in axes.lines) <= 6
+        tops = [segment[:, 1].max() for bars in axes.containers for segment in bars.lines[2][0].get_segments()]
+        assert max(tops) == 100.0
+    pyplot.close("all")
 
 
 @pytest.mark.slow

@@ -8,9 +8,11 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from fl_taskarith.one_shot.comparison import OneShotResults, Place
-from fl_taskarith.study.plots import COLOURS, STYLE, STYLES, save_figure
+from fl_taskarith.study.panels import MOST, draw_bars, legend_below, match, open_rows, seeds_note, spread
+from fl_taskarith.study.plots import STYLE, line_look, save_figure
 
-MARKERS = "osD^vP*X"
+LEVELS = (("own_test_accuracy", "own models", "-."), ("pretrained_test_accuracy", "θ₀", ":"))
+"""What every panel shows beside the methods: a column of the records, in words, and its line."""
 SHIFT = 0.05  # of a level's width between two methods' points, so that none hides another
 
 
@@ -39,42 +41,33 @@ def _ends(levels: Sequence[str]) -> list[str]:
 def _plot(
     results: OneShotResults, panels: dict[str, list[Place]], levels: Sequence[str], label: str, output: Path
 ) -> list[Path]:
+    methods, width = list(results.one_shot.methods), 3.6 * len(panels)
+    rows = spread(len(methods), most=MOST - len(LEVELS))
+    names = [[*(methods[place] for place in row.places), *(name for _, name, _ in LEVELS)] for row in rows]
+    counts = [results.summary(place, method).n for places in panels.values() for place in places for method in methods]
+    note = seeds_note((count for count in counts if count), "bars")
     with pyplot.rc_context(cast(Any, STYLE)):
-        figure, grid = pyplot.subplots(
-            1, len(panels), figsize=(3.6 * len(panels), 3.6), sharey=True, squeeze=False, layout="constrained"
-        )
-        for axes, (title, places) in zip(grid[0], panels.items(), strict=True):
-            _draw(axes, results, places)
-            axes.set_xticks(range(len(levels)), levels)
-            axes.set_xlabel(label)
-            axes.set_title(title, fontsize=9)
-        grid[0][0].set_ylabel("mean test accuracy over tasks (%)")
-        handles, names = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=5, fontsize=8)
+        figure, parts, grid = open_rows(names, len(panels), width, 2.9, note)
+        for row, part, panels_of_row in zip(rows, parts, grid, strict=True):
+            for axes, (title, places) in zip(panels_of_row, panels.items(), strict=True):
+                _draw(axes, results, places, [methods[place] for place in row.places])
+                axes.set_xticks(range(len(levels)), levels)
+                axes.set_xlabel(label)
+                axes.set_title(title, fontsize=9)
+            panels_of_row[0].set_ylabel("mean test accuracy\nover tasks (%)")
+            legend_below(part, panels_of_row[0], width)
+        match((axes for row in grid for axes in row), "x", "y")
         return save_figure(figure, output)
 
 
-def _draw(axes: Axes, results: OneShotResults, places: Sequence[Place]) -> None:
-    methods = results.one_shot.methods
-    for index, method in enumerate(methods):
-        summaries = [results.summary(place, method) for place in places]
-        shift = SHIFT * (index - (len(methods) - 1) / 2)
-        axes.errorbar(
-            [at + shift for at in range(len(places))],
-            [summary.mean for summary in summaries],
-            yerr=[summary.sd if summary.n > 1 else 0.0 for summary in summaries],
-            color=COLOURS[index % len(COLOURS)],
-            linestyle=STYLES[index // len(COLOURS) % len(STYLES)],
-            marker=MARKERS[index % len(MARKERS)],
-            markersize=4,
-            linewidth=1.1,
-            elinewidth=0.7,
-            capsize=1.5,
-            label=method,
-        )
-    for name, label, style in (
-        ("own_test_accuracy", "own models", "-."),
-        ("pretrained_test_accuracy", "θ₀", ":"),
-    ):
+def _draw(axes: Axes, results: OneShotResults, places: Sequence[Place], methods: Sequence[str]) -> None:
+    for turn, method in enumerate(methods):
+        found = {at: results.summary(place, method) for at, place in enumerate(places)}
+        found = {at: summary for at, summary in found.items() if summary.n}
+        shift = SHIFT * (turn - (len(methods) - 1) / 2)
+        if found:
+            look = {**line_look(turn), "label": method}
+            draw_bars(axes, [at + shift for at in found], list(found.values()), (0.0, 100.0), **look)
+    for name, label, style in LEVELS:
         means = [results.fact(place, name, 100).mean for place in places]
-        axes.plot(range(len(places)), means, color="grey", linestyle=style, linewidth=1.1, label=label)
+        axes.plot(range(len(places)), means, color="grey", linestyle=style, marker="|", linewidth=1.1, label=label)

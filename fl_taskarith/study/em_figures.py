@@ -7,8 +7,8 @@ import numpy as np
 import pandas
 
 from fl_taskarith.study.em_cells import SUCCESS
-from fl_taskarith.study.plots import COLOURS, STYLES
-from fl_taskarith.study.series import MARKERS, draw_line, save, share_legend, subplots, summary_by
+from fl_taskarith.study.plots import COLOURS, MARKERS, STYLES
+from fl_taskarith.study.series import draw_line, save, share_legend, subplots, summary_by
 
 CLUSTERS = (2, 3, 5, 10)
 

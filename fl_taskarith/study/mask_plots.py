@@ -1,6 +1,7 @@
 """The anatomy of a mask as a figure: which layers and which kinds of tensor it lets be updated."""
 
 from pathlib import Path
+from textwrap import fill
 from typing import Any, cast
 
 import numpy as np
@@ -8,11 +9,11 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from fl_taskarith.masking.anatomy import KINDS, density_by_kind, density_by_layer, parts
 from fl_taskarith.study.mask_report import DescribedMask
-from fl_taskarith.study.plots import COLOURS, STYLE, save_figure
+from fl_taskarith.study.plots import COLOURS, STYLE, TITLE_CHARACTERS, save_figure
 
 Limits = tuple[float, float]
 
@@ -20,10 +21,10 @@ DECADES = 1.5  # from here on between the smallest and the largest density, the 
 
 
 def plot_anatomy(described: DescribedMask, output: Path) -> list[Path]:
-    """Density by layer and kind as a heat map, by kind as bars below; writes output.png and output.pdf.
+    """Density by layer and kind as a heat map, and by kind below it; writes output.png and output.pdf.
 
     Hatched: the layer has no such tensor. White: it has, and nothing of it is updated. The scale is logarithmic where
-    densities span decades.
+    densities span decades, with points in place of bars.
 
     Raises:
         CheckpointError: a file cannot be written.
@@ -46,7 +47,7 @@ def plot_anatomy(described: DescribedMask, output: Path) -> list[Path]:
         colours.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         _draw_bars(grid[1, 0], bars, kinds, 100 * described.mask.density, limits)
         grid[1, 1].set_axis_off()
-        figure.suptitle(described.title, fontsize=9)
+        figure.suptitle(fill(described.title, TITLE_CHARACTERS // 2), fontsize=9)
         return save_figure(figure, output)
 
 
@@ -81,11 +82,17 @@ def _draw_cells(axes: Axes, cells: np.ndarray, layers: list[str], kinds: list[st
 
 
 def _draw_bars(axes: Axes, bars: list[float], kinds: list[str], whole: float, limits: Limits) -> None:
-    axes.bar(range(len(kinds)), bars, width=0.7, color=COLOURS[0])
+    if limits[0]:  # a bar's length says nothing on a logarithmic axis
+        positive = [(place, value) for place, value in enumerate(bars) if value > 0]
+        axes.plot(*zip(*positive, strict=True), marker="D", markersize=5, linestyle="", color=COLOURS[0])
+    else:
+        axes.bar(range(len(kinds)), bars, width=0.7, color=COLOURS[0])
     axes.axhline(whole, color=COLOURS[1], linewidth=1.2, linestyle="--", label=f"all weights: {_short(whole)} %")
     if limits[0]:
         axes.set_yscale("log")
-        axes.set_ylim(limits[0] / 2, limits[1] * 5)
+        axes.set_ylim(limits[0] / 2, min(5 * limits[1], 300))  # room for the numbers
+        axes.set_yticks([tick for tick in axes.get_yticks() if limits[0] / 2 <= tick <= 100])
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         axes.set_ylim(0, limits[1] * 1.35)
@@ -94,14 +101,14 @@ def _draw_bars(axes: Axes, bars: list[float], kinds: list[str], whole: float, li
         axes.annotate(
             _short(value),
             (column, max(value, bottom)),
-            (0, 3),
+            (0, 5),
             textcoords="offset points",
             ha="center",
             fontsize=6.5,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},  # readable where the line crosses it
         )
     axes.set_ylabel("updated (%)")
-    axes.legend(fontsize=7, loc="upper right")
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
 def _short(percent: float) -> str:

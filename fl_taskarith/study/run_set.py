@@ -94,6 +94,26 @@ def sharding_words(settings: Settings) -> str:
     return SHARDING_WORDS[str(settings["sharding"])].format(**settings)
 
 
+def mask_words(settings: Settings) -> str:
+    """For example "all weights" or "random, density 0.1"."""
+    rule = settings["mask-rule"]
+    return "all weights" if rule == "none" else f"{rule}, density {settings['density']:g}"
+
+
+def mean_local_steps(settings: Settings) -> float:
+    """J, or the mean of what clients draw for themselves."""
+    low, high = settings["local-steps-min"], settings["local-steps-max"]
+    return (float(low) + float(high)) / 2 if high else float(settings["local-steps"])
+
+
+def training_loss(folder: Path) -> str:
+    """What the clients of a run minimise; cross-entropy where run.json cannot be read."""
+    try:
+        return str(_settings(folder)["local-loss"])
+    except CheckpointError:
+        return "cross-entropy"
+
+
 def has_regression_data(folder: Path) -> bool:
     """Whether the run in `folder` is on regression data, which has distances to the truth and no accuracy."""
     return _settings(folder)["dataset"] == REGRESSION

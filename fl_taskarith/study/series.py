@@ -12,10 +12,8 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from fl_taskarith.study.plots import COLOURS, STYLE, STYLES, save_figure
+from fl_taskarith.study.plots import COLOURS, MARKERS, STYLE, STYLES, save_figure
 from fl_taskarith.study.statistics import CONFIDENCE, Paired, Summary
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def summary_by(frame: pandas.DataFrame, keys: str | list[str], value: str) -> pandas.DataFrame:
@@ -29,17 +27,19 @@ def summary_by(frame: pandas.DataFrame, keys: str | list[str], value: str) -> pa
 def draw_line(axes: Axes, frame: pandas.DataFrame, x: str, y: str, index: int, label: str, share: bool = False) -> None:
     """Mean of `y` against `x` with 95 % intervals, in the colour, line and marker number `index`; nothing if empty.
 
-    Intervals are Student's t, or Wilson's where `y` is a `share` of successes, 0 or 1 each.
+    Intervals are Student's t, or Wilson's where `y` is a `share` of successes, 0 or 1 each. They end at 0, below which
+    no error, distance or count lies; a mean of one run has none.
     """
     if frame.empty:
         return
     means = summary_by(frame, x, y)
-    middle, half = _wilson(means["mean"], means["count"]) if share else (means["mean"], means["half"].fillna(0.0))
-    low, high = (means["mean"] - (middle - half)).clip(lower=0.0), (middle + half - means["mean"]).clip(lower=0.0)
+    middle, half = _wilson(means["mean"], means["count"]) if share else (means["mean"], means["half"])
+    low = (means["mean"] - (middle - half).clip(lower=0.0)).clip(lower=0.0)
+    high = (middle + half - means["mean"]).clip(lower=0.0)
     axes.errorbar(
         means.index.to_numpy(dtype=float),
         means["mean"],
-        yerr=[low, high],
+        yerr=None if low.isna().all() else [low, high],
         color=COLOURS[index % len(COLOURS)],
         linestyle=STYLES[index % len(STYLES)],
         marker=MARKERS[index % len(MARKERS)],

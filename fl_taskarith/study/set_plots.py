@@ -1,25 +1,39 @@
 """Figures over a set of runs: curves with a band over seeds, Nc against J, sweeps of a setting, clients' drift."""
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from math import ceil
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, SymmetricalLogLocator
+from matplotlib.image import AxesImage
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from fl_taskarith.study.plots import COLOURS, STYLE, STYLES, off_scale, save_figure
-from fl_taskarith.study.run_set import Member, last_test_accuracy, last_validation_accuracy, mean_of, sharding_words
+from fl_taskarith.study.panels import draw_bars, legend_below, match, open_rows, seeds_note, spread
+from fl_taskarith.study.plots import COLOURS, MARKERS, STYLE, STYLES, line_look, save_figure
+from fl_taskarith.study.run_set import (
+    Member,
+    last_test_accuracy,
+    mask_words,
+    mean_local_steps,
+    mean_of,
+    sharding_words,
+)
+from fl_taskarith.study.set_curves import is_idle, plot_bands
+from fl_taskarith.study.statistics import Summary
 
 SWEPT = {"density": "density (share of weights updated)", "calibration-rounds": "calibration rounds R"}
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-CLEAR = 10  # lines of a figure that can be told apart
-GREY = {"color": "0.75", "linestyle": "-", "zorder": 0}
-TICKS = (1.0, 3.0)  # of a decade of bytes
-LEGEND_COLUMNS = 4  # at most
-LABEL_WIDTH = 0.06  # inches that a character of the legend takes, about
+DRIFT = (
+    ("client_update_norm", "‖τ$_k$‖₂\nmean over clients and rounds", (0.0, float("inf"))),
+    ("client_cosine", "cosine between clients' τ$_k$\nmean over rounds", (-1.0, 1.0)),
+)
+COLOURED = "colour: mask; line: local steps J"
+TICKS = (1.0, 2.0, 5.0)  # of a decade of norms
+SHIFT = 0.03  # of the distance between two shardings
+MAPS = 3  # heat maps side by side
+CELL = (0.75, 0.42)  # inches of a heat map's cell
 
 
 def possible_figures(output: Path) -> list[Path]:
@@ -42,204 +56,176 @@ def plot_set(members: Sequence[Member], output: Path) -> list[Path]:
     return paths
 
 
-def plot_bands(members: Sequence[Member], output: Path) -> list[Path]:
-    """Test accuracy and loss against rounds, accuracy against bytes if any were sent: means, and bands of one sd.
-
-    Of more than `CLEAR` members those with the best validation accuracy at the end are told apart, the others are grey.
-    """
-    sending = any(max(_megabytes(member).values(), default=0.0) > 0 for member in members)  # not without clients
-    panels = 3 if sending else 2
-    shown = _clearest(members)
-    longest = max(len(members[index].label) for index in shown)
-    columns = max(1, min(LEGEND_COLUMNS, len(shown), int(3.0 * panels / (0.6 + LABEL_WIDTH * longest))))
-    entries = len(shown) + (len(shown) < len(members))
-    with pyplot.rc_context(cast(Any, STYLE)):
-        size = (3.0 * panels, 2.9 + 0.16 * -(-entries // columns))
-        figure, (rounds, loss, *traffic) = pyplot.subplots(1, panels, figsize=size, layout="constrained")
-        finals = {index: end.mean for index in shown if (end := members[index].over_runs(last_test_accuracy)).n}
-        lost = {list(finals)[place] for place in off_scale(list(finals.values()))}
-        for index in sorted(shown, key=lambda index: index in lost):
-            label = members[index].label
-            if index in lost:
-                label += f" (ends at {finals[index]:.1f} %, off the scale)"
-                _hold((rounds, loss, *traffic))
-            turn = shown.index(index)
-            look = {"color": COLOURS[turn % len(COLOURS)], "linestyle": _style(turn)}
-            _curves(members[index], (rounds, loss, *traffic), look, label)
-        _hold((rounds, loss, *traffic))
-        hidden = [member for index, member in enumerate(members) if index not in shown]
-        for number, member in enumerate(hidden):
-            _curves(member, (rounds, loss, *traffic), GREY, f"{len(hidden)} others" if number == 0 else "")
-        epochs = {member.settings["strategy"] == "centralized" for member in members}
-        for axes, name in ((rounds, "test accuracy (%)"), (loss, "test cross-entropy (nats)")):
-            axes.set_xlabel({1: "epoch" if True in epochs else "round"}.get(len(epochs), "round or epoch"))
-            axes.set_ylabel(name)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes in traffic:
-            _scale_bytes(axes, [megabytes for each in members for megabytes in _megabytes(each).values()])
-        handles, labels = rounds.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
-        return save_figure(figure, output)
-
-
-def _clearest(members: Sequence[Member]) -> list[int]:
-    """Places of the members that a figure tells apart, in their order."""
-    if len(members) <= CLEAR:
-        return list(range(len(members)))
-    ends = {index: member.over_runs(last_validation_accuracy) for index, member in enumerate(members)}
-    best = sorted(ends, key=lambda index: ends[index].mean if ends[index].n else -1.0, reverse=True)
-    return sorted(best[: len(COLOURS)])
-
-
-def _hold(panels: Sequence[Axes]) -> None:
-    """What is drawn from here on does not move the axes."""
-    for axes in panels:
-        axes.set_ylim(axes.get_ylim())
-
-
-def _curves(member: Member, panels: Sequence[Axes], look: Mapping[str, Any], label: str) -> None:
-    rounds, loss, *traffic = panels
-    accuracy = member.curve("test_accuracy", 100.0)
-    _band(rounds, accuracy, look, label)
-    _band(loss, member.curve("test_loss"), look, label)
-    sent = _megabytes(member)
-    for axes in traffic if max(sent.values(), default=0.0) > 0 else ():
-        _band(axes, [(sent[number], point) for number, point in accuracy], look, "")
-
-
-def _scale_bytes(axes: Axes, sent: Sequence[float]) -> None:
-    """A log axis of megabytes; where some are 0 (round 0 without head and mask), 0 a little left of the others."""
-    axes.set_xlabel("sent so far, both ways (MB)")
-    axes.set_ylabel("test accuracy (%)")
-    if min(sent, default=0.0) > 0:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=TICKS))
-    else:
-        first = min((megabytes for megabytes in sent if megabytes > 0), default=1.0)
-        axes.set_xscale("symlog", linthresh=first, linscale=0.25)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=first, subs=TICKS))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
 def plot_heat_map(members: Sequence[Member], output: Path) -> list[Path]:
-    """Mean test accuracy for sharding x local steps, a panel per mask; nothing unless both differ."""
-    members = _federated(members)
-    shardings, steps, panels = _axes_of(members)
-    if len(shardings) < 2 or len(steps) < 2 or _collide(members):
+    """Mean test accuracy for sharding x local steps, a panel per mask; nothing unless both differ.
+
+    Raises:
+        CheckpointError: the figure cannot be written.
+    """
+    if _collide(_trained(members)):
         return []
-    cells = {(_panel(each), sharding_words(each.settings), each.settings["local-steps"]): each for each in members}
+    members = [each for each in _trained(members) if each.over_runs(last_test_accuracy).n]
+    shardings, steps, masks = _axes_of(members)
+    if len(shardings) < 2 or len(steps) < 2:
+        return []
+    cells = {(mask_words(each.settings), sharding_words(each.settings), _steps(each)): each for each in members}
     means = {place: member.over_runs(last_test_accuracy) for place, member in cells.items()}
-    low, high = min(each.mean for each in means.values()), max(each.mean for each in means.values())
+    columns = min(len(masks), MAPS)
+    lines = ceil(len(masks) / columns)
+    size = (1.2 + (0.5 + CELL[0] * len(steps)) * columns, (0.75 + CELL[1] * len(shardings)) * lines + 0.2)
     with pyplot.rc_context(cast(Any, STYLE | {"axes.grid": False})):
-        figure, grid = pyplot.subplots(
-            1, len(panels), figsize=(1.2 + 2.9 * len(panels), 0.9 + 0.42 * len(shardings)), layout="constrained",
-            squeeze=False, sharey=True,
-        )  # fmt: skip
-        for axes, panel in zip(grid[0], panels, strict=True):
-            table = np.full((len(shardings), len(steps)), np.nan)
-            for row, sharding in enumerate(shardings):
-                for column, local_steps in enumerate(steps):
-                    point = means.get((panel, sharding, local_steps))
-                    if point is None or not point.n:
-                        axes.text(column, row, "not run", ha="center", va="center", fontsize=7)
-                        continue
-                    table[row, column] = point.mean
-                    light = point.mean < (low + high) / 2
-                    text = f"{point.mean:.1f}" + (f" ± {point.sd:.1f}" if point.n > 1 else "")
-                    axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color="w" if light else "k")
-            image = axes.imshow(table, vmin=low, vmax=high, cmap="cividis", aspect="auto")
-            axes.set_xticks(range(len(steps)), [str(each) for each in steps])
-            axes.set_yticks(range(len(shardings)), shardings)
-            axes.set_xlabel("local steps J")
-            axes.set_title(panel, fontsize=9)
-        figure.colorbar(image, ax=list(grid[0]), label="test accuracy (%)")
+        figure, grid = pyplot.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, sharey=True)
+        shown = {mean.mean for mean in means.values()}
+        for axes, mask in zip(grid.flat, masks, strict=False):
+            own = {(sharding, each): point for (rule, sharding, each), point in means.items() if rule == mask}
+            image = _draw_map(axes, own, shardings, steps, (min(shown), max(shown)))
+            axes.set_title(mask, fontsize=9)
+        for axes in grid.flat[len(masks) :]:
+            axes.set_axis_off()
+        figure.suptitle(seeds_note((point.n for point in means.values()), "cells"), fontsize=8)
+        figure.colorbar(image, ax=list(grid.flat), label="test accuracy (%)")
         return save_figure(figure, output)
+
+
+def _draw_map(
+    axes: Axes,
+    points: Mapping[tuple[str, float], Summary],
+    shardings: Sequence[str],
+    steps: Sequence[float],
+    limits: tuple[float, float],
+) -> AxesImage:
+    table = np.full((len(shardings), len(steps)), np.nan)
+    for row, sharding in enumerate(shardings):
+        for column, local_steps in enumerate(steps):
+            point = points.get((sharding, local_steps))
+            if point is None:
+                axes.text(column, row, "not run", ha="center", va="center", fontsize=7)
+                continue
+            table[row, column] = point.mean
+            text = f"{point.mean:.1f}" + (f" ± {point.sd:.1f}" if point.n > 1 else "")
+            colour = "w" if point.mean < sum(limits) / 2 else "k"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=colour)
+    image = axes.imshow(table, vmin=limits[0], vmax=limits[1], cmap="cividis", aspect="auto")
+    axes.set_xticks(range(len(steps)), [f"{each:g}" for each in steps])
+    axes.set_yticks(range(len(shardings)), shardings)
+    axes.set_xlabel("local steps J")
+    return image
 
 
 def plot_drift(members: Sequence[Member], output: Path) -> list[Path]:
-    """‖τ_k‖ and the pairwise cosine of task vectors, means over all rounds, against sharding; a line per J and mask.
+    """‖τ_k‖ and the pairwise cosine of task vectors, means over all rounds, against sharding; a line per mask and J.
 
-    Nothing unless shardings differ and cosines were logged.
+    The colour is that of the mask, or of J where all masks are equal. Nothing unless shardings differ and cosines were
+    logged.
+
+    Raises:
+        CheckpointError: the figure cannot be written.
     """
-    members = _federated(members)
-    shardings, steps, panels = _axes_of(members)
-    if (
-        len(shardings) < 2
-        or _collide(members)
-        or not any(each.over_runs(mean_of("client_cosine")).n for each in members)
-    ):
+    if _collide(_trained(members)):
         return []
+    members = [each for each in _trained(members) if each.over_runs(mean_of("client_cosine")).n]
+    shardings, steps, masks = _axes_of(members)
+    if len(shardings) < 2:
+        return []
+    lines: dict[tuple[str, float], dict[str, Member]] = {}
+    for member in members:
+        lines.setdefault((mask_words(member.settings), _steps(member)), {})[sharding_words(member.settings)] = member
+    keys = sorted(lines, key=lambda key: (steps.index(key[1]), masks.index(key[0])))
+    labels = [mask + (f", J = {local_steps:g}" if len(steps) > 1 else "") for mask, local_steps in keys]
+    features = ([f"J = {local_steps:g}" for _, local_steps in keys], [mask for mask, _ in keys])
+    rows = spread(len(keys), features, _first_of_all_weights(keys))
+    width = 7.2
+    note = seeds_note((len(member.runs) for member in members), "bars")
     with pyplot.rc_context(cast(Any, STYLE)):
-        figure, grid = pyplot.subplots(1, 2, figsize=(7.2, 3.1), layout="constrained")
-        measures = (("client_update_norm", "‖τ$_k$‖, mean over clients"), ("client_cosine", "cosine between clients"))
-        for axes, (column, name) in zip(grid, measures, strict=True):
-            for number, panel in enumerate(panels):
-                for index, local_steps in enumerate(steps):
-                    line = {
-                        sharding_words(each.settings): each.over_runs(mean_of(column))
-                        for each in members
-                        if _panel(each) == panel and each.settings["local-steps"] == local_steps
-                    }
-                    places = [place for place, sharding in enumerate(shardings) if sharding in line]
-                    points = [line[shardings[place]] for place in places]
-                    axes.errorbar(
-                        places,
-                        [point.mean for point in points],
-                        yerr=[point.sd if point.n > 1 else 0.0 for point in points],
-                        color=COLOURS[index % len(COLOURS)],
-                        linestyle=STYLES[number % len(STYLES)],
-                        marker=MARKERS[index % len(MARKERS)],
-                        markerfacecolor="none" if number else None,
-                        markersize=4,
-                        capsize=2,
-                        linewidth=1.2,
-                        label=f"{panel}, J = {local_steps}",
-                    )
-            axes.set_xticks(range(len(shardings)), shardings)
-            axes.set_ylabel(name)
-        grid[0].set_yscale("log")
-        handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(steps)), fontsize=8)
+        figure, parts, panels = open_rows(
+            [[labels[place] for place in row.places] for row in rows], 2, width, 2.6, note
+        )
+        for row, part, axes in zip(rows, parts, panels, strict=True):
+            part.suptitle(row.title, fontsize=9)
+            looks = _looks([keys[place] for place in row.places])
+            for place, look in zip(row.places, looks, strict=True):
+                shift = SHIFT * (row.places.index(place) - (len(row.places) - 1) / 2)
+                _draw_drift(axes, lines[keys[place]], shardings, shift, {**look, "label": labels[place]})
+            legend_below(part, axes[0], width, title="colour: local steps J" if len(masks) == 1 else COLOURED)
+        for column in range(2):
+            match((axes[column] for axes in panels), "x", "y")
         return save_figure(figure, output)
 
 
+def _first_of_all_weights(keys: Sequence[tuple[str, float]]) -> int:
+    return next((place for place, (mask, _) in enumerate(keys) if mask == "all weights"), 0)
+
+
+def _looks(keys: Sequence[tuple[str, float]]) -> list[dict[str, str]]:
+    """Colours by mask and line styles by J, or colours by J where masks are equal; every line has its own marker."""
+    masks, steps = (list(dict.fromkeys(values)) for values in zip(*keys, strict=True))
+    return [
+        {
+            "color": COLOURS[(masks.index(mask) if len(masks) > 1 else steps.index(local_steps)) % len(COLOURS)],
+            "linestyle": STYLES[steps.index(local_steps) % len(STYLES)],
+            "marker": MARKERS[turn % len(MARKERS)],
+        }
+        for turn, (mask, local_steps) in enumerate(keys)
+    ]
+
+
+def _draw_drift(
+    panels: Sequence[Axes], line: Mapping[str, Member], shardings: Sequence[str], shift: float, look: Mapping[str, Any]
+) -> None:
+    """One line of both panels, `shift` to the right so that bars of several do not hide one another."""
+    for axes, (column, name, limits) in zip(panels, DRIFT, strict=True):
+        found = {
+            place: line[sharding].over_runs(mean_of(column))
+            for place, sharding in enumerate(shardings)
+            if sharding in line
+        }
+        points = {place: point for place, point in found.items() if point.n}
+        if points:
+            draw_bars(axes, [place + shift for place in points], list(points.values()), limits, **look)
+        axes.set_xticks(range(len(shardings)), shardings)
+        axes.set_xlabel("division of the data")
+        axes.set_ylabel(name)
+    panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_locator(LogLocator(subs=TICKS))
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].yaxis.set_minor_formatter(NullFormatter())
+
+
 def plot_sweep(members: Sequence[Member], key: str, output: Path) -> list[Path]:
-    """Final test accuracy against a numeric setting, a line per sharding; nothing unless it differs under one rule."""
+    """Final test accuracy against a numeric setting, a line per sharding; nothing unless it differs under one rule.
+
+    Raises:
+        CheckpointError: the figure cannot be written.
+    """
     lines: dict[str, dict[float, Member]] = {}
-    drawn = [each for each in _federated(members)
-             if each.settings["mask-rule"] == "least-sensitive" and _usual(each, members, key)]  # fmt: skip
+    drawn = [each for each in _trained(members) if each.over_runs(last_test_accuracy).n
+             and each.settings["mask-rule"] == "least-sensitive" and _usual(each, members, key)]  # fmt: skip
     for member in drawn:
         lines.setdefault(sharding_words(member.settings), {})[float(member.settings[key])] = member
     if sum(map(len, lines.values())) < len(drawn):  # they differ in something else too, and would hide one another
         return []
     if max((len(line) for line in lines.values()), default=0) < 2:
         return []
+    shardings, width = list(lines), 4.4
+    ticks = sorted({value for line in lines.values() for value in line})
+    note = seeds_note((len(member.runs) for member in drawn), "bars")
+    rows = spread(len(shardings), reference=0)
     with pyplot.rc_context(cast(Any, STYLE)):
-        figure, axes = pyplot.subplots(figsize=(4.2, 3.0), layout="constrained")
-        for index, (sharding, line) in enumerate(lines.items()):
-            values = sorted(line)
-            points = [line[value].over_runs(last_test_accuracy) for value in values]
-            look = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
-            axes.errorbar(
-                values,
-                [point.mean for point in points],
-                yerr=[point.sd if point.n > 1 else 0.0 for point in points],
-                capsize=3,
-                linewidth=1.3,
-                markersize=4.5,
-                linestyle=STYLES[index % len(STYLES)],
-                label=sharding,
-                **cast(Any, look),
-            )
-        axes.set_xscale("log")
-        ticks = sorted({value for line in lines.values() for value in line})
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
-        axes.set_xlabel(SWEPT[key])
-        axes.set_ylabel("test accuracy (%)")
-        axes.legend(fontsize=8)
+        figure, parts, panels = open_rows(
+            [[shardings[place] for place in row.places] for row in rows], 1, width, 2.8, note
+        )
+        for row, part, (axes,) in zip(rows, parts, panels, strict=True):
+            for turn, place in enumerate(row.places):
+                line = lines[shardings[place]]
+                points = [line[value].over_runs(last_test_accuracy) for value in sorted(line)]
+                draw_bars(axes, sorted(line), points, (0.0, 100.0), label=shardings[place], **line_look(turn))
+            axes.set_xscale("log")
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.minorticks_off()
+            axes.set_xlabel(SWEPT[key])
+            axes.set_ylabel("test accuracy (%)")
+            legend_below(part, axes, width)
+        match((axes for (axes,) in panels), "x", "y")
         return save_figure(figure, output)
 
 
@@ -252,8 +238,8 @@ def _usual(member: Member, members: Sequence[Member], key: str) -> bool:
     return True
 
 
-def _axes_of(members: Sequence[Member]) -> tuple[list[str], list[int], list[str]]:
-    """Shardings (from few classes per client to iid), local steps and panels of members."""
+def _axes_of(members: Sequence[Member]) -> tuple[list[str], list[float], list[str]]:
+    """Shardings (from few classes per client to iid), local steps and masks of members."""
 
     def evenness(member: Member) -> tuple[int, float]:
         kind = str(member.settings["sharding"])
@@ -262,44 +248,20 @@ def _axes_of(members: Sequence[Member]) -> tuple[list[str], list[int], list[str]
 
     ordered = sorted(members, key=evenness)
     shardings = list(dict.fromkeys(sharding_words(each.settings) for each in ordered))
-    steps = sorted({int(each.settings["local-steps"]) for each in members})
-    return shardings, steps, list(dict.fromkeys(map(_panel, members)))
+    masks = list(dict.fromkeys(mask_words(each.settings) for each in members))
+    return shardings, sorted(set(map(_steps, members))), masks
 
 
-def _federated(members: Sequence[Member]) -> list[Member]:
-    return [each for each in members if each.settings["strategy"] != "centralized"]
+def _trained(members: Sequence[Member]) -> list[Member]:
+    """Those whose clients trained."""
+    return [each for each in members if each.settings["strategy"] != "centralized" and not is_idle(each.settings)]
+
+
+def _steps(member: Member) -> float:
+    return mean_local_steps(member.settings)
 
 
 def _collide(members: Sequence[Member]) -> bool:
     """Whether two members differ in something that these figures have no place for, and would hide one another."""
-    places = [(_panel(each), sharding_words(each.settings), each.settings["local-steps"]) for each in members]
+    places = [(mask_words(each.settings), sharding_words(each.settings), _steps(each)) for each in members]
     return len(set(places)) < len(places)
-
-
-def _panel(member: Member) -> str:
-    rule = member.settings["mask-rule"]
-    return "all weights" if rule == "none" else f"{rule}, density {member.settings['density']:g}"
-
-
-def _megabytes(member: Member) -> dict[int, float]:
-    """10⁶ bytes sent and received until the end of each round, of the first run."""
-    rows = member.runs[0]
-    sent = accumulate((row.get("uplink_bytes") or 0) + (row.get("downlink_bytes") or 0) for row in rows)
-    return {row["round"]: total / 1e6 for row, total in zip(rows, sent, strict=True)}
-
-
-def _style(index: int) -> str:
-    """No two of len(COLOURS) * len(STYLES) lines have the same colour and style, and neighbours differ in both."""
-    turn, colour = divmod(index, len(COLOURS))
-    return STYLES[(colour + turn) % len(STYLES)]
-
-
-def _band(axes: Axes, points: Sequence[tuple[float, Any]], look: Mapping[str, Any], label: str) -> None:
-    if not points:
-        return
-    where = [place for place, _ in points]
-    mean = np.array([point.mean for _, point in points])
-    axes.plot(where, mean, linewidth=1.3, label=label, **cast(Any, look))
-    if look is not GREY and all(point.n > 1 for _, point in points):
-        spread = np.array([point.sd for _, point in points])
-        axes.fill_between(where, mean - spread, mean + spread, color=look["color"], alpha=0.15, linewidth=0)

@@ -19,6 +19,12 @@ class Summary:
     sd: float
     n: int
 
+    def band(self, lowest: float = -math.inf, highest: float = math.inf) -> tuple[float, float]:
+        """mean - sd and mean + sd, cut at the lowest and the highest value that is possible; nan without a sd."""
+        if math.isnan(self.sd):
+            return math.nan, math.nan
+        return max(self.mean - self.sd, min(lowest, self.mean)), min(self.mean + self.sd, max(highest, self.mean))
+
 
 @dataclass(frozen=True)
 class Paired:

@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, cast
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from fl_taskarith.study.comparison import Comparison
-from fl_taskarith.study.plots import COLOURS, STYLE, off_scale, save_figure
+from fl_taskarith.study.plots import COLOURS, STYLE, TITLE_CHARACTERS, off_scale, save_figure
 
 ROW_HEIGHT = 0.36  # inches per arm
-HIGHEST = 100.4  # %, of the axis: a mark at 100 is whole
+LEFTMOST, HIGHEST = -0.4, 100.4  # %, of the axis: a mark at 0 or 100 is whole
 ABOVE, BELOW, LOWEST = -0.16, 0.04, 0.3  # of an arm's line: the mean, the first and the last seed, so none is hidden
 
 
@@ -38,9 +39,10 @@ def plot_arms(rows: Sequence[Comparison], title: str, output: Path) -> list[Path
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.08)
-        axes.set_xlim(right=min(axes.get_xlim()[1], HIGHEST))
+        left, right = axes.get_xlim()
+        axes.set_xlim(max(left, LEFTMOST), min(right, HIGHEST))
         axes.set_xlabel("test accuracy (%)")
-        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_title(fill(title, TITLE_CHARACTERS // 2), fontsize=9, loc="left")
         handles, labels = axes.get_legend_handles_labels()
         shown = dict(zip(labels, handles, strict=True))  # every arm brings the same three
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), fontsize=8)
@@ -64,7 +66,9 @@ def _draw_arm(axes: Axes, place: int, row: Comparison, lost: bool) -> None:
     axes.plot(values, heights, marker="o", linestyle="", markersize=4, markerfacecolor="none", color=COLOURS[0],
               label="one seed")  # fmt: skip
     if len(values) > 1:
-        axes.errorbar(row.test.mean, place + ABOVE, xerr=row.test.sd, fmt="D", markersize=4.5, capsize=3, linewidth=1.4,
+        low, high = row.test.band(0.0, 100.0)
+        ends = [[row.test.mean - low], [high - row.test.mean]]
+        axes.errorbar(row.test.mean, place + ABOVE, xerr=ends, fmt="D", markersize=4.5, capsize=3, linewidth=1.4,
                       color=COLOURS[1], label="mean ± sd")  # fmt: skip
 
 

@@ -19,7 +19,8 @@ from fl_taskarith.study.records import curve_records, settings_record, speed
 from fl_taskarith.study.results import Outcome, State, StudyResults
 from fl_taskarith.study.run_set import Member, members
 from fl_taskarith.study.search import DIVERGED
-from fl_taskarith.study.set_plots import SWEPT, plot_bands, plot_drift, plot_heat_map, plot_sweep
+from fl_taskarith.study.set_curves import plot_bands
+from fl_taskarith.study.set_plots import SWEPT, plot_drift, plot_heat_map, plot_sweep
 from fl_taskarith.study.shipped import origin_words
 from fl_taskarith.study.statistics import Paired, Summary
 from fl_taskarith.study.table_plots import plot_arms
@@ -106,10 +107,11 @@ def _figures(
         return []
     if draw is plot_bands:
         found = members([folder for folder, _ in labelled], [label for _, label in labelled])
+        reference = next((row.results.arm.label for row in rows if row.is_reference), "")
+        drawn = plot_bands(found, results.folder / name, reference)
     else:  # over all tables, where an arm may stand twice, and two arms may have one name
-        found = members(list(dict.fromkeys(folder for folder, _ in labelled)))
-    drawn = draw(found, results.folder / name)
-    return [f"![{name}]({path.name})" for path in drawn if path.suffix == ".png"]
+        drawn = draw(members(list(dict.fromkeys(folder for folder, _ in labelled))), results.folder / name)
+    return [f"![{path.stem}]({path.name})" for path in drawn if path.suffix == ".png"]
 
 
 def _sweep(key: str) -> Callable[[Sequence[Member], Path], list[Path]]:
