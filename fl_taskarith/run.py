@@ -24,7 +24,7 @@ from fl_taskarith.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.logbook import COLUMNS, Logbook, Row
 from fl_taskarith.masking.mask import save_mask
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, export_model
-from fl_taskarith.models.heads import RIDGE_GRID, RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
+from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
 from fl_taskarith.optim import learning_rate
 from fl_taskarith.resident import Resident
 from fl_taskarith.starts import Starts
@@ -239,8 +239,6 @@ class Run(ABC):
         ridge_lambda, logit_scale = self.config.ridge_lambda, self.config.logit_scale
         if ridge_lambda == AUTO:
             ridge_lambda = choose_ridge_lambda(solver, features, validation.labels)
-            if ridge_lambda in (RIDGE_GRID[0], RIDGE_GRID[-1]):
-                log.warning("ridge-lambda = %g lies at the edge of the searched grid: it is not tuned.", ridge_lambda)
         head = solver.solve(float(ridge_lambda))
         if logit_scale == AUTO:
             logit_scale = fit_logit_scale(head.scores(features), validation.labels)
