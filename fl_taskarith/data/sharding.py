@@ -19,6 +19,8 @@ from fl_taskarith.seeding import random_generator
 
 Shards = list[np.ndarray]
 
+LEAST_ALPHA = 1e-200  # a smaller α counts as this one, under which logarithms of shares stay finite
+VANISHING = 1e-290  # chances that add up to less have lost digits to underflow
 DEALS = 50  # assignments of classes to clients that are tried for equal shard sizes
 
 
@@ -59,9 +61,10 @@ def make_shards(
 def _dirichlet_shards(labels: np.ndarray, num_clients: int, alpha: float, seed: int) -> Shards:
     """Shards of equal size ±1, client k's classes drawn by its own shares q_k ~ Dir(α p) (Hsu et al. 2019).
 
-    p are the class shares of all examples: α → ∞ is iid, α → 0 one class per client. Dir(a, ..., a), as others write
-    it, is α = a times the number of classes. Examples are drawn one by one without replacement, a class with a chance
-    in proportion to q_k times the share of it that is left. Without that last factor, clients that come last, in random
+    p are the class shares of all examples: α → ∞ is iid; as α → 0 a client has one class, and another only where that
+    one is used up, so that K clients and C classes make at most K + C − 1 pairs. Dir(a, ..., a), as others write it, is
+    α = a times the number of classes. Examples are drawn one by one without replacement, a class with a chance in
+    proportion to q_k times the share of it that is left. Without that last factor, clients that come last, in random
     order, would get odd leftovers at any α; with it they still get what is left, but α → ∞ is iid for them too.
     """
     generator = random_generator(seed, "sharding dirichlet")
@@ -71,35 +74,45 @@ def _dirichlet_shards(labels: np.ndarray, num_clients: int, alpha: float, seed: 
     shards: Shards = [np.empty(0, dtype=np.int64)] * num_clients
     for client in generator.permutation(num_clients):
         left = np.array([len(each) for each in examples])
-        shares = dirichlet_shares(alpha * counts / counts.sum(), generator)
-        taken = _draw_classes(shares / counts, left, sizes[client], generator)
+        logs = dirichlet_logs(max(alpha, LEAST_ALPHA) * counts / counts.sum(), generator)
+        taken = _draw_classes(logs, counts, left, sizes[client], generator)
         drawn = [each.pop() for each, number in zip(examples, taken, strict=True) for _ in range(number)]
         shards[client] = np.sort(np.array(drawn, dtype=np.int64))
     return shards
 
 
-def dirichlet_shares(concentrations: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """One draw of Dir(concentrations) [n] that is not lost to underflow where they are tiny.
+def dirichlet_logs(concentrations: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Logarithms of one draw of Dir(concentrations) [n], but for a constant, so that no share underflows.
 
-    Through the logarithms of its Gamma variables: Gamma(a) ~ Gamma(a + 1) U^(1/a).
+    They are those of its Gamma variables: Gamma(a) ~ Gamma(a + 1) U^(1/a).
     """
     uniform_logs = -generator.standard_exponential(len(concentrations))
-    logs = np.log(generator.gamma(concentrations + 1)) + uniform_logs / concentrations
+    logs: np.ndarray = np.log(generator.gamma(concentrations + 1)) + uniform_logs / concentrations
+    return logs
+
+
+def _normalised(logs: np.ndarray) -> np.ndarray:
+    """The shares [n], adding up to 1, of which `logs` are the logarithms but for a constant."""
     weights = np.exp(logs - logs.max())
     shares: np.ndarray = weights / weights.sum()
     return shares
 
 
-def _draw_classes(shares: np.ndarray, left: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
-    """How many examples of each class: `size` in all, one by one with chances in proportion to `shares` · what is left.
+def _draw_classes(
+    logs: np.ndarray, counts: np.ndarray, left: np.ndarray, size: int, generator: np.random.Generator
+) -> np.ndarray:
+    """How many examples of each class: `size` in all, one by one with chances in proportion to shares · left / counts.
 
-    `left` is reduced in place.
+    `logs` are the logarithms of the shares. Once the classes with all but a vanishing part of them are used up, the
+    client's shares among the classes left count. `left` is reduced in place.
     """
     taken = np.zeros_like(left)
+    shares = _normalised(logs) / counts
     for draw in generator.random(size):
         chances = np.cumsum(shares * left)
-        if not chances[-1]:  # what this client wanted is used up
-            chances = np.cumsum(left)
+        if chances[-1] < VANISHING:
+            shares = _normalised(np.where(left > 0, logs, -np.inf)) / counts
+            chances = np.cumsum(shares * left)
         label = int(np.searchsorted(chances, draw * chances[-1], side="right"))
         taken[label] += 1
         left[label] -= 1
