@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,31 @@ def test_the_histogram_is_that_of_the_run(quick_config: Config, tmp_path: Path, 
     assert "... and 10 more clients" in printed
     assert str(folder / "histogram.pdf") in printed
     assert (folder / "histogram.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("num_clients", "classes_per_client", "words"),
+    [(50, 1, "no assignment of classes makes the sizes differ less"), (5, 2, "the least is not known"), (10, 5, "")],
+)
+def test_whether_sizes_could_be_closer_is_told(
+    num_clients: int, classes_per_client: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = load(overrides={"num_clients": num_clients, "classes_per_client": classes_per_client})
+    show_shards(config, tmp_path)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("examples per client: ")]
+    assert len(told) == bool(words)
+    assert all(line.endswith(words) for line in told)
+
+
+def test_a_run_tells_and_notes_the_least_difference_of_sizes(
+    quick_config: Config, capsys: pytest.CaptureFixture
+) -> None:
+    history = simulate(quick_config, classes_per_client=1, num_rounds=1)
+    noted = json.loads((history.folder / "run.json").read_text(encoding="utf-8"))["shards"]
+    assert noted["least_spread"] == noted["largest"] - noted["smallest"] > 1
+    assert "examples each; no assignment of classes makes the sizes differ less" in capsys.readouterr().out
+    iid = simulate(quick_config, sharding="iid", num_rounds=1)
+    assert "least_spread" not in json.loads((iid.folder / "run.json").read_text(encoding="utf-8"))["shards"]
 
 
 def test_many_classes_are_named_by_the_largest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -149,10 +149,10 @@ def _best_deal(
     """Who owns which class, bool [K, classes], with shard sizes that differ as little as found.
 
     The first deal with equal sizes +-1 among up to `DEALS` drawn; else the least spread of these deals and of up to
-    `LINES` arrangements of the classes in line (`_in_line`), drawn from `lines`, until `_least_spread` is reached.
+    `LINES` arrangements of the classes in line (`_in_line`), drawn from `lines`, until `least_spread` is reached.
     """
     slots = _slots(counts, num_clients, classes_per_client)
-    bound = max(1, _least_spread(counts, num_clients, classes_per_client))
+    bound = max(1, least_spread(counts, num_clients, classes_per_client))
     best, least = np.empty(0), np.inf
     for attempt in range(DEALS + LINES):
         if attempt < DEALS:
@@ -203,35 +203,49 @@ def _single_class_range(counts: np.ndarray, num_clients: int) -> tuple[int, int]
     return best
 
 
-def least_spread(labels: np.ndarray, num_clients: int, classes_per_client: int) -> int:
-    """A number of examples by which the largest and the smallest shard must differ under "classes", at least."""
-    return _least_spread(np.unique(labels, return_counts=True)[1], num_clients, classes_per_client)
+def least_spread(counts: np.ndarray, num_clients: int, classes_per_client: int) -> int:
+    """A number by which the largest and the smallest shard differ at least, however classes are assigned to clients.
 
+    `counts`, int [classes], are the examples of each class, none of them 0. The true least difference may be larger:
+    the bound is exact for Nc = 1 and for classes of equal size.
 
-def _least_spread(counts: np.ndarray, num_clients: int, classes_per_client: int) -> int:
-    """No assignment of classes has a smaller difference between the largest and the smallest shard.
-
-    Clients and classes, joined where a client owns a class, form a graph of K Nc edges. Where these are m too few to
-    connect it, it falls into m components or more; one of k clients has at most k (Nc − 1) + 1 classes, and m of them
-    at least have just so many. One of those has at most ⌊K / m⌋ clients, so the largest shard is at least its mean;
-    and some component has fewer classes or at least ⌈K / m⌉ clients, so the smallest shard is at most that mean.
+    Clients and classes, joined where a client owns a class, form a graph of K Nc edges, m too few to connect it. A
+    component of k clients has at most k (Nc − 1) + 1 classes, just so many where it is a tree, and m components at
+    least are trees. So some trees have at most ⌊K / m⌋ clients, and the largest shard is at least the mean of theirs;
+    and the smallest is at most that of all components but the trees of fewer than ⌈K / m⌉ clients. Both means are
+    bounded over all numbers of clients and trees there can be, with the smallest and the largest classes.
     """
     if classes_per_client == 1:
         smallest, largest = _single_class_range(counts, num_clients)
         return largest - smallest
-    total, uneven = int(counts.sum()), int(counts.sum() % num_clients != 0)
+    uneven = int(counts.sum() % num_clients != 0)
     missing = num_clients + len(counts) - num_clients * classes_per_client
     if missing < 1:
         return uneven
     ascending = np.concatenate([[0], np.cumsum(np.sort(counts))])
+    descending = ascending[-1] - ascending[::-1]
     clients = np.arange(1, num_clients + 1)
-    trees = clients * (classes_per_client - 1) + 1  # classes of a component without a cycle
-    clients, trees = clients[trees <= len(counts)], trees[trees <= len(counts)]
-    few, many = clients * missing <= num_clients, clients * missing >= num_clients
-    largest = np.ceil(ascending[trees[few]] / clients[few]).min()
-    descending = total - ascending[::-1]
-    fewer_classes, more_clients = descending[trees - 1] / clients, descending[trees[many]] / clients[many]
-    return max(uneven, int(largest) - int(np.concatenate([fewer_classes, more_clients]).max()))
+    few, many = num_clients // missing, -(-num_clients // missing)
+
+    small_trees = max(1, -(-(missing * (few + 1) - num_clients) // few))
+    classes = clients * (classes_per_client - 1) + np.maximum(small_trees, -(-clients // few))
+    possible = (clients >= small_trees) & (classes <= len(counts))
+    largest = math.ceil((ascending[classes[possible]] / clients[possible]).min())
+
+    trees = clients // many
+    if many > 1:
+        trees = np.minimum(trees, missing + (clients - num_clients) // (many - 1))
+    classes = clients * (classes_per_client - 1) + trees
+    possible = (classes >= 1) & ((clients == num_clients) | (many > 1))
+    smallest = math.floor((descending[np.minimum(classes, len(counts))[possible]] / clients[possible]).max())
+    return int(max(uneven, largest - smallest))
+
+
+def describe_spread(spread: int, least: int) -> str:
+    """Whether shard sizes that differ by `spread` under "classes" could be closer, from their `least_spread`."""
+    if spread == least:
+        return "no assignment of classes makes the sizes differ less"
+    return f"they differ by {spread}; every assignment of classes has {least} at least, and the least is not known"
 
 
 def _in_line(
@@ -239,7 +253,7 @@ def _in_line(
 ) -> np.ndarray | None:
     """Classes laid end to end in as few lines as possible, each cut into equal shards: bool [K, classes].
 
-    Several lines where the pairs of client and class are too few to connect all, as `_least_spread` explains: of about
+    Several lines where the pairs of client and class are too few to connect all, as `least_spread` explains: of about
     equal means, with neighbours that share one class. Otherwise one line, in which a client covers few classes and
     gets others beside them. Clients are in random order. None where one would cover more than Nc classes.
     """
