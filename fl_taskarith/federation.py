@@ -6,6 +6,7 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -23,6 +24,7 @@ from fl_taskarith.cluster_models import clustered
 from fl_taskarith.config import Config
 from fl_taskarith.config_clusters import REGRESSION
 from fl_taskarith.course import verdict
+from fl_taskarith.data.sharding import describe_spread, least_spread
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.replies import check_examples, check_finite, number, tensors_of, told
@@ -86,7 +88,7 @@ def run_federation(
             printed.open(logbook.folder / RUN_LOG)
             log.info("Results: %s", logbook.folder)
             if shards := facts.get("shards"):
-                log.info("Shards: %(clients)d clients with %(smallest)d to %(largest)d examples each", shards)
+                log.info("Shards: %s", _describe_shards(shards))
             if known is not None:
                 logbook.note(learning_rate_source=known.describe())
             logbook.note_start(threads=shared.threads, **facts)
@@ -334,8 +336,20 @@ def describe(home: Resident) -> dict[str, dict[str, int] | str]:
     }
     if home.config.strategy != "centralized":
         sizes = [len(shard) for shard in home.shards]
-        facts["shards"] = {"clients": len(sizes), "smallest": min(sizes), "largest": max(sizes)}
+        shards = {"clients": len(sizes), "smallest": min(sizes), "largest": max(sizes)}
+        if home.config.sharding == "classes" and shards["largest"] > shards["smallest"] + 1:
+            counts = home.data.train.labels.unique(return_counts=True)[1].cpu().numpy()
+            shards["least_spread"] = least_spread(counts, len(sizes), home.config.classes_per_client)
+        facts["shards"] = shards
     return facts
+
+
+def _describe_shards(shards: Any) -> str:
+    """A line on the shard sizes of `describe`, and on whether they could be closer where they differ by more than 1."""
+    words = "{clients} clients with {smallest} to {largest} examples each".format(**shards)
+    if "least_spread" not in shards:
+        return words
+    return f"{words}; {describe_spread(shards['largest'] - shards['smallest'], shards['least_spread'])}"
 
 
 def show_log() -> None:

@@ -28,7 +28,7 @@ from fl_taskarith.interruption import asked_to_stop, finishing_rounds, interrupt
 from fl_taskarith.logbook import COLUMNS, Logbook, Row
 from fl_taskarith.masking.mask import save_mask
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, export_model
-from fl_taskarith.models.heads import RIDGE_GRID, RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
+from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
 from fl_taskarith.optim import learning_rate
 from fl_taskarith.resident import Resident
 from fl_taskarith.run_log import UNPRINTED

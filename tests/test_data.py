@@ -1,17 +1,20 @@
+import hashlib
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import augmented, real_data_folder
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import Bounds, LinearConstraint, milp
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
 from fl_taskarith.data.batches import Preprocessing, batch_positions, crop, flip, resize
 from fl_taskarith.data.datasets import load_dataset
-from fl_taskarith.data.sharding import make_shards
+from fl_taskarith.data.sharding import least_spread, make_shards
 from fl_taskarith.data.shards import Shards
 from fl_taskarith.data.splits import apportion, split_training_set, stratified_sample
 from fl_taskarith.errors import ConfigError, DataError
@@ -184,6 +187,112 @@ def test_the_spread_of_sizes_is_the_least_possible_for_the_assignment(seed: int)
     owned = np.array([np.bincount(labels[shard], minlength=3) > 0 for shard in shards])
     sizes = [len(shard) for shard in shards]
     assert max(sizes) - min(sizes) == brute_force_spread(counts.tolist(), owned)
+
+
+def spread(shards: list[np.ndarray]) -> int:
+    return max(map(len, shards)) - min(map(len, shards))
+
+
+def best_possible_spread(counts: list[int], num_clients: int, classes_per_client: int) -> int:
+    """Over all assignments of classes to clients, with the sizes of each found by a linear program of its own."""
+    rows = list(itertools.combinations(range(len(counts)), classes_per_client))
+    found = []
+    for chosen in itertools.combinations_with_replacement(rows, num_clients):
+        edges = [(client, label) for client, row in enumerate(chosen) for label in row]
+        of_class = np.array([[label == column for _, label in edges] for column in range(len(counts))], dtype=float)
+        if (of_class.sum(1) == 0).any() or (of_class.sum(1) > counts).any():
+            continue
+        of_client = np.array([[client == row for client, _ in edges] for row in range(num_clients)], dtype=float)
+        within = np.block([[of_client, np.zeros((num_clients, 1)), -np.ones((num_clients, 1))],
+                           [-of_client, np.ones((num_clients, 1)), np.zeros((num_clients, 1))]])  # fmt: skip
+        result = milp(
+            np.concatenate([np.zeros(len(edges)), [-1, 1]]),
+            integrality=np.ones(len(edges) + 2),
+            bounds=Bounds(np.concatenate([np.ones(len(edges)), [0, 0]]), np.inf),
+            constraints=[LinearConstraint(within, -np.inf, 0), LinearConstraint(np.pad(of_class, ((0, 0), (0, 2))),
+                                                                                counts, counts)],
+        )  # fmt: skip
+        found.append(round(result.fun))
+    return min(found)
+
+
+@pytest.mark.parametrize(
+    ("counts", "num_clients", "classes_per_client"),
+    [
+        ([10, 10, 10, 10], 3, 2),  # two components: one client alone, two with three classes
+        ([9, 9, 9, 9, 9], 3, 2),  # one chain
+        ([9, 9, 9, 9, 9], 2, 3),
+        ([10, 10], 3, 1),
+        ([13, 11, 12, 10], 2, 2),  # pairs of whole classes
+        ([14, 3, 9, 7], 3, 2),
+        ([8, 13, 8], 6, 1),  # in proportion 2, 3 and 1 owners, but 2 of each differ less
+        ([5, 23, 8], 4, 1),
+        ([2, 3, 2, 4], 4, 2),
+    ],
+)
+def test_the_spread_is_the_least_of_all_assignments(
+    counts: list[int], num_clients: int, classes_per_client: int
+) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    shards = make_shards(labels, num_clients, "classes", classes_per_client, seed=0)
+    check_shards(labels, shards, classes_per_client)
+    best = best_possible_spread(counts, num_clients, classes_per_client)
+    assert least_spread(np.bincount(labels), num_clients, classes_per_client) <= best
+    assert spread(shards) == best
+
+
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=4), st.integers(2, 3), st.integers(1, 2), st.integers(0, 99))
+@settings(max_examples=15, deadline=None)
+def test_no_assignment_goes_below_the_least_spread(
+    counts: list[int], num_clients: int, classes_per_client: int, seed: int
+) -> None:
+    slots = num_clients * classes_per_client
+    assume(len(counts) <= slots <= np.minimum(counts, num_clients).sum() and classes_per_client <= len(counts))
+    labels = np.repeat(np.arange(len(counts)), counts)
+    found = spread(make_shards(labels, num_clients, "classes", classes_per_client, seed))
+    bound = least_spread(np.bincount(labels), num_clients, classes_per_client)
+    assert bound <= best_possible_spread(counts, num_clients, classes_per_client) <= found
+    if classes_per_client == 1:
+        assert found == bound
+
+
+@pytest.mark.parametrize(
+    ("num_clients", "classes_per_client", "smallest", "largest"),
+    [(37, 3, 1250, 1500), (60, 2, 750, 1000), (70, 2, 666, 750), (50, 3, 1000, 1000), (60, 3, 833, 834)],
+)
+def test_cifar100_shards_are_as_equal_as_can_be_where_classes_hardly_overlap(
+    num_clients: int, classes_per_client: int, smallest: int, largest: int
+) -> None:
+    labels = np.repeat(np.arange(100), 500)
+    shards = make_shards(labels, num_clients, "classes", classes_per_client, seed=1)
+    check_shards(labels, shards, classes_per_client)
+    assert (min(map(len, shards)), max(map(len, shards))) == (smallest, largest)
+    assert largest - smallest <= max(1, least_spread(np.bincount(labels), num_clients, classes_per_client))
+
+
+def test_classes_of_almost_equal_size_reach_the_least_spread_too() -> None:
+    counts = np.array([498] * 20 + [497] * 80)  # CIFAR-100 without its calibration and validation splits
+    shards = make_shards(np.repeat(np.arange(100), counts), 37, "classes", 3, seed=0)
+    assert (min(map(len, shards)), max(map(len, shards))) == (1243, 1491)
+    assert least_spread(counts, 37, 3) == 248
+
+
+@given(st.integers(2, 12), st.integers(2, 30), st.integers(0, 2))
+@settings(max_examples=25, deadline=None)
+def test_equal_classes_reach_the_least_spread(classes: int, num_clients: int, more: int) -> None:
+    classes_per_client = min(classes, -(-classes // num_clients) + more)
+    labels = np.repeat(np.arange(classes), 60)
+    shards = make_shards(labels, num_clients, "classes", classes_per_client, seed=0)
+    assert spread(shards) <= max(1, least_spread(np.bincount(labels), num_clients, classes_per_client))
+
+
+@pytest.mark.parametrize(
+    ("num_clients", "classes_per_client", "digest"),
+    [(100, 5, "da7d09c10684c11a"), (50, 2, "48e85e211df3b4b3"), (99, 2, "21966386897f985b")],
+)
+def test_shards_that_were_equal_stay_as_they_were(num_clients: int, classes_per_client: int, digest: str) -> None:
+    shards = make_shards(CIFAR_LABELS, num_clients, "classes", classes_per_client, seed=0)
+    assert hashlib.sha256(np.concatenate(shards).astype("<i8").tobytes()).hexdigest()[:16] == digest
 
 
 @given(st.integers(1, 60), st.integers(1, 10), st.integers(0, 1000))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
@@ -87,6 +88,70 @@ def test_the_logit_scale_minimises_the_cross_entropy() -> None:
     best = functional.cross_entropy(scores * scale, labels)
     for factor in (0.9, 0.99, 1.01, 1.1):
         assert functional.cross_entropy(scores * scale * factor, labels) > best
+
+
+def noisy_scores(count: int, errors: int, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores near 0 and 1 as a ridge head's, of which the first `errors` are highest for another class."""
+    generator = torch.Generator().manual_seed(count)
+    labels = torch.arange(count) % classes
+    scores = 0.1 * torch.rand(count, classes, generator=generator, dtype=torch.float64)
+    predicted = torch.where(torch.arange(count) < errors, (labels + 1) % classes, labels)
+    scores[torch.arange(count), predicted] += 0.6
+    return scores, labels
+
+
+@pytest.mark.parametrize("count", [1, 30, 5000])
+def test_without_an_error_the_scale_is_the_smallest_that_laplaces_rule_allows(
+    count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores, labels = noisy_scores(count, 0)
+    scale = fit_logit_scale(scores, labels)
+    assert functional.cross_entropy(scores * scale, labels).item() == pytest.approx(np.log((count + 2) / (count + 1)))
+    assert scale < 30
+    assert f"The {count} validation images do not determine logit-scale" in caplog.text
+    assert f"{scale:.4g}" in caplog.text
+
+
+def test_with_errors_the_scale_is_the_minimum_as_it_always_was(caplog: pytest.LogCaptureFixture) -> None:
+    for count, errors in ((30, 1), (180, 4), (5000, 1), (5000, 900)):
+        scores, labels = noisy_scores(count, errors)
+
+        def loss(log_scale: float, scores: torch.Tensor = scores, labels: torch.Tensor = labels) -> float:
+            return functional.cross_entropy(scores * float(np.exp(log_scale)), labels).item()
+
+        found = minimize_scalar(loss, bounds=(-5.0, 8.0), method="bounded", options={"xatol": 1e-6})
+        assert fit_logit_scale(scores, labels) == float(np.exp(found.x)), "bit for bit"
+    assert not caplog.text
+
+
+def test_an_error_too_narrow_to_bound_the_scale_counts_as_none(caplog: pytest.LogCaptureFixture) -> None:
+    scores, labels = noisy_scores(30, 0)
+    scores[0] = 0.0
+    scores[0, (labels[0] + 1) % 10] = 1e-9
+    assert fit_logit_scale(scores, labels) < 100
+    assert "do not determine logit-scale" in caplog.text
+
+
+def test_a_head_no_better_than_chance_gets_the_least_scale_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert fit_logit_scale(*noisy_scores(40, 40)) == pytest.approx(np.exp(-5), rel=1e-3)
+    assert "no more than chance" in caplog.text
+
+
+def test_a_split_of_one_class_or_constant_scores_give_a_finite_scale(caplog: pytest.LogCaptureFixture) -> None:
+    scores, _ = noisy_scores(20, 0)
+    for case in (torch.ones(20, 1), torch.full((20, 10), 0.1), torch.zeros(1, 10)):
+        assert 0 < fit_logit_scale(case, torch.zeros(len(case), dtype=torch.long)) <= 30
+    scores[:, 3] = 1.0
+    assert 0 < fit_logit_scale(scores, torch.full((20,), 3)) < 30
+    assert len(caplog.records) == 4
+
+
+def test_a_penalty_at_the_edge_of_the_grid_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    features = torch.eye(4).repeat(10, 1)
+    labels = torch.arange(40) % 4
+    solver = RidgeSolver(RidgeStatistics.of(features, labels, 4))
+    assert choose_ridge_lambda(solver, features, labels) == RIDGE_GRID[-1], "all are right, and ties go to the largest"
+    assert "lies at the edge of the searched grid" in caplog.text
 
 
 def test_scaling_a_head_scales_its_scores() -> None:

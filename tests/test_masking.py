@@ -36,14 +36,60 @@ def scores_of(values: list[float]) -> dict[str, Tensor]:
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0]), min_size=2, max_size=30), st.data())
 @settings(max_examples=200, deadline=None)
-def test_exactly_the_number_asked_for_is_kept_with_ties_by_index(values: list[float], data: st.DataObject) -> None:
+def test_exactly_the_number_asked_for_is_kept_whatever_the_ties(values: list[float], data: st.DataObject) -> None:
     count, largest = data.draw(st.integers(1, len(values))), data.draw(st.booleans())
     scores = scores_of(values)
-    mask, threshold = keep_extreme(scores, Mask.full(scores), count, largest)
-    ranked = sorted(range(len(values)), key=lambda index: (-values[index] if largest else values[index], index))
-    expected = [index in ranked[:count] for index in range(len(values))]
-    assert torch.cat([mask.tensors["a"], mask.tensors["b"].flatten()]).tolist() == expected
-    assert threshold == values[ranked[count - 1]]
+    found = keep_extreme(scores, Mask.full(scores), count, largest)
+    threshold = sorted(values, reverse=largest)[count - 1]
+    kept = torch.cat([found.mask.tensors["a"], found.mask.tensors["b"].flatten()]).tolist()
+    better = [value > threshold if largest else value < threshold for value in values]
+    assert sum(kept) == count
+    assert found.threshold == threshold
+    assert found.tied == values.count(threshold)
+    assert found.tied_kept == count - sum(better)
+    assert all(keep for keep, is_better in zip(kept, better, strict=True) if is_better)
+    assert all(is_better or value == threshold for keep, is_better, value in zip(kept, better, values, strict=True)
+               if keep)  # fmt: skip
+    assert found.arbitrary == (0 < found.tied_kept < found.tied), "among so few entries, any choice is material"
+
+
+@pytest.mark.parametrize("largest", [False, True])
+def test_a_few_ties_are_kept_in_the_models_order(largest: bool) -> None:
+    values = torch.arange(2000.0)
+    values[995:1005] = 1000.0
+    scores = {"a": values[:1000], "b": values[1000:]}
+    found = keep_extreme(scores, Mask.full(scores), 1000, largest)
+    assert (found.tied, found.tied_kept, found.arbitrary) == (10, 5, False)
+    expected = [*range(995, 1000), *range(1005, 2000)] if largest else [*range(1000)]
+    assert torch.cat(list(found.mask.tensors.values())).nonzero().flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("largest", [False, True])
+def test_many_ties_favour_no_tensor(largest: bool) -> None:
+    scores = {"a": torch.zeros(3000), "b": torch.zeros(50, 20), "c": torch.arange(1.0, 1001.0)}
+    count = 2000 + 1000 * largest
+    found = keep_extreme(scores, Mask.full(scores), count, largest)
+    assert (found.tied, found.tied_kept, found.arbitrary) == (4000, 2000, True)
+    assert int(found.mask.tensors["a"].sum()) == pytest.approx(1500, abs=100)
+    assert int(found.mask.tensors["b"].sum()) == pytest.approx(500, abs=100)
+    again = keep_extreme(scores, Mask.full(scores), count, largest)
+    assert again.mask.jaccard(found.mask) == 1.0, "the same every time"
+
+
+@pytest.mark.parametrize(
+    ("rule", "remedy"), [("least-sensitive", "raise calibration-size"), ("lowest-magnitude", "change density")]
+)
+def test_a_mask_that_ties_decide_is_told_once(rule: str, remedy: str, caplog: pytest.LogCaptureFixture) -> None:
+    scores = {"a": torch.zeros(600), "b": torch.arange(1.0, 401.0)}
+    calibrate(lambda *_: scores, Mask.full(scores), rule, density=0.25, threshold=None, rounds=2)
+    assert len(caplog.records) == 1
+    assert "finds 600 weights tied at the threshold, a score of 0, and keeps a random 500 of them" in caplog.text
+    assert remedy in caplog.text
+    caplog.clear()
+    calibrate(lambda *_: scores, Mask.full(scores), rule, density=0.7, threshold=None, rounds=1)
+    calibrate(lambda *_: scores, Mask.full(scores), rule, density=0.6, threshold=None, rounds=1)
+    calibrate(lambda *_: scores, Mask.full(scores), "most-sensitive", density=None, threshold=1.0, rounds=1)
+    assert not caplog.records, "all of the tied entries are kept, or none"
 
 
 def test_a_score_that_is_nan_is_refused() -> None:

@@ -1,16 +1,20 @@
 """Multi-round calibration of a mask (Iurada et al., "TaLoS", ICLR 2025, Sec. 4.2)."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fl_taskarith.config import SENSITIVITY_RULES
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.masking.mask import Mask
-from fl_taskarith.masking.rules import LARGEST_FIRST, keep_extreme, keep_within
+from fl_taskarith.masking.rules import LARGEST_FIRST, Kept, keep_extreme, keep_within
 
 Score = Callable[[int, Mask], Mapping[str, Tensor]]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ def calibrate(
     """Drop entries over `rounds` rounds; each scores anew, has one global threshold, and never takes an entry back.
 
     Round r of R keeps density^(r/R) of all maskable entries, so the last keeps exactly round(density · N). Under an
-    absolute threshold instead, each round keeps the entries alive within it, and the density follows.
+    absolute threshold instead, each round keeps the entries alive within it, and the density follows. A warning is
+    logged for the first round in which equal scores leave the choice of many entries open (`Kept.arbitrary`).
 
     Args:
         score: of (round from 1, entries still alive): scores by name, of every maskable tensor. It sees the damped
@@ -48,14 +53,18 @@ def calibrate(
     if (density is None) == (threshold is None):
         raise ValueError("give either a density or a threshold")
     largest = rule in LARGEST_FIRST
-    alive, cut, densities = maskable, 0.0, []
+    alive, cut, densities, warned = maskable, 0.0, [], False
     for calibration_round in range(1, rounds + 1):
         scores = score(calibration_round, alive)
         if density is not None:
             count = min(round(density ** (calibration_round / rounds) * maskable.size), alive.updated)
             if count < 1:
                 raise ConfigError(f"density = {density:g} of {maskable.size} maskable weights is less than one weight.")
-            alive, cut = keep_extreme(scores, alive, count, largest)
+            kept = keep_extreme(scores, alive, count, largest)
+            alive, cut = kept.mask, kept.threshold
+            if kept.arbitrary and not warned:
+                warned = True
+                log.warning("%s", _many_tied(kept, rule, calibration_round, rounds))
         else:
             assert threshold is not None
             alive, cut = keep_within(scores, alive, threshold, largest), threshold
@@ -68,6 +77,20 @@ def calibrate(
 def damped(weights: Mapping[str, Tensor], alive: Mask, soft_zero: float) -> dict[str, Tensor]:
     """θ where alive, soft_zero · θ where dropped ("soft zero" of TaLoS), in new storage: θ itself is never touched."""
     return {name: torch.where(alive.tensors[name], value, value * soft_zero) for name, value in weights.items()}
+
+
+def _many_tied(kept: Kept, rule: str, calibration_round: int, rounds: int) -> str:
+    remedy = (
+        "raise calibration-size (or calibration-per-client), or density, lower logit-scale, or set fisher-labels = "
+        '"expected" or another mask-rule'
+        if rule in SENSITIVITY_RULES
+        else "change density, or set another mask-rule or mask-exclude"
+    )
+    return (
+        f'The mask is partly arbitrary: in calibration round {calibration_round} of {rounds}, mask-rule = "{rule}" '
+        f"finds {kept.tied} weights tied at the threshold, a score of {kept.threshold:.3g}, and keeps a random "
+        f"{kept.tied_kept} of them among the {kept.mask.updated} kept. To rank them, {remedy}."
+    )
 
 
 def _nothing_within(threshold: float, largest: bool, scores: Mapping[str, Tensor]) -> str:

@@ -1,20 +1,42 @@
 """Which entries a rule keeps, at exactly the number asked for, whatever the ties."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fl_taskarith.masking.mask import Mask
+from fl_taskarith.seeding import random_generator
 
 LARGEST_FIRST = ("most-sensitive", "highest-magnitude")
 
 
-def keep_extreme(scores: Mapping[str, Tensor], alive: Mask, count: int, largest: bool) -> tuple[Mask, float]:
-    """The `count` entries alive with the smallest (or `largest`) scores over all tensors together, and the k-th score.
+TIED_SHARE = 0.01  # of the kept entries: more of them chosen among equal scores than this is no ranking
 
-    One global threshold; among entries equal to it those first in the model's order are kept, so the number is exact.
+
+@dataclass(frozen=True)
+class Kept:
+    """The entries that a rule keeps.
+
+    threshold: the score of the last one kept, by rank. tied: entries alive with exactly that score. tied_kept: how many
+    of those are kept. arbitrary: another choice among them could differ in more than `TIED_SHARE` of the kept entries.
+    """
+
+    mask: Mask
+    threshold: float
+    tied: int
+    tied_kept: int
+    arbitrary: bool
+
+
+def keep_extreme(scores: Mapping[str, Tensor], alive: Mask, count: int, largest: bool) -> Kept:
+    """The `count` entries alive with the smallest (or `largest`) scores over all tensors together.
+
+    One global threshold, and among entries equal to it just so many that the number is exact: those first in the
+    model's order where they are few; where the choice is `Kept.arbitrary`, a random sample that is the same every time,
+    so that no layer is favoured.
 
     Args:
         scores: one tensor per name of `alive`, of its shape.
@@ -32,8 +54,14 @@ def keep_extreme(scores: Mapping[str, Tensor], alive: Mask, count: int, largest:
     threshold = torch.kthvalue(ordered, count).values
     kept = ordered < threshold
     ties = (ordered == threshold).nonzero().flatten()
-    kept[ties[: count - int(kept.sum())]] = True
-    return _among(alive, kept), abs(threshold.item()) if largest else threshold.item()
+    tied_kept = count - int(kept.sum())
+    arbitrary = min(tied_kept, len(ties) - tied_kept) > TIED_SHARE * count
+    if arbitrary:
+        order = random_generator(0, "entries of equal score").permutation(len(ties))
+        ties = ties[torch.from_numpy(order).to(ties.device)]
+    kept[ties[:tied_kept]] = True
+    cut = abs(threshold.item()) if largest else threshold.item()
+    return Kept(_among(alive, kept), cut, len(ties), tied_kept, arbitrary)
 
 
 def keep_within(scores: Mapping[str, Tensor], alive: Mask, threshold: float, largest: bool) -> Mask:

@@ -4,16 +4,21 @@ Because the sums are additive, the head of the federation equals the head of the
 (Fed3R, Fanì et al., ICML 2024). Everything is float64; features stay in float32.
 """
 
+import logging
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import bisect, minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
 RIDGE_GRID = tuple(float(value) for value in np.logspace(-2, 6, 17))
 LOG_SCALE_BOUNDS = (-5.0, 8.0)  # natural logarithms of the logit scales that are searched
+LOG_SCALE_EDGE = 1e-3  # an optimum this close to the lower bound lies at it
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,23 +114,59 @@ class RidgeSolver:
 
 
 def choose_ridge_lambda(solver: RidgeSolver, features: Tensor, labels: Tensor) -> float:
-    """The penalty of `RIDGE_GRID` with the best accuracy on validation features [n, d]; ties go to the larger one."""
+    """The penalty of `RIDGE_GRID` with the best accuracy on validation features [n, d]; ties go to the larger one.
+
+    A warning is logged where it lies at an end of the grid.
+    """
 
     def accuracy(ridge_lambda: float) -> float:
         return (solver.solve(ridge_lambda).scores(features).argmax(1) == labels).double().mean().item()
 
-    return max(RIDGE_GRID, key=lambda ridge_lambda: (accuracy(ridge_lambda), ridge_lambda))
+    chosen = max(RIDGE_GRID, key=lambda ridge_lambda: (accuracy(ridge_lambda), ridge_lambda))
+    if chosen in (RIDGE_GRID[0], RIDGE_GRID[-1]):
+        log.warning("ridge-lambda = %g lies at the edge of the searched grid: it is not tuned.", chosen)
+    return chosen
 
 
 def fit_logit_scale(scores: Tensor, labels: Tensor) -> float:
     """The factor s > 0 that minimises the cross-entropy of softmax(s · scores), scores [n, c], labels int64 [n].
 
     Ridge scores lie near 0 and 1, so their own softmax is almost uniform; s is the inverse temperature of temperature
-    scaling (Guo et al., ICML 2017). The loss is convex in s.
+    scaling (Guo et al., ICML 2017). The loss is convex in s, but without an error among the n examples it falls for
+    ever and has no minimum. Then, and where an error is so narrow that the largest scale searched is as good as the
+    minimum to within the tolerance below, s is the smallest scale whose mean loss exceeds the least one by that
+    tolerance: ln((n + 2) / (n + 1)) nats, the loss of a classifier as sure as Laplace's rule of succession allows after
+    n of n right, (n + 1) / (n + 2). A warning is logged then, and where the minimum lies at the smallest scale searched
+    because the scores tell no more than chance.
     """
+    low, high = LOG_SCALE_BOUNDS
 
     def cross_entropy(log_scale: float) -> float:
         return functional.cross_entropy(scores * float(np.exp(log_scale)), labels).item()
 
     found = minimize_scalar(cross_entropy, bounds=LOG_SCALE_BOUNDS, method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    if found.x < low + LOG_SCALE_EDGE:
+        log.warning(
+            "logit-scale = %.3g lies at the lower edge of the searched range: on the %d validation images the ridge "
+            "head's scores tell no more than chance. Raise validation-size, or set ridge-lambda and logit-scale.",
+            np.exp(found.x),
+            len(labels),
+        )
+        return float(np.exp(found.x))
+    tolerance = math.log((len(labels) + 2) / (len(labels) + 1))
+    excess = min(cross_entropy(high), float(found.fun)) + tolerance
+    if cross_entropy(high) > excess:
+        return float(np.exp(found.x))
+    log_scale = low
+    if cross_entropy(low) > excess:
+        log_scale = bisect(lambda log_scale: cross_entropy(log_scale) - excess, low, high)
+    smallest = float(np.exp(log_scale))
+    log.warning(
+        "The %d validation images do not determine logit-scale: the head makes no error on them that would bound it: "
+        "%.4g is taken, the smallest scale within %.2g nats of the least loss. Raise validation-size, or set "
+        "logit-scale.",
+        len(labels),
+        smallest,
+        tolerance,
+    )
+    return smallest

@@ -12,7 +12,7 @@ from matplotlib import pyplot
 from matplotlib.ticker import MaxNLocator
 
 from fl_taskarith.config import Config
-from fl_taskarith.data.sharding import make_shards
+from fl_taskarith.data.sharding import describe_spread, least_spread, make_shards
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.files import make_folder, require_new, write_atomically
 from fl_taskarith.logbook import sharding_name
@@ -53,6 +53,10 @@ def show_shards(config: Config, output: Path | None = None, overwrite: bool = Fa
     words = sharding_words(config.to_run_config())
     title = f"{config.dataset}, {words}, K = {config.num_clients}, shard seed {config.shard_seed}"
     print(title, *describe_histogram(counts, classes), sep="\n")
+    if config.sharding == "classes" and (spread := int(np.ptp(counts.sum(1)))) > 1:
+        of_class = counts.sum(0)[counts.any(0)]
+        least = least_spread(of_class, config.num_clients, config.classes_per_client)
+        print(f"examples per client: {describe_spread(spread, least)}")
     write_atomically(folder / "histogram.csv", _csv(counts, classes))
     for path in (folder / "histogram.csv", *plot_histogram(counts, classes, title, folder / "histogram")):
         print(path)
