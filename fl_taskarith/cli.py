@@ -251,6 +251,11 @@ def _merge(parsed: argparse.Namespace) -> None:
     own = MERGE_RULES[parsed.method].parameter
     if foreign := given.keys() - {own}:
         raise ConfigError(f"The method {parsed.method} takes no --{', --'.join(sorted(foreign))}.")
+    if parsed.steps and parsed.method != "fednova":
+        raise ConfigError(f"--steps has no effect under --method {parsed.method}: leave it out, or choose fednova.")
+    if parsed.search is None and (parsed.data or (parsed.seed and parsed.method != "dare")):
+        unused = "--data" if parsed.data else f"--seed under --method {parsed.method}"
+        raise ConfigError(f"{unused} has no effect without --search: leave it out.")
     sources = open_sources(parsed.base, parsed.models, parsed.task_vectors)
     print(describe_sources(sources))
     settings = MergeSettings(parsed.method, given.get(own), parsed.scale, parsed.steps, parsed.seed)
