@@ -4,7 +4,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl_taskarith.client import app as client_app
-from fl_taskarith.config import from_mapping
+from fl_taskarith.config import from_run_config
 from fl_taskarith.federation import run_federation
 
 app = ServerApp()
@@ -13,4 +13,4 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run-config describes; the results folder is printed at the end."""
-    run_federation(from_mapping(context.run_config), client_app, grid)
+    run_federation(from_run_config(context.run_config), client_app, grid)

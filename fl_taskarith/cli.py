@@ -230,20 +230,22 @@ def _run(words: Sequence[str], fixed: Mapping[str, object]) -> None:
     simulate(config)
 
 
-def _configured(words: Sequence[str], fixed: Mapping[str, object]) -> configuration.Config:
+def _configured(words: Sequence[str], fixed: Mapping[str, object], used: Sequence[str] = ()) -> configuration.Config:
+    """The settings of an optional file, then of key=value words, then of `fixed`; of `used` keys see `load`."""
     conf, assignments = (words[0], words[1:]) if words and "=" not in words[0] else (None, words)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     overrides = configuration.parse_overrides(assignments)
     for key, value in fixed.items():
         if overrides.setdefault(key, value) != value:
             raise ConfigError(f'This command runs {key} = "{value}": leave {key} out, or use another command.')
-    return configuration.load(conf, overrides)
+    return configuration.load(conf, overrides, used)
 
 
 def _mask(parsed: argparse.Namespace) -> None:
     files = [word for word in parsed.words if word.endswith(".safetensors") and "=" not in word]
     if not files:
-        config = _configured(parsed.words, {})
+        scored_by_clients = ("calibration-per-client",) if parsed.clients else ()
+        config = _configured(parsed.words, {}, scored_by_clients)
         from fl_taskarith.study.masks import make_masks
 
         make_masks(config, parsed.output, parsed.clients, parsed.overwrite)
@@ -272,6 +274,11 @@ def _merge(parsed: argparse.Namespace) -> None:
     own = MERGE_RULES[parsed.method].parameter
     if foreign := given.keys() - {own}:
         raise ConfigError(f"The method {parsed.method} takes no --{', --'.join(sorted(foreign))}.")
+    if parsed.steps and parsed.method != "fednova":
+        raise ConfigError(f"--steps has no effect under --method {parsed.method}: leave it out, or choose fednova.")
+    if parsed.search is None and (parsed.data or (parsed.seed and parsed.method != "dare")):
+        unused = "--data" if parsed.data else f"--seed under --method {parsed.method}"
+        raise ConfigError(f"{unused} has no effect without --search: leave it out.")
     read = [path for path in (*parsed.models, parsed.base, parsed.search) if path is not None]
     check_output(parsed.output, read, parsed.overwrite)
     sources = open_sources(parsed.base, parsed.models, parsed.task_vectors)
@@ -333,10 +340,10 @@ def _plot(parsed: argparse.Namespace) -> None:
 def _study(parsed: argparse.Namespace) -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from fl_taskarith.paths import results_root
-    from fl_taskarith.study.study_file import load_study
+    from fl_taskarith.study.study_file import load_studies
 
     overrides = configuration.parse_overrides(word for word in parsed.words if "=" in word)
-    studies = [load_study(Path(word), overrides) for word in parsed.words if "=" not in word]
+    studies = load_studies([Path(word) for word in parsed.words if "=" not in word], overrides)
     if not studies:
         raise ConfigError("Name a study file before the settings, for example conf/study/digits/six-models.toml.")
     root = results_root(parsed.results_dir)
@@ -371,9 +378,15 @@ def _study(parsed: argparse.Namespace) -> None:
 def _search(parsed: argparse.Namespace) -> None:
     config = _configured(parsed.words, {})
     from fl_taskarith.paths import results_root
-    from fl_taskarith.study.one_search import search_rate
+    from fl_taskarith.study.one_search import SEARCH_KEYS, search_rate
     from fl_taskarith.study.search import Search
 
+    given = configuration.parse_overrides(word for word in parsed.words if "=" in word)
+    if decided := sorted(given.keys() & set(SEARCH_KEYS)):
+        raise ConfigError(
+            f"{', '.join(decided)}: the search decides that itself, by --from, --to, --rounds, --seed and "
+            "--results-dir: leave it out."
+        )
     search = Search(parsed.low, parsed.high, parsed.per_decade, tuple(parsed.rounds), parsed.keep, parsed.seed)
     path, choice = search_rate(config, search, results_root(parsed.results_dir), parsed.jobs, parsed.budget)
     print(path)

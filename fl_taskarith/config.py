@@ -18,6 +18,7 @@ from typing import Any
 
 from fl_taskarith.config_clusters import ATTACKS, CLUSTER_RULES, REGRESSION
 from fl_taskarith.config_contradictions import contradictions
+from fl_taskarith.config_effect import explain, idle_reason, refuse_idle
 from fl_taskarith.config_rule import AUTO, LARGEST, Rule, Scalar, shown
 from fl_taskarith.config_rule import auto_number as _auto_number
 from fl_taskarith.config_rule import choice as _choice
@@ -401,18 +402,63 @@ def _by_kebab_key(settings: Mapping[str, object]) -> dict[str, object]:
     return named
 
 
-def load(path: Path | str | None = None, overrides: Mapping[str, object] | None = None) -> Config:
-    """Defaults, then the TOML file at `path`, then `overrides` (kebab- or snake-case keys)."""
-    settings: dict[str, object] = {}
-    if path is not None:
-        try:
-            settings = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}.") from error
-        except (OSError, ValueError, RuntimeError) as error:
-            named = str(path) if str(path).isprintable() else ascii(str(path))
-            raise ConfigError(f"Cannot read the configuration {named}: {error}.") from error
-    return from_mapping(_by_kebab_key(settings) | _by_kebab_key(overrides or {}))
+def load(
+    path: Path | str | None = None, overrides: Mapping[str, object] | None = None, used: Iterable[str] = ()
+) -> Config:
+    """Defaults, then the TOML file at `path`, then `overrides` (kebab- or snake-case keys).
+
+    Args:
+        used: kebab-case keys that the caller itself has a use for, whether or not a run has.
+
+    Raises:
+        ConfigError: the file cannot be read, what `from_mapping` raises, or a key that was given has no effect: an
+            override by the final settings, one of the file by these and by the file alone. What an override leaves
+            the file's keys without an effect is no error.
+    """
+    in_file = _by_kebab_key(_read(path)) if path is not None else {}
+    given = _by_kebab_key(overrides or {})
+    config = from_mapping(in_file | given)
+    refuse_idle(config, given.keys() - set(used))
+    found = idle_by_itself(config, in_file, in_file.keys() - given.keys() - set(used))
+    if found:
+        raise ConfigError(f"{path}: {' '.join(found.values())}")
+    return config
+
+
+def from_run_config(settings: Mapping[str, object]) -> Config:
+    """`from_mapping` of Flower's run-config, which holds pyproject.toml's defaults and what was given in their place.
+
+    Raises:
+        ConfigError: as `from_mapping`, or a key that is not at its default has no effect.
+    """
+    config = from_mapping(settings)
+    refuse_idle(config, [key for key, value in config.to_run_config().items() if value != _DEFAULTS[key]])
+    return config
+
+
+def idle_by_itself(config: Config, settings: Mapping[str, object], keys: Iterable[str]) -> dict[str, str]:
+    """Those of `keys` that have no effect in `config`, and had none by `settings` over the defaults; why, in words.
+
+    Settings that others were to complete may contradict one another by themselves.
+    """
+    alone = object.__new__(Config)
+    for key, rule in rules().items():
+        value = _DEFAULTS[key]
+        with contextlib.suppress(ConfigError):  # an override has taken the place of what is not accepted
+            value = rule.check(key, settings.get(key, value))
+        object.__setattr__(alone, snake(key), value)
+    found = ((key, idle_reason(alone, key)) for key in sorted(keys) if idle_reason(config, key) is not None)
+    return {key: explain(alone, key, idle) for key, idle in found if idle is not None}
+
+
+def _read(path: Path | str) -> dict[str, object]:
+    try:
+        return tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        named = str(path) if str(path).isprintable() else ascii(str(path))
+        raise ConfigError(f"Cannot read the configuration {named}: {error}.") from error
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, object]:

@@ -43,16 +43,19 @@ def describe_device(device: torch.device) -> str:
 def on_this_machine(config: Config) -> Config:
     """The same settings with `device`, `precision` and `compile` as they are here.
 
-    A device that "auto" would choose becomes "auto", so that a run on a CPU is the same run under both names.
+    A device that "auto" would choose becomes "auto", so that a run on a CPU is the same run under both names. Clients
+    that are computed together (`clients-at-once`) need float32 and uncompiled training.
     """
     device = choose_device(config.device)
     settings: dict[str, str] = {}
     if device == choose_device(AUTO):
         settings["device"] = AUTO
+    recent, together = device.type == "cuda" and _is_recent(device), config.clients_at_once != 1
     if config.precision == AUTO:
-        settings["precision"] = "fp32" if device.type == "cpu" else "bf16" if _is_recent(device) else "fp16"
+        half, single = ("bf16", "tf32") if recent else ("fp16", "fp32")
+        settings["precision"] = "fp32" if device.type == "cpu" else single if together else half
     if config.compile == AUTO:
-        settings["compile"] = "default" if device.type == "cuda" and _is_recent(device) else "off"
+        settings["compile"] = "default" if recent and not together else "off"
     return dataclasses.replace(config, **settings)  # type: ignore[arg-type]
 
 

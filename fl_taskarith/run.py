@@ -190,7 +190,7 @@ class Run(ABC):
         head = {name: self.home.pretrained[name] for name in HEAD_PARAMETERS}
         if self.config.head == "ridge":
             head, facts = self.starts.once(self.home, HEAD, row, lambda: self._solve_ridge_head(row))
-            self._note_head(facts)
+            self.logbook.note(head=facts)
         row["overhead_seconds"] = overhead(time.perf_counter() - started, row["train_seconds"])
         self.finish_round(row, head)
 
@@ -231,7 +231,7 @@ class Run(ABC):
         """Solve the head anew for the backbone as it is, and send it to clients in place of the last one."""
         started, clients_before = time.perf_counter(), row["train_seconds"]
         head, facts = self._solve_ridge_head(row)
-        self._note_head(facts)
+        self.logbook.note(head=facts)
         self.model = GlobalModel(self.model.trained, Frozen(self.model.frozen.weights | head, self.model.frozen.mask))
         self.distribute(row)
         row["overhead_seconds"] += overhead(time.perf_counter() - started, row["train_seconds"] - clients_before)
@@ -251,13 +251,6 @@ class Run(ABC):
         scaled = head.scaled(float(logit_scale))
         weights = dict(zip(HEAD_PARAMETERS, (scaled.weight.float().contiguous(), scaled.bias.float()), strict=True))
         return weights, {"kind": "ridge", "ridge_lambda": ridge_lambda, "logit_scale": logit_scale}
-
-    def _note_head(self, facts: dict[str, object]) -> None:
-        """Facts about the ridge head into run.json; a warning where the penalty was searched and not enclosed."""
-        self.logbook.note(head=facts)
-        chosen = facts["ridge_lambda"]
-        if self.config.ridge_lambda == AUTO and chosen in (RIDGE_GRID[0], RIDGE_GRID[-1]):
-            log.warning("ridge-lambda = %g lies at the edge of the searched grid: it is not tuned.", chosen)
 
     def _evaluate(self, row: Row) -> None:
         """Validation and test loss and accuracy of the global model, and ‖θ − θ₀‖, into `row`.

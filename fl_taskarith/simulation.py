@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -10,6 +9,7 @@ from tqdm.auto import tqdm
 from fl_taskarith import config as configuration
 from fl_taskarith.client import app as client_app
 from fl_taskarith.config import Config
+from fl_taskarith.config_effect import refuse_idle
 from fl_taskarith.federation import run_federation
 from fl_taskarith.logbook import Row
 from fl_taskarith.run import History, Progress, describe_round
@@ -39,10 +39,9 @@ def simulate(
         FlTaskarithError: anything the user can mend; the run's folder keeps what was done.
     """
     if isinstance(conf, Config):
-        settings: Mapping[str, object] = conf.to_run_config() | {
-            configuration.kebab(key): value for key, value in overrides.items()
-        }
-        config = configuration.from_mapping(settings)
+        given = {configuration.kebab(key): value for key, value in overrides.items()}
+        config = configuration.from_mapping(conf.to_run_config() | given)
+        refuse_idle(config, given)
     else:
         config = configuration.load(conf, overrides)
 

@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StartFile:
-    """What one file holds: tensors, JSON values beside them, and the traffic that finding them took, by column."""
+    """What one file holds: tensors, JSON values beside them, and the traffic and warnings that finding them took."""
 
     tensors: Mapping[str, Tensor]
     facts: Any
-    counted: Mapping[str, int]
+    counted: Mapping[str, Any]
 
 
 def read_start(folder: Path, stem: str) -> StartFile | None:

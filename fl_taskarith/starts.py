@@ -27,6 +27,7 @@ from fl_taskarith.masking.mask import Mask
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.paths import resolve
 from fl_taskarith.resident import Resident
+from fl_taskarith.run_log import LOGGER
 from fl_taskarith.start_files import StartFile, read_start, write_start
 from fl_taskarith.training import Evaluation
 
@@ -53,6 +54,7 @@ BY_CONTENT = frozenset({"strategy", "weights", "device"})  # in the digest by wh
 LATER_KEYS = OPERATIONAL_KEYS - {"engine"} | LOCAL_KEYS | ROUND_KEYS | BY_CONTENT
 
 KEPT = 2  # of each kind, in this process
+WARNINGS = "warnings"  # beside what is counted
 COUNTED = ("clients", "uplink_bytes", "downlink_bytes")  # of a row: as much as if it had been found anew
 SWITCH = "FL_TASKARITH_SHARED_STARTS"  # in the environment: "off" keeps what round 0 finds in its process
 
@@ -132,24 +134,51 @@ class Starts:
             return find()
         digest, kept = _digest(home, kind), self._kept.setdefault(kind.name, {})
         before = {name: row[name] for name in COUNTED if name in row}
+        found_here = False
+
+        def find_here() -> tuple[Found, Row]:
+            nonlocal found_here
+            found_here = True
+            return _counted(row, before, find)
+
         if digest in kept:
             entry = kept.pop(digest)
         elif _shareable(config, kind):
-            entry = _shared(home, kind, f"{kind.name}-{digest}", lambda: _counted(row, before, find))
+            entry = _shared(home, kind, f"{kind.name}-{digest}", find_here)
         else:
-            entry = _counted(row, before, find)
+            entry = find_here()
         kept[digest] = entry
         if len(kept) > KEPT:
             del kept[next(iter(kept))]
         found, counted = entry
+        if not found_here:
+            for message in counted.get(WARNINGS, ()):
+                log.warning("%s", message)
         row |= {name: value + counted.get(name, 0) for name, value in before.items()}
         return found  # type: ignore[no-any-return]
 
 
+class _Warnings(logging.Handler):
+    """Collects what is warned of, for whoever uses the same again."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the words of a record."""
+        self.messages.append(record.getMessage())
+
+
 def _counted(row: Row, before: Row, find: Callable[[], Found]) -> tuple[Found, Row]:
-    """What `find` finds, and the traffic that it adds to `row`."""
-    found = find()
-    return found, {name: row[name] - value for name, value in before.items()}
+    """What `find` finds, the traffic that it adds to `row`, and what it warns of."""
+    collected = _Warnings()
+    LOGGER.addHandler(collected)
+    try:
+        found = find()
+    finally:
+        LOGGER.removeHandler(collected)
+    return found, {name: row[name] - value for name, value in before.items()} | {WARNINGS: collected.messages}
 
 
 def _shareable(config: Config, kind: Kind[Any]) -> bool:

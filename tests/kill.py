@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from fl_taskarith.checkpoint import load_latest_checkpoint
 from fl_taskarith.cli import main as command
 from fl_taskarith.client_state import read_client_state
-from fl_taskarith.config import STRATEGIES
+from fl_taskarith.config import STRATEGIES, from_mapping, parse_overrides
+from fl_taskarith.config_effect import idle_reason
 from fl_taskarith.logbook import TIMING_COLUMNS, read_rounds
 from fl_taskarith.masking.mask import load_mask
 
@@ -74,7 +75,13 @@ def _cases() -> dict[str, list[str]]:
     ]  # fmt: skip
     for strategy in ("fed-em", "br-ifca"):
         cases[f"{strategy}, regression"] = [f"strategy={strategy}", *ON_REGRESSION, "draw-curves=false"]
-    return cases
+    return {name: _with_effect(words) for name, words in cases.items()}
+
+
+def _with_effect(words: list[str]) -> list[str]:
+    """Without those that the others leave without an effect, which the command line refuses."""
+    config = from_mapping(parse_overrides(words))
+    return [word for word in words if idle_reason(config, word.partition("=")[0]) is None]
 
 
 CASES = _cases()

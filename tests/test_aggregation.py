@@ -11,7 +11,7 @@ from flwr.serverapp import strategy as flower
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_taskarith.config import STRATEGIES, load
+from fl_taskarith.config import STRATEGIES, from_mapping, load
 from fl_taskarith.engine.sequential import SequentialGrid, ensure_run_identity
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.merging.normalised import NormalisedMean
@@ -30,7 +30,7 @@ def drawn(number: int, seed: int = 0) -> list[Vector]:
 
 
 def made(name: str, **changes: object) -> FedAvg:
-    config = load(overrides={"strategy": name, "num_clients": 10, **changes})
+    config = from_mapping({"strategy": name, "num_clients": 10, **changes})
     return strategy_class(name)(config, CPU, lambda server_round: config.learning_rate)
 
 
@@ -118,7 +118,7 @@ def test_the_step_coefficients_of_sgd_add_up_to_fednovas_closed_form(steps: int,
     ids=str,
 )  # fmt: skip
 def test_the_step_coefficients_are_torchs_path_under_a_constant_gradient(changes: dict[str, object]) -> None:
-    config, rate = load(overrides=changes), 0.1
+    config, rate = from_mapping(changes), 0.1
     weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     optimizer = torch.optim.SGD([weight], rate, config.momentum, config.dampening, nesterov=config.nesterov)
     for _ in range(5):

@@ -65,10 +65,11 @@ def test_attackers_are_spread_over_groups_and_draw_labels_once() -> None:
     ["sign-flip", "random-labels", *(pytest.param(name, marks=pytest.mark.slow) for name in ("inner-product", "alie"))],
 )
 def test_an_attack_changes_a_run_and_only_if_somebody_attacks(quick_config: Config, attack: str) -> None:
-    settings = {"participation": 1.0, "num_rounds": 1, "attack": attack, "attack_scale": 3.0}
+    scale = {"attack_scale": 3.0} if attack != "random-labels" else {}
+    attacked = dataclasses.replace(quick_config, participation=1.0, num_rounds=1, attack=attack, **scale)
     weights = {}
     for fraction in (0.0, 0.3):
-        history = simulate(quick_config, byzantine_fraction=fraction, run_name=str(fraction), **settings)
+        history = simulate(attacked, byzantine_fraction=fraction, run_name=str(fraction))
         weights[fraction] = final_weights(history.folder)
     clean = final_weights(simulate(quick_config, participation=1.0, num_rounds=1, run_name="clean").folder)
     assert same_bits(weights[0.0], clean)
@@ -124,7 +125,8 @@ def test_cluster_models_come_apart_travel_and_are_exported(quick_config: Config)
 
 def test_clients_of_cluster_models_train_one_by_one_on_images(quick_config: Config) -> None:
     config = dataclasses.replace(quick_config, client_groups="half-turn", num_clusters=2, participation=0.6)
-    alone, together = (simulate(config, **IFCA, clients_at_once=size, run_name=f"{size}") for size in (1, 3))
+    each_size = (dataclasses.replace(config, clients_at_once=size, run_name=f"{size}") for size in (1, 3))
+    alone, together = (simulate(each, **IFCA) for each in each_size)
     for name in ("model-cluster-0.safetensors", "model-cluster-1.safetensors"):
         assert same_bits(*(load_file(each.folder / name) for each in (alone, together)))
     assert [row["clients"] for row in together.rows[1:]] == [6, 6, 6]

@@ -13,7 +13,7 @@ from conftest import augmented, final_weights, numbers, same_bits
 from flwr.app import Context, Message, MessageType
 
 from fl_taskarith import client, simulate
-from fl_taskarith.config import Config, kebab, load
+from fl_taskarith.config import Config, load
 from fl_taskarith.data.batches import batch_positions
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
 from fl_taskarith.errors import ClientFailure, ConfigError, Divergence
@@ -150,7 +150,7 @@ def test_rays_simulation_gives_the_same_bits_as_the_sequential_engine(quick_conf
 )
 def test_only_what_is_trainable_changes_and_travels(quick_config: Config, settings: dict[str, object]) -> None:
     history = simulate(quick_config, **settings)
-    config = load(overrides=quick_config.to_run_config() | {kebab(key): value for key, value in settings.items()})
+    config = dataclasses.replace(quick_config, **settings)
     home = resident(dataclasses.replace(config, results_dir="", threads=1))
     weights = {name: final_weights(history.folder)[name] for name in home.federated_names()}
     trained = set(home.trained_names(1)) | set(home.trained_names(config.num_rounds))

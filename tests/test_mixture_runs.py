@@ -19,12 +19,12 @@ from fl_taskarith.mixtures.robust_clustering import Server, br_ifca
 from fl_taskarith.run import History
 
 CONF = Path(__file__).parent.parent / "conf"
-COMMON = {"dataset": "linear-regression", "participation": 1.0, "schedule": "constant", "checkpoint-every": 1}
+COMMON = {"dataset": "linear-regression", "participation": 1.0, "checkpoint-every": 1}
 FED_EM = {"strategy": "fed-em", "num-clients": 30, "examples-per-client": 6, "dimension": 4, "num-rounds": 8, **COMMON}
 BR_IFCA = {
     "strategy": "br-ifca", "num-clients": 24, "num-clusters": 2, "examples-per-client": 20, "dimension": 5,
     "cluster-centres": "bernoulli", "cluster-sizes": "equal", "byzantine-fraction": 0.2, "trimmed-share": 0.2,
-    "learning-rate": 0.1, "num-rounds": 6, **COMMON,
+    "learning-rate": 0.1, "schedule": "constant", "num-rounds": 6, **COMMON,
 }  # fmt: skip
 
 

@@ -114,8 +114,9 @@ def _run_limited(config: Config, limit: int, said: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(output):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        usual = Config().to_run_config()
         settings = (f"{key}={value}" if isinstance(value, str) else f"{key}={str(value).lower()}"
-                    for key, value in config.to_run_config().items() if value != "")  # fmt: skip
+                    for key, value in config.to_run_config().items() if value != usual[key])  # fmt: skip
         status = command(["simulate", *settings])
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     said.write_text(output.getvalue())

@@ -12,6 +12,7 @@ from typing import Any
 
 from fl_taskarith import config as configuration
 from fl_taskarith.config import Config
+from fl_taskarith.config_effect import ONE_BY_ONE, explain, refuse_idle
 from fl_taskarith.config_rule import AUTO
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.machine import on_this_machine
@@ -22,7 +23,12 @@ from fl_taskarith.study.search import Search
 
 TASK_KEYS = {"family": str, "number": int, "heads": str, "folders": list}
 TRAINING_KEYS = ("steps-spread", "learning-rate-spread", "batch-size-spread")
-UNUSED = ("local-loss", "ridge-lambda", "logit-scale", "compile")  # what fine-tuning does in one way only
+SPLITS = ("train-subset", "test-subset", "validation-size", "calibration-size")  # of the data set
+USED = frozenset(  # by fine-tuning, which does all else in one way only
+    {"dataset", "data-dir", "download", "augmentation", "model", "weights", "input-size", "trainable-blocks", *SPLITS}
+    | {"local-steps", "batch-size", "learning-rate", "momentum", "weight-decay", "dampening", "nesterov", "clip-norm"}
+    | {"clients-at-once", "device", "threads", "precision", "optimizer-kernels"}
+)
 SETTINGS = {"mask-rule": "none", "trainable": "backbone", "strategy": "centralized"}  # what fine-tuning needs
 SHARED_HEAD = ("class-groups", "superclasses")  # families whose tasks' labels mean the same
 
@@ -130,9 +136,11 @@ def _one_shot(document: Mapping[str, Any], path: Path, overrides: Mapping[str, A
         )
     family, number, shared_head, folders = _tasks(_table(document, "tasks"))
     settings = {**_table(document, "settings", {}), **overrides}
-    fixed = {configuration.kebab(key) for key in settings} & {*SETTINGS, *UNUSED, "seed", "prefix-cache"}
-    if fixed:
-        raise ConfigError(f"[settings] {', '.join(sorted(fixed))}: the benchmark decides that itself; leave it out.")
+    given = {configuration.kebab(key) for key in settings}
+    if fixed := sorted(given & (configuration.rules().keys() - USED)):
+        raise ConfigError(f"[settings] {', '.join(fixed)}: the benchmark decides that itself; leave it out.")
+    if family == "folders" and (unread := sorted(given & set(SPLITS))):
+        raise ConfigError(f'[settings] {", ".join(unread)} has no effect under family = "folders": leave it out.')
     one_shot = OneShot(
         title=str(document.get("title", name)),
         name=name,
@@ -153,7 +161,16 @@ def _one_shot(document: Mapping[str, Any], path: Path, overrides: Mapping[str, A
         raise ConfigError("give [settings] a learning-rate, or a [search] that chooses it on validation.")
     for rate in one_shot.rates or [one_shot.config().peak_rate]:
         one_shot.at_rate(rate).config()
+    _refuse_idle(one_shot.config(), given)
     return one_shot
+
+
+def _refuse_idle(config: Config, given: set[str]) -> None:
+    """Refuse what fine-tuning would use under other settings; clients-at-once are tasks, and there are no clients."""
+    refuse_idle(config, given & {"dampening"})
+    one_by_one = next((idle for idle in ONE_BY_ONE if idle.holds(config)), None)
+    if "clients-at-once" in given and config.clients_at_once != 1 and one_by_one is not None:
+        raise ConfigError(explain(config, "clients-at-once", one_by_one))
 
 
 def _rates(document: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[float, ...]:

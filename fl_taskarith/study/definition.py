@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fl_taskarith import config as configuration
@@ -29,6 +29,7 @@ class Arm:
         settings: kebab-case run settings, without those that the runner sets.
         search: of its learning rate, where the arm has one of its own; None for the study's.
         same_rate_as: the arm whose learning rate this one takes; "" for its own.
+        own: those of the settings that its group, the arm itself and the grid give; the others are the study's.
     """
 
     group: str
@@ -37,6 +38,7 @@ class Arm:
     settings: Mapping[str, Scalar]
     same_rate_as: str = ""
     search: Search | None = None
+    own: Mapping[str, Scalar] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -72,6 +74,8 @@ class Study:
 
     def __post_init__(self) -> None:
         _check_titles(self.arms)
+        if self.search is not None and not any(self.searched(arm) for arm in self.arms):
+            raise ConfigError("[search] has no effect, for every arm has a learning-rate: leave it out.")
         for arm in self.arms:
             self._check_rate(arm)
             self.reference_of(arm)
@@ -144,6 +148,9 @@ class Study:
         return [*((seed, rate, None) for seed in self.seeds for rate in ends), *trials]
 
     def _check_rate(self, arm: Arm) -> None:
+        if arm.search is not None and (arm.same_rate_as or "learning-rate" in arm.settings):
+            given = f'same-rate-as = "{arm.same_rate_as}"' if arm.same_rate_as else "its learning-rate"
+            raise ConfigError(f'arm "{arm.title}": search has no effect beside {given}: leave one of them out.')
         if arm.same_rate_as:
             if "learning-rate" in arm.settings:
                 raise ConfigError(f'arm "{arm.title}": give same-rate-as or learning-rate, not both.')

@@ -16,8 +16,9 @@ from fl_taskarith.errors import ConfigError
 from fl_taskarith.federation import describe, make_run, show_log
 from fl_taskarith.files import make_folder, require_new, scratch_folder, write_atomically
 from fl_taskarith.global_model import Weights
+from fl_taskarith.learning_rates import with_known_rate
 from fl_taskarith.logbook import Logbook
-from fl_taskarith.machine import available_threads
+from fl_taskarith.machine import available_threads, on_this_machine
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.masking.overlap import Spread, between_pairs, chance_overlap, jaccard_matrix
 from fl_taskarith.paths import resolve, results_root
@@ -49,6 +50,9 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0, ove
         ConfigError: the configuration has no mask, or no masks of clients; or a file would be lost.
         FlTaskarithError: whatever ends a run.
     """
+    config = on_this_machine(config)
+    if config.head_rounds:  # the head alone is trained first
+        config, _ = with_known_rate(config)
     _check(config, clients)
     if output is not None:
         require_new([output / name for name in (MASK, SUMMARY, *_figures("anatomy"))], overwrite)

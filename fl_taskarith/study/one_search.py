@@ -15,6 +15,8 @@ from fl_taskarith.study.search import Choice, Search
 from fl_taskarith.study.study_file import RUNNER_KEYS
 from fl_taskarith.study.tables import trials_csv
 
+SEARCH_KEYS = (*RUNNER_KEYS, "learning-rate", "num-rounds")  # what a search decides for every run
+
 
 def search_rate(
     config: Config, search: Search, root: Path, jobs: int = 1, budget: float | None = None
@@ -24,7 +26,7 @@ def search_rate(
     The same call goes on where an earlier one stopped.
 
     Args:
-        config: its learning rate and seed do not matter.
+        config: of `SEARCH_KEYS` its values do not matter.
         root, jobs, budget: as of `run_studies`.
 
     Raises:

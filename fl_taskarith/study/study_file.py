@@ -4,11 +4,12 @@ import difflib
 import itertools
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.config import kebab
+from fl_taskarith.config import from_mapping, idle_by_itself, kebab
+from fl_taskarith.config_effect import explain, idle_reason
 from fl_taskarith.config_rule import Scalar, to_toml
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.study.definition import Arm, Study
@@ -28,14 +29,36 @@ PATH_KEYS = ("data-dir", "weights", "mask-file")  # what lies where differs from
 
 
 def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
-    """Read and check a study file: its form, and the configuration of every run it asks for.
+    """`load_studies` of one file."""
+    return load_studies([path], overrides)[0]
+
+
+def load_studies(paths: Sequence[Path], overrides: Mapping[str, Any] | None = None) -> list[Study]:
+    """Read and check study files: their form, and the configuration of every run they ask for.
 
     Args:
-        overrides: settings that take the place of those in [settings], for example where this machine keeps data.
+        overrides: settings that take the place of those in each [settings], for example where this machine keeps data.
 
     Raises:
-        ConfigError: names the file, the place, what was expected.
+        ConfigError: names the file, the place, what was expected. A setting of an arm, its group or the grid that has
+            no effect in the arm is one, too; one of [settings] that has none in any arm; and an override that has none
+            in any arm of any file.
     """
+    studies = [_load(path, overrides or {}) for path in paths]
+    arms = [arm for study in studies for arm in study.arms]
+    for key in map(kebab, overrides or {}):
+        reached = [arm for arm in arms if key not in arm.own]
+        if arms and not reached:
+            raise ConfigError(f"command line: {key} has no effect, for every arm has its own: leave it out.")
+        reasons = [(config, idle_reason(config, key)) for config in (from_mapping(arm.settings) for arm in reached)]
+        if reasons and all(idle is not None for _, idle in reasons):
+            config, idle = reasons[0]
+            assert idle is not None
+            raise ConfigError(f"command line, in every arm: {explain(config, key, idle)}")
+    return studies
+
+
+def _load(path: Path, overrides: Mapping[str, Any]) -> Study:
     try:
         document = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, RuntimeError) as error:
@@ -43,7 +66,7 @@ def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
     try:
-        return _study(document, path, overrides or {})
+        return _study(document, path, overrides)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -69,7 +92,8 @@ def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds = {list(seeds)}: expected at least one seed, each once.")
     given = _settings({"settings": dict(overrides)}, "command line")
-    shared = _settings(document, "study") | given
+    in_file = _settings(document, "study")
+    shared = in_file | given
     words = [path.name if path.is_absolute() else path.as_posix(), *(shown_setting(*item) for item in given.items())]
     search = _search(_value(document, "search", dict, "study"), "[search]") if "search" in document else None
     if search is not None and "learning-rate" in shared:
@@ -77,7 +101,7 @@ def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
             "[settings] learning-rate contradicts [search], which chooses it: leave one out, or give a learning-rate "
             "to the arms that are not to be searched."
         )
-    return Study(
+    study = Study(
         title=_value(document, "title", str, "study", name),
         name=name,
         source=" ".join(words),
@@ -92,6 +116,21 @@ def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
         search=search,
         arms=_arms(document, shared),
     )
+    _refuse_idle(study, in_file, given)
+    return study
+
+
+def _refuse_idle(study: Study, in_file: Mapping[str, Scalar], overrides: Mapping[str, Scalar]) -> None:
+    """Refuse settings of the file that have no effect: an arm's own, or shared ones in every arm."""
+    everywhere: dict[str, str] | None = None
+    for arm in study.arms:
+        keys = arm.own.keys() | (in_file.keys() - overrides.keys())
+        found = idle_by_itself(from_mapping(arm.settings), {**in_file, **arm.own}, keys)
+        if own := [found[key] for key in found if key in arm.own]:
+            raise ConfigError(f'arm "{arm.title}": {" ".join(own)}')
+        everywhere = found if everywhere is None else {key: everywhere[key] for key in everywhere if key in found}
+    if everywhere:
+        raise ConfigError(f"[settings], in every arm: {' '.join(everywhere.values())}")
 
 
 def _search(table: Table, place: str) -> Search:
@@ -142,8 +181,13 @@ def _arms(document: Table, shared: Mapping[str, Scalar]) -> tuple[Arm, ...]:
         search = _own_search(table, document, place)
         for group in _groups(table, place) if "group" in table else everywhere:
             for variant, varied in variants:
-                merged = {**shared, **groups.get(group, {}), **settings, **varied}
-                arms.append(Arm(group, name, variant, merged, same_rate_as, search))
+                own = {**groups.get(group, {}), **settings}
+                if twice := sorted(own.keys() & varied.keys()):
+                    raise ConfigError(
+                        f"{place}: [grid] takes the place of its {', '.join(twice)}: leave one of them out."
+                    )
+                own |= varied
+                arms.append(Arm(group, name, variant, {**shared, **own}, same_rate_as, search, own))
     order = list(dict.fromkeys([*groups, *(arm.group for arm in arms)]))
     return tuple(sorted(arms, key=lambda arm: order.index(arm.group)))
 
