@@ -174,13 +174,13 @@ def _add_overwrite(command: argparse.ArgumentParser) -> None:
 def _add_search(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     search = commands.add_parser(
         "search",
-        help="choose the learning rate of one configuration on validation",
+        help="choose the learning rate of one configuration, or of a run (its folder), on validation",
         description="A log grid under successive halving: all rates for the first number of rounds, the best for the "
         "next. Looks at validation accuracy only; a rate at an end of the grid is not tuned.",
     )
     search.add_argument("words", nargs="*", metavar="[CONF.toml] key=value", help="a settings file, then overrides")
-    search.add_argument("--from", dest="low", type=float, default=1e-3, help="lowest rate (default: %(default)s)")
-    search.add_argument("--to", dest="high", type=float, default=10.0, help="highest rate (default: %(default)s)")
+    search.add_argument("--from", dest="low", type=float, help="lowest rate (default: two decades below a known one)")
+    search.add_argument("--to", dest="high", type=float, help="highest rate (default: four decades above the lowest)")
     search.add_argument("--per-decade", type=positive, default=2, help="rates per factor of ten (default: 2)")
     search.add_argument("--rounds", type=positive, nargs="+", default=[4, 24], help="of each rung (default: 4 24)")
     search.add_argument("--keep", type=positive, default=2, help="rates that go on (default: %(default)s)")
@@ -377,9 +377,10 @@ def _study(parsed: argparse.Namespace) -> None:
 
 def _search(parsed: argparse.Namespace) -> None:
     config = _configured(parsed.words, {})
+    from fl_taskarith.learning_rates import search_from
     from fl_taskarith.paths import results_root
     from fl_taskarith.study.one_search import SEARCH_KEYS, search_rate
-    from fl_taskarith.study.search import Search
+    from fl_taskarith.study.search import DECADES, Search
 
     given = configuration.parse_overrides(word for word in parsed.words if "=" in word)
     if decided := sorted(given.keys() & set(SEARCH_KEYS)):
@@ -387,7 +388,9 @@ def _search(parsed: argparse.Namespace) -> None:
             f"{', '.join(decided)}: the search decides that itself, by --from, --to, --rounds, --seed and "
             "--results-dir: leave it out."
         )
-    search = Search(parsed.low, parsed.high, parsed.per_decade, tuple(parsed.rounds), parsed.keep, parsed.seed)
+    low = search_from(config) if parsed.low is None else parsed.low
+    high = float(f"{low * 10**DECADES:.3g}") if parsed.high is None else parsed.high
+    search = Search(low, high, parsed.per_decade, tuple(parsed.rounds), parsed.keep, parsed.seed)
     path, choice = search_rate(config, search, results_root(parsed.results_dir), parsed.jobs, parsed.budget)
     print(path)
     if choice is None:

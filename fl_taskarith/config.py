@@ -408,6 +408,7 @@ def load(
     """Defaults, then the TOML file at `path`, then `overrides` (kebab- or snake-case keys).
 
     Args:
+        path: of a settings file, or the folder of a run, whose settings are then taken but for its name.
         used: kebab-case keys that the caller itself has a use for, whether or not a run has.
 
     Raises:
@@ -416,10 +417,11 @@ def load(
             the file's keys without an effect is no error.
     """
     in_file = _by_kebab_key(_read(path)) if path is not None else {}
+    recorded = path is not None and Path(path).expanduser().is_dir()  # all keys, whether they have an effect or not
     given = _by_kebab_key(overrides or {})
     config = from_mapping(in_file | given)
     refuse_idle(config, given.keys() - set(used))
-    found = idle_by_itself(config, in_file, in_file.keys() - given.keys() - set(used))
+    found = {} if recorded else idle_by_itself(config, in_file, in_file.keys() - given.keys() - set(used))
     if found:
         raise ConfigError(f"{path}: {' '.join(found.values())}")
     return config
@@ -453,10 +455,13 @@ def idle_by_itself(config: Config, settings: Mapping[str, object], keys: Iterabl
 
 def _read(path: Path | str) -> dict[str, object]:
     try:
+        if Path(path).expanduser().is_dir():
+            record = json.loads((Path(path).expanduser() / "run.json").read_text(encoding="utf-8"))["config"]
+            return {key: value for key, value in dict(record).items() if key != "run-name"}
         return tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         named = str(path) if str(path).isprintable() else ascii(str(path))
         raise ConfigError(f"Cannot read the configuration {named}: {error}.") from error
 

@@ -39,6 +39,7 @@ from fl_taskarith.mixture_run import MixtureRun, describe_mixture
 from fl_taskarith.mixtures.matching import cluster_accuracy
 from fl_taskarith.models.backbone import linear_shapes
 from fl_taskarith.models.heads import RidgeStatistics
+from fl_taskarith.progress import tracked
 from fl_taskarith.resident import Resident, resident
 from fl_taskarith.run import History, Progress, Run, overhead, scheduled_rate, solved_logit_scale
 from fl_taskarith.run_log import RunLog
@@ -198,7 +199,8 @@ class FederatedRun(Run):
             row["uplink_bytes"] += payload_bytes(reply.content.array_records["arrays"])
             return RidgeStatistics(**statistics)
 
-        for statistics in self.strategy.failures.read(self.grid.exchange(questions), read):
+        replies = self.strategy.failures.read(self.grid.exchange(questions), read)
+        for statistics in tracked(replies, len(partitions), "Ridge head: sums of the clients"):
             total = statistics if total is None else total + statistics
             row["clients"] += row.get("round", 0) == 0
         if total is None:
@@ -231,7 +233,8 @@ class FederatedRun(Run):
                 row["uplink_bytes"] += payload_bytes(reply.content.array_records["arrays"])
                 return scores, scored
 
-            for scores, scored in self.strategy.failures.read(self.grid.exchange(questions), read):
+            replies = self.strategy.failures.read(self.grid.exchange(questions), read)
+            for scores, scored in tracked(replies, len(partitions), "Calibration: scores of the clients"):
                 examples += scored
                 for name, value in scores.items():
                     total[name] += value

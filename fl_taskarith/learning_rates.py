@@ -116,6 +116,14 @@ def with_known_rate(config: Config) -> tuple[Config, KnownRate | None]:
     return dataclasses.replace(config, learning_rate=known.rate), known
 
 
+def search_from(config: Config) -> float:
+    """The lowest rate that a search of four decades should try: two decades below a known one, else by the mask."""
+    known = known_rate(config)
+    if known is not None:
+        return float(f"{known.rate / 100:.3g}")
+    return 1e-6 if config.mask_rule == "none" else 1e-4
+
+
 def known_rate(config: Config) -> KnownRate | None:
     """The rate of the cell that is nearest to `config` among those that cover it; None without one."""
     if (
@@ -134,7 +142,7 @@ def known_rate(config: Config) -> KnownRate | None:
     ]
     if not fitting:
         return None
-    cell, classes = min(fitting, key=lambda pair: (pair[0].density, pair[0].blocks or math.inf))
+    cell, classes = min(fitting, key=lambda pair: (pair[0].density, pair[0].blocks or math.inf, -_count(pair[1])))
     return KnownRate(cell, classes, _factor(config, cell))
 
 

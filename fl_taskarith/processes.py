@@ -2,10 +2,14 @@
 
 import multiprocessing
 import os
+import signal
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
+
+GRACE = 30.0  # seconds between the end of the parent and that of its workers
 
 
 def worker_pool(jobs: int, threads: int | None = None) -> ProcessPoolExecutor:
@@ -25,7 +29,10 @@ def _begin(threads: int | None) -> None:
 
 
 def _end_with_parent() -> None:
+    """Once the parent is gone, a run in this process may finish its round and save it, within `GRACE` seconds."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)  # the end at once, unless rounds are under way (`interruption`)
+    time.sleep(GRACE)
     os._exit(1)

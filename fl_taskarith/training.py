@@ -16,6 +16,7 @@ from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.data.prefix_cache import CachedInputs
 from fl_taskarith.errors import Divergence
 from fl_taskarith.models.compilation import Network
+from fl_taskarith.progress import tracked
 from fl_taskarith.seeding import torch_seed
 
 Inputs = Preprocessing | CachedInputs
@@ -151,7 +152,7 @@ def evaluate(
     loss = torch.zeros((), device=device, dtype=torch.float64)
     correct = torch.zeros((), device=device, dtype=torch.int64)
     model.eval()
-    for images, labels in _batches(examples, batch_size):
+    for images, labels in tracked(_batches(examples, batch_size), -(-len(examples) // batch_size), "Evaluation"):
         with autocast(device, precision):
             logits = model(preprocessing.evaluation_inputs(images)).float()
         loss += functional.cross_entropy(logits, labels, reduction="sum")
@@ -166,7 +167,7 @@ def extract_features(
     """What the head sees (timm's pre-logits: the normalised class token): float32 [n, width]."""
     model.eval()
     parts = [torch.empty(0, model.num_features, device=examples.images.device)]
-    for images, _ in _batches(examples, batch_size):
+    for images, _ in tracked(_batches(examples, batch_size), -(-len(examples) // batch_size), "Features"):
         with autocast(examples.images.device, precision):
             tokens = model.forward_features(preprocessing.evaluation_inputs(images))
             parts.append(model.forward_head(tokens, pre_logits=True).float())

@@ -74,6 +74,8 @@ def bench_engine(
             "sharding": "iid",
             "mask_rule": "none",
             "schedule": "constant",
+            "precision": "fp32",
+            "compile": "off",
             "device": device_name,
         }
     )

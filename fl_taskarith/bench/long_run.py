@@ -133,6 +133,8 @@ def _config(model_name: str, input_size: int, rounds: int, device_name: str, fol
             "checkpoint_every": 20,
             "draw_curves": False,
             "threads": 1,
+            "precision": "fp32",
+            "compile": "off",
             "device": device_name,
             "results_dir": str(folder),
         }

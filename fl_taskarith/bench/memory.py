@@ -104,6 +104,7 @@ def _config(
             "batch_size": batch_size,
             "learning_rate": 1e-4,
             "precision": precision,
+            "compile": "off",
             "device": device_name,
             "threads": available_threads(),
             "results_dir": str(folder / str(clients)),

@@ -117,6 +117,8 @@ def _config(model_name: str, input_size: int, num_clients: int, device_name: str
             "sharding": "iid",
             "learning_rate": 1e-3,
             "threads": 1,
+            "precision": "fp32",
+            "compile": "off",
             "device": device_name,
             "results_dir": str(folder / str(num_clients)),
         }

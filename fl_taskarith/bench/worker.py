@@ -67,6 +67,8 @@ def rounds_config(
             "local_steps": LOCAL_STEPS,
             "batch_size": batch_size,
             "learning_rate": 1e-4,
+            "precision": "fp32",
+            "compile": "off",
             "device": device_name,
             **own,
         }

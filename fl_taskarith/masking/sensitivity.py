@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fl_taskarith.masking.per_example import Objective, add_squared_gradients
+from fl_taskarith.progress import tracked
 
 LABELS = ("sampled", "true", "expected")
 SCORES = ("log-prob", "logit")
@@ -57,7 +58,8 @@ def sensitivity_sums(
         with torch.no_grad():
             needed = _bytes_per_example(model, detached, inputs_of(images[:1]))
             chunk = min(max(1, int(memory * GIBIBYTE / needed)), MOST_AT_ONCE[targets.device.type])
-            for start in range(0, len(targets), chunk):
+            starts = range(0, len(targets), chunk)
+            for start in tracked(starts, len(starts), "Calibration: sensitivities"):
                 part = slice(start, start + chunk)
 
                 def terms(logits: Tensor, part: slice = part) -> Iterator[tuple[Objective, Tensor | None]]:

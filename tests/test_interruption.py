@@ -1,0 +1,85 @@
+"""Ctrl-C and SIGTERM: the round under way is finished and saved."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import numbers
+
+from fl_taskarith import simulate
+from fl_taskarith.checkpoint import list_checkpoints
+from fl_taskarith.config import Config
+from fl_taskarith.federation import run_federation
+from fl_taskarith.interruption import Interrupted, finishing_rounds
+from fl_taskarith.logbook import read_rounds
+
+SLOW = ["num-rounds=400", "evaluate-every=400", "checkpoint-every=400", "train-subset=200", "num-clients=10",
+        "mask-rule=none", "learning-rate=0.001"]  # fmt: skip
+
+
+def signalled(number: int, folder: Path) -> "subprocess.Popen[str]":
+    """A run that got the signal in the middle of its rounds."""
+    command = [sys.executable, "-m", "fl_taskarith.cli", "simulate", *SLOW, f"results-dir={folder}", "run-name=cut"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    rounds = folder / "cut" / "rounds.csv"
+    while not rounds.exists() or rounds.read_text().count("\n") < 4:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(number)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_last_whole_round_and_says_which(number: int, tmp_path: Path) -> None:
+    process = signalled(number, tmp_path)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    rows, record = read_rounds(tmp_path / "cut"), json.loads((tmp_path / "cut" / "run.json").read_text())
+    last = rows[-1]["round"]
+    assert 2 < last < 400 and record["status"] == "interrupted"
+    assert f"Interrupted; saved after round {last}" in printed and f"Stopped after round {last} of 400" in errors
+    assert (tmp_path / "cut" / "run.log").read_text().startswith(printed[:200])
+    assert list_checkpoints(tmp_path / "cut" / "checkpoints")[0][0] == last
+
+
+def test_an_interrupted_run_goes_on_to_the_same_numbers(quick_config: Config) -> None:
+    config = dataclasses.replace(quick_config, num_rounds=4, checkpoint_every=4)
+    whole = simulate(config, run_name="whole")
+
+    def interrupt(server_round: int, *_: object) -> None:
+        if server_round == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    from fl_taskarith.client import app
+
+    with pytest.raises(Interrupted, match="after round 2 of 4"):
+        run_federation(dataclasses.replace(config, run_name="cut"), app, progress=interrupt)
+    assert numbers(simulate(config, run_name="cut").folder) == numbers(whole.folder)
+
+
+def test_a_second_signal_ends_a_run_at_once() -> None:
+    with finishing_rounds():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted, match="in the middle") as ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.exit_status == 143
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_before_the_first_round_a_signal_ends_a_run_at_once(
+    quick_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("fl_taskarith.federation.FederatedRun.ridge_statistics", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(quick_config, run_name="early")
+    record = json.loads((Path(quick_config.results_dir) / "early" / "run.json").read_text())
+    assert record["status"] == "interrupted"
