@@ -297,7 +297,7 @@ class Config:
         all, and `differing_keys` finds what a name does not tell.
         """
         decisive = {key: value for key, value in self.to_run_config().items() if key in IDENTITY_KEYS}
-        identity = {key: value for key, value in decisive.items() if _settled(key, value) != _DEFAULTS[key]}
+        identity = {key: value for key, value in decisive.items() if _settled(key, value) != RECORDED_DEFAULTS[key]}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
     def differing_keys(self, other: Mapping[str, Scalar]) -> list[str]:
@@ -310,7 +310,7 @@ class Config:
         return [
             key
             for key in mine
-            if key in compared and _settled(key, other.get(key, _DEFAULTS[key])) != _settled(key, mine[key])
+            if key in compared and _settled(key, other.get(key, RECORDED_DEFAULTS[key])) != _settled(key, mine[key])
         ]
 
     def extends(self, other: Mapping[str, Scalar], done: int) -> bool:
@@ -318,7 +318,7 @@ class Config:
 
         The settings differ in `num-rounds` at most, and no round so far depended on how many there were to be.
         """
-        before = int(other.get("num-rounds", _DEFAULTS["num-rounds"]))
+        before = int(other.get("num-rounds", RECORDED_DEFAULTS["num-rounds"]))
         same_length = before == self.num_rounds
         return (
             not set(self.differing_keys(other)) - {"num-rounds"}
@@ -361,7 +361,7 @@ SWITCHABLE_KEYS = frozenset({"on-client-failure", "evaluate-every", "device"})
 LENGTH_FREE_SCHEDULES = ("constant", "plateau")  # whose rates do not depend on the number of rounds
 CHOSEN_KEYS = frozenset({"seed", "shard-seed", "learning-rate"})  # of a single run, not of an arm of a study
 # What a setting that a record or a name lacks was: today's defaults, and what they were before "auto" was one.
-_DEFAULTS: dict[str, Any] = {kebab(field.name): field.default for field in dataclasses.fields(Config)} | {
+RECORDED_DEFAULTS: dict[str, Any] = {kebab(field.name): field.default for field in dataclasses.fields(Config)} | {
     "learning-rate": 1.0,
     "precision": "fp32",
     "compile": "off",
@@ -370,7 +370,7 @@ _DEFAULTS: dict[str, Any] = {kebab(field.name): field.default for field in datac
 
 def _settled(key: str, value: Scalar) -> Scalar:
     """`value`, or for "auto" what it stands for where nothing has been resolved: what a version without it did."""
-    return _DEFAULTS[key] if value == AUTO else value
+    return RECORDED_DEFAULTS[key] if value == AUTO else value
 
 
 def from_mapping(settings: Mapping[str, object]) -> Config:
@@ -434,7 +434,7 @@ def from_run_config(settings: Mapping[str, object]) -> Config:
         ConfigError: as `from_mapping`, or a key that is not at its default has no effect.
     """
     config = from_mapping(settings)
-    refuse_idle(config, [key for key, value in config.to_run_config().items() if value != _DEFAULTS[key]])
+    refuse_idle(config, [key for key, value in config.to_run_config().items() if value != RECORDED_DEFAULTS[key]])
     return config
 
 
@@ -445,7 +445,7 @@ def idle_by_itself(config: Config, settings: Mapping[str, object], keys: Iterabl
     """
     alone = object.__new__(Config)
     for key, rule in rules().items():
-        value = _DEFAULTS[key]
+        value = RECORDED_DEFAULTS[key]
         with contextlib.suppress(ConfigError):  # an override has taken the place of what is not accepted
             value = rule.check(key, settings.get(key, value))
         object.__setattr__(alone, snake(key), value)

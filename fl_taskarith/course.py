@@ -14,20 +14,20 @@ DECADES = 4  # of the grid that a search is advised
 
 def remarks(rows: Sequence[Row], config: Config) -> list[str]:
     """What the last of `rows` gives reason to say; each thing once, and again when it has become twice as bad."""
-    rate = f"learning-rate = {config.peak_rate:g} is probably too large: see `fl-taskarith search`."
+    advice = f"learning-rate = {config.learning_rate} is probably too large: see `fl-taskarith search`."
     found = []
     losses = [row["train_loss"] for row in rows if row.get("train_loss") is not None]
     rises = _rises(losses)
     began = losses[-1 - rises] if losses else 0.0
     if rises and rises % RISES == 0 and (losses[-1] > losses[0] or losses[-1] > JUMP * began):
         found.append(
-            f"The training loss has risen for {rises} rounds on end, from {began:.4g} to {losses[-1]:.4g}: {rate}"
+            f"The training loss has risen for {rises} rounds on end, from {began:.4g} to {losses[-1]:.4g}: {advice}"
         )
     if _is_told(drops := _drops(rows)):
         start, now = rows[0]["val_accuracy"], rows[-1]["val_accuracy"]
         found.append(
             f"The validation accuracy, {100 * now:.1f} %, is {100 * drops[-1]:.1f} points below round 0's "
-            f"{100 * start:.1f} %: {rate}"
+            f"{100 * start:.1f} %: {advice}"
         )
     return found
 

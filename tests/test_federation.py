@@ -228,7 +228,7 @@ def test_every_conf_file_runs(path: Path, cifar100_folder: Path, tmp_path: Path)
     history = simulate(
         path, data_dir=str(cifar100_folder), download=False, model="vit_glyph", input_size=16, num_rounds=1,
         train_subset=1200, validation_size=100, calibration_size=100, test_subset=100, head_rounds=0,
-        warmup_rounds=0, results_dir=str(tmp_path), threads=1,
+        warmup_rounds=0, results_dir=str(tmp_path), threads=1, learning_rate=0.001,
     )  # fmt: skip
     assert [row["round"] for row in history.rows] == [0, 1]
     assert history.rows[0]["test_accuracy"] > 0.02, "twice chance, from the head alone"

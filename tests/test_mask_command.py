@@ -85,7 +85,14 @@ def bits(*values: int) -> Mask:
         {"engine": "flower"},  # not started: its numbers are those of the sequential engine
         {"mask_source": "clients", "calibration_per_client": 20},
         {"strategy": "centralized", "mask_rule": "most-sensitive", "sensitivity_threshold": 0.001},
-        {"head": "linear", "head_rounds": 2, "num_rounds": 3, "schedule": "plateau", "evaluate_every": 1},
+        {
+            "head": "linear",
+            "head_rounds": 2,
+            "num_rounds": 3,
+            "schedule": "plateau",
+            "evaluate_every": 1,
+            "learning_rate": 1.0,
+        },
         {"mask_rule": "random", "density": 0.03},
         {"mask_rule": "lowest-magnitude", "mask_exclude": "*.bias,norm.*", "trainable_blocks": 2},
     ],

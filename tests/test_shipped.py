@@ -56,13 +56,13 @@ def test_tables_and_listing_name_shipped_runs_again_and_again(
     run_studies([study], tmp_path / "home")
     results = StudyResults(study, tmp_path / "home")
     readme = results.folder / "README.md"
-    assert "shipped" not in readme.read_text() + "\n".join(list_study(results))
+    assert "shipped" not in readme.read_text() + "\n".join(list_study(results, every_run=True))
     ship(tmp_path / "home", monkeypatch)
     final = 6 if text == STUDY else 4
     for _ in range(2):
         write_tables(results)
         assert f"All {final} finished runs were shipped with fl_taskarith and run by its authors." in readme.read_text()
-    listed = list(list_study(results))
+    listed = list(list_study(results, every_run=True))
     assert sum(line.endswith(" | shipped") for line in listed) == len(training.runs)
     assert f"All {len(training.runs)} finished runs were shipped with fl_taskarith and run by its authors." in listed
 
@@ -88,7 +88,7 @@ def test_runs_of_ones_own_are_not_marked_and_a_mixture_is_counted(
     own = StudyResults(study, tmp_path / "own")
     run_studies([study], tmp_path / "own")
     assert {path.name for path in own.runs.iterdir()} == {path.name for path in (tmp_path / "home/tiny/runs").iterdir()}
-    assert "shipped" not in (own.folder / "README.md").read_text() + "\n".join(list_study(own))
+    assert "shipped" not in (own.folder / "README.md").read_text() + "\n".join(list_study(own, every_run=True))
     for path in (tmp_path / "home" / "tiny" / "runs").glob("*-s1-*"):
         shutil.rmtree(own.runs / path.name)
         shutil.copytree(path, own.runs / path.name)
@@ -104,7 +104,7 @@ def test_a_listing_of_shipped_runs_can_be_read_as_a_log(
     study = study_of(STUDY, tmp_path)
     run_studies([study], tmp_path / "home")
     ship(tmp_path / "home", monkeypatch)
-    lines = list(list_study(StudyResults(study, tmp_path / "home")))
+    lines = list(list_study(StudyResults(study, tmp_path / "home"), every_run=True))
     assert any(line.endswith(" | shipped") for line in lines)
     write_tables(logged := LoggedResults(study, tmp_path / "log", lines))
     assert "The 6 final runs took" in (logged.folder / "README.md").read_text()

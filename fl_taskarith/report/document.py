@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from fl_taskarith.config import Config
+from fl_taskarith.config import RECORDED_DEFAULTS
 from fl_taskarith.config_rule import Scalar, to_toml
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.paths import shipped_file
@@ -244,7 +244,7 @@ def context(
 
 def settings_table(known: Sequence[Mapping[str, Scalar]]) -> Latex:
     """Main settings, and every other one that is not the default somewhere, with the values they take."""
-    defaults = Config().to_run_config()
+    defaults = RECORDED_DEFAULTS
     keys = [key for key in defaults
             if key in STATED_KEYS or any(each.get(key, defaults[key]) != defaults[key] for each in known)]  # fmt: skip
     rows = []

@@ -50,10 +50,10 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0, ove
         ConfigError: the configuration has no mask, or no masks of clients; or a file would be lost.
         FlTaskarithError: whatever ends a run.
     """
+    _check(config, clients)
     config = on_this_machine(config)
     if config.head_rounds:  # the head alone is trained first
         config, _ = with_known_rate(config)
-    _check(config, clients)
     if output is not None:
         require_new([output / name for name in (MASK, SUMMARY, *_figures("anatomy"))], overwrite)
     folder = output or results_root(config.results_dir) / "masks" / _mask_name(config)
