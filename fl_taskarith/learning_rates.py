@@ -186,7 +186,8 @@ def _factor(config: Config, cell: Cell) -> float:
         return factor
     steps = max(config.local_steps, config.local_steps_max)
     factor *= next((value for most, value in LOCAL_STEPS.items() if steps <= most), 0.1 * 16 / steps)
-    factor *= min(1.0, config.sampled_clients / CLIENTS)
+    averaged = 1 if config.strategy == "krum" else config.sampled_clients  # krum follows one client
+    factor *= min(1.0, averaged / CLIENTS)
     if config.strategy in ("fedadam", "fedyogi"):
         return factor
     memory = 1 - config.server_momentum if config.strategy == "fedavgm" else 1.0
