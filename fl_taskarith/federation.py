@@ -42,7 +42,7 @@ from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.progress import tracked
 from fl_taskarith.resident import Resident, resident
 from fl_taskarith.run import History, Progress, Run, overhead, scheduled_rate, solved_logit_scale
-from fl_taskarith.run_log import RunLog
+from fl_taskarith.run_log import RUN_LOG, RunLog
 from fl_taskarith.speed import device_line, duration, speed_of, work_of
 from fl_taskarith.starts import Starts
 from fl_taskarith.strategies import strategy_class
@@ -50,7 +50,6 @@ from fl_taskarith.tracking import require_trackers
 
 log = logging.getLogger("fl_taskarith")
 
-RUN_LOG = "run.log"  # in a run's folder
 GLANCE, MEASUREMENT = 0.2, 20.0  # seconds for which the speed of every run, and of a long one, is measured
 LONG = 60.0  # seconds of work from which a run is long
 

@@ -3,6 +3,7 @@
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,8 +11,10 @@ from types import FrameType
 log = logging.getLogger("fl_taskarith")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO = 1.0  # seconds within which a second signal is the first one again, passed on by a parent process
 
 _received: int | None = None
+_received_at = 0.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -54,6 +57,21 @@ def ending_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def ending_until_idle() -> Iterator[None]:
+    """For a worker process: within it both signals end what is done, and after it none ends the process.
+
+    A pool of which one idle process dies ends all the others, in the middle of their rounds.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def asked_to_stop() -> bool:
     """Whether a signal came since `finishing_rounds` began."""
     return _received is not None
@@ -65,12 +83,14 @@ def interrupted(message: str) -> Interrupted:
 
 
 def _on_signal(number: int, _: FrameType | None) -> None:
-    global _received
+    global _received, _received_at
     if _received is not None:
+        if time.monotonic() - _received_at < ECHO:
+            return
         raise Interrupted("Stopped at once, in the middle of a round.", number)
-    _received = number
+    _received, _received_at = number, time.monotonic()
     log.warning("Stopping: the round under way is finished and saved first. Press Ctrl-C again to stop at once.")
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    raise Interrupted("Stopped by SIGTERM.", number)
+    raise Interrupted(f"Stopped by {signal.Signals(number).name}.", number)

@@ -33,6 +33,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)  # the end at once, unless rounds are under way (`interruption`)
-    time.sleep(GRACE)
+    if callable(signal.getsignal(signal.SIGTERM)):  # a run is under way
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
     os._exit(1)

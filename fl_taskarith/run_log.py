@@ -1,12 +1,17 @@
 """run.log and study.log: what a command prints, in a file beside its results."""
 
+import io
 import logging
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 LOGGER = logging.getLogger("fl_taskarith")
+RUN_LOG = "run.log"  # in the folder of a run, and of whatever else prints as it is made
 UNPRINTED = {
     "unprinted": True
 }  # `extra` of a record that is for the file alone: a progress bar shows it on the terminal
@@ -65,3 +70,50 @@ class RunLog(logging.Handler):
             self.write(f"{type(error).__name__}: {error}")
         warnings.showwarning = self._show
         LOGGER.removeHandler(self)
+
+
+@contextmanager
+def recorded(path: Path) -> Iterator[None]:
+    """Within it whatever is printed, to standard output or error, goes to the file `path` as well; it grows.
+
+    Progress bars, which overwrite their line, are left out. A file that cannot be written is no reason to stop.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a", encoding="utf-8")
+    except OSError:
+        yield
+        return
+    with file, redirect_stdout(_Tee(sys.stdout, file)), redirect_stderr(_Tee(sys.stderr, file)):
+        yield
+
+
+class _Tee(io.TextIOBase):
+    """Writes to two streams, and is the first one otherwise."""
+
+    def __init__(self, first: TextIO, second: TextIO) -> None:
+        self._first, self._second = first, second
+
+    def write(self, text: str) -> int:
+        """Text without a carriage return to both."""
+        if "\r" not in text:
+            self._second.write(text)
+        return self._first.write(text)
+
+    def flush(self) -> None:
+        """Both."""
+        self._first.flush()
+        self._second.flush()
+
+    def isatty(self) -> bool:
+        """Whether the first is a terminal."""
+        return self._first.isatty()
+
+    def fileno(self) -> int:
+        """The first's."""
+        return self._first.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The first's."""
+        return self._first.encoding

@@ -1,5 +1,7 @@
 """What is said of a run's course, and of its end."""
 
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,9 @@ import pytest
 from fl_taskarith import simulate
 from fl_taskarith.config import Config
 from fl_taskarith.course import remarks, verdict
+from fl_taskarith.errors import ConfigError
 from fl_taskarith.logbook import Row
+from fl_taskarith.run_log import recorded
 
 CONFIG = Config(learning_rate=0.1)
 
@@ -93,3 +97,30 @@ def test_a_run_that_collapses_says_so_while_it_does_and_at_its_end(
     assert "points below the ridge head" in lines[-3]
     assert lines[-1].startswith(f"What to do: fl-taskarith search {history.folder} --from ")
     assert (history.folder / "run.log").read_text().splitlines() == lines
+
+
+def test_what_a_command_prints_is_recorded_and_still_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with recorded(tmp_path / "new" / "run.log"):
+        print("a line")
+        print("\r 50 %", end="")
+        print("a warning", file=sys.stderr)
+    assert (tmp_path / "new" / "run.log").read_text() == "a line\na warning\n", "no progress bars"
+    printed = capsys.readouterr()
+    assert printed.out == "a line\n\r 50 %" and printed.err == "a warning\n"
+
+
+def test_warnings_and_the_error_that_ends_a_run_are_in_its_log(
+    quick_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warn(*_: object) -> None:
+        warnings.warn("look here", stacklevel=1)
+        raise ConfigError("and stop")
+
+    monkeypatch.setattr("fl_taskarith.federation.FederatedRun.ridge_statistics", warn)
+    with pytest.raises(ConfigError), pytest.warns(UserWarning):
+        simulate(quick_config, run_name="told")
+    text = (Path(quick_config.results_dir) / "told" / "run.log").read_text()
+    assert "UserWarning: look here" in text and text.endswith("ConfigError: and stop\n")
+    assert text.startswith("device cpu")

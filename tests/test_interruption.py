@@ -63,9 +63,11 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(quick_config: Config) ->
     assert numbers(simulate(config, run_name="cut").folder) == numbers(whole.folder)
 
 
-def test_a_second_signal_ends_a_run_at_once() -> None:
+def test_a_second_signal_ends_a_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with finishing_rounds():
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)  # at once: the same one, by another way
+        monkeypatch.setattr("fl_taskarith.interruption.ECHO", 0.0)
         with pytest.raises(Interrupted, match="in the middle") as ended:
             os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.exit_status == 143
@@ -83,3 +85,41 @@ def test_before_the_first_round_a_signal_ends_a_run_at_once(
         simulate(quick_config, run_name="early")
     record = json.loads((Path(quick_config.results_dir) / "early" / "run.json").read_text())
     assert record["status"] == "interrupted"
+
+
+STUDY = """
+name = "cut"
+seeds = [0, 1]
+[settings]
+mask-rule = "none"
+learning-rate = 0.003
+num-clients = 10
+train-subset = 200
+num-rounds = 3000
+checkpoint-every = 3000
+evaluate-every = 3000
+[[arm]]
+name = "dense"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_every_run_of_a_study_saves_its_round_when_the_study_is_stopped(number: int, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(STUDY)
+    command = [sys.executable, "-m", "fl_taskarith.cli", "study", str(tmp_path / "study.toml"), "--jobs", "2",
+               "--results-dir", str(tmp_path)]  # fmt: skip
+    runs = tmp_path / "cut" / "runs"
+    with open(tmp_path / "printed.txt", "w") as printed:
+        process = subprocess.Popen(command, stdout=printed, stderr=printed)
+        while sum(path.read_text().count("\n") > 3 for path in runs.glob("*/rounds.csv")) < 2:
+            assert process.poll() is None, (tmp_path / "printed.txt").read_text()
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == (-number if number == signal.SIGKILL else 128 + number)
+    deadline = time.time() + 30  # after SIGKILL the workers are on their own
+    while any(json.loads(path.read_text())["status"] == "running" for path in runs.glob("*/run.json")):
+        assert time.time() < deadline
+        time.sleep(0.1)
+    for folder in runs.iterdir():
+        assert list_checkpoints(folder / "checkpoints")[0][0] == read_rounds(folder)[-1]["round"] > 2

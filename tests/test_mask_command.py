@@ -143,7 +143,7 @@ def test_the_command_writes_mask_summary_and_figure_and_prints_a_table(
     (folder,) = (tmp_path / "masks").iterdir()
     assert folder.name.startswith("vit_glyph-least-sensitive-0.2-r2-")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "anatomy.pdf", "anatomy.png", "mask.safetensors", "summary.json",
+        "anatomy.pdf", "anatomy.png", "mask.safetensors", "run.log", "summary.json",
     ]  # fmt: skip
     described, summary = read_mask(folder / "mask.safetensors"), json.loads((folder / "summary.json").read_text())
     assert summary["updated"] == round(0.2 * summary["maskable"]) == described.mask.updated

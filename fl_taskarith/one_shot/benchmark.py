@@ -38,6 +38,7 @@ from fl_taskarith.one_shot.tasks import Task, folder_tasks, make_tasks
 from fl_taskarith.paths import resolve
 from fl_taskarith.processes import worker_pool
 from fl_taskarith.resident import Resident
+from fl_taskarith.run_log import RUN_LOG, recorded
 
 Record = dict[str, Any]
 
@@ -56,7 +57,7 @@ def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | N
     Raises:
         StudyError: cells failed; all others were run.
     """
-    with _processes(jobs) as executor:
+    with recorded(root / one_shot.name / RUN_LOG), _processes(jobs) as executor:
         _run_one_shot(one_shot, root / one_shot.name, executor, None if budget is None else time.time() + budget)
 
 

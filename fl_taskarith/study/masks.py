@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fl_taskarith.masking.mask import Mask
 from fl_taskarith.masking.overlap import Spread, between_pairs, chance_overlap, jaccard_matrix
 from fl_taskarith.paths import resolve, results_root
 from fl_taskarith.resident import Resident, resident
+from fl_taskarith.run_log import RUN_LOG, recorded
 from fl_taskarith.study.mask_plots import plot_anatomy
 from fl_taskarith.study.mask_report import anatomy_table, overlap_table, read_mask, summarise
 
@@ -61,7 +63,7 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0, ove
         raise ConfigError(f"{folder / MASK} is the mask-file itself, and would be overwritten: give another --output.")
     show_log()
     started = time.perf_counter()
-    with scratch_folder() as scratch:
+    with scratch_folder() as scratch, ExitStack() as printed:
         alone = dataclasses.replace(
             config,
             engine="sequential",
@@ -74,18 +76,19 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0, ove
         home = resident(alone)
         facts = describe(home)  # among them the shards: an infeasible request fails here, before a folder is made
         make_folder(folder)
+        printed.enter_context(recorded(folder / RUN_LOG))
         with Logbook(alone) as logbook:
             run = make_run(alone, home, logbook, lambda *_: None, client_app)
             run.choose_mask_only()
             write_atomically(folder / MASK, (logbook.folder / MASK).read_bytes())
-    described = read_mask(folder / MASK)
-    summary = summarise(described) | facts | {"seconds": time.perf_counter() - started}
-    print(anatomy_table(described))
-    if clients:
-        summary["clients"] = _of_clients(home, run.model.frozen.weights, described.mask.to(home.device), clients)
-    _write_summary(folder, summary | {"config": config.to_run_config()})
-    for path in (folder / MASK, folder / SUMMARY, *plot_anatomy(described, folder / "anatomy")):
-        print(path.resolve())
+        described = read_mask(folder / MASK)
+        summary = summarise(described) | facts | {"seconds": time.perf_counter() - started}
+        print(anatomy_table(described))
+        if clients:
+            summary["clients"] = _of_clients(home, run.model.frozen.weights, described.mask.to(home.device), clients)
+        _write_summary(folder, summary | {"config": config.to_run_config()})
+        for path in (folder / MASK, folder / SUMMARY, *plot_anatomy(described, folder / "anatomy")):
+            print(path.resolve())
     return folder
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_taskarith.run_log import RUN_LOG, recorded
 from fl_taskarith.study import br_ifca_cells, br_ifca_report, em_cells, em_report
 from fl_taskarith.study.cells import CellTables, Found, run_cells
 
@@ -45,8 +46,9 @@ def run_mixture_study(
     """
     study = STUDIES[name]
     tables = CellTables(root / name, study.cell_type, study.columns)
-    if not only_report and not run_cells(
-        tables, study.cells(quick), study.compute, study.cost, jobs=jobs, budget=budget
-    ):
-        print("The budget is spent. The same command goes on from here.", flush=True)
-    print(study.report(tables, study.cells(False)), flush=True)
+    with recorded(root / name / RUN_LOG):
+        if not only_report and not run_cells(
+            tables, study.cells(quick), study.compute, study.cost, jobs=jobs, budget=budget
+        ):
+            print("The budget is spent. The same command goes on from here.", flush=True)
+        print(study.report(tables, study.cells(False)), flush=True)

@@ -1,7 +1,6 @@
 """Runs studies: for every arm its search, then its seeds. What is done stays done; what stopped half-way goes on."""
 
 import multiprocessing
-import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from fl_taskarith.config import Config
 from fl_taskarith.errors import FlTaskarithError, StudyError
+from fl_taskarith.interruption import ending_until_idle
 from fl_taskarith.processes import worker_pool
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.listing import list_study
@@ -201,7 +201,7 @@ def _workers(jobs: int) -> Iterator[_Submit]:
     executor = worker_pool(jobs)
     try:
         yield _Submit(executor)
-    except KeyboardInterrupt:  # by Ctrl-C, of which every process hears, or by SIGTERM to this one alone
+    except KeyboardInterrupt:  # which this process alone may have heard of
         for worker in multiprocessing.active_children():
             worker.terminate()
         raise
@@ -215,8 +215,9 @@ def _workers(jobs: int) -> Iterator[_Submit]:
 
 
 def _run_in_worker(run: Config, deadline: float | None) -> Outcome:
-    """Ctrl-C reaches every process of the terminal: a worker that went on would begin the next run."""
-    try:
-        return run_once(run, deadline)
-    except KeyboardInterrupt:
-        os._exit(130)
+    """A signal ends the run after its round, and not the process: it would take the pool's others with it."""
+    with ending_until_idle():
+        try:
+            return run_once(run, deadline)
+        except KeyboardInterrupt:
+            return inspect(run)

@@ -18,6 +18,7 @@ from fl_taskarith.files import make_folder, require_new, write_atomically
 from fl_taskarith.logbook import sharding_name
 from fl_taskarith.paths import resolve, results_root
 from fl_taskarith.resident import load_data
+from fl_taskarith.run_log import RUN_LOG, recorded
 from fl_taskarith.study.plots import STYLE, save_figure
 from fl_taskarith.study.run_set import sharding_words
 
@@ -52,14 +53,15 @@ def show_shards(config: Config, output: Path | None = None, overwrite: bool = Fa
     make_folder(folder)
     words = sharding_words(config.to_run_config())
     title = f"{config.dataset}, {words}, K = {config.num_clients}, shard seed {config.shard_seed}"
-    print(title, *describe_histogram(counts, classes), sep="\n")
-    if config.sharding == "classes" and (spread := int(np.ptp(counts.sum(1)))) > 1:
-        of_class = counts.sum(0)[counts.any(0)]
-        least = least_spread(of_class, config.num_clients, config.classes_per_client)
-        print(f"examples per client: {describe_spread(spread, least)}")
-    write_atomically(folder / "histogram.csv", _csv(counts, classes))
-    for path in (folder / "histogram.csv", *plot_histogram(counts, classes, title, folder / "histogram")):
-        print(path)
+    with recorded(folder / RUN_LOG):
+        print(title, *describe_histogram(counts, classes), sep="\n")
+        if config.sharding == "classes" and (spread := int(np.ptp(counts.sum(1)))) > 1:
+            of_class = counts.sum(0)[counts.any(0)]
+            least = least_spread(of_class, config.num_clients, config.classes_per_client)
+            print(f"examples per client: {describe_spread(spread, least)}")
+        write_atomically(folder / "histogram.csv", _csv(counts, classes))
+        for path in (folder / "histogram.csv", *plot_histogram(counts, classes, title, folder / "histogram")):
+            print(path)
     return folder
 
 
