@@ -14,10 +14,10 @@ from functools import lru_cache
 
 from fl_taskarith.config import Config
 from fl_taskarith.config_rule import AUTO
+from fl_taskarith.data.datasets import DATASET_SIZES, training_images
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.paths import shipped_file
 
-CLASSES = {"digits": 10, "cifar100": 100}
 IID = "iid"
 FEDAVG_LIKE = (  # strategies whose clients take FedAvg's steps, and whose server's step is about a mean of theirs
     "fedavg", "fedprox", "fednova", "fedgma", "fedavgm", "scaffold", "median", "trimmed-mean", "geometric-median",
@@ -36,7 +36,7 @@ class Cell:
         rule, density: the mask; "none" has density 1.
         rates: by the number of classes that a client holds, "iid" for all of them.
         source: the file, in the project's repository, of the search that chose them on validation.
-        batch_size: of the local steps.
+        batch_size, examples: of the local steps, and per client.
         blocks: the last so many were trained; 0 for all.
         trainable, head, loss, strategy: settings of those names; "clients" stands for every strategy that has clients.
     """
@@ -48,6 +48,7 @@ class Cell:
     rates: Mapping[str, float]
     source: str
     batch_size: int
+    examples: int
     blocks: int = 0
     trainable: str = "backbone"
     head: str = "ridge"
@@ -90,7 +91,7 @@ class KnownRate:
             "centralized" if cell.strategy == "centralized" else IID if self.classes == IID else f"Nc = {self.classes}"
         )
         blocks = f"last {cell.blocks} blocks, " if cell.blocks else ""
-        lowered = f", times {self.factor:.3g} for J, the batch, the clients or the server's step"
+        lowered = f", times {self.factor:.3g} for J, the batch, the clients, their examples or the server's step"
         return (
             f"learning-rate = {self.rate:g}: validation chose {cell.rates[self.classes]:g} for {what}, {blocks}{data} "
             f"({cell.source}){lowered if self.factor < 1 else ''}"
@@ -127,7 +128,7 @@ def search_from(config: Config) -> float:
 def known_rate(config: Config) -> KnownRate | None:
     """The rate of the cell that is nearest to `config` among those that cover it; None without one."""
     if (
-        config.dataset not in CLASSES
+        config.dataset not in DATASET_SIZES
         or config.weights == "none"
         or config.strategy not in (*FEDAVG_LIKE, "centralized")
         or config.task_vector_bank != "off"
@@ -153,7 +154,7 @@ def classes_held(config: Config) -> float:
     """
     if config.strategy == "centralized" or config.sharding == IID:
         return math.inf
-    number = CLASSES[config.dataset]
+    number = DATASET_SIZES[config.dataset].classes
     if config.sharding == "classes":
         return math.inf if config.classes_per_client == number else config.classes_per_client
     return (config.dirichlet_alpha + 1) / (config.dirichlet_alpha / number + 1)
@@ -186,6 +187,8 @@ def _factor(config: Config, cell: Cell) -> float:
         return factor
     steps = max(config.local_steps, config.local_steps_max)
     factor *= next((value for most, value in LOCAL_STEPS.items() if steps <= most), 0.1 * 16 / steps)
+    shard = training_images(config) / config.num_clients  # a smaller one is gone through more often in a round
+    factor *= min(1.0, math.sqrt(shard / cell.examples))
     averaged = 1 if config.strategy == "krum" else config.sampled_clients  # krum follows one client
     factor *= min(1.0, averaged / CLIENTS)
     if config.strategy in ("fedadam", "fedyogi"):

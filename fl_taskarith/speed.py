@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fl_taskarith.config import Config
-from fl_taskarith.data.datasets import DATASET_SIZES
+from fl_taskarith.data.datasets import DATASET_SIZES, training_images
 from fl_taskarith.machine import available_threads, choose_device, describe_device
 from fl_taskarith.models.backbone import build_model, trained_parameters
 from fl_taskarith.models.compilation import Network, compiled, shared_model
@@ -93,7 +93,7 @@ def work_of(config: Config) -> Work | None:
         return None
     size = DATASET_SIZES[config.dataset]
     held_out = config.validation_size + config.calibration_size
-    train = config.train_subset or max(size.train - held_out, 1)
+    train = training_images(config)
     test = config.test_subset or size.test
     evaluations = 1 + math.ceil(config.num_rounds / config.evaluate_every)
     if config.strategy == "centralized":

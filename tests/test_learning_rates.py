@@ -49,6 +49,8 @@ def test_more_skew_more_weights_and_more_steps_never_ask_for_a_larger_rate() -> 
     assert by_density == sorted(by_density)
     assert rate(**CIFAR, density=0.7) == rate(**CIFAR, mask_rule="none"), "denser than any cell: as all weights"
     assert rate(**CIFAR, participation=0.01) == pytest.approx(rate(**CIFAR) / 10), "one client in place of ten"
+    assert rate(**CIFAR, train_subset=2000) == pytest.approx(rate(**CIFAR) / 10**0.5, rel=1e-2), "20 images, not 200"
+    assert rate(**CIFAR, strategy="krum") == pytest.approx(rate(**CIFAR) / 10), "the step of a single client"
     assert rate(**CIFAR, strategy="fedavgm") == pytest.approx(rate(**CIFAR) / 10), "steps add up to ten of them"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl_taskarith.config import Config
 from fl_taskarith.data.splits import stratified_sample
 from fl_taskarith.errors import DataError
 
@@ -30,6 +31,12 @@ DATASET_SIZES = {
     "synthetic": DatasetSize(**SYNTHETIC_SIZES, classes=100),
 }
 SPLIT_SEED = 0  # splits are the same in every run, whatever the federation's seed
+
+
+def training_images(config: Config) -> int:
+    """Images that are trained on under these settings, of a data set of `DATASET_SIZES`."""
+    left = DATASET_SIZES[config.dataset].train - config.validation_size - config.calibration_size
+    return config.train_subset or max(left, 1)
 
 
 @dataclass(frozen=True)
