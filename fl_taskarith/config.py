@@ -434,7 +434,8 @@ def from_run_config(settings: Mapping[str, object]) -> Config:
         ConfigError: as `from_mapping`, or a key that is not at its default has no effect.
     """
     config = from_mapping(settings)
-    refuse_idle(config, [key for key, value in config.to_run_config().items() if value != RECORDED_DEFAULTS[key]])
+    defaults = Config().to_run_config()
+    refuse_idle(config, [key for key, value in config.to_run_config().items() if value != defaults[key]])
     return config
 
 

@@ -1,5 +1,6 @@
 """What the rows of a run say about its course: remarks while it trains, a verdict at its end. Pure."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def verdict(rows: Sequence[Row], config: Config, folder: Path) -> list[str]:
     return [
         line,
         f"Likely cause: {cause}",
-        f"What to do: fl-taskarith search {folder} --from {lowest:.3g} --to {highest:.3g}",
+        f"What to do: fl-taskarith search {shlex.quote(str(folder))} --from {lowest:.3g} --to {highest:.3g}",
     ]
 
 

@@ -31,6 +31,7 @@ from fl_taskarith.engine.replies import check_examples, check_finite, number, te
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
 from fl_taskarith.global_model import Frozen, Weights
+from fl_taskarith.interruption import stop_if_asked
 from fl_taskarith.learning_rates import KnownRate, with_known_rate
 from fl_taskarith.logbook import PRETRAINED, Logbook, Row
 from fl_taskarith.machine import available_threads, describe_device, emulated, on_this_machine
@@ -107,6 +108,7 @@ def run_federation(
         log.info("Finished: %s", logbook.rounds_csv)
         for line in verdict(logbook.rows, config, logbook.folder):
             log.info("%s", line)
+    stop_if_asked("Stopped after the last round: the run is finished.")
     return History(logbook.folder, logbook.rows)
 
 

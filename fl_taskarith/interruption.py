@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -32,16 +33,19 @@ def finishing_rounds() -> Iterator[None]:
     Without effect outside the main thread, which alone receives signals.
     """
     global _received
+    _received = None
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     try:
         yield
+    except BaseException:
+        _received = None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _received = None
 
 
 @contextmanager
@@ -73,13 +77,21 @@ def ending_until_idle() -> Iterator[None]:
 
 
 def asked_to_stop() -> bool:
-    """Whether a signal came since `finishing_rounds` began."""
+    """Whether a signal came since `finishing_rounds` last began."""
     return _received is not None
 
 
+def stop_if_asked(message: str) -> None:
+    """Raise Interrupted if a signal came within the last `finishing_rounds`; it is told once."""
+    if _received is not None:
+        raise interrupted(message)
+
+
 def interrupted(message: str) -> Interrupted:
-    """The exception that ends a run after a signal."""
-    return Interrupted(message, _received or signal.SIGINT)
+    """The exception that ends a run after a signal, which has then been answered."""
+    global _received
+    number, _received = _received, None
+    return Interrupted(message, number or signal.SIGINT)
 
 
 def _on_signal(number: int, _: FrameType | None) -> None:
@@ -89,7 +101,10 @@ def _on_signal(number: int, _: FrameType | None) -> None:
             return
         raise Interrupted("Stopped at once, in the middle of a round.", number)
     _received, _received_at = number, time.monotonic()
-    log.warning("Stopping: the round under way is finished and saved first. Press Ctrl-C again to stop at once.")
+    words = "Stopping: the round under way is finished and saved first. Press Ctrl-C again to stop at once."
+    log.warning(words)
+    if sys.stdout is not sys.__stdout__ and sys.__stderr__ is not None:  # a study's run, which prints to its log alone
+        print(words, file=sys.__stderr__, flush=True)
 
 
 def _end(number: int, _: FrameType | None) -> None:

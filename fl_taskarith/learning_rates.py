@@ -23,6 +23,8 @@ FEDAVG_LIKE = (  # strategies whose clients take FedAvg's steps, and whose serve
     "fedavg", "fedprox", "fednova", "fedgma", "fedavgm", "scaffold", "median", "trimmed-mean", "geometric-median",
     "cclip", "krum", "gram-anchored", "fedbn", "br-ifca", "fedadam", "fedyogi",
 )  # fmt: skip
+ADAPTIVE = ("fedadam", "fedyogi")  # whose server takes steps of server-lr in every entry
+ADAPTIVE_STEP = 0.01  # the largest server-lr of theirs that was tried and did not collapse
 CLIENTS, MOMENTUM = 10, 0.9  # of the runs that the table is from
 LOCAL_STEPS = {4: 1.0, 8: 0.316, 16: 0.1}  # J up to: factor on the rate of J = 4
 
@@ -108,6 +110,12 @@ def with_known_rate(config: Config) -> tuple[Config, KnownRate | None]:
         return config, None
     if config.strategy == "fed-em":  # takes no steps
         return dataclasses.replace(config, learning_rate=1.0), None
+    if config.strategy in ADAPTIVE and config.server_lr > ADAPTIVE_STEP:
+        raise ConfigError(
+            f'server-lr = {config.server_lr:g} is the size of every step that strategy = "{config.strategy}" takes, '
+            f"whatever the learning rate of the clients, and no larger one than {ADAPTIVE_STEP:g} is known not to "
+            f"collapse: set server-lr = {ADAPTIVE_STEP:g} or less, or give learning-rate = NUMBER."
+        )
     known = known_rate(config)
     if known is None:
         raise ConfigError(
@@ -121,7 +129,7 @@ def search_from(config: Config) -> float:
     """The lowest rate that a search of four decades should try: two decades below a known one, else by the mask."""
     known = known_rate(config)
     if known is not None:
-        return float(f"{known.rate / 100:.3g}")
+        return float(10.0 ** (math.floor(math.log10(known.rate)) - 2))
     return 1e-6 if config.mask_rule == "none" else 1e-4
 
 
@@ -144,7 +152,8 @@ def known_rate(config: Config) -> KnownRate | None:
     if not fitting:
         return None
     cell, classes = min(fitting, key=lambda pair: (pair[0].density, pair[0].blocks or math.inf, -_count(pair[1])))
-    return KnownRate(cell, classes, _factor(config, cell))
+    known = KnownRate(cell, classes, _factor(config, cell))
+    return known if known.rate else None
 
 
 def classes_held(config: Config) -> float:
@@ -188,10 +197,10 @@ def _factor(config: Config, cell: Cell) -> float:
     steps = max(config.local_steps, config.local_steps_max)
     factor *= next((value for most, value in LOCAL_STEPS.items() if steps <= most), 0.1 * 16 / steps)
     shard = training_images(config) / config.num_clients  # a smaller one is gone through more often in a round
-    factor *= min(1.0, math.sqrt(shard / cell.examples))
+    factor *= min(1.0, shard / cell.examples)
     averaged = 1 if config.strategy == "krum" else config.sampled_clients  # krum follows one client
     factor *= min(1.0, averaged / CLIENTS)
-    if config.strategy in ("fedadam", "fedyogi"):
+    if config.strategy in ADAPTIVE:
         return factor
     memory = 1 - config.server_momentum if config.strategy == "fedavgm" else 1.0
     return factor * min(1.0, memory / config.server_lr)

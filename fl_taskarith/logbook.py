@@ -69,7 +69,13 @@ PACKAGES = ("fl-taskarith", "flwr", "torch", "torchvision", "timm", "numpy")
 
 CHECKED = ("run.json", "rounds.csv", "clients.csv")  # of a finished run: a changed digit shows nowhere else
 
-KEPT_FACTS = ("started", "head", "mask", PRETRAINED)  # of run.json: what a resumed run does not find out anew
+KEPT_FACTS = (
+    "started",
+    "head",
+    "mask",
+    "continued_from",
+    PRETRAINED,
+)  # of run.json: what a resumed run does not find out anew
 
 Row = dict[str, Any]
 
@@ -106,23 +112,22 @@ class Logbook:
         try:
             self._begin(origin)
         except BaseException:  # the lock would last as long as the traceback, in a notebook up to the next error
+            if origin is not None and origin != self.folder:  # half a copy, of which there is no need
+                shutil.rmtree(self.folder, ignore_errors=True)
             if self._lock is not None:
                 self._lock.close()
             raise
 
     def _begin(self, origin: Path | None) -> None:
         """Clear away what a killed process left, take the last checkpoint back, and write the files anew."""
-        if origin not in (None, self.folder):
-            assert origin is not None
-            log.info("Going on from the finished run in %s.", origin)
+        if origin is not None and origin != self.folder:
+            log.info("Going on from the run in %s, which stays as it is.", origin)
             self._record["continued_from"] = origin.name
-            self.note()
             _copy_end(origin, self.folder)
-        if origin is not None:
-            for leftover in [*self.folder.rglob(".*.tmp"), self.folder / CHECKSUMS]:
-                with contextlib.suppress(OSError):  # where nothing can be written, the next write says so
-                    leftover.unlink(missing_ok=True)
-            self.restored = load_latest_checkpoint(self.checkpoints)
+        for leftover in [*self.folder.rglob(".*.tmp"), self.folder / CHECKSUMS]:
+            with contextlib.suppress(OSError):  # where nothing can be written, the next write says so
+                leftover.unlink(missing_ok=True)
+        self.restored = load_latest_checkpoint(self.checkpoints)
         if self.restored is not None:
             self.rows = self.restored.notes["rows"]
             self._record |= self.restored.notes["record"]
@@ -311,21 +316,26 @@ def _folder_for(root: Path, name: str, config: Config) -> tuple[Path, Path | Non
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is a file where a run's folder should be: move it away.")
         if config.resume and not _is_finished(folder, config):
-            return folder, folder
+            if (folder / "run.json").exists():
+                return folder, folder
+            break  # killed before its first write: it is begun as if it were not there
         finished.append(folder)
         number += 1
     origin = None
     if config.resume:
         others = finished if config.run_name else sorted(root.glob(f"{name.rpartition('-')[0]}-*/"))
-        unfinished, origin = _extendable(others, config)
-        if unfinished and origin is not None:
+        in_place, origin = _extendable(others, config)
+        if in_place and origin is not None:
             return origin, origin
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder, origin
 
 
 def _extendable(folders: Iterable[Path], config: Config) -> tuple[bool, Path | None]:
-    """Of `folders` the run with most rounds that can go on as `config`, and whether it is unfinished; those first."""
+    """Of `folders` the run with most rounds that can go on as `config`, and whether it does so in its own folder.
+
+    Those come first: unfinished ones of as many rounds.
+    """
     found: list[tuple[bool, int, Path]] = []
     for folder in folders:
         try:
@@ -336,20 +346,20 @@ def _extendable(folders: Iterable[Path], config: Config) -> tuple[bool, Path | N
             same_length = settings.get("num-rounds", config.num_rounds) == config.num_rounds
             usable = done >= 0 and config.extends(settings, done) and not (finished and same_length)
             if usable and (finished or not _is_locked(folder)):
-                found.append((not finished, done, folder))
+                found.append((same_length, done, folder))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # no run of ours, or one that cannot be read: it is none to go on from
     if not found:
         return False, None
-    unfinished, _, folder = max(found)
-    return unfinished, folder
+    in_place, _, folder = max(found)
+    return in_place, folder
 
 
 def _is_locked(folder: Path) -> bool:
-    """Whether another process is writing the run in `folder`."""
+    """Whether another process is writing the run in `folder`, or this one may not."""
     try:
         lock = _lock(folder)
-    except FolderInUse:
+    except CheckpointError:  # in use, or not ours to write to
         return True
     if lock is not None:
         lock.close()
@@ -357,15 +367,18 @@ def _is_locked(folder: Path) -> bool:
 
 
 def _copy_end(origin: Path, folder: Path) -> None:
-    """What a run that goes on from the end of the one in `origin` needs of it."""
+    """What a run that goes on from the last checkpoint of the one in `origin` needs of it.
+
+    Checkpoints first: a folder that has them and no run.json yet, of a killed process, is passed over by the next one.
+    """
     try:
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        for _, path in reversed(list_checkpoints(origin / "checkpoints")):
+            write_atomically(folder / "checkpoints" / path.name, path.read_bytes())
         if (origin / "mask.safetensors").exists():
             shutil.copy2(origin / "mask.safetensors", folder)
         if (origin / "client-states").exists():
             shutil.copytree(origin / "client-states", folder / "client-states", dirs_exist_ok=True)
-        _, last = list_checkpoints(origin / "checkpoints")[0]
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        write_atomically(folder / "checkpoints" / last.name, last.read_bytes())
     except OSError as error:
         raise CheckpointError(f"Cannot copy the end of the run in {origin} to {folder}: {error}.") from error
 

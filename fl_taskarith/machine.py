@@ -48,7 +48,8 @@ def on_this_machine(config: Config) -> Config:
     """
     device = choose_device(config.device)
     settings: dict[str, str] = {}
-    if device == choose_device(AUTO):
+    default = choose_device(AUTO)
+    if (device.type, device.index or 0) == (default.type, default.index or 0):
         settings["device"] = AUTO
     recent, together = device.type == "cuda" and _is_recent(device), config.clients_at_once != 1
     if config.precision == AUTO:

@@ -35,7 +35,14 @@ class RunLog(logging.Handler):
         self.write("")
 
     def write(self, line: str) -> None:
-        """One line, or what was kept if it is empty."""
+        """One line, or what was kept if it is empty; from any thread."""
+        self.acquire()
+        try:
+            self._write(line)
+        finally:
+            self.release()
+
+    def _write(self, line: str) -> None:
         self._kept += [line] if line else []
         if self._path is None or not self._kept:
             return

@@ -1,6 +1,7 @@
 """How many images per second this machine trains under given settings, and how long their runs will take.
 
-Measured on a model with random weights and random images, so that neither data nor weights are needed.
+Measured on a model of its own with random weights and random images, so that neither data nor weights are needed, and
+without torch.compile, which would take a minute.
 """
 
 import math
@@ -14,7 +15,7 @@ from fl_taskarith.config import Config
 from fl_taskarith.data.datasets import DATASET_SIZES, training_images
 from fl_taskarith.machine import available_threads, choose_device, describe_device
 from fl_taskarith.models.backbone import build_model, trained_parameters
-from fl_taskarith.models.compilation import Network, compiled, shared_model
+from fl_taskarith.models.compilation import Network
 from fl_taskarith.models.suffix import Suffix, prefix_tokens
 from fl_taskarith.resident import EVALUATION_BATCH
 from fl_taskarith.training import autocast, set_matrix_products, set_trained
@@ -62,6 +63,7 @@ def device_line(config: Config, speed: Speed | None) -> str:
     words = [f"device {describe_device(choose_device(config.device))}"]
     if speed is not None:
         words += [config.precision, f"compile {config.compile}", f"{speed.training:,.0f} images/s"]
+        words[-1] += "" if config.compile == "off" else " before it is compiled"
     return ", ".join(words)
 
 
@@ -130,16 +132,12 @@ class _Probe:
         cached = config.prefix_cache != "off"
         trained_blocks = 0 if config.trainable == "head" else config.trainable_blocks
         self.first = len(model.blocks) - trained_blocks if cached else 0
-        if config.compile != "off":  # the module that the run itself will use, so that it is compiled once
-            model = shared_model((config.model, size, classes, self.device), model)
         self.model = model
         self.network: Network = Suffix(model, self.first) if cached else model
         self.inputs = self.images = torch.rand(self.largest_batch, 3, size, size, device=self.device)
         if cached:
             tokens = prefix_tokens(model, self.images[:1], self.first)
             self.inputs = torch.randn(len(self.images), *tokens.shape[1:], device=self.device)
-        if config.compile != "off":
-            self.network = compiled(self.network, self.first, config.compile, self.device)
         self.names = trained_parameters(model, config.trainable, config.trainable_blocks)
 
     @property
@@ -177,11 +175,9 @@ class _Probe:
 
     def _images_per_second(self, work: Callable[[int], None], batch: int, seconds: float) -> float:
         """Of steps of `batch` images, or of as many as take `seconds` where one step of them would take longer."""
-        count = batch
-        if self.config.compile == "off":  # else every other size would be compiled too
-            first = min(FIRST, batch)
-            work(first)
-            count = max(first, min(batch, round(first * seconds / self._timed(work, first))))
+        first = min(FIRST, batch)
+        work(first)
+        count = max(first, min(batch, round(first * seconds / self._timed(work, first))))
         work(count)
         steps, spent = 0, 0.0
         while not steps or spent < seconds:

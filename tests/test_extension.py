@@ -75,7 +75,7 @@ def test_a_head_that_was_solved_for_the_last_round_alone_is_not_gone_on_from(qui
     )
 
 
-@pytest.mark.parametrize("change", [{"evaluate_every": 2}, {"device": "cpu"}, {"num_rounds": 4}])
+@pytest.mark.parametrize("change", [{"evaluate_every": 2}, {"device": "cpu"}])
 def test_a_cut_run_goes_on_in_its_folder_under_settings_that_decide_no_weight(
     quick_config: Config, change: dict[str, object]
 ) -> None:
@@ -97,3 +97,26 @@ def test_a_run_that_another_process_is_writing_is_left_alone(quick_config: Confi
     with Logbook(quick_config) as writing:
         other = simulate(quick_config, evaluate_every=3)
         assert other.folder != writing.folder
+
+
+def test_a_cut_run_lends_its_rounds_to_a_longer_one_and_can_still_go_on_itself(quick_config: Config) -> None:
+    with power_cut(after_round=2):
+        simulate(quick_config)
+    longer = simulate(quick_config, num_rounds=5)
+    assert len(folders(quick_config)) == 2
+    assert json.loads((longer.folder / "run.json").read_text())["continued_from"] in folders(quick_config)
+    itself = simulate(quick_config)
+    assert itself.rows[-1]["round"] == 3 and len(folders(quick_config)) == 2
+    assert without_evaluation(longer.folder)[:4] == without_evaluation(itself.folder)
+
+
+def test_an_extension_that_is_cut_while_its_beginning_is_copied_starts_from_there_again(
+    quick_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulate(quick_config)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("fl_taskarith.logbook._copy_end", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        simulate(quick_config, num_rounds=5)
+    assert len(folders(quick_config)) == 1, "nothing of the half copy is left"
+    again = simulate(quick_config, num_rounds=5)
+    assert "continued_from" in json.loads((again.folder / "run.json").read_text())

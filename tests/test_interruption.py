@@ -123,3 +123,16 @@ def test_every_run_of_a_study_saves_its_round_when_the_study_is_stopped(number: 
         time.sleep(0.1)
     for folder in runs.iterdir():
         assert list_checkpoints(folder / "checkpoints")[0][0] == read_rounds(folder)[-1]["round"] > 2
+
+
+def test_a_signal_in_the_last_round_is_told_after_it(quick_config: Config) -> None:
+    def interrupt(server_round: int, num_rounds: int, *_: object) -> None:
+        if server_round == num_rounds:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    from fl_taskarith.client import app
+
+    with pytest.raises(Interrupted, match="the run is finished"):
+        run_federation(dataclasses.replace(quick_config, run_name="last"), app, progress=interrupt)
+    record = json.loads((Path(quick_config.results_dir) / "last" / "run.json").read_text())
+    assert record["status"] == "finished"

@@ -125,7 +125,7 @@ def test_search_chooses_one_configurations_rate_and_goes_on_where_it_stopped(
 ) -> None:
     words, command = (
         ["search", "num-clients=10", "mask-rule=none"],
-        ["--rounds", "1", "2", "--results-dir", str(tmp_path)],
+        ["--from", "1e-3", "--to", "10", "--rounds", "1", "2", "--results-dir", str(tmp_path)],
     )
     assert main([*words, *command]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "learning-rate = 0.1"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fl_taskarith.config import Config, from_mapping
 from fl_taskarith.errors import StudyError
@@ -9,7 +10,7 @@ from fl_taskarith.machine import on_this_machine
 from fl_taskarith.speed import SPEED_KEYS, Speed, device_line, duration, speed_of, work_of
 from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.one_run import describe_run
-from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect
+from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect, run_folder
 from fl_taskarith.study.search import open_trials, trials_left
 from fl_taskarith.study.shipped import MARK, count_shipped, origin_words
 
@@ -43,7 +44,7 @@ def list_study(results: StudyResults, *, every_run: bool = False) -> Iterator[st
     """A line per group of arms, or per run, and one with the time left at the speed that is measured here and now."""
     plans = [plan_of(results, arm) for arm in results.study.arms]
     yield f"{results.study.title}: {results.folder}"
-    left = [run for plan in plans for run in plan.left()]
+    left = runs_left(plans)
     speeds = measure(left, MEASUREMENT)
     if every_run:
         for plan in plans:
@@ -61,7 +62,8 @@ def list_study(results: StudyResults, *, every_run: bool = False) -> Iterator[st
         yield "Nothing is left to do."
         return
     yield from _measured_lines(left, speeds)
-    rounds, seconds = sum(run.num_rounds for run in left), seconds_left(plans, speeds)
+    rounds = sum(round(run.num_rounds * share_left(run)) for run in left)
+    seconds = seconds_left(plans, speeds)
     took = f"about {duration(seconds)} of one process here" if seconds else "regression data: no estimate"
     yield f"Left: {len(left)} runs of {rounds} rounds, {took}."
 
@@ -83,16 +85,37 @@ def measure(runs: Sequence[Config], seconds: float) -> dict[tuple[object, ...], 
     return {kind: speed for kind, speed in measured.items() if speed is not None}
 
 
+def runs_left(plans: Sequence[Plan]) -> list[Config]:
+    """Of all plans; a run that several arms ask for once."""
+    left = [run for plan in plans for run in plan.left()]
+    return list({run.run_name or number: run for number, run in enumerate(left)}.values())
+
+
+def share_left(run: Config) -> float:
+    """Of a run's rounds: 1 if it has not begun."""
+    return 1 - max(0, last_round(run_folder(run))) / run.num_rounds if run.run_name else 1.0
+
+
+def last_round(folder: Path) -> int:
+    """The round of the last whole line of rounds.csv; -1 before there is one."""
+    try:
+        lines = (folder / "rounds.csv").read_text(encoding="utf-8").splitlines()[1:]
+        return int(lines[-1].partition(",")[0]) if lines else -1
+    except (OSError, ValueError):
+        return -1
+
+
 def seconds_left(plans: Sequence[Plan], speeds: dict[tuple[object, ...], Speed]) -> float:
     """Of one process, for all runs that are left; the runs of an arm find its mask, and those of a kind its cache."""
-    total, cached = 0.0, set()
+    total, cached, counted = 0.0, set(), set()
     for plan in plans:
         for number, run in enumerate(plan.left()):
             work, speed = work_of(run), speeds.get(_kind(run))
-            if work is None or speed is None:
+            if work is None or speed is None or run.run_name in counted:
                 continue
+            counted |= {run.run_name} if run.run_name else set()
             work = work.again() if number else work
-            total += replace(work, frozen=0 if _kind(run) in cached else work.frozen).seconds(speed)
+            total += replace(work, frozen=0 if _kind(run) in cached else work.frozen).seconds(speed) * share_left(run)
             cached.add(_kind(run))
     return total
 

@@ -1,5 +1,6 @@
 """What a study prints while it runs: a line per finished run, a line a minute about those that train, and study.log."""
 
+import contextlib
 import sys
 import threading
 import time
@@ -10,10 +11,11 @@ from types import TracebackType
 from typing import Self
 
 from fl_taskarith.config import Config
+from fl_taskarith.errors import FlTaskarithError
 from fl_taskarith.run_log import RunLog
 from fl_taskarith.speed import duration
 from fl_taskarith.study.definition import Arm
-from fl_taskarith.study.listing import measure, plan_of, seconds_left
+from fl_taskarith.study.listing import Plan, last_round, measure, plan_of, runs_left, seconds_left
 from fl_taskarith.study.results import StudyResults, run_folder
 
 STUDY_LOG = "study.log"  # in a study's folder
@@ -43,6 +45,8 @@ class Monitor:
         self._arms = [arm.title for results in everything for arm in results.study.in_turn]
         self._training: dict[Path, _Training] = {}
         self._lock, self._ended = threading.Lock(), threading.Event()
+        # Before any run begins: it would be slowed down, and the measurement too.
+        self._speeds = measure([run for plan in self._plans() for run in plan.left()], GLANCE)
 
     def say(self, line: str) -> None:
         """Print and log one line."""
@@ -54,7 +58,7 @@ class Monitor:
         """A run begins, or goes on."""
         folder = run_folder(run)
         with self._lock:
-            self._training[folder] = _Training(arm, run, time.time(), _last_round(folder))
+            self._training[folder] = _Training(arm, run, time.time(), last_round(folder))
 
     def ends(self, run: Config) -> None:
         """It ends, however it does."""
@@ -85,11 +89,14 @@ class Monitor:
 
     def _tell_every_minute(self) -> None:
         while not self._ended.wait(EVERY):
-            self.tell()
+            try:
+                self.tell()
+            except Exception as error:  # a folder read while it was written, a full disk: the runs themselves go on
+                self.say(f"Progress cannot be told now: {error}")
 
     def _line(self, training: _Training) -> str:
         """Which arm of how many, which round of how many, and the time that this run has left."""
-        run, done = training.run, _last_round(run_folder(training.run))
+        run, done = training.run, last_round(run_folder(training.run))
         words = f"arm {self._arms.index(training.arm.title) + 1} of {len(self._arms)} ({training.arm.title}"
         words += f", rate {run.peak_rate:g}, seed {run.seed}): round {max(done, 0)} of {run.num_rounds}"
         if done > max(training.first_round, 0):
@@ -99,16 +106,15 @@ class Monitor:
 
     def _study_left(self) -> str:
         """Of the whole study, by the speed measured here; what is shared out to processes counts once."""
-        plans = [plan_of(results, arm) for results in self._everything for arm in results.study.arms]
-        left = [run for plan in plans for run in plan.left()]
-        seconds = seconds_left(plans, measure(left, GLANCE)) / self._jobs
+        plans = self._plans()
+        left, seconds = runs_left(plans), seconds_left(plans, self._speeds) / self._jobs
         return f"about {duration(seconds)} left for {len(left)} runs" if seconds else f"{len(left)} runs left"
 
-
-def _last_round(folder: Path) -> int:
-    """The round of the last whole line of rounds.csv; -1 before there is one."""
-    try:
-        lines = (folder / "rounds.csv").read_text(encoding="utf-8").splitlines()[1:]
-        return int(lines[-1].partition(",")[0]) if lines else -1
-    except (OSError, ValueError):
-        return -1
+    def _plans(self) -> list[Plan]:
+        """Of all arms but those of which a folder cannot be read, which the study itself reports."""
+        plans = []
+        for results in self._everything:
+            for arm in results.study.arms:
+                with contextlib.suppress(FlTaskarithError):
+                    plans.append(plan_of(results, arm))
+        return plans

@@ -70,8 +70,9 @@ def run_what_is_left(everything: Sequence[StudyResults], jobs: int = 1, budget: 
             for results in everything:
                 for line in list_study(results):
                     monitor.say(line)
-    if schedule.failures:
-        raise StudyError(f"{len(schedule.failures)} failed, the others are kept:\n  " + "\n  ".join(schedule.failures))
+        if schedule.failures:
+            failures = "\n  ".join(schedule.failures)
+            raise StudyError(f"{len(schedule.failures)} failed, the others are kept:\n  {failures}")
 
 
 def _work(schedule: "_Schedule", submit: "_Submit", jobs: int, deadline: float | None, monitor: Monitor) -> bool:
@@ -202,6 +203,7 @@ def _workers(jobs: int) -> Iterator[_Submit]:
     try:
         yield _Submit(executor)
     except KeyboardInterrupt:  # which this process alone may have heard of
+        print("Waiting for the rounds under way, which are saved first.", flush=True)
         for worker in multiprocessing.active_children():
             worker.terminate()
         raise
