@@ -16,6 +16,7 @@ ECHO = 1.0  # seconds within which a second signal is the first one again, passe
 
 _received: int | None = None
 _received_at = 0.0
+_in_rounds = False
 
 
 class Interrupted(KeyboardInterrupt):
@@ -32,18 +33,20 @@ def finishing_rounds() -> Iterator[None]:
 
     Without effect outside the main thread, which alone receives signals.
     """
-    global _received
+    global _received, _in_rounds
     _received = None
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    _in_rounds = True
     try:
         yield
     except BaseException:
         _received = None
         raise
     finally:
+        _in_rounds = False
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -77,8 +80,8 @@ def ending_until_idle() -> Iterator[None]:
 
 
 def asked_to_stop() -> bool:
-    """Whether a signal came since `finishing_rounds` last began."""
-    return _received is not None
+    """Whether a signal came within the present `finishing_rounds`."""
+    return _in_rounds and _received is not None
 
 
 def stop_if_asked(message: str) -> None:
