@@ -35,7 +35,7 @@ def is_further(path: Path) -> bool:
     """Whether a file differs from one of the default suite in little: CI runs these too."""
     return path.parent.name in ("calibration-rounds", "density") or path.stem in (
         "least-sensitive", "fedgma", "fedprox", "fedyogi", "trimmed-mean", "geometric-median", "gram-anchored", "cclip",
-        "br-ifca",
+        "br-ifca", "fedbn", "fedavgm", "median", "lowest-magnitude", "highest-magnitude",
     )  # fmt: skip
 
 
@@ -73,7 +73,13 @@ def test_every_conf_file_ends_above_the_ridge_head(
 
 
 @pytest.mark.parametrize("skew", [{"classes_per_client": 1}, {"sharding": "dirichlet", "dirichlet_alpha": 0.1}])
-@pytest.mark.parametrize("stem", ["fedavg-noniid", "fedavg-noniid-sparse", "rules/most-sensitive"])
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "fedavg-noniid",
+        *(pytest.param(stem, marks=pytest.mark.slow) for stem in ("fedavg-noniid-sparse", "rules/most-sensitive")),
+    ],
+)
 def test_and_so_it_does_at_the_most_skewed_data(stem: str, skew: dict[str, Any], tmp_path: Path) -> None:
     assert ends_above_the_ridge_head(on_digits(CONF / f"{stem}.toml", tmp_path, **skew))
 

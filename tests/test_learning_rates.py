@@ -94,7 +94,9 @@ def test_a_run_says_and_records_where_its_rate_is_from(tmp_path: Path, capsys: p
 def test_runs_that_used_to_collapse_by_default_end_above_the_ridge_head(
     settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    history = simulate(results_dir=str(tmp_path), draw_curves=False, evaluate_every=24, clients_at_once=10, **settings)
+    history = simulate(
+        results_dir=str(tmp_path), draw_curves=False, num_rounds=10, evaluate_every=10, clients_at_once=10, **settings
+    )
     assert history.rows[-1]["test_accuracy"] > history.rows[0]["test_accuracy"]
     assert capsys.readouterr().out.splitlines()[-1].endswith("points above the ridge head")
 
