@@ -1,5 +1,6 @@
 """What the rows of a run say about its course: remarks while it trains, a verdict at its end. Pure."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +27,11 @@ def remarks(rows: Sequence[Row], config: Config) -> list[str]:
         )
     if _is_told(drops := _drops(rows)):
         start, now = rows[0]["val_accuracy"], rows[-1]["val_accuracy"]
+        images = max(config.validation_size, 1)
+        certain = drops[-1] > math.sqrt(start * (1 - start) / images)  # one standard error of an accuracy
         found.append(
             f"The validation accuracy, {100 * now:.1f} %, is {100 * drops[-1]:.1f} points below round 0's "
-            f"{100 * start:.1f} %: {advice}"
+            f"{100 * start:.1f} %: {advice if certain else f'no more than {images} images leave to chance.'}"
         )
     return found
 

@@ -46,7 +46,8 @@ def test_a_training_loss_that_rises_for_three_rounds_is_told_in_the_third() -> N
 def test_a_validation_accuracy_below_round_zero_is_told_once_and_again_when_twice_as_bad() -> None:
     told = said(rows_of(val=[0.5, 0.48, 0.47, None, 0.45, 0.44, 0.1]))
     assert [when for when, _ in told] == [1, 4, 6]
-    assert "48.0 %, is 2.0 points below round 0's 50.0 %" in told[0][1]
+    assert "48.0 %, is 2.0 points below round 0's 50.0 %: no more than 180 images leave to chance." in told[0][1]
+    assert "learning-rate = 0.1 is probably too large" in told[-1][1]
 
 
 def test_the_end_is_measured_against_the_ridge_head() -> None:
