@@ -277,7 +277,7 @@ class Config:
         """`learning_rate` as a number.
 
         Raises:
-            ValueError: it is still "auto" (`automatic.resolved` comes first).
+            ValueError: it is still "auto" (`learning_rates.with_known_rate` comes first).
         """
         return float(self.learning_rate)
 

@@ -29,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def finishing_rounds() -> Iterator[None]:
-    """Within it a first signal lets the round under way be finished (`stop_if_asked`); a second one ends it at once.
+    """Within it a first signal lets the round under way be finished (`asked_to_stop`); a second one ends it at once.
 
     Without effect outside the main thread, which alone receives signals.
     """

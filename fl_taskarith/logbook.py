@@ -69,13 +69,8 @@ PACKAGES = ("fl-taskarith", "flwr", "torch", "torchvision", "timm", "numpy")
 
 CHECKED = ("run.json", "rounds.csv", "clients.csv")  # of a finished run: a changed digit shows nowhere else
 
-KEPT_FACTS = (
-    "started",
-    "head",
-    "mask",
-    "continued_from",
-    PRETRAINED,
-)  # of run.json: what a resumed run does not find out anew
+# Of run.json: what a resumed run does not find out anew.
+KEPT_FACTS = ("started", "head", "mask", "continued_from", PRETRAINED)
 
 Row = dict[str, Any]
 

@@ -12,9 +12,7 @@ from typing import Any, Self, TextIO
 
 LOGGER = logging.getLogger("fl_taskarith")
 RUN_LOG = "run.log"  # in the folder of a run, and of whatever else prints as it is made
-UNPRINTED = {
-    "unprinted": True
-}  # `extra` of a record that is for the file alone: a progress bar shows it on the terminal
+UNPRINTED = {"unprinted": True}  # `extra` of a record for the file alone: a progress bar shows it on the terminal
 
 
 class RunLog(logging.Handler):
