@@ -70,6 +70,7 @@ class FakeTraining:
     def __call__(self, config: Config, deadline: float | None = None, starts: Starts | None = None) -> History:
         self.runs.append(config)
         with Logbook(config) as logbook:
+            logbook.note(data={"train": 1000})
             logbook.write_round({"round": 0, "val_accuracy": 0.5, "test_accuracy": 0.5, "uplink_bytes": 7})
             value = self.accuracy(config)
             for server_round in range(1, config.num_rounds + 1):

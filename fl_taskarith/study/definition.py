@@ -124,10 +124,12 @@ class Study:
         """The run of `arm` with `seed` under the folder `runs`. Equal settings have equal names, in any arm and study.
 
         Args:
-            rate: learning rate; None for that of the settings.
+            rate: learning rate; None for that of the settings, or the lowest of a search, whose choice is not known yet.
             rounds: communication rounds of a search; None for those of the settings.
         """
         settings: dict[str, Scalar] = dict(arm.settings) | {"seed": seed, "shard-seed": seed} | UNSAVED
+        if rate is None and (search := self.searched(arm)) is not None:
+            rate = search.rates[0]
         if rate is not None:
             settings["learning-rate"] = rate
         if rounds is not None:
