@@ -12,8 +12,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from fl_taskarith.run import History
-    from fl_taskarith.simulation import simulate
+    from fl_taskarith.server.run import History
+    from fl_taskarith.server.simulate import simulate
 
 __all__ = ["History", "simulate"]
 
@@ -21,11 +21,11 @@ __all__ = ["History", "simulate"]
 def __getattr__(name: str) -> Any:
     """Import the public names when first used: reading the configuration must not cost an import of torch."""
     if name == "simulate":
-        from fl_taskarith.simulation import simulate
+        from fl_taskarith.server.simulate import simulate
 
         return simulate
     if name == "History":
-        from fl_taskarith.run import History
+        from fl_taskarith.server.run import History
 
         return History
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

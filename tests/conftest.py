@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fl_taskarith.config import Config, load  # isort: skip  (before torch: the package sets how OpenMP waits)
+from fl_taskarith.config.settings import Config, load  # isort: skip  (before torch: the package sets how OpenMP waits)
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ import torch
 from small_studies import FakeTraining
 
 from fl_taskarith.data.batches import Preprocessing, draw_augmentations
-from fl_taskarith.logbook import TIMING_COLUMNS, Logbook, Row, read_rounds
+from fl_taskarith.storage.run_folder import TIMING_COLUMNS, Logbook, Row, read_rounds
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -78,8 +78,8 @@ def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds are measured for a moment in place of 20 s."""
     monkeypatch.setattr("fl_taskarith.study.listing.MEASUREMENT", 0.02)
     monkeypatch.setattr("fl_taskarith.study.monitor.GLANCE", 0.02)
-    monkeypatch.setattr("fl_taskarith.federation.GLANCE", 0.02)
-    monkeypatch.setattr("fl_taskarith.federation.MEASUREMENT", 0.02)
+    monkeypatch.setattr("fl_taskarith.server.federated.GLANCE", 0.02)
+    monkeypatch.setattr("fl_taskarith.server.federated.MEASUREMENT", 0.02)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ class PowerCutError(RuntimeError):
 @contextmanager
 def power_cut(after_round: int, before_checkpoint: bool = False) -> Iterator[None]:
     """Interrupt whatever runs inside after a round was logged, or just before its checkpoint is written."""
-    from fl_taskarith.run import Run
+    from fl_taskarith.server.run import Run
 
     finish_round, write_round = Run.finish_round, Logbook.write_round
 
@@ -153,14 +153,14 @@ def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
 def _no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes as long as a small run: only tests marked `figures` draw."""
     if "figures" not in request.keywords:
-        monkeypatch.setattr("fl_taskarith.federation.draw_curves", lambda folder: None)
+        monkeypatch.setattr("fl_taskarith.server.federated.draw_curves", lambda folder: None)
 
 
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
     """Accuracy 0.9, less a point for each decade between the learning rate and 0.1, plus a tenth of it per seed."""
     fake = FakeTraining(lambda run: 0.9 - 0.01 * abs(math.log10(run.learning_rate) + 1) + 0.001 * run.seed)
-    monkeypatch.setattr("fl_taskarith.simulation.simulate", fake)
+    monkeypatch.setattr("fl_taskarith.server.simulate.simulate", fake)
     return fake
 
 

@@ -30,28 +30,60 @@ ROOT = Path(__file__).parent.parent
 RECORDS = Path(__file__).with_name("golden.json")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fl_taskarith.cli import main as command  # noqa: E402
-from fl_taskarith.config import Config  # noqa: E402
-from fl_taskarith.logbook import TIMING_COLUMNS  # noqa: E402
-from fl_taskarith.machine import describe_device  # noqa: E402
+from fl_taskarith.cli.command import main as command  # noqa: E402
+from fl_taskarith.config.settings import Config  # noqa: E402
+from fl_taskarith.storage.run_folder import TIMING_COLUMNS  # noqa: E402
+from fl_taskarith.workspace.machine import describe_device  # noqa: E402
 
-SHORT = (
-    "train-subset=300 validation-size=60 test-subset=120 num-clients=10 num-rounds=3 local-steps=2 learning-rate=0.01 "
-    "schedule=constant precision=fp32 compile=off evaluate-every=1 draw-curves=false device=cpu threads=1 participation=0.5"
-).split()
+SHORT = [
+    "train-subset=300",
+    "validation-size=60",
+    "test-subset=120",
+    "num-clients=10",
+    "num-rounds=3",
+    "local-steps=2",
+    "learning-rate=0.01",
+    "schedule=constant",
+    "precision=fp32",
+    "compile=off",
+    "evaluate-every=1",
+    "draw-curves=false",
+    "device=cpu",
+    "threads=1",
+    "participation=0.5",
+]
 DENSE = "mask-rule=none"
-REGRESSION = (
-    "dataset=linear-regression num-clients=12 num-rounds=4 draw-curves=false device=cpu threads=1 "
-    "participation=1.0"
-).split()
+REGRESSION = [
+    "dataset=linear-regression",
+    "num-clients=12",
+    "num-rounds=4",
+    "draw-curves=false",
+    "device=cpu",
+    "threads=1",
+    "participation=1.0",
+]
 RUNS = {
     "quick start": ["draw-curves=false", "device=cpu", "threads=1"],
     **{
         name: [*SHORT, DENSE, f"strategy={name}"]
-        for name in (
-            "fedavg fedavgm fedadam fedyogi fedprox fednova fedgma fedbn scaffold median trimmed-mean krum cclip "
-            "geometric-median gram-anchored br-ifca"
-        ).split()
+        for name in [
+            "fedavg",
+            "fedavgm",
+            "fedadam",
+            "fedyogi",
+            "fedprox",
+            "fednova",
+            "fedgma",
+            "fedbn",
+            "scaffold",
+            "median",
+            "trimmed-mean",
+            "krum",
+            "cclip",
+            "geometric-median",
+            "gram-anchored",
+            "br-ifca",
+        ]
     },
     "fedprox with a term": [*SHORT, DENSE, "strategy=fedprox", "proximal-mu=0.1"],
     "scaffold masked": [*SHORT, "strategy=scaffold"],
@@ -75,8 +107,21 @@ RUNS = {
     "bank, own masks": [*SHORT, "mask-source=own", "task-vector-bank=bfloat16"],
     "at once": [*SHORT, DENSE, "clients-at-once=0"],
     "at once, masked scaffold": [*SHORT, "clients-at-once=3", "strategy=scaffold"],
-    "dirichlet, cyclic, dropout": [*SHORT, DENSE, "sharding=dirichlet", "dirichlet-alpha=0.3", "sampling=cyclic", "dropout=0.3"],  # noqa: E501  # fmt: skip
-    "iid, other local steps": [*(word for word in SHORT if not word.startswith("local-steps")), DENSE, "sharding=iid", "local-steps-min=1", "local-steps-max=4"],  # noqa: E501  # fmt: skip
+    "dirichlet, cyclic, dropout": [
+        *SHORT,
+        DENSE,
+        "sharding=dirichlet",
+        "dirichlet-alpha=0.3",
+        "sampling=cyclic",
+        "dropout=0.3",
+    ],
+    "iid, other local steps": [
+        *(word for word in SHORT if not word.startswith("local-steps")),
+        DENSE,
+        "sharding=iid",
+        "local-steps-min=1",
+        "local-steps-max=4",
+    ],
     "optimizer": [*SHORT, DENSE, "nesterov=true", "weight-decay=0.01", "clip-norm=1.0", "warmup-rounds=1"],
     "sign flip": [*SHORT, DENSE, "byzantine-fraction=0.2", "strategy=median"],
     "alie": [*SHORT, DENSE, "byzantine-fraction=0.2", "strategy=trimmed-mean", "attack=alie"],
@@ -94,7 +139,9 @@ def of_runs(folder: Path) -> Iterator[tuple[str, str]]:
         home = folder / f"run-{len(list(folder.glob('run-*')))}"
         _quietly(["simulate", *words, f"results-dir={home}", "run-name=run"])
         with open(home / "run" / "rounds.csv", encoding="utf-8", newline="") as file:
-            rows = [{key: cell for key, cell in row.items() if key not in TIMING_COLUMNS} for row in csv.DictReader(file)]
+            rows = [
+                {key: cell for key, cell in row.items() if key not in TIMING_COLUMNS} for row in csv.DictReader(file)
+            ]
         yield f"{name}: rounds", _digest(json.dumps(rows).encode())
         for path in sorted((home / "run").glob("*.safetensors")):
             yield f"{name}: {path.stem}", _tensors(path)
@@ -117,7 +164,7 @@ def of_studies(folder: Path) -> Iterator[tuple[str, str]]:
     files = [path for path in sorted((ROOT / "conf" / "study").rglob("*.toml")) if "digits" in path.as_posix()]
     for number, path in enumerate(files):
         with (
-            patch("fl_taskarith.simulation.simulate", FakeTraining(accuracy)),
+            patch("fl_taskarith.server.simulate.simulate", FakeTraining(accuracy)),
             patch("fl_taskarith.study.tables.plot_arms", lambda *_: []),
             patch("fl_taskarith.study.tables._figures", lambda *_: []),
             patch("fl_taskarith.study.monitor.GLANCE", 0.02),
@@ -134,8 +181,9 @@ def of_studies(folder: Path) -> Iterator[tuple[str, str]]:
 def of_committed(folder: Path) -> Iterator[tuple[str, str]]:
     """(name, digest) of the tables of CIFAR-100 from the committed runs, and of the reports from committed tables."""
     shutil.copytree(ROOT / "results" / "cifar100", folder / "cifar100")
-    with patch("fl_taskarith.study.tables.plot_arms", lambda *_: []), patch(
-        "fl_taskarith.study.tables._figures", lambda *_: []
+    with (
+        patch("fl_taskarith.study.tables.plot_arms", lambda *_: []),
+        patch("fl_taskarith.study.tables._figures", lambda *_: []),
     ):
         for part in ("cpu", "h100"):
             path = ROOT / "conf" / "study" / f"cifar100-{part}.toml"

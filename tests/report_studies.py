@@ -11,8 +11,8 @@ from statistics import fmean, stdev
 import numpy as np
 import pytest
 
-from fl_taskarith.config import Config
-from fl_taskarith.config_rule import Scalar
+from fl_taskarith.config.rule import Scalar
+from fl_taskarith.config.settings import Config
 
 SEEDS = (0, 1, 2)
 EPOCHS = (2, 4, 8, 16)

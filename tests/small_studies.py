@@ -4,10 +4,10 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from fl_taskarith.config import Config
-from fl_taskarith.logbook import Logbook
-from fl_taskarith.run import History
-from fl_taskarith.starts import Starts
+from fl_taskarith.config.settings import Config
+from fl_taskarith.server.round_zero_cache import Starts
+from fl_taskarith.server.run import History
+from fl_taskarith.storage.run_folder import Logbook
 from fl_taskarith.study.definition import Study
 from fl_taskarith.study.study_file import load_study
 

@@ -25,12 +25,12 @@ from kill import differences
 from trials import Tally
 
 from fl_taskarith import simulate
-from fl_taskarith.cli import main as command
-from fl_taskarith.client import app
-from fl_taskarith.config import Config
+from fl_taskarith.cli.command import main as command
+from fl_taskarith.client.app import app
+from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import FlTaskarithError
-from fl_taskarith.federation import run_federation
-from fl_taskarith.logbook import Row
+from fl_taskarith.server.federated import run_federation
+from fl_taskarith.storage.run_folder import Row
 
 STOPPED = "stopped with the path, then continued to the same bits"
 NOBODY = 65534
@@ -92,7 +92,7 @@ def limited_files(config: Config, trials: int, seed: int = 0) -> Tally:
     whole = simulate(config, run_name="whole").folder
     largest = max(path.stat().st_size for path in whole.rglob("*") if path.is_file())
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fl_taskarith.simulation"])
+    context.set_forkserver_preload(["fl_taskarith.server.simulate"])
     drawn = random.Random(seed)
     for number in range(trials):
         named = dataclasses.replace(config, run_name=f"limited-{number}")

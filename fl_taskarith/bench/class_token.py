@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl_taskarith.bench.report import Bench, alternate, median
-from fl_taskarith.machine import available_threads, choose_device
-from fl_taskarith.models.class_token import compute_class_token_only
+from fl_taskarith.models.class_token_block import compute_class_token_only
 from fl_taskarith.models.suffix import Suffix, prefix_tokens
 from fl_taskarith.models.vit_glyph import vit_glyph  # noqa: F401 (so that timm knows it)
+from fl_taskarith.workspace.machine import available_threads, choose_device
 
 CLASSES, STEPS = 100, 4  # steps are timed together
 RATE = 1e-3

@@ -10,16 +10,16 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fl_taskarith.bench.report import Bench, alternate, median, seconds_of
-from fl_taskarith.client import answer, tell_partition
-from fl_taskarith.config import Config, load
+from fl_taskarith.client.app import answer, tell_partition
+from fl_taskarith.client.local_work import MetricValue
+from fl_taskarith.config.settings import Config, load
 from fl_taskarith.engine.grid import PartitionGrid, read_settings
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.sequential import SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
-from fl_taskarith.local_work import MetricValue
-from fl_taskarith.machine import available_threads, choose_device
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
 from fl_taskarith.strategies.fedavg import FedAvg
+from fl_taskarith.workspace.machine import available_threads, choose_device
 
 CLASSES = 100
 ROUNDS = 3  # of a turn

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fl_taskarith.bench.report import Bench, alternate, median, peak_bytes
-from fl_taskarith.machine import available_threads, choose_device
 from fl_taskarith.masking.sensitivity import sensitivity_sums
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
+from fl_taskarith.workspace.machine import available_threads, choose_device
 
 CLASSES = 100
 MEMORY = 2.0  # GiB, the setting's default

@@ -9,13 +9,13 @@ from typing import Any, cast
 
 from fl_taskarith.bench.report import Bench, resident_bytes
 from fl_taskarith.bench.worker import workers
-from fl_taskarith.client import app
-from fl_taskarith.config import Config, load
+from fl_taskarith.client.app import app
+from fl_taskarith.config.settings import Config, load
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.federation import run_federation
-from fl_taskarith.files import scratch_folder
-from fl_taskarith.logbook import Row
-from fl_taskarith.machine import choose_device
+from fl_taskarith.server.federated import run_federation
+from fl_taskarith.storage.files import scratch_folder
+from fl_taskarith.storage.run_folder import Row
+from fl_taskarith.workspace.machine import choose_device
 
 WARM_UP = 100  # rounds that are not compared
 COMPARED = 100  # first and last rounds after them
@@ -82,7 +82,7 @@ def draw(figures: dict[str, Any], output: Path) -> None:
     """Both curves: output.png and output.pdf."""
     from matplotlib import pyplot
 
-    from fl_taskarith.study.plots import COLOURS, STYLE, save_figure
+    from fl_taskarith.figures.plots import COLOURS, STYLE, save_figure
 
     with pyplot.rc_context(cast(Any, STYLE)):
         figure, panels = pyplot.subplots(1, 2, figsize=(7.2, 2.8), layout="constrained")

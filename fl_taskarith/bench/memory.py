@@ -8,11 +8,11 @@ from torch.nn import functional
 
 from fl_taskarith.bench.report import Bench, peak_bytes, resident_bytes
 from fl_taskarith.bench.worker import ONLY_ROUNDS, start, train_round, workers
-from fl_taskarith.config import Config, load
-from fl_taskarith.files import scratch_folder
-from fl_taskarith.machine import available_threads, choose_device
+from fl_taskarith.config.settings import Config, load
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
-from fl_taskarith.training import autocast, set_trained
+from fl_taskarith.storage.files import scratch_folder
+from fl_taskarith.training.local import autocast, set_trained
+from fl_taskarith.workspace.machine import available_threads, choose_device
 
 LOCAL_STEPS = 2  # momentum exists from the first, and so every tensor there will be from the second
 CLASSES = 100

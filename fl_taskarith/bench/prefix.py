@@ -2,8 +2,8 @@
 
 from fl_taskarith.bench.report import Bench, median
 from fl_taskarith.bench.worker import CLIENTS, LOCAL_STEPS, rounds_config, rounds_in_turn
-from fl_taskarith.files import scratch_folder
-from fl_taskarith.machine import available_threads, choose_device
+from fl_taskarith.storage.files import scratch_folder
+from fl_taskarith.workspace.machine import available_threads, choose_device
 
 ARMS = {"all blocks": (0, "off"), "last blocks": (1, "off"), "cached": (1, "float16")}  # (blocks / wanted, cache)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from fl_taskarith.files import write_atomically
-from fl_taskarith.logbook import environment
-from fl_taskarith.machine import describe_device
+from fl_taskarith.storage.files import write_atomically
+from fl_taskarith.storage.run_folder import environment
+from fl_taskarith.workspace.machine import describe_device
 
 
 @dataclass(frozen=True)

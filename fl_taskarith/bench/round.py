@@ -9,21 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl_taskarith.bench.report import Bench, alternate, median
-from fl_taskarith.calibrate import make_mask, server_sums
-from fl_taskarith.client import app
-from fl_taskarith.client_state import frozen_name, write_frozen
-from fl_taskarith.config import Config, load
+from fl_taskarith.client.app import app
+from fl_taskarith.config.settings import Config, load
 from fl_taskarith.data.batches import batch_positions, draw_augmentations
 from fl_taskarith.engine.records import metric, to_record
 from fl_taskarith.engine.sequential import SequentialGrid
-from fl_taskarith.files import scratch_folder
-from fl_taskarith.global_model import Frozen
-from fl_taskarith.machine import available_threads
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
-from fl_taskarith.resident import Resident, resident
 from fl_taskarith.seeding import random_generator
+from fl_taskarith.storage.client_files import frozen_name, write_frozen
+from fl_taskarith.storage.files import scratch_folder
 from fl_taskarith.strategies.fedavg import FedAvg
-from fl_taskarith.training import autocast, set_trained
+from fl_taskarith.training.local import autocast, set_trained
+from fl_taskarith.workspace.global_model import Frozen
+from fl_taskarith.workspace.machine import available_threads
+from fl_taskarith.workspace.make_mask import make_mask, server_sums
+from fl_taskarith.workspace.workspace import Resident, resident
 
 CLIENTS, LOCAL_STEPS = 10, 4
 LEARNING_RATE = 1e-4

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from fl_taskarith.bench.report import Bench, median, resident_bytes
 from fl_taskarith.bench.worker import ONLY_ROUNDS, start, train_round, workers
-from fl_taskarith.config import Config, load
-from fl_taskarith.files import scratch_folder
-from fl_taskarith.machine import choose_device
-from fl_taskarith.resident import Resident
+from fl_taskarith.config.settings import Config, load
 from fl_taskarith.seeding import random_generator
+from fl_taskarith.storage.files import scratch_folder
+from fl_taskarith.workspace.machine import choose_device
+from fl_taskarith.workspace.workspace import Resident
 
 SAMPLED = 10  # clients per round
 SHARD_SIZE = 32  # examples of a client

@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from fl_taskarith.bench.report import Bench, alternate, median, seconds_of
 from fl_taskarith.bench.round import CLIENTS, LOCAL_STEPS, Bare, Federated, round_config
 from fl_taskarith.data.datasets import ImageSet
-from fl_taskarith.files import scratch_folder
-from fl_taskarith.global_model import Frozen
-from fl_taskarith.machine import available_threads
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
-from fl_taskarith.resident import Resident, resident
-from fl_taskarith.training import AUTOCAST_TYPES, autocast, evaluate, set_trained
+from fl_taskarith.storage.files import scratch_folder
+from fl_taskarith.training.local import AUTOCAST_TYPES, autocast, evaluate, set_trained
+from fl_taskarith.workspace.global_model import Frozen
+from fl_taskarith.workspace.machine import available_threads
+from fl_taskarith.workspace.workspace import Resident, resident
 
 PEAK_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product counts as the device's peak
 PEAK_PRODUCTS = 10

@@ -2,8 +2,8 @@
 
 from fl_taskarith.bench.report import Bench, median
 from fl_taskarith.bench.worker import CLIENTS, LOCAL_STEPS, rounds_config, rounds_in_turn
-from fl_taskarith.files import scratch_folder
-from fl_taskarith.machine import choose_device
+from fl_taskarith.storage.files import scratch_folder
+from fl_taskarith.workspace.machine import choose_device
 
 
 def bench_together(

@@ -11,14 +11,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fl_taskarith.client import app
-from fl_taskarith.config import Config, load
-from fl_taskarith.federation import make_run
-from fl_taskarith.global_model import Frozen, GlobalModel
-from fl_taskarith.logbook import Logbook, Row
+from fl_taskarith.client.app import app
+from fl_taskarith.config.settings import Config, load
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
-from fl_taskarith.resident import Resident, resident
-from fl_taskarith.run import Run
+from fl_taskarith.server.federated import make_run
+from fl_taskarith.server.run import Run
+from fl_taskarith.storage.run_folder import Logbook, Row
+from fl_taskarith.workspace.global_model import Frozen, GlobalModel
+from fl_taskarith.workspace.workspace import Resident, resident
 
 NEVER = 10**9
 ONLY_ROUNDS = {

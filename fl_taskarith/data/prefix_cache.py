@@ -21,9 +21,9 @@ from torch import Tensor
 
 from fl_taskarith.data.batches import Augmentation
 from fl_taskarith.errors import CheckpointError, DataError
-from fl_taskarith.files import A_DAY, make_folder, remove_leftovers, replacement, version_of, write_atomically
-from fl_taskarith.locks import only_maker
-from fl_taskarith.progress import tracked
+from fl_taskarith.storage.files import A_DAY, make_folder, remove_leftovers, replacement, version_of, write_atomically
+from fl_taskarith.storage.locks import only_maker
+from fl_taskarith.storage.progress import tracked
 
 Compute = Callable[[Tensor], Tensor]
 """From stored images, uint8 [B, 3, H, W], to tokens [B, T, d]."""

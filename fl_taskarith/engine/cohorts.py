@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from fl_taskarith.config import Config
-from fl_taskarith.config_clusters import REGRESSION
+from fl_taskarith.config.choices import REGRESSION
+from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.replies import check_examples, number, numbers, told
 from fl_taskarith.errors import ClientFailure, Divergence
 

@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fl_taskarith.config import Config, from_mapping
+from fl_taskarith.config.settings import Config, from_mapping
 
 
 class PartitionGrid(Grid):

@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Context
 
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.paths import resolve
+from fl_taskarith.storage.paths import resolve
 
 OWN_SETTINGS = ("data-dir", "weights", "device")  # settings of the run that a SuperNode may have its own value of
 STATE_DIR = "state-dir"  # its folder for what clients keep between rounds

@@ -8,7 +8,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fl_taskarith.config import Config
+from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.replies import CLIENT_ERROR, LACKS_FROZEN, number
 from fl_taskarith.errors import ClientFailure, ConfigError

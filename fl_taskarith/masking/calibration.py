@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl_taskarith.config import SENSITIVITY_RULES
+from fl_taskarith.config.fields import SENSITIVITY_RULES
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.masking.rules import LARGEST_FIRST, Kept, keep_extreme, keep_within

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fl_taskarith.errors import CheckpointError
-from fl_taskarith.files import write_atomically
-from fl_taskarith.sealed import SEAL, check_seal, sealed
+from fl_taskarith.storage.files import write_atomically
+from fl_taskarith.storage.tensor_file import SEAL, check_seal, sealed
 
 Shapes = Mapping[str, torch.Size | tuple[int, ...]]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fl_taskarith.masking.per_example import Objective, add_squared_gradients
-from fl_taskarith.progress import tracked
+from fl_taskarith.storage.progress import tracked
 
 LABELS = ("sampled", "true", "expected")
 SCORES = ("log-prob", "logit")

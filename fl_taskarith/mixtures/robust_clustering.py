@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fl_taskarith.merging.attacks import corrupted_groups
+from fl_taskarith.merging.cluster_rules import aggregate_groups
 from fl_taskarith.merging.grouped import Groups, geometric_medians, means, per_size
-from fl_taskarith.merging.rules import aggregate_groups
 from fl_taskarith.mixtures.adversary import Adversary
 from fl_taskarith.mixtures.cluster_choice import ClusterChoice
 from fl_taskarith.mixtures.clustering import gradients_at

@@ -15,11 +15,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from fl_taskarith.errors import ConfigError, WeightsError
-from fl_taskarith.files import write_atomically
-from fl_taskarith.models.class_token import compute_class_token_only
+from fl_taskarith.models.class_token_block import compute_class_token_only
 from fl_taskarith.models.vit_glyph import VIT_GLYPH_WEIGHTS
 from fl_taskarith.models.weights import load_weights
-from fl_taskarith.sealed import sealed
+from fl_taskarith.storage.files import write_atomically
+from fl_taskarith.storage.tensor_file import sealed
 
 HEAD_PARAMETERS = ("head.weight", "head.bias")
 

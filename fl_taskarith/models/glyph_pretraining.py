@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl_taskarith.errors import WeightsError
-from fl_taskarith.files import write_atomically
 from fl_taskarith.models.vit_glyph import vit_glyph
+from fl_taskarith.storage.files import write_atomically
 
 # One word per class. Letters share a word where case or alphabet makes no visible difference at 8x8 pixels, since the
 # distortions hide a letter's size and position on the line; letters drawn like another class in some font are left out.

@@ -9,7 +9,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from fl_taskarith.paths import shipped_file
+from fl_taskarith.storage.paths import shipped_file
 
 __all__ = ["VIT_GLYPH_WEIGHTS", "vit_glyph"]
 

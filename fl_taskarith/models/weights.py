@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from fl_taskarith.errors import WeightsError
-from fl_taskarith.sealed import check_seal
+from fl_taskarith.storage.tensor_file import check_seal
 
 StateDict = dict[str, Tensor]
 

@@ -18,11 +18,9 @@ import torch
 
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.errors import ConfigError, Divergence, FlTaskarithError, StudyError
-from fl_taskarith.files import make_folder, write_atomically
-from fl_taskarith.logbook import environment
 from fl_taskarith.merging.aggregate import task_vector_norm
-from fl_taskarith.merging.one_shot import scaled_weights
-from fl_taskarith.one_shot.definition import Cell, OneShot
+from fl_taskarith.merging.merge_rules import scaled_weights
+from fl_taskarith.one_shot.benchmark_file import Cell, OneShot
 from fl_taskarith.one_shot.finetune import (
     FineTuned,
     Spread,
@@ -33,12 +31,14 @@ from fl_taskarith.one_shot.finetune import (
     score_tasks,
     solve_heads,
 )
-from fl_taskarith.one_shot.search import normalised_accuracy, search_merge
+from fl_taskarith.one_shot.scale_search import normalised_accuracy, search_merge
 from fl_taskarith.one_shot.tasks import Task, folder_tasks, make_tasks
-from fl_taskarith.paths import resolve
-from fl_taskarith.processes import worker_pool
-from fl_taskarith.resident import Resident
-from fl_taskarith.run_log import RUN_LOG, recorded
+from fl_taskarith.storage.files import make_folder, write_atomically
+from fl_taskarith.storage.paths import resolve
+from fl_taskarith.storage.processes import worker_pool
+from fl_taskarith.storage.run_folder import environment
+from fl_taskarith.storage.run_log import RUN_LOG, recorded
+from fl_taskarith.workspace.workspace import Resident
 
 Record = dict[str, Any]
 
@@ -64,7 +64,7 @@ def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | N
 def _run_one_shot(
     one_shot: OneShot, folder: Path, executor: ProcessPoolExecutor | None, deadline: float | None
 ) -> None:
-    from fl_taskarith.one_shot.tables import write_tables
+    from fl_taskarith.one_shot.benchmark_tables import write_tables
 
     one_shot = at_chosen_rate(one_shot, folder, executor)
     left = [cell for cell in one_shot.cells if read_cell(one_shot, cell, folder) is None]

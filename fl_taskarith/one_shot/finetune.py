@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fl_taskarith.config import Config
+from fl_taskarith.config.settings import Config
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.errors import Divergence, FlTaskarithError
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.models.heads import LinearHead, RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
 from fl_taskarith.one_shot.tasks import Task
-from fl_taskarith.optim import sgdm, step_coefficient_sum
-from fl_taskarith.resident import Resident
 from fl_taskarith.seeding import random_generator
-from fl_taskarith.stacked_training import ClientData, has_dropout, stacked, train_stacked
-from fl_taskarith.training import is_single, set_trained, train_locally
+from fl_taskarith.training.local import is_single, set_trained, train_locally
+from fl_taskarith.training.sparse_sgdm import sgdm, step_coefficient_sum
+from fl_taskarith.training.stacked import ClientData, has_dropout, stacked, train_stacked
+from fl_taskarith.workspace.workspace import Resident
 
 Weights = dict[str, Tensor]
 

@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.files import require_new
-from fl_taskarith.one_shot.checkpoints import ModelFile, files_of
+from fl_taskarith.one_shot.model_files import ModelFile, files_of
+from fl_taskarith.storage.files import require_new
 
 MERGING = "merging"  # key of the metadata of a merged model: how it was made
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fl_taskarith.errors import ConfigError, WeightsError
-from fl_taskarith.files import make_folder, write_atomically
-from fl_taskarith.merging.one_shot import MERGE_RULES, merge_direction, scaled_weights
-from fl_taskarith.one_shot.checkpoints import ModelFile, TaskVector, merged_names, require_finite
+from fl_taskarith.merging.merge_rules import MERGE_RULES, merge_direction, scaled_weights
 from fl_taskarith.one_shot.merge_checks import MERGING, check_contents, check_files
-from fl_taskarith.sealed import sealed
+from fl_taskarith.one_shot.model_files import ModelFile, TaskVector, merged_names, require_finite
+from fl_taskarith.storage.files import make_folder, write_atomically
+from fl_taskarith.storage.tensor_file import sealed
 
 WITHOUT_BASE = ("average", "median")  # moving all models by the same moves these by it too: θ₀ cancels
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.merging.one_shot import MERGE_RULES, scaled_weights
+from fl_taskarith.merging.merge_rules import MERGE_RULES, scaled_weights
 from fl_taskarith.models.heads import LinearHead
 from fl_taskarith.one_shot.benchmark import prepare
-from fl_taskarith.one_shot.checkpoints import ModelFile
-from fl_taskarith.one_shot.definition import OneShot
+from fl_taskarith.one_shot.benchmark_file import OneShot
 from fl_taskarith.one_shot.finetune import TaskScore, backbone_names, score_tasks, solve_heads
 from fl_taskarith.one_shot.merge_files import MergeSettings, MergeSources
-from fl_taskarith.one_shot.search import normalised_accuracy, search_merge
+from fl_taskarith.one_shot.model_files import ModelFile
+from fl_taskarith.one_shot.scale_search import normalised_accuracy, search_merge
 from fl_taskarith.one_shot.tasks import Task
 
 

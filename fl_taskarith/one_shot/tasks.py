@@ -17,8 +17,8 @@ from torchvision.transforms.functional import InterpolationMode, rotate
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.errors import ConfigError, DataError
 from fl_taskarith.one_shot.superclasses import SUPERCLASSES
-from fl_taskarith.resident import Data
 from fl_taskarith.seeding import random_generator
+from fl_taskarith.workspace.workspace import Data
 
 FAMILIES = ("class-groups", "superclasses", "rotations", "inversions", "folders")
 SPLITS = ("train", "validation", "test")

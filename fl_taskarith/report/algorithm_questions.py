@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from types import MappingProxyType
 
-from fl_taskarith.config_rule import Scalar
-from fl_taskarith.report.comparisons import (
+from fl_taskarith.config.rule import Scalar
+from fl_taskarith.report.contrasts import (
     VIRTUAL,
     difference,
     first_reaching,
@@ -18,7 +18,7 @@ from fl_taskarith.report.comparisons import (
 from fl_taskarith.report.labels import algorithm, condition, heterogeneity, load, words
 from fl_taskarith.report.latex import Latex, interval, join, not_run, number, source, tabular
 from fl_taskarith.report.questions import Arms
-from fl_taskarith.report.results import MeasuredArm
+from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.report.wording import Section, Table, against, best_by_validation, claim, holm, lead, sentence, tested
 
 Place = tuple[str, str]

@@ -10,21 +10,21 @@ from typing import Any
 
 import jinja2
 
-from fl_taskarith.config import RECORDED_DEFAULTS
-from fl_taskarith.config_rule import Scalar, to_toml
+from fl_taskarith.config.rule import Scalar, to_toml
+from fl_taskarith.config.settings import RECORDED_DEFAULTS
 from fl_taskarith.errors import CheckpointError, ConfigError
-from fl_taskarith.paths import shipped_file
 from fl_taskarith.report.algorithm_questions import is_fine_tuning, is_method, label_skew, strategies
-from fl_taskarith.report.comparisons import distinct, trained
-from fl_taskarith.report.figures import Figure, figures_of
+from fl_taskarith.report.contrasts import distinct, trained
+from fl_taskarith.report.figure_files import Figure, figures_of
 from fl_taskarith.report.floats import figure_floats, settings_float, table_floats
 from fl_taskarith.report.generated import write_generated, write_product, write_unless_there
 from fl_taskarith.report.latex import Latex, join, source, tabular
 from fl_taskarith.report.mask_questions import sparsity, systems
 from fl_taskarith.report.questions import centralized, fedavg_iid, heterogeneous, participation, six_models
-from fl_taskarith.report.results import MeasuredArm, StudyFolder, read_studies
+from fl_taskarith.report.read_results import MeasuredArm, StudyFolder, read_studies
 from fl_taskarith.report.typeset import find_tex, typeset
 from fl_taskarith.report.wording import Section, Status, sentence
+from fl_taskarith.storage.paths import shipped_file
 from fl_taskarith.study.shipped import origin_words
 
 log = logging.getLogger("fl_taskarith")

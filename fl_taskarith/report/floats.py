@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fl_taskarith.report.figures import Figure
+from fl_taskarith.report.figure_files import Figure
 from fl_taskarith.report.latex import Latex, not_run, source
 from fl_taskarith.report.wording import Section
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_taskarith.errors import CheckpointError, ConfigError
-from fl_taskarith.files import make_folder, write_atomically
+from fl_taskarith.storage.files import make_folder, write_atomically
 
 MANIFEST = ".generated.json"  # {name: SHA-256 of what was written under it, or two of them while it is being replaced}
 FOLDERS = ("tables", "figures")  # where what is not generated any more is removed

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Mapping
 
-from fl_taskarith.config import MASK_RULES, rules
-from fl_taskarith.config_rule import Scalar
+from fl_taskarith.config.fields import MASK_RULES, rules
+from fl_taskarith.config.rule import Scalar
 from fl_taskarith.report.latex import Latex, plain, source
 
 SYMBOLS = {

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from fl_taskarith.study.statistics import Paired, Summary
+from fl_taskarith.figures.statistics import Paired, Summary
 
 SPECIAL = {
     "\\": r"\textbackslash{}",

@@ -1,10 +1,10 @@
 """The questions on masks (which rule, how many weights, how many calibration rounds) and on unequal clients."""
 
-from fl_taskarith.report.comparisons import MASK_KEYS, Family, accuracy, difference, families, masked, twin
+from fl_taskarith.report.contrasts import MASK_KEYS, Family, accuracy, difference, families, masked, twin
 from fl_taskarith.report.labels import algorithm, condition, heterogeneity, words
 from fl_taskarith.report.latex import Latex
 from fl_taskarith.report.questions import Arms
-from fl_taskarith.report.results import MeasuredArm
+from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.report.wording import (
     Section,
     against,

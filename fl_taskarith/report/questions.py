@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fl_taskarith.report.comparisons import (
+from fl_taskarith.report.contrasts import (
     MASK_KEYS,
     VIRTUAL,
     WORK_KEYS,
@@ -19,7 +19,7 @@ from fl_taskarith.report.comparisons import (
 )
 from fl_taskarith.report.labels import condition, heterogeneity, setting, words
 from fl_taskarith.report.latex import Latex, interval, not_run, number, spread, tabular
-from fl_taskarith.report.results import MeasuredArm
+from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.report.wording import (
     Claim,
     Section,

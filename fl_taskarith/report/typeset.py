@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_taskarith.errors import ReportError
-from fl_taskarith.files import scratch_folder
+from fl_taskarith.storage.files import scratch_folder
 
 LATEX = ["-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape"]
 COMMANDS = {  # program: what makes NAME.pdf from NAME.tex and its .bib files; the first that is installed is used

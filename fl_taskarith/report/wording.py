@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from fl_taskarith.report.comparisons import (
+from fl_taskarith.figures.statistics import Paired
+from fl_taskarith.report.contrasts import (
     Family,
     Verdict,
     accuracy,
@@ -16,8 +17,7 @@ from fl_taskarith.report.comparisons import (
 )
 from fl_taskarith.report.labels import setting, words
 from fl_taskarith.report.latex import Latex, interval, join, not_run, number, plain, source, spread, tabular
-from fl_taskarith.report.results import MeasuredArm
-from fl_taskarith.study.statistics import Paired
+from fl_taskarith.report.read_results import MeasuredArm
 
 POINTS = Latex("{} points (n~=~{})")
 # What may tell one family of a question from another, in the order it is told.

@@ -5,7 +5,7 @@ One's own needs no file here: `strategy = "module:Class"` names any importable o
 
 import importlib
 
-from fl_taskarith.config import snake
+from fl_taskarith.config.fields import snake
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.strategies.fedavg import FedAvg
 

@@ -9,9 +9,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fl_taskarith.client_groups import byzantine_clients
-from fl_taskarith.config import Config
-from fl_taskarith.config_clusters import REGRESSION
+from fl_taskarith.config.choices import REGRESSION
+from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.cohorts import Choices, Heard, cohort_messages, cohort_size
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
@@ -20,8 +19,9 @@ from fl_taskarith.engine.round_reply import Traffic
 from fl_taskarith.errors import AggregateDivergence
 from fl_taskarith.merging.aggregate import apply_task_vector, task_vector_norm
 from fl_taskarith.merging.attacks import corrupted
-from fl_taskarith.merging.rules import aggregate_by
+from fl_taskarith.merging.cluster_rules import aggregate_by
 from fl_taskarith.strategies.fedavg import FedAvg
+from fl_taskarith.workspace.views import byzantine_clients
 
 
 class BRIFCA(FedAvg):

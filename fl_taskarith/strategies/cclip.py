@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from fl_taskarith.config_rule import AUTO
+from fl_taskarith.config.rule import AUTO
 from fl_taskarith.merging.robust import centred_clipping, distances
 from fl_taskarith.strategies.fedavg import FedAvg, Reply, held
 

@@ -12,9 +12,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Result
 from torch import Tensor
 
-from fl_taskarith.client_groups import byzantine_clients
-from fl_taskarith.client_state import StateNames
-from fl_taskarith.config import Config
+from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.replies import (
@@ -38,6 +36,8 @@ from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, mean
 from fl_taskarith.merging.attacks import DATA_ATTACKS, corrupted
 from fl_taskarith.merging.task_vector_bank import TaskVectorBank
 from fl_taskarith.seeding import random_generator
+from fl_taskarith.storage.client_files import StateNames
+from fl_taskarith.workspace.views import byzantine_clients
 
 CPU = torch.device("cpu")
 BANK = "bank/"  # in the state of a checkpoint

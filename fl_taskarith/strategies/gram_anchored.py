@@ -10,7 +10,7 @@ from fl_taskarith.engine.grid import PartitionGrid, settings_record
 from fl_taskarith.engine.records import payload_bytes
 from fl_taskarith.engine.replies import check_finite, number, tensors_of
 from fl_taskarith.merging.aggregate import WeightedMean
-from fl_taskarith.merging.gram_anchored import GramAnchoredSum, per_entry, total
+from fl_taskarith.merging.gram_matching import GramAnchoredSum, per_entry, total
 from fl_taskarith.strategies.fedavg import FedAvg, Reply
 
 GRAM = "gram"

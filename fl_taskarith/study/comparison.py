@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from fl_taskarith.config import Config
-from fl_taskarith.config_rule import Scalar
+from fl_taskarith.config.rule import Scalar
+from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import FlTaskarithError
-from fl_taskarith.logbook import Row
+from fl_taskarith.figures.statistics import Paired, Summary, paired, summarise
+from fl_taskarith.storage.run_folder import Row
 from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.results import Outcome, State, StudyResults
 from fl_taskarith.study.search import Choice
-from fl_taskarith.study.statistics import Paired, Summary, paired, summarise
 
 BySeed = Mapping[int, float]
 

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fl_taskarith import config as configuration
-from fl_taskarith.config import Config
-from fl_taskarith.config_clusters import REGRESSION
-from fl_taskarith.config_rule import Scalar
+from fl_taskarith.config import settings as configuration
+from fl_taskarith.config.choices import REGRESSION
+from fl_taskarith.config.rule import Scalar
+from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.learning_rates import with_known_rate
-from fl_taskarith.logbook import run_name
-from fl_taskarith.machine import on_this_machine
+from fl_taskarith.server.learning_rates import with_known_rate
+from fl_taskarith.storage.run_folder import run_name
 from fl_taskarith.study.search import Search
+from fl_taskarith.workspace.machine import on_this_machine
 
 UNSAVED: dict[str, Scalar] = {"save-model": False, "draw-curves": False}  # a study has many runs and its own figures
 
@@ -124,7 +124,7 @@ class Study:
         """The run of `arm` with `seed` under the folder `runs`. Equal settings have equal names, in any arm and study.
 
         Args:
-            rate: learning rate; None for that of the settings, or the lowest of a search, whose choice is not known yet.
+            rate: learning rate; None for that of the settings, or the lowest of a search.
             rounds: communication rounds of a search; None for those of the settings.
         """
         settings: dict[str, Scalar] = dict(arm.settings) | {"seed": seed, "shard-seed": seed} | UNSAVED

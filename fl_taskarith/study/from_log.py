@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from fl_taskarith.config import Config, from_mapping
+from fl_taskarith.config.settings import Config, from_mapping
 from fl_taskarith.errors import CheckpointError, ConfigError
-from fl_taskarith.logbook import Row
+from fl_taskarith.storage.run_folder import Row
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults
 from fl_taskarith.study.search import Choice, Trial

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fl_taskarith.config import Config, from_mapping
+from fl_taskarith.config.settings import Config, from_mapping
 from fl_taskarith.errors import StudyError
-from fl_taskarith.machine import on_this_machine
-from fl_taskarith.speed import SPEED_KEYS, Speed, device_line, duration, speed_of, work_of
+from fl_taskarith.server.speed import SPEED_KEYS, Speed, device_line, duration, speed_of, work_of
 from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.one_run import describe_run
 from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect, run_folder
 from fl_taskarith.study.search import open_trials, trials_left
 from fl_taskarith.study.shipped import MARK, count_shipped, origin_words
+from fl_taskarith.workspace.machine import on_this_machine
 
 MEASUREMENT = 20.0  # seconds in which the speeds of a study's runs are measured, all together
 LARGEST_TABLE = 30  # lines, so that a listing fits on a screen

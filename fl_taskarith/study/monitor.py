@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fl_taskarith.config import Config
+from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import FlTaskarithError
-from fl_taskarith.run_log import RunLog
-from fl_taskarith.speed import duration
+from fl_taskarith.server.speed import duration
+from fl_taskarith.storage.run_log import RunLog
 from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.listing import Plan, last_round, measure, plan_of, runs_left, seconds_left
 from fl_taskarith.study.results import StudyResults, run_folder

@@ -6,11 +6,11 @@ import os
 import shutil
 import traceback
 
-from fl_taskarith import simulation
-from fl_taskarith.config import Config
+from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import BudgetSpent, Divergence, FlTaskarithError, FolderInUse
-from fl_taskarith.files import write_atomically
-from fl_taskarith.starts import Starts
+from fl_taskarith.server import simulate as simulation
+from fl_taskarith.server.round_zero_cache import Starts
+from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.results import FAILURE, Outcome, State, inspect, run_folder
 

@@ -3,17 +3,17 @@
 import dataclasses
 from pathlib import Path
 
-from fl_taskarith.config import Config
-from fl_taskarith.config_rule import AUTO
-from fl_taskarith.files import write_atomically
-from fl_taskarith.logbook import run_name
-from fl_taskarith.machine import on_this_machine
+from fl_taskarith.config.rule import AUTO
+from fl_taskarith.config.settings import Config
+from fl_taskarith.storage.files import write_atomically
+from fl_taskarith.storage.run_folder import run_name
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.results import StudyResults
 from fl_taskarith.study.runner import run_what_is_left
 from fl_taskarith.study.search import Choice, Search
 from fl_taskarith.study.study_file import RUNNER_KEYS
 from fl_taskarith.study.tables import trials_csv
+from fl_taskarith.workspace.machine import on_this_machine
 
 SEARCH_KEYS = (*RUNNER_KEYS, "learning-rate", "num-rounds")  # what a search decides for every run
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fl_taskarith.config import CHOSEN_KEYS, OPERATIONAL_KEYS
-from fl_taskarith.config_rule import Scalar
-from fl_taskarith.logbook import Row
+from fl_taskarith.config.rule import Scalar
+from fl_taskarith.config.settings import CHOSEN_KEYS, OPERATIONAL_KEYS
+from fl_taskarith.storage.run_folder import Row
 from fl_taskarith.study.comparison import ArmResults
 from fl_taskarith.study.definition import Study
 from fl_taskarith.study.results import Outcome

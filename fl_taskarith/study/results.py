@@ -8,11 +8,11 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.config import Config
+from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import CheckpointError
-from fl_taskarith.files import check_unchanged
-from fl_taskarith.logbook import TIMING_COLUMNS, Row, read_rounds
-from fl_taskarith.paths import portable, results_root
+from fl_taskarith.storage.files import check_unchanged
+from fl_taskarith.storage.paths import portable, results_root
+from fl_taskarith.storage.run_folder import TIMING_COLUMNS, Row, read_rounds
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.search import DIVERGED, Choice, Score, Trial, choose, open_trials
 from fl_taskarith.study.shipped import is_shipped

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fl_taskarith.config import Config
+from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import FlTaskarithError, StudyError
-from fl_taskarith.interruption import ending_until_idle
-from fl_taskarith.processes import worker_pool
+from fl_taskarith.server.interruption import ending_until_idle
+from fl_taskarith.storage.processes import worker_pool
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.listing import list_study
 from fl_taskarith.study.monitor import Monitor

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fl_taskarith.files import write_atomically
-from fl_taskarith.paths import shipped_file
+from fl_taskarith.storage.files import write_atomically
+from fl_taskarith.storage.paths import shipped_file
 
 LIST = "study/shipped_runs.json"
 MARK = "shipped"  # at the end of a run's line in `study --list`

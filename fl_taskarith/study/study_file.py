@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.config import from_mapping, idle_by_itself, kebab
-from fl_taskarith.config_effect import explain, idle_reason
-from fl_taskarith.config_rule import Scalar, to_toml
+from fl_taskarith.config.effects import explain, idle_reason
+from fl_taskarith.config.fields import kebab
+from fl_taskarith.config.rule import Scalar, to_toml
+from fl_taskarith.config.settings import from_mapping, idle_by_itself
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.search import Search

@@ -8,8 +8,8 @@ from typing import Any, cast
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
+from fl_taskarith.figures.plots import COLOURS, STYLE, TITLE_CHARACTERS, off_scale, save_figure
 from fl_taskarith.study.comparison import Comparison
-from fl_taskarith.study.plots import COLOURS, STYLE, TITLE_CHARACTERS, off_scale, save_figure
 
 ROW_HEIGHT = 0.36  # inches per arm
 LEFTMOST, HIGHEST = -0.4, 100.4  # %, of the axis: a mark at 0 or 100 is whole

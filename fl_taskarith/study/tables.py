@@ -9,20 +9,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_taskarith.config import Config, snake
+from fl_taskarith.config.fields import snake
+from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import FlTaskarithError
-from fl_taskarith.files import make_folder, write_atomically
+from fl_taskarith.figures.run_groups import Member, members
+from fl_taskarith.figures.set_curves import plot_bands
+from fl_taskarith.figures.set_plots import SWEPT, plot_drift, plot_heat_map, plot_sweep
+from fl_taskarith.figures.statistics import Paired, Summary
+from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.study.comparison import Comparison, compare
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.footnote import footnote
 from fl_taskarith.study.records import curve_records, settings_record, speed
 from fl_taskarith.study.results import Outcome, State, StudyResults
-from fl_taskarith.study.run_set import Member, members
 from fl_taskarith.study.search import DIVERGED
-from fl_taskarith.study.set_curves import plot_bands
-from fl_taskarith.study.set_plots import SWEPT, plot_drift, plot_heat_map, plot_sweep
 from fl_taskarith.study.shipped import origin_words
-from fl_taskarith.study.statistics import Paired, Summary
 from fl_taskarith.study.table_plots import plot_arms
 
 BLANK = "–"

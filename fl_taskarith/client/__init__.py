@@ -1,0 +1,1 @@
+"""What a client answers to each message."""

@@ -1,0 +1,218 @@
+"""One frozen, checked configuration. Everything a run does follows from it.
+
+TOML files and Flower's run-config spell the keys in kebab-case (`num-clients`), Python in snake_case (`num_clients`).
+Flower carries flat scalars only and checks no types, so every check is here, before any data is touched.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_taskarith.config.choices import REGRESSION
+from fl_taskarith.config.contradictions import contradictions
+from fl_taskarith.config.effects import explain, idle_reason, refuse_idle
+from fl_taskarith.config.fields import Settings, kebab, rules, snake
+from fl_taskarith.config.rule import AUTO, Scalar, shown
+from fl_taskarith.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """The settings of a run, checked: each by its rule, and all against one another."""
+
+    def __post_init__(self) -> None:
+        for key, rule in rules().items():
+            name = snake(key)
+            object.__setattr__(self, name, rule.check(key, getattr(self, name)))
+        for contradiction, message in contradictions(self):
+            if contradiction:
+                raise ConfigError(message)
+
+    def to_run_config(self) -> dict[str, Scalar]:
+        """All settings as Flower's flat kebab-case mapping."""
+        return {kebab(name): value for name, value in dataclasses.asdict(self).items()}
+
+    def fingerprint(self) -> str:
+        """Eight hexadecimal digits of the settings that decide the numbers (`IDENTITY_KEYS`), the defaults left out.
+
+        So a run keeps its name when a later version of this package has more settings. A folder's run.json holds them
+        all, and `differing_keys` finds what a name does not tell.
+        """
+        decisive = {key: value for key, value in self.to_run_config().items() if key in IDENTITY_KEYS}
+        identity = {key: value for key, value in decisive.items() if _settled(key, value) != RECORDED_DEFAULTS[key]}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+    def differing_keys(self, other: Mapping[str, Scalar]) -> list[str]:
+        """Keys of `IDENTITY_KEYS`, but for `SWITCHABLE_KEYS`, on which the run-config mapping `other` disagrees.
+
+        A key that `other` lacks counts as its default: what a version without that setting did.
+        """
+        mine = self.to_run_config()
+        compared = IDENTITY_KEYS - SWITCHABLE_KEYS
+        return [
+            key
+            for key in mine
+            if key in compared and _settled(key, other.get(key, RECORDED_DEFAULTS[key])) != _settled(key, mine[key])
+        ]
+
+    def extends(self, other: Mapping[str, Scalar], done: int) -> bool:
+        """Whether a run of the settings `other`, `done` rounds of which are there, can go on exactly as one of these.
+
+        The settings differ in `num-rounds` at most, and no round so far depended on how many there were to be.
+        """
+        before = int(other.get("num-rounds", RECORDED_DEFAULTS["num-rounds"]))
+        same_length = before == self.num_rounds
+        return (
+            not set(self.differing_keys(other)) - {"num-rounds"}
+            and done <= self.num_rounds
+            and (same_length or (
+                done < self.num_rounds
+                and self.schedule in LENGTH_FREE_SCHEDULES
+                and self.dataset != REGRESSION
+                and min(before, self.num_rounds) > self.head_rounds
+                # The head was solved anew after the last round, whatever its number.
+                and not (self.ridge_refresh and done == before and done % self.ridge_refresh)
+            ))
+        )  # fmt: skip
+
+
+# Where a run lives, how often it saves and which engine carries it do not change a number; every other key does.
+OPERATIONAL_KEYS = frozenset(
+    {"data-dir", "download", "results-dir", "run-name", "resume"}
+    | {"client-timeout"}
+    | {"engine", "checkpoint-every", "save-model", "draw-curves", "tensorboard", "wandb"}
+)
+IDENTITY_KEYS = frozenset(rules()) - OPERATIONAL_KEYS
+# An interrupted run may go on with another value of these; they decide single rows, or rounding, and not the course.
+SWITCHABLE_KEYS = frozenset({"on-client-failure", "evaluate-every", "device"})
+LENGTH_FREE_SCHEDULES = ("constant", "plateau")  # whose rates do not depend on the number of rounds
+CHOSEN_KEYS = frozenset({"seed", "shard-seed", "learning-rate"})  # of a single run, not of an arm of a study
+# What a setting that a record or a name lacks was: today's defaults, and what they were before "auto" was one.
+RECORDED_DEFAULTS: dict[str, Any] = {kebab(field.name): field.default for field in dataclasses.fields(Config)} | {
+    "learning-rate": 1.0,
+    "precision": "fp32",
+    "compile": "off",
+}
+
+
+def _settled(key: str, value: Scalar) -> Scalar:
+    """`value`, or for "auto" what it stands for where nothing has been resolved: what a version without it did."""
+    return RECORDED_DEFAULTS[key] if value == AUTO else value
+
+
+def from_mapping(settings: Mapping[str, object]) -> Config:
+    """Build a Config from kebab- or snake-case keys.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a wrong type or value, a contradiction.
+    """
+    known = rules()
+    named: dict[str, Any] = {}
+    for key, value in _by_kebab_key(settings).items():
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f'did you mean "{nearest[0]}"?' if nearest else "known keys: " + ", ".join(known)
+            raise ConfigError(f"{shown(key)} is not a setting; {hint}")
+        named[snake(key)] = value
+    return Config(**named)
+
+
+def _by_kebab_key(settings: Mapping[str, object]) -> dict[str, object]:
+    """Raises ConfigError where a key is no string, or given in both spellings."""
+    named: dict[str, object] = {}
+    for key, value in settings.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{shown(key)} is not a setting: keys are strings.")
+        if kebab(key) in named:
+            raise ConfigError(f"{shown(kebab(key))} is given twice.")
+        named[kebab(key)] = value
+    return named
+
+
+def load(
+    path: Path | str | None = None, overrides: Mapping[str, object] | None = None, used: Iterable[str] = ()
+) -> Config:
+    """Defaults, then the TOML file at `path`, then `overrides` (kebab- or snake-case keys).
+
+    Args:
+        path: of a settings file, or the folder of a run, whose settings are then taken but for its name.
+        used: kebab-case keys that the caller itself has a use for, whether or not a run has.
+
+    Raises:
+        ConfigError: the file cannot be read, what `from_mapping` raises, or a key that was given has no effect: an
+            override by the final settings, one of the file by these and by the file alone. What an override leaves
+            the file's keys without an effect is no error.
+    """
+    in_file = _by_kebab_key(_read(path)) if path is not None else {}
+    recorded = path is not None and Path(path).expanduser().is_dir()  # all keys, whether they have an effect or not
+    given = _by_kebab_key(overrides or {})
+    config = from_mapping(in_file | given)
+    refuse_idle(config, given.keys() - set(used))
+    found = {} if recorded else idle_by_itself(config, in_file, in_file.keys() - given.keys() - set(used))
+    if found:
+        raise ConfigError(f"{path}: {' '.join(found.values())}")
+    return config
+
+
+def from_run_config(settings: Mapping[str, object]) -> Config:
+    """`from_mapping` of Flower's run-config, which holds pyproject.toml's defaults and what was given in their place.
+
+    Raises:
+        ConfigError: as `from_mapping`, or a key that is not at its default has no effect.
+    """
+    config = from_mapping(settings)
+    defaults = Config().to_run_config()
+    refuse_idle(config, [key for key, value in config.to_run_config().items() if value != defaults[key]])
+    return config
+
+
+def idle_by_itself(config: Config, settings: Mapping[str, object], keys: Iterable[str]) -> dict[str, str]:
+    """Those of `keys` that have no effect in `config`, and had none by `settings` over the defaults; why, in words.
+
+    Settings that others were to complete may contradict one another by themselves.
+    """
+    alone = object.__new__(Config)
+    for key, rule in rules().items():
+        value = RECORDED_DEFAULTS[key]
+        with contextlib.suppress(ConfigError):  # an override has taken the place of what is not accepted
+            value = rule.check(key, settings.get(key, value))
+        object.__setattr__(alone, snake(key), value)
+    found = ((key, idle_reason(alone, key)) for key in sorted(keys) if idle_reason(config, key) is not None)
+    return {key: explain(alone, key, idle) for key, idle in found if idle is not None}
+
+
+def _read(path: Path | str) -> dict[str, object]:
+    try:
+        if Path(path).expanduser().is_dir():
+            record = json.loads((Path(path).expanduser() / "run.json").read_text(encoding="utf-8"))["config"]
+            return {key: value for key, value in dict(record).items() if key != "run-name"}
+        return tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        named = str(path) if str(path).isprintable() else ascii(str(path))
+        raise ConfigError(f"Cannot read the configuration {named}: {error}.") from error
+
+
+def parse_overrides(arguments: Iterable[str]) -> dict[str, object]:
+    """Command-line `key=value` words; the value is a TOML scalar, or else taken as a string."""
+    overrides: dict[str, object] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{shown(argument)} is not of the form key=value (for example num-rounds=10).")
+        value: object = text
+        with contextlib.suppress(ValueError, RecursionError):
+            parsed = tomllib.loads(f"value = {text}")
+            value = parsed["value"] if len(parsed) == 1 else text
+        if kebab(key) in overrides:
+            raise ConfigError(f"{shown(kebab(key))} is given twice on the command line.")
+        overrides[kebab(key)] = value
+    return overrides

@@ -1,0 +1,1 @@
+"""Masks and shards, described to a person."""

@@ -1,0 +1,1 @@
+"""Curves, bands, sweeps and statistics over runs. Nothing here trains."""

@@ -1,0 +1,150 @@
+"""Lines of many runs spread over rows of panels, few enough in each to be told apart, on axes that can be compared."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+from fl_taskarith.figures.statistics import Summary
+
+MOST = 6  # lines of a panel
+ROWS = 5  # of a figure that fits a page
+EXCESS = 1.5  # times as many rows as needed may be drawn for the sake of rows that have something in common
+LEGEND_COLUMNS = 4  # at most
+CHARACTER, HANDLE, LINE = 0.065, 0.6, 0.17  # inches that a legend's characters, samples and lines take, about
+TITLE = 0.2  # inches
+
+
+@dataclass(frozen=True)
+class Row:
+    """Lines that share panels.
+
+    Attributes:
+        title: what they have in common, if anything.
+        places: of the lines.
+        reference: the one of them that stands in every row; None without one.
+    """
+
+    title: str
+    places: tuple[int, ...]
+    reference: int | None = None
+
+
+def spread(
+    count: int, features: Sequence[Sequence[str]] = (), reference: int | None = None, most: int = MOST
+) -> list[Row]:
+    """`count` lines in as many rows as they need, at most `most` in each, the reference first in every one.
+
+    Args:
+        features: what lines may be put together by, in words, a value per line; the first that needs fewest rows,
+            and splits fewest groups, is taken. Without one that suits, the lines are put together in their order.
+        reference: the line that is repeated in every row.
+    """
+    if count <= most:
+        return [Row("", tuple(range(count)))] if count else []
+    again = () if reference is None else (reference,)
+    others = [place for place in range(count) if place != reference]
+    room = most - len(again)
+    plain = _in_turn({"": others}, room)
+    found: list[tuple[int, int, list[Row]]] = []  # rows, groups that are split, ...
+    for values in features:
+        groups: dict[str, list[int]] = {}
+        for place in others:
+            groups.setdefault(values[place], []).append(place)
+        rows = _in_turn(groups, room)
+        if len(groups) > 1 and len(rows) <= EXCESS * len(plain):
+            found.append((len(rows), sum(len(group) > room for group in groups.values()), rows))
+    *_, best = min(found, key=lambda each: each[:2], default=(0, 0, plain))
+    return [Row(row.title, again + row.places, reference) for row in best]
+
+
+def _in_turn(groups: dict[str, list[int]], room: int) -> list[Row]:
+    """Rows of about equal length for each group."""
+    rows = []
+    for title, places in groups.items():
+        for part in np.array_split(places, ceil(len(places) / room)):
+            rows.append(Row(title, tuple(int(place) for place in part)))
+    return rows
+
+
+def pages(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each figure, at most `ROWS` and about as many in each."""
+    return [[rows[place] for place in part] for part in np.array_split(range(len(rows)), ceil(len(rows) / ROWS))]
+
+
+def open_rows(
+    labels: Sequence[Sequence[str]], columns: int, width: float, height: float, note: str
+) -> tuple[Figure, list[SubFigure], list[list[Axes]]]:
+    """A figure with a row of `columns` panels, `height` inches high, for each entry of `labels`, those of its lines.
+
+    `note` stands above all of them. Returns the figure, and the part and the panels of each row.
+    """
+    heights = [height + LINE * ceil(len(row) / legend_columns(row, width)) for row in labels]
+    figure = pyplot.figure(figsize=(width, sum(heights) + TITLE), layout="constrained")
+    figure.suptitle(note, fontsize=8)
+    parts = figure.subfigures(len(labels), 1, squeeze=False, height_ratios=heights)[:, 0].tolist()
+    return figure, parts, [part.subplots(1, columns, squeeze=False)[0].tolist() for part in parts]
+
+
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """How many columns a legend of `labels` has below a figure that is `width` inches wide."""
+    longest = max(map(len, labels), default=0)
+    return max(1, min(LEGEND_COLUMNS, len(labels), int(width / (HANDLE + CHARACTER * longest))))
+
+
+def legend_below(part: Figure | SubFigure, axes: Axes, width: float, **options: Any) -> None:
+    """The legend of `axes`, below all panels of its row."""
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        columns = legend_columns(labels, width)
+        part.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, title_fontsize=8, **options)
+
+
+def match(panels: Iterable[Axes], *directions: str) -> None:
+    """Give panels the same limits, which hold all that each of them shows; what is drawn later does not move them."""
+    panels = [axes for axes in panels if axes.has_data()]
+    for direction in directions:
+        ends = [getattr(axes, f"get_{direction}lim")() for axes in panels]
+        for axes in panels:
+            getattr(axes, f"set_{direction}lim")(min(low for low, _ in ends), max(high for _, high in ends))
+
+
+def draw_bars(
+    axes: Axes, places: Sequence[float], points: Sequence[Summary], limits: tuple[float, float], **look: Any
+) -> None:
+    """Means with bars of one sd that end where no value can be; no bar where n = 1."""
+    means = np.array([point.mean for point in points])
+    low, high = np.array([point.band(*limits) for point in points]).T
+    axes.errorbar(
+        places,
+        means,
+        yerr=None if np.isnan(low).all() else np.array([means - low, high - means]),
+        capsize=2.5,
+        linewidth=1.3,
+        elinewidth=0.9,
+        markersize=4.5,
+        **look,
+    )
+
+
+def seeds_note(counts: Iterable[int], spread_as: str) -> str:
+    """How many seeds means are over, and what shows their spread ("bands" or "bars")."""
+    found = sorted(set(counts))
+    if not found or found == [1]:
+        return f"one seed (n = 1), no {spread_as}"
+    if len(found) == 1:
+        return f"means over n = {found[0]} seeds; {spread_as}: ± 1 sd"
+    none = ", none where n = 1" if found[0] == 1 else ""
+    return f"means over n = {found[0]} to {found[-1]} seeds; {spread_as}: ± 1 sd{none}"
+
+
+def numbered(labels: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """The labels, with n where it is not the same for all."""
+    if len(set(counts)) < 2:
+        return list(labels)
+    return [f"{label} (n = {count})" for label, count in zip(labels, counts, strict=True)]

@@ -1,0 +1,1 @@
+"""The studies of federated EM and of BR-IFCA on regression data."""

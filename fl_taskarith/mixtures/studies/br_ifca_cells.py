@@ -1,0 +1,127 @@
+"""What the study of BR-IFCA computes: its grids, and one cell of them."""
+
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fl_taskarith.merging.cluster_rules import RULES
+from fl_taskarith.mixtures.adversary import Adversary
+from fl_taskarith.mixtures.clustering import client_reports
+from fl_taskarith.mixtures.matching import cluster_accuracy, mean_matched_distance, mean_nearest_distance
+from fl_taskarith.mixtures.regression import Mixture
+from fl_taskarith.mixtures.robust_clustering import Server, br_ifca, two_stage
+from fl_taskarith.mixtures.studies.cells import Found
+from fl_taskarith.seeding import random_generator
+
+COLUMNS = {"runs": ("method", "beta", "start_distance", "nearest_distance", "matched_distance", "cluster_accuracy")}
+
+# The published setting (arXiv 2306.00638).
+CLIENTS_PER_CLUSTER, EXAMPLES, NOISE, STEP, ROUNDS = 40, 100, math.sqrt(0.2), 0.01, 300
+CLUSTERS, DIMENSIONS, ALPHAS = (2, 5, 10, 15), (20, 50, 100, 200, 500), (0.05, 0.10)
+RADIUS = 0.25  # of the ball around each θ*_k that estimates start in, in units of Δ_min
+SCALE = 10.0  # of sign flip and inner product
+TWO_STAGE = "two-stage"
+
+ATTACK_ALPHAS = (0.0, 0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45)
+ATTACKS = ("scaled-model", "sign-flip", "alie", "inner-product", "random-labels")
+BETAS = (0.0, 0.025, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.30, 0.40)
+
+
+SEEDS = {"attacks": 10, "betas": 20, "distance": 50, "random-start": 20}
+LARGE, LARGE_SEEDS = 200, 10  # from this dimension on, so many seeds
+QUICK_SEEDS, QUICK_COST = {"attacks": 1, "betas": 2, "distance": 2, "random-start": 2}, 5.0
+
+
+@dataclass(frozen=True)
+class BRIFCACell:
+    """One draw of data and attackers, on which servers with different rules run side by side.
+
+    servers: "rules" runs every rule with β = α and the two-stage baseline, "iterative" without the baseline, "betas"
+    the trimmed mean with every β of `BETAS`.
+    """
+
+    clusters: int
+    dimension: int
+    alpha: float
+    attack: str = "scaled-model"
+    placement: str = "spread"
+    start: str = "ball"
+    servers: str = "rules"
+    seed: int = 0
+
+
+def grids() -> dict[str, list[BRIFCACell]]:
+    """The cells of every figure, for seed 0."""
+    return {
+        "attacks": [
+            *(BRIFCACell(5, 20, alpha, attack) for alpha, attack in itertools.product(ATTACK_ALPHAS, ATTACKS)),
+            *(BRIFCACell(5, 20, alpha, placement="one-cluster") for alpha in ATTACK_ALPHAS),
+        ],
+        "betas": [BRIFCACell(5, 20, 0.10, attack, servers="betas") for attack in ("scaled-model", "sign-flip", "alie")],
+        "distance": [BRIFCACell(k, d, alpha) for d in DIMENSIONS for k in CLUSTERS for alpha in ALPHAS],
+        "random-start": [
+            BRIFCACell(k, d, 0.10, start="random", servers="iterative") for d in (20, 50, 100) for k in CLUSTERS
+        ],
+    }
+
+
+def cells(quick: bool) -> list[BRIFCACell]:
+    """All cells of the study, or the cheap ones among them; seed by seed, so that a part is fewer seeds of all."""
+    chosen = []
+    for seed, (figure, grid) in itertools.product(range(max(SEEDS.values())), grids().items()):
+        for cell in grid:
+            seeds = LARGE_SEEDS if cell.dimension >= LARGE else SEEDS[figure]
+            if seed < (QUICK_SEEDS[figure] if quick else seeds) and not (quick and cost(cell) > QUICK_COST):
+                chosen.append(dataclasses.replace(cell, seed=seed))
+    return list(dict.fromkeys(chosen))
+
+
+def cost(cell: BRIFCACell) -> float:
+    """Roughly the seconds a cell takes on one core."""
+    reports = CLIENTS_PER_CLUSTER * cell.clusters * (len(BETAS) if cell.servers == "betas" else 6)
+    gradient = min(cell.dimension, 2 * EXAMPLES) * cell.dimension  # multiplications
+    creeping = 8 if cell.attack == "alie" and cell.servers == "rules" else 1  # of Weiszfeld's iteration
+    choosing = 2 if cell.start == "random" else 1
+    seconds: float = 3e-3 * creeping + choosing * reports * (4e-10 * gradient + 2.5e-8 * cell.dimension)
+    return ROUNDS * seconds
+
+
+def compute(cell: BRIFCACell) -> Found:
+    """Run one cell: a row per method."""
+    mixture = Mixture(
+        clients=CLIENTS_PER_CLUSTER * cell.clusters, clusters=cell.clusters, dimension=cell.dimension,
+        examples=EXAMPLES, noise=NOISE, centres="bernoulli", sizes="equal", seed=cell.seed,
+    )  # fmt: skip
+    adversary = Adversary(mixture, cell.alpha, cell.attack, cell.placement)
+    points = adversary.points_of(range(mixture.clients))
+    start = mixture.start(cell.start, RADIUS)
+    if cell.servers == "betas":
+        servers = [("trimmed-mean", Server("trimmed-mean", beta, start)) for beta in BETAS]
+    else:
+        servers = [(rule, Server(rule, cell.alpha, start)) for rule in RULES]
+    if cell.servers == "rules":
+        generator = random_generator(cell.seed, "two-stage")
+        servers.append((TWO_STAGE, two_stage(points, cell.clusters, cell.alpha, generator)))
+    thetas = br_ifca(points, [server for _, server in servers], adversary, scale=SCALE, step=STEP, rounds=ROUNDS)
+    honest = ~adversary.byzantine
+    chosen = client_reports(mixture.all_points(), thetas)
+    rows = []
+    for (method, server), theta, told in zip(servers, thetas, chosen, strict=True):
+        clusters = told.clusters if server.labels is None else server.labels
+        rows.append(
+            {"method": method, "beta": server.share}
+            | {"start_distance": mean_matched_distance(_finite(server.start), mixture.truth)}
+            | {"nearest_distance": mean_nearest_distance(_finite(theta), mixture.truth)}
+            | {"matched_distance": mean_matched_distance(_finite(theta), mixture.truth)}
+            | {"cluster_accuracy": cluster_accuracy(clusters[honest], mixture.assignment[honest], cell.clusters)}
+        )
+    return {"runs": rows}
+
+
+def _finite(theta: Tensor) -> Tensor:
+    """A run that diverged past what float64 holds counts as very far."""
+    return torch.nan_to_num(theta, nan=1e150, posinf=1e150, neginf=-1e150)

@@ -1,0 +1,251 @@
+"""A one-shot benchmark from its TOML file: tasks, levels of data and training heterogeneity, merging rules, seeds."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_taskarith.config import settings as configuration
+from fl_taskarith.config.effects import ONE_BY_ONE, explain, refuse_idle
+from fl_taskarith.config.fields import kebab, rules, snake
+from fl_taskarith.config.rule import AUTO
+from fl_taskarith.config.settings import Config
+from fl_taskarith.errors import ConfigError
+from fl_taskarith.merging.merge_rules import MERGE_RULES
+from fl_taskarith.one_shot.finetune import Spread
+from fl_taskarith.one_shot.tasks import FAMILIES
+from fl_taskarith.study.search import Search
+from fl_taskarith.workspace.machine import on_this_machine
+
+TASK_KEYS = {"family": str, "number": int, "heads": str, "folders": list}
+TRAINING_KEYS = ("steps-spread", "learning-rate-spread", "batch-size-spread")
+SPLITS = ("train-subset", "test-subset", "validation-size", "calibration-size")  # of the data set
+USED = frozenset(  # by fine-tuning, which does all else in one way only
+    {"dataset", "data-dir", "download", "augmentation", "model", "weights", "input-size", "trainable-blocks", *SPLITS}
+    | {"local-steps", "batch-size", "learning-rate", "momentum", "weight-decay", "dampening", "nesterov", "clip-norm"}
+    | {"clients-at-once", "device", "threads", "precision", "optimizer-kernels"}
+)
+SETTINGS = {"mask-rule": "none", "trainable": "backbone", "strategy": "centralized"}  # what fine-tuning needs
+SHARED_HEAD = ("class-groups", "superclasses")  # families whose tasks' labels mean the same
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One level of each heterogeneity, with one seed: tasks, models and merges of its own."""
+
+    data: str
+    overlap: float
+    training: str
+    spread: Spread
+    seed: int
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """A benchmark. The first level of each heterogeneity is its lowest, the last its highest.
+
+    Attributes:
+        settings: of `Config`, for data, model and optimizer; local-steps is the mean over tasks.
+        family, number, shared_head, folders: of the tasks.
+        data: overlap by level; training: spread by level.
+        methods: rules to merge by; reference: the one that others are compared with.
+        rates: learning rates to choose from, on validation; empty if the settings give one.
+    """
+
+    title: str
+    name: str
+    source: str
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Any]
+    family: str
+    number: int
+    shared_head: bool
+    folders: tuple[str, ...]
+    data: Mapping[str, float]
+    training: Mapping[str, Spread]
+    methods: tuple[str, ...]
+    reference: str
+    rates: tuple[float, ...] = ()
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every data level × training level × seed, seed by seed."""
+        return [
+            Cell(data, overlap, training, spread, seed)
+            for seed in self.seeds
+            for data, overlap in self.data.items()
+            for training, spread in self.training.items()
+        ]
+
+    def config(self, seed: int = 0) -> Config:
+        """The settings of fine-tuning."""
+        return on_this_machine(configuration.from_mapping({**self.settings, **SETTINGS, "seed": seed}))
+
+    def at_rate(self, rate: float) -> "OneShot":
+        """The same benchmark at a learning rate."""
+        return dataclasses.replace(self, settings={**self.settings, "learning-rate": rate})
+
+    def fingerprint(self, cell: Cell) -> str:
+        """Eight hexadecimal digits of all that decides a cell's numbers, but for its methods."""
+        identity = [self.config(cell.seed).fingerprint(), self.family, self.number, self.shared_head, self.folders,
+                    cell.overlap, asdict(cell.spread), cell.seed]  # fmt: skip
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
+
+
+def load_one_shot(path: Path, overrides: Mapping[str, Any] | None = None) -> OneShot:
+    """Read and check a benchmark's file.
+
+    Args:
+        overrides: settings that take the place of those in [settings].
+
+    Raises:
+        ConfigError: names the file, the place, what was expected.
+    """
+    try:
+        document = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:
+        raise ConfigError(f"Cannot read the benchmark {path}: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    try:
+        return _one_shot(document, path, overrides or {})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _one_shot(document: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]) -> OneShot:
+    known = ("title", "name", "seeds", "methods", "reference", "tasks", "settings", "data", "training",
+             "search")  # fmt: skip
+    _check_keys(document, known, "benchmark")
+    name = document.get("name")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}", name):
+        raise ConfigError(f"name = {name!r}: expected a plain folder name.")
+    seeds = document.get("seeds")
+    if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
+        raise ConfigError(f"seeds = {seeds!r}: expected a list of whole numbers from 0.")
+    methods = document.get("methods", list(MERGE_RULES))
+    reference = document.get("reference", "task-arithmetic")
+    if not isinstance(methods, list) or not set(methods) <= MERGE_RULES.keys() or reference not in methods:
+        raise ConfigError(
+            f"methods = {methods!r}, reference = {reference!r}: expected names among {', '.join(MERGE_RULES)}, the "
+            "reference one of them."
+        )
+    family, number, shared_head, folders = _tasks(_table(document, "tasks"))
+    settings = {**_table(document, "settings", {}), **overrides}
+    given = {kebab(key) for key in settings}
+    if fixed := sorted(given & (rules().keys() - USED)):
+        raise ConfigError(f"[settings] {', '.join(fixed)}: the benchmark decides that itself; leave it out.")
+    if family == "folders" and (unread := sorted(given & set(SPLITS))):
+        raise ConfigError(f'[settings] {", ".join(unread)} has no effect under family = "folders": leave it out.')
+    one_shot = OneShot(
+        title=str(document.get("title", name)),
+        name=name,
+        source=path.name if path.is_absolute() else path.as_posix(),
+        seeds=tuple(dict.fromkeys(seeds)),
+        settings=settings,
+        family=family,
+        number=number,
+        shared_head=shared_head,
+        folders=folders,
+        data={level: _overlap(table, level) for level, table in _levels(document, "data")},
+        training={level: _spread(table, level) for level, table in _levels(document, "training")},
+        methods=tuple(methods),
+        reference=reference,
+        rates=_rates(document, settings),
+    )
+    if not one_shot.rates and one_shot.config().learning_rate == AUTO:
+        raise ConfigError("give [settings] a learning-rate, or a [search] that chooses it on validation.")
+    for rate in one_shot.rates or [one_shot.config().peak_rate]:
+        one_shot.at_rate(rate).config()
+    _refuse_idle(one_shot.config(), given)
+    return one_shot
+
+
+def _refuse_idle(config: Config, given: set[str]) -> None:
+    """Refuse what fine-tuning would use under other settings; clients-at-once are tasks, and there are no clients."""
+    refuse_idle(config, given & {"dampening"})
+    one_by_one = next((idle for idle in ONE_BY_ONE if idle.holds(config)), None)
+    if "clients-at-once" in given and config.clients_at_once != 1 and one_by_one is not None:
+        raise ConfigError(explain(config, "clients-at-once", one_by_one))
+
+
+def _rates(document: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[float, ...]:
+    """The grid of [search], if there is one: as in a study, at least four decades."""
+    if "search" not in document:
+        return ()
+    table = _table(document, "search")
+    _check_keys(table, ("from", "to", "per-decade"), "[search]")
+    if "learning-rate" in settings:
+        raise ConfigError("[settings] learning-rate contradicts [search], which chooses it: leave one out.")
+    try:
+        search = Search(float(table["from"]), float(table["to"]), table.get("per-decade", 2), (1,), 1, 0)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"[search] needs the numbers from and to, and perhaps per-decade ({error!r}).") from error
+    return tuple(search.rates)
+
+
+def _tasks(table: Mapping[str, Any]) -> tuple[str, int, bool, tuple[str, ...]]:
+    _check_keys(table, tuple(TASK_KEYS), "[tasks]")
+    for key, value in table.items():
+        if type(value) is not TASK_KEYS[key]:
+            raise ConfigError(f"[tasks] {key} = {value!r}: expected a {TASK_KEYS[key].__name__}.")
+    family = table.get("family", "")
+    if family not in FAMILIES:
+        raise ConfigError(f"[tasks] family = {family!r}: expected one of {', '.join(FAMILIES)}.")
+    folders = tuple(table.get("folders", ()))
+    if bool(folders) != (family == "folders"):
+        raise ConfigError('[tasks] folders belong to family = "folders", which needs them.')
+    number = len(folders) or table.get("number", 0)
+    if number < 2:
+        raise ConfigError(f"[tasks] number = {number}: expected at least 2 tasks.")
+    heads = table.get("heads", "shared" if family in SHARED_HEAD else "own")
+    if heads not in ("shared", "own") or (heads == "shared" and family == "folders"):
+        raise ConfigError(f'[tasks] heads = {heads!r}: expected "shared" or "own" (folders: "own").')
+    return family, number, heads == "shared", folders
+
+
+def _levels(document: Mapping[str, Any], kind: str) -> list[tuple[str, Mapping[str, Any]]]:
+    tables = document.get(kind)
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"[[{kind}]]: expected at least one level, each with a name.")
+    names = [table.get("name") for table in tables]
+    if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+        raise ConfigError(f"[[{kind}]] names = {names!r}: expected a different one for each level.")
+    return [(str(table["name"]), table) for table in tables]
+
+
+def _overlap(table: Mapping[str, Any], level: str) -> float:
+    _check_keys(table, ("name", "overlap"), f'[[data]] "{level}"')
+    overlap = table.get("overlap")
+    if isinstance(overlap, bool) or not isinstance(overlap, (int, float)) or not 0 <= overlap <= 1:
+        raise ConfigError(f'[[data]] "{level}" overlap = {overlap!r}: expected a number from 0 to 1.')
+    return float(overlap)
+
+
+def _spread(table: Mapping[str, Any], level: str) -> Spread:
+    place = f'[[training]] "{level}"'
+    _check_keys(table, ("name", *TRAINING_KEYS), place)
+    values = {}
+    for key in TRAINING_KEYS:
+        value = table.get(key, 1.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= 1000:
+            raise ConfigError(f"{place} {key} = {value!r}: expected a number from 1 (the same for all) to 1000.")
+        values[snake(key.removesuffix("-spread"))] = float(value)
+    return Spread(**values)
+
+
+def _table(document: Mapping[str, Any], key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    table = document.get(key, default)
+    if not isinstance(table, dict):
+        raise ConfigError(f"[{key}]: expected a table.")
+    return table
+
+
+def _check_keys(table: Mapping[str, Any], known: Sequence[str], place: str) -> None:
+    if unknown := [key for key in table if key not in known]:
+        raise ConfigError(f'{place}: "{unknown[0]}" is not known here; expected {", ".join(known)}.')

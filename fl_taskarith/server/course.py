@@ -1,0 +1,113 @@
+"""What the rows of a run say about its course: remarks while it trains, a verdict at its end. Pure."""
+
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from fl_taskarith.config.settings import Config
+from fl_taskarith.storage.run_folder import Row
+
+RISES = 3  # rounds on end in which the training loss rises, before it is remarked on
+JUMP = 1.25  # factor by which it rises over them, unless it is above where it began
+COLLAPSED = 0.5  # share of the ridge head's accuracy below which a run counts as collapsed
+DECADES = 4  # of the grid that a search is advised
+
+
+def remarks(rows: Sequence[Row], config: Config) -> list[str]:
+    """What the last of `rows` gives reason to say; each thing once, and again when it has become twice as bad."""
+    advice = f"learning-rate = {config.learning_rate} is probably too large: see `fl-taskarith search`."
+    found = []
+    losses = [row["train_loss"] for row in rows if row.get("train_loss") is not None]
+    rises = _rises(losses)
+    began = losses[-1 - rises] if losses else 0.0
+    if rises and rises % RISES == 0 and (losses[-1] > losses[0] or losses[-1] > JUMP * began):
+        found.append(
+            f"The training loss has risen for {rises} rounds on end, from {began:.4g} to {losses[-1]:.4g}: {advice}"
+        )
+    if _is_told(drops := _drops(rows)):
+        start, now = rows[0]["val_accuracy"], rows[-1]["val_accuracy"]
+        images = max(config.validation_size, 1)
+        certain = drops[-1] > math.sqrt(start * (1 - start) / images)  # one standard error of an accuracy
+        found.append(
+            f"The validation accuracy, {100 * now:.1f} %, is {100 * drops[-1]:.1f} points below round 0's "
+            f"{100 * start:.1f} %: {advice if certain else f'no more than {images} images leave to chance.'}"
+        )
+    return found
+
+
+def verdict(rows: Sequence[Row], config: Config, folder: Path) -> list[str]:
+    """Lines for the end of a run: its test accuracy against the ridge head's and, where it is not above, what to do."""
+    first, last = rows[0], rows[-1]
+    if last.get("test_accuracy") is None or last["round"] == 0:
+        return []
+    test = f"test {100 * last['test_accuracy']:.1f} %"
+    if config.head != "ridge":
+        return [f'{test} (head = "{config.head}": this run has no ridge head to compare with)']
+    gain = 100 * (last["test_accuracy"] - first["test_accuracy"])
+    if gain > 0:
+        return [f"{test}: {gain:.1f} points above the ridge head"]
+    if config.peak_rate == 0:
+        return [f"{test}: that of the ridge head, since learning-rate = 0 trains nothing"]
+    line = f"{test}: {-gain:.1f} points below the ridge head" if gain < 0 else f"{test}: no better than the ridge head"
+    cause, highest = _cause(rows, config)
+    lowest = highest / 10**DECADES
+    return [
+        line,
+        f"Likely cause: {cause}",
+        f"What to do: fl-taskarith search {shlex.quote(str(folder))} --from {lowest:.3g} --to {highest:.3g}",
+    ]
+
+
+def _cause(rows: Sequence[Row], config: Config) -> tuple[str, float]:
+    """Why a run ends no better than the ridge head, and the highest rate that a search should try."""
+    rate, split = config.peak_rate, "val" if rows[-1].get("val_accuracy") is not None else "test"
+    curve = [(row[f"{split}_accuracy"], row["round"]) for row in rows if row.get(f"{split}_accuracy") is not None]
+    start, end = curve[0][0], curve[-1][0]
+    best, best_round = max(curve[1:], key=lambda point: point[0])
+    if config.byzantine_fraction and config.strategy in ("fedavg", "fedprox", "fedavgm", "scaffold", "fednova"):
+        return (
+            f"{100 * config.byzantine_fraction:g} % of the clients attack, and strategy = "
+            f'"{config.strategy}" is not robust: choose median, trimmed-mean or cclip.',
+            rate,
+        )
+    if end < COLLAPSED * start:
+        return f"the features collapsed: learning-rate = {rate:g} is far too large for these clients.", rate / 10
+    if best > start:
+        return (
+            f"it was {100 * (best - start):.1f} points above the ridge head on {split} after round {best_round} and "
+            f"fell: learning-rate = {rate:g} is too large for so many rounds.",
+            rate,
+        )
+    if end == best and end > curve[1][0]:
+        return (
+            f"learning-rate = {rate:g} is too large at first; accuracy still rises at the end: more rounds may help.",
+            rate,
+        )
+    if end >= start - 0.005:
+        return f"hardly anything changed: learning-rate = {rate:g} is too small, or rounds too few.", rate * 100
+    return f"learning-rate = {rate:g} is too large for these clients.", rate
+
+
+def _rises(losses: Sequence[float]) -> int:
+    """How many times in succession, up to the last one, a loss was above the one before."""
+    rises = 0
+    while rises + 1 < len(losses) and losses[-1 - rises] > losses[-2 - rises]:
+        rises += 1
+    return rises
+
+
+def _is_told(drops: Sequence[float]) -> bool:
+    """Whether the last drop is told: the first one above 0 is, and then each that is twice the last one told."""
+    last_told, told = 0.0, False
+    for drop in drops:
+        told = drop > 0 and drop >= 2 * last_told
+        last_told = drop if told else last_told
+    return told
+
+
+def _drops(rows: Sequence[Row]) -> list[float]:
+    """How far the validation accuracy of every later row that has one lies below round 0's; [] if the last has none."""
+    if rows[-1].get("val_accuracy") is None or rows[0].get("val_accuracy") is None:
+        return []
+    return [rows[0]["val_accuracy"] - row["val_accuracy"] for row in rows[1:] if row.get("val_accuracy") is not None]

@@ -1,0 +1,56 @@
+"""Accuracy of clients that keep some of their parameters to themselves: each client's own model, on its own classes."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+
+from flwr.app import Message
+
+from fl_taskarith.engine.grid import PartitionGrid
+from fl_taskarith.engine.replies import Failures, number
+from fl_taskarith.storage.files import write_atomically
+
+MODELS = ("own", "global")
+SPLITS = ("val", "test")
+COLUMNS = (
+    *("client", "num_examples", "num_classes", "val_examples", "test_examples"),
+    *(f"{model}_{split}_accuracy" for split in SPLITS for model in MODELS),
+)
+
+
+def evaluate_clients(
+    grid: PartitionGrid, messages: Iterable[Message], path: Path, failures: Failures
+) -> dict[str, float]:
+    """Ask the clients that `messages` are for, write `path` with a row per client, and return means over clients.
+
+    Every client counts alike. Test images are those of the client's classes; the answer may still be any class. "own"
+    is the client's model, "global" the one that all share, with the parameters that none shares as pretrained. Nothing
+    is written, and the result is empty, without messages.
+
+    Raises:
+        ClientFailure: a client raised, or did not answer (by `on-client-failure`).
+        CheckpointError: the file cannot be written.
+    """
+
+    def read(reply: Message) -> dict[str, float]:
+        values = {name: number(reply, name.replace("_", "-")) for name in COLUMNS[1:] if not name.endswith("accuracy")}
+        for name in COLUMNS:
+            if name.endswith("accuracy"):
+                measured = values[f"{name.split('_')[1]}_examples"] > 0
+                values[name] = number(reply, name.replace("_", "-")) if measured else math.nan
+        return {"client": reply.metadata.src_node_id, **values}
+
+    rows = list(failures.read(grid.exchange(messages), read))
+    if not rows:
+        return {}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: value if name.endswith("accuracy") else int(value) for name, value in row.items()})
+    write_atomically(path, text.getvalue())
+    return {name: fmean(measured) for name in COLUMNS if name.endswith("accuracy")
+            if (measured := [row[name] for row in rows if not math.isnan(row[name])])}  # fmt: skip

@@ -1,0 +1,259 @@
+"""What round 0 finds, kept for the next run that would find the same bits: in this process, and on disk for others."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from fl_taskarith.config.settings import OPERATIONAL_KEYS, Config
+from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.masking.calibration import Calibration
+from fl_taskarith.masking.mask import Mask
+from fl_taskarith.models.backbone import HEAD_PARAMETERS
+from fl_taskarith.storage.files import make_folder
+from fl_taskarith.storage.locks import only_maker
+from fl_taskarith.storage.paths import resolve
+from fl_taskarith.storage.round_zero_files import StartFile, read_start, write_start
+from fl_taskarith.storage.run_folder import Row, environment
+from fl_taskarith.storage.run_log import LOGGER
+from fl_taskarith.training.local import Evaluation
+from fl_taskarith.workspace.clusters import clustered
+from fl_taskarith.workspace.global_model import Weights
+from fl_taskarith.workspace.machine import describe_device
+from fl_taskarith.workspace.workspace import Resident
+
+Found = TypeVar("Found")
+Packed = tuple[Mapping[str, Tensor], Any]
+"""Tensors and JSON values."""
+
+# What only later rounds depend on. A setting that is not listed counts as one that round 0 depends on.
+LOCAL_KEYS = frozenset(
+    {"local-loss", "local-steps", "local-steps-min", "local-steps-max", "batch-size", "learning-rate", "momentum"}
+    | {"weight-decay", "dampening", "nesterov", "clip-norm", "schedule", "warmup-rounds", "optimizer-kernels"}
+)
+ROUND_KEYS = frozenset(
+    {"num-rounds", "participation", "sampling", "dropout", "ridge-refresh", "evaluate-every", "server-lr"}
+    | {"task-vector-bank", "bank-start", "bank-decay", "proximal-mu", "server-momentum", "server-beta1", "server-beta2"}
+    | {"server-tau", "gma-threshold", "trimmed-share", "clipping-radius", "clipping-iterations", "clipping-start"}
+    | {"gram-anchor", "gram-epsilon", "personal-parameters", "cluster-rule"}
+)
+MASK_KEYS = frozenset(
+    {"mask-rule", "density", "sensitivity-threshold", "calibration-rounds", "soft-zero", "mask-source", "mask-exclude"}
+    | {"calibration-per-client", "fisher-labels", "fisher-score", "calibration-memory", "mask-file"}
+)
+BY_CONTENT = frozenset({"strategy", "weights", "device"})  # in the digest by what they stand for
+LATER_KEYS = OPERATIONAL_KEYS - {"engine"} | LOCAL_KEYS | ROUND_KEYS | BY_CONTENT
+
+KEPT = 2  # of each kind, in this process
+WARNINGS = "warnings"  # beside what is counted
+COUNTED = ("clients", "uplink_bytes", "downlink_bytes")  # of a row: as much as if it had been found anew
+SWITCH = "FL_TASKARITH_SHARED_STARTS"  # in the environment: "off" keeps what round 0 finds in its process
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[Found]):
+    """A part of what round 0 finds.
+
+    name: of its files. making: what a process that finds it does, for those that wait. ignored: settings that do not
+    matter to it beside `LATER_KEYS`. pack, unpack: to what a file holds, and back from it, on a device.
+    """
+
+    name: str
+    making: str
+    ignored: frozenset[str]
+    pack: Callable[[Found], Packed]
+    unpack: Callable[[Mapping[str, Tensor], Any, torch.device], Found]
+
+
+HeadAndFacts = tuple[Weights, dict[str, object]]
+Table = list[list[Evaluation]]  # of every model, in every group of clients
+
+
+def _unpacked_head(tensors: Mapping[str, Tensor], facts: Any, device: torch.device) -> HeadAndFacts:
+    return {name: tensors[name].to(device) for name in HEAD_PARAMETERS}, facts
+
+
+def _packed_mask(found: Calibration) -> Packed:
+    shapes = {name: list(tensor.shape) for name, tensor in found.mask.tensors.items()}
+    return found.mask.packed(), {"shapes": shapes, "threshold": found.threshold, "densities": found.densities}
+
+
+def _unpacked_mask(tensors: Mapping[str, Tensor], facts: Any, device: torch.device) -> Calibration:
+    # In the order of the shapes, which is the model's: a file has another, and sums over tensors depend on it.
+    packed = {name: tensors[name] for name in facts["shapes"]}
+    mask = Mask.unpacked(packed, {name: tuple(shape) for name, shape in facts["shapes"].items()})
+    return Calibration(mask.to(device), facts["threshold"], tuple(facts["densities"]))
+
+
+def _packed_table(found: Table) -> Packed:
+    return {}, [[asdict(group) for group in model] for model in found]
+
+
+def _unpacked_table(tensors: Mapping[str, Tensor], facts: Any, device: torch.device) -> Table:
+    return [[Evaluation(**group) for group in model] for model in facts]
+
+
+HEAD = Kind[HeadAndFacts]("head", "solves the ridge head", MASK_KEYS, lambda found: found, _unpacked_head)
+MASK = Kind[Calibration]("mask", "chooses the mask", frozenset(), _packed_mask, _unpacked_mask)
+EVALUATIONS = {
+    split: Kind[Table](f"evaluation-{split}", "evaluates round 0", MASK_KEYS, _packed_table, _unpacked_table)
+    for split in ("val", "test")
+}
+
+
+class Starts:
+    """The ridge head, the mask and the measures of round 0, for the next run that would find the same.
+
+    A study runs one configuration at many learning rates, under many algorithms, in several processes; its rounds may
+    take less time than solving the head and scoring the mask, which are the same bits every time. The last two of each
+    are kept in this process: one that shares runs with others goes to and fro between two arms. All are kept on disk,
+    under data-dir/round-zero, where several processes that want the same wait for the first.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, dict[str, tuple[Any, Row]]] = {}  # by kind and digest, the last one used at the end
+
+    def once(self, home: Resident, kind: Kind[Found], row: Row, find: Callable[[], Found]) -> Found:
+        """`find()`, which may count traffic in `row`, or what it found for a run whose round 0 has the same bits.
+
+        Not kept under head-rounds, whose result depends on the rate, nor where failed clients may be left out.
+        """
+        config = home.config
+        if config.head_rounds or config.on_client_failure == "skip":
+            return find()
+        digest, kept = _digest(home, kind), self._kept.setdefault(kind.name, {})
+        before = {name: row[name] for name in COUNTED if name in row}
+        found_here = False
+
+        def find_here() -> tuple[Found, Row]:
+            nonlocal found_here
+            found_here = True
+            return _counted(row, before, find)
+
+        if digest in kept:
+            entry = kept.pop(digest)
+        elif _shareable(config, kind):
+            entry = _shared(home, kind, f"{kind.name}-{digest}", find_here)
+        else:
+            entry = find_here()
+        kept[digest] = entry
+        if len(kept) > KEPT:
+            del kept[next(iter(kept))]
+        found, counted = entry
+        if not found_here:
+            for message in counted.get(WARNINGS, ()):
+                log.warning("%s", message)
+        row |= {name: value + counted.get(name, 0) for name, value in before.items()}
+        return found  # type: ignore[no-any-return]
+
+
+class _Warnings(logging.Handler):
+    """Collects what is warned of, for whoever uses the same again."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the words of a record."""
+        self.messages.append(record.getMessage())
+
+
+def _counted(row: Row, before: Row, find: Callable[[], Found]) -> tuple[Found, Row]:
+    """What `find` finds, the traffic that it adds to `row`, and what it warns of."""
+    collected = _Warnings()
+    LOGGER.addHandler(collected)
+    try:
+        found = find()
+    finally:
+        LOGGER.removeHandler(collected)
+    return found, {name: row[name] - value for name, value in before.items()} | {WARNINGS: collected.messages}
+
+
+def _shareable(config: Config, kind: Kind[Any]) -> bool:
+    """Whether what this process finds holds for another, and takes long enough to find.
+
+    SuperNodes compute on machines and from data that this process does not see. Byzantine clients are an experiment
+    on what arrives from clients, so it arrives anew. A mask from a file or from the weights alone is quick.
+    """
+    if os.environ.get(SWITCH) == "off" or config.engine != "sequential" or config.byzantine_fraction > 0:
+        return False
+    return config.scored or kind is not MASK
+
+
+def _shared(home: Resident, kind: Kind[Found], stem: str, find: Callable[[], tuple[Found, Row]]) -> tuple[Found, Row]:
+    """The entry in the file of this stem; found and written by one process, while others that want it wait."""
+    folder = resolve(home.config.data_dir, "data-dir") / "round-zero"
+
+    def stored() -> tuple[Found, Row] | None:
+        file = read_start(folder, stem)
+        return None if file is None else (kind.unpack(file.tensors, file.facts, home.device), dict(file.counted))
+
+    if (entry := stored()) is not None:
+        return entry
+    try:
+        make_folder(folder)
+    except CheckpointError:
+        return find()
+    with only_maker(folder / stem, kind.making):
+        if (entry := stored()) is None:
+            entry = find()
+            write_start(folder, stem, StartFile(*kind.pack(entry[0]), entry[1]))
+    return entry
+
+
+def _digest(home: Resident, kind: Kind[Any]) -> str:
+    """Of all that decides the bits: settings, weights, data, shards, device, threads, versions, this package's code."""
+    config, ignored = home.config, LATER_KEYS | kind.ignored
+    settings = {key: value for key, value in config.to_run_config().items() if key not in ignored}
+    federated = config.strategy != "centralized"
+    parts: dict[str, object] = {
+        "settings": settings,
+        "clients": config.strategy if clustered(config) or not federated else "federated",
+        "weights": home.pretrained_sha256(),
+        "inputs": home.inputs_sha256,
+        "shards": home.shards_sha256 if federated else "",
+        "device": describe_device(home.device),
+        "threads": torch.get_num_threads(),
+        "surroundings": _surroundings(),
+    }
+    if kind is MASK and config.mask_file:
+        parts["mask file"] = _content(config.mask_file)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _content(mask_file: str) -> str:
+    """The checksum of a mask file; "" where it cannot be read, which the run itself will say."""
+    try:
+        return hashlib.sha256(resolve(mask_file, "mask-file").read_bytes()).hexdigest()
+    except (OSError, ConfigError):
+        return ""
+
+
+@lru_cache(maxsize=1)
+def _surroundings() -> list[str]:
+    """The processor, versions, and a checksum of this package's code: an edit to it does not change its version."""
+    code = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        code.update(f"|{path.relative_to(package).as_posix()}:".encode() + path.read_bytes())
+    here = environment()
+    return [
+        *(f"{package} {version}" for package, version in here["versions"].items()),
+        f"scipy {metadata.version('scipy')}",
+        here["machine"]["processor"],
+        torch.backends.cpu.get_cpu_capability(),
+        str(torch.version.cuda),
+        code.hexdigest(),
+    ]

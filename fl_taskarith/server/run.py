@@ -1,0 +1,368 @@
+"""What a federated and a centralized run share: round 0, evaluation, log, checkpoints, the exported model."""
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from fl_taskarith.config.choices import REGRESSION
+from fl_taskarith.config.rule import AUTO
+from fl_taskarith.config.settings import Config
+from fl_taskarith.data.datasets import ImageSet
+from fl_taskarith.errors import BudgetSpent, ConfigError, Divergence
+from fl_taskarith.masking.mask import save_mask
+from fl_taskarith.models.backbone import HEAD_PARAMETERS, export_model
+from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
+from fl_taskarith.server.course import remarks
+from fl_taskarith.server.interruption import asked_to_stop, finishing_rounds, interrupted
+from fl_taskarith.server.round_zero_cache import EVALUATIONS, HEAD, MASK, Starts
+from fl_taskarith.storage.checkpoint import Checkpoint
+from fl_taskarith.storage.run_folder import COLUMNS, Logbook, Row
+from fl_taskarith.storage.run_log import UNPRINTED
+from fl_taskarith.training.local import Evaluation, evaluate
+from fl_taskarith.training.sparse_sgdm import learning_rate
+from fl_taskarith.workspace.clusters import split_clusters, start_clusters
+from fl_taskarith.workspace.global_model import Frozen, GlobalModel, Weights
+from fl_taskarith.workspace.make_mask import Sums, make_mask, mask_facts, server_sums
+from fl_taskarith.workspace.views import pooled, views
+from fl_taskarith.workspace.workspace import Resident
+
+if TYPE_CHECKING:
+    import pandas
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, Row], None]
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run left: its folder, and the rows of its rounds.csv."""
+
+    folder: Path
+    rows: list[Row]
+
+    def frame(self) -> "pandas.DataFrame":
+        """The rows as a pandas table."""
+        import pandas
+
+        return pandas.DataFrame(self.rows, columns=list(COLUMNS))
+
+
+class Run(ABC):
+    """One run over its resident data and model; `execute` does all of it, or what is left of it.
+
+    A subclass says where the head's statistics come from and how the rounds are trained.
+    """
+
+    def __init__(self, config: Config, home: Resident, logbook: Logbook, progress: Progress | None) -> None:
+        self.config = config
+        self.home = home
+        self.logbook = logbook
+        self.progress = progress
+        self.deadline: float | None = None  # of time.time; from then on the run ends after its round, saved
+        self.starts = Starts()
+        self.model = GlobalModel({})
+        self.evaluated = {"val": home.data.validation, "test": home.data.test}
+
+    @abstractmethod
+    def ridge_statistics(self, row: Row) -> RidgeStatistics:
+        """Of all training examples under the current backbone; adds bytes and seconds, in round 0 clients, to `row`."""
+
+    @abstractmethod
+    def train_rounds(self, first_round: int, last_round: int) -> None:
+        """Rounds `first_round`..`last_round` from `self.model`; calls `finish_round` after each."""
+
+    @abstractmethod
+    def state(self) -> Checkpoint:
+        """A checkpoint that holds what the rounds keep beside the global model; its round and model do not matter."""
+
+    @abstractmethod
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take that back from a checkpoint, whose tensors are on the device."""
+
+    def client_sums(self, head: Weights, row: Row) -> Sums:
+        """Sensitivities scored by clients (`calibrate.Sums`); adds their bytes and seconds to `row`."""
+        raise NotImplementedError(f"{type(self).__name__} has no clients")
+
+    @abstractmethod
+    def distribute(self, row: Row) -> None:
+        """Let all clients have what is frozen from now on; adds the bytes to `row`."""
+
+    def execute(self) -> None:
+        """Round 0 or the last checkpoint, the rounds that are left, and the export of the final model.
+
+        The rounds come in two phases with other tensors to train each: `head-rounds` of the head alone, if any, and
+        the rest.
+        """
+        restored = self.logbook.restored
+        if restored is None:
+            self._round_zero()
+            first_round = 1
+        else:
+            self._restore(restored)
+            first_round = restored.round + 1
+        for last_round in (self.config.head_rounds, self.config.num_rounds):
+            if first_round <= last_round:
+                with finishing_rounds():
+                    self.train_rounds(first_round, last_round)
+                first_round = last_round + 1
+        if self.config.save_model:
+            models = split_clusters(self.config, self.model)
+            for number, model in enumerate(models):
+                self.home.place(model)
+                export_model(
+                    self.home.model,
+                    self.logbook.folder / f"model{f'-cluster-{number}' if len(models) > 1 else ''}.safetensors",
+                    self.home.data.dataset.classes,
+                    {
+                        "dataset": self.config.dataset,
+                        "weights": self.config.weights,
+                        "round": str(self.config.num_rounds),
+                    },
+                )
+
+    def choose_mask_only(self) -> None:
+        """What `execute` does until the mask is chosen and saved, and no more: the test set is not looked at.
+
+        A rule that scores nothing needs no head, so none is solved or trained for it.
+
+        Raises:
+            ConfigError: every client has a mask of its own.
+        """
+        if self.config.mask_source == "own":
+            raise ConfigError('mask-source = "own" chooses no mask that all share: set "server" or "clients".')
+        self.evaluated.pop("test")
+        if not self.config.scored:
+            self.model = GlobalModel({name: self.home.pretrained[name] for name in HEAD_PARAMETERS})
+            self._freeze({"downlink_bytes": 0, "train_seconds": 0.0, "overhead_seconds": 0.0})
+            return
+        self._round_zero()
+        if self.config.head_rounds:
+            self.train_rounds(1, self.config.head_rounds)
+
+    def complete(self, row: Row) -> None:  # noqa: B027 (nothing to add is the usual case)
+        """Add to a round's row what only its end shows."""
+
+    def finish_round(self, row: Row, trained: Weights) -> None:
+        """Take the trained weights over, evaluate where due, write the row, and save a checkpoint where due."""
+        server_round, config = row["round"], self.config
+        self.model = GlobalModel(trained, self.model.frozen)
+        if server_round == config.head_rounds:
+            self._freeze(row)
+        last = server_round == config.num_rounds
+        if config.ridge_refresh and server_round and (last or server_round % config.ridge_refresh == 0):
+            self._refresh_head(row)
+        if last or server_round % config.evaluate_every == 0:
+            self._evaluate(row)
+        self.complete(row)
+        record_round(self.logbook, config, row, self.progress, self._checkpoint, last=last, deadline=self.deadline)
+
+    def _checkpoint(self) -> Checkpoint:
+        return dataclasses.replace(
+            self.state(), round=self.logbook.rows[-1]["round"], trained=self.model.trained,
+            frozen=self.model.frozen.tensors(),
+        )  # fmt: skip
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        def on_device(tensors: Weights) -> Weights:
+            return {name: tensor.to(self.home.device) for name, tensor in tensors.items()}
+
+        frozen = Frozen.of_tensors(checkpoint.frozen, self.home.shapes, self.home.device)
+        # In the model's order, not the file's: sums over tensors are to have the same bits as if never interrupted.
+        trained = {name: checkpoint.trained[name] for name in self.home.parameters if name in checkpoint.trained}
+        self.model = GlobalModel(on_device(trained), frozen)
+        self.restore(dataclasses.replace(checkpoint, strategy_state=on_device(checkpoint.strategy_state)))
+        self.distribute({"downlink_bytes": 0})  # a client's files may be gone; the row that counts it is written
+
+    def _round_zero(self) -> None:
+        """Solve the head on the frozen backbone, choose the mask, and evaluate."""
+        started = time.perf_counter()
+        row: Row = {"round": 0, "clients": 0, "uplink_bytes": 0, "downlink_bytes": 0, "train_seconds": 0.0}
+        head = {name: self.home.pretrained[name] for name in HEAD_PARAMETERS}
+        if self.config.head == "ridge":
+            head, facts = self.starts.once(self.home, HEAD, row, lambda: self._solve_ridge_head(row))
+            self.logbook.note(head=facts)
+        row["overhead_seconds"] = overhead(time.perf_counter() - started, row["train_seconds"])
+        self.finish_round(row, head)
+
+    def _freeze(self, row: Row) -> None:
+        """End the head's phase: fix the head where it is not trained on, choose the mask, and send both to clients.
+
+        What was trained so far, the head, becomes frozen; what is trained from now on starts as pretrained.
+        """
+        head, config = self.model.trained, self.config
+        if config.num_rounds == config.head_rounds:
+            return
+        started, clients_before = time.perf_counter(), row["train_seconds"]
+        trained = {name: (self.home.pretrained | head)[name] for name in self.home.trained_names(config.num_rounds)}
+        frozen = Frozen({name: value for name, value in head.items() if name not in trained})
+        if config.masked and config.mask_source == "own":
+            self.logbook.note(mask={"rule": config.mask_rule, "source": "own", "density": config.density})
+        elif config.masked:
+            by_clients = config.mask_source == "clients"
+            sums = self.client_sums(head, row) if by_clients else server_sums(self.home, head)
+            calibration = self.starts.once(self.home, MASK, row, lambda: make_mask(self.home, sums))
+            facts = mask_facts(config, calibration)
+            log.info(
+                "Mask: %(updated)d of %(maskable)d weights (density %(density).4g) are updated, by %(rule)s.", facts
+            )
+            self.logbook.note(mask=facts)
+            save_mask(
+                self.logbook.folder / "mask.safetensors",
+                calibration.mask,
+                {"model": config.model, "facts": json.dumps(facts)},
+            )
+            frozen = Frozen(frozen.weights, calibration.mask)
+            trained = calibration.mask.gather(trained)
+        self.model = GlobalModel(start_clusters(config, trained), frozen)
+        self.distribute(row)
+        row["overhead_seconds"] += overhead(time.perf_counter() - started, row["train_seconds"] - clients_before)
+
+    def _refresh_head(self, row: Row) -> None:
+        """Solve the head anew for the backbone as it is, and send it to clients in place of the last one."""
+        started, clients_before = time.perf_counter(), row["train_seconds"]
+        head, facts = self._solve_ridge_head(row)
+        self.logbook.note(head=facts)
+        self.model = GlobalModel(self.model.trained, Frozen(self.model.frozen.weights | head, self.model.frozen.mask))
+        self.distribute(row)
+        row["overhead_seconds"] += overhead(time.perf_counter() - started, row["train_seconds"] - clients_before)
+
+    def _solve_ridge_head(self, row: Row) -> tuple[Weights, dict[str, object]]:
+        """The head's weight and bias, and facts for run.json; λ and logit scale by validation where they are "auto"."""
+        solver = RidgeSolver(self.ridge_statistics(row))
+        self.home.place(self.model)
+        validation = pooled(self.config, self.home.data.validation)
+        features = self.home.features(validation)
+        ridge_lambda, logit_scale = self.config.ridge_lambda, self.config.logit_scale
+        if ridge_lambda == AUTO:
+            ridge_lambda = choose_ridge_lambda(solver, features, validation.labels)
+        head = solver.solve(float(ridge_lambda))
+        if logit_scale == AUTO:
+            logit_scale = fit_logit_scale(head.scores(features), validation.labels)
+        scaled = head.scaled(float(logit_scale))
+        weights = dict(zip(HEAD_PARAMETERS, (scaled.weight.float().contiguous(), scaled.bias.float()), strict=True))
+        return weights, {"kind": "ridge", "ridge_lambda": ridge_lambda, "logit_scale": logit_scale}
+
+    def _evaluate(self, row: Row) -> None:
+        """Validation and test loss and accuracy of the global model, and ‖θ − θ₀‖, into `row`.
+
+        Where groups of clients see images differently, they are means over the groups; of several cluster models a
+        group is measured with the one of least validation loss in it.
+        """
+        started = time.perf_counter()
+        row["task_vector_norm"] = self.home.task_vector_norm(self.model)
+
+        def measure(split: str) -> list[list[Evaluation]]:
+            return self._measured(self.evaluated[split])
+
+        measured = {
+            split: measure(split)
+            if row["round"]
+            else self.starts.once(self.home, EVALUATIONS[split], row, partial(measure, split))
+            for split in self.evaluated
+        }
+        by_model = measured["val"]
+        best = [min(range(len(by_model)), key=lambda model: by_model[model][group].loss)
+                for group in range(len(by_model[0]))]  # fmt: skip
+        for split, table in measured.items():
+            chosen = [table[model][group] for group, model in enumerate(best)]
+            if not chosen[0].examples:
+                continue
+            loss = fmean(group.loss for group in chosen)
+            if not math.isfinite(loss):
+                raise Divergence(f"Round {row['round']}: the {split} loss is {loss}. Lower learning-rate.")
+            row[f"{split}_loss"], row[f"{split}_accuracy"] = loss, fmean(group.accuracy for group in chosen)
+        row["evaluate_seconds"] = time.perf_counter() - started
+
+    def _measured(self, examples: ImageSet) -> list[list[Evaluation]]:
+        """Of every model, on `examples` as every group of clients sees them."""
+        table = []
+        for model in split_clusters(self.config, self.model):
+            self.home.place(model)
+            table.append(
+                [
+                    evaluate(
+                        self.home.compiled_network,
+                        seen,
+                        self.home.preprocessing,
+                        batch_size=self.home.evaluation_batch,
+                        precision=self.config.precision,
+                    )
+                    for seen in views(self.config, examples)
+                ]
+            )
+        return table
+
+
+def scheduled_rate(config: Config, logbook: Logbook, server_round: int) -> float:
+    """The learning rate of `server_round`, from the schedule and the validation losses logged so far."""
+    losses = [row.get("val_loss") for row in logbook.rows if row["round"] < server_round]
+    return learning_rate(config, server_round, [loss for loss in losses[1:] if loss is not None])
+
+
+def solved_logit_scale(logbook: Logbook) -> float:
+    """The factor between the scores of the ridge head and the model's; 1 without such a head."""
+    return float(logbook.fact("head").get("logit_scale", 1.0))
+
+
+def record_round(
+    logbook: Logbook,
+    config: Config,
+    row: Row,
+    progress: Progress | None,
+    checkpoint: Callable[[], Checkpoint],
+    *,
+    last: bool,
+    deadline: float | None = None,
+) -> None:
+    """Write a finished round's row, tell of it, and save the `checkpoint` of it where due.
+
+    Raises:
+        BudgetSpent: it is past `deadline` (of time.time) and more rounds are to come; this one is saved.
+        Interrupted: a signal came, likewise.
+    """
+    logbook.write_round(row)
+    if progress is not None:
+        progress(row["round"], config.num_rounds, row)
+    log.info("%s", describe_round(row, config.num_rounds), extra=None if progress is None else UNPRINTED)
+    for remark in remarks(logbook.rows, config) if config.dataset != REGRESSION else ():
+        log.warning("%s", remark)
+    late = not last and deadline is not None and time.time() >= deadline
+    stopping = not last and asked_to_stop()
+    if last or late or stopping or row["round"] % config.checkpoint_every == 0:
+        logbook.save_checkpoint(checkpoint())
+    if stopping:
+        raise interrupted(f"Stopped after round {row['round']} of {config.num_rounds}.")
+    if late:
+        raise BudgetSpent(f"The time is over after round {row['round']} of {config.num_rounds}; it is saved.")
+
+
+def overhead(wall_seconds: float, client_seconds: float) -> float:
+    """Seconds of a round that no client worked; 0 where clients ran side by side for longer than the round."""
+    return max(0.0, wall_seconds - client_seconds)
+
+
+def describe_round(row: Row, num_rounds: int) -> str:
+    """One line for the terminal."""
+    words = [f"round {row['round']:>3}/{num_rounds}"]
+    for column, name, form in (
+        ("train_loss", "train loss", "{:.4f}"),
+        ("val_accuracy", "val accuracy", "{:.4f}"),
+        ("test_loss", "test loss", "{:.4f}"),
+        ("test_accuracy", "test accuracy", "{:.4f}"),
+        ("matched_distance", "distance to the truth", "{:.4g}"),
+        ("cluster_accuracy", "clients in their cluster", "{:.4f}"),
+    ):
+        if row.get(column) is not None:
+            words.append(f"{name} {form.format(row[column])}")
+    seconds = sum(row.get(name) or 0.0 for name in ("train_seconds", "overhead_seconds", "evaluate_seconds"))
+    return "  ".join([*words, f"{seconds:.1f} s"])

@@ -1,0 +1,111 @@
+"""A whole federation in one process: the function a notebook cell calls, and what `fl-taskarith simulate` runs."""
+
+import os
+import sys
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from fl_taskarith.client.app import app as client_app
+from fl_taskarith.config import settings as configuration
+from fl_taskarith.config.effects import refuse_idle
+from fl_taskarith.config.fields import kebab
+from fl_taskarith.config.settings import Config
+from fl_taskarith.server.federated import run_federation
+from fl_taskarith.server.round_zero_cache import Starts
+from fl_taskarith.server.run import History, Progress, describe_round
+from fl_taskarith.storage.run_folder import Row
+
+
+def simulate(
+    conf: Path | str | Config | None = None,
+    *,
+    deadline: float | None = None,
+    starts: Starts | None = None,
+    **overrides: object,
+) -> History:
+    """Run the app that `flwr run .` runs, in this process, with a progress bar.
+
+    For example `simulate("conf/fedavg-noniid.toml", classes_per_client=5)`. With engine = "flower" the clients run in
+    Ray actors that Flower starts, as many SuperNodes as clients.
+
+    Args:
+        conf: a TOML file of settings, or a Config, or None for the defaults (the quick start).
+        deadline: time (of time.time) from which the run stops after its round, with a checkpoint.
+        starts: what round 0 found in the caller's earlier runs, so that runs of one search do not find it again.
+        overrides: settings by their Python names.
+
+    Raises:
+        BudgetSpent: at the deadline; the same call continues the run.
+        FlTaskarithError: anything the user can mend; the run's folder keeps what was done.
+    """
+    if isinstance(conf, Config):
+        given = {kebab(key): value for key, value in overrides.items()}
+        config = configuration.from_mapping(conf.to_run_config() | given)
+        refuse_idle(config, given)
+    else:
+        config = configuration.load(conf, overrides)
+
+    with _ProgressBar() as bar:
+        if config.engine == "sequential":
+            return run_federation(config, client_app, progress=bar.show, deadline=deadline, starts=starts)
+        return _run_on_ray(config, bar.show, deadline, starts)
+
+
+def _run_on_ray(config: Config, progress: Progress, deadline: float | None, starts: Starts | None) -> History:
+    """The same on Flower's simulation engine; its run_simulation raises what the ServerApp raises."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.simulation import run_simulation
+
+    from fl_taskarith.workspace.machine import available_threads, choose_device
+
+    server_app = ServerApp()
+    histories: list[History] = []
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        histories.append(run_federation(config, client_app, grid, progress, deadline, starts))
+
+    cores = available_threads()  # one actor that has them all: clients take turns, as in the sequential engine
+    on_gpu = choose_device(config.device).type == "cuda"
+    run_simulation(
+        server_app,
+        client_app,
+        num_supernodes=config.num_clients,
+        backend_config={
+            "init_args": {"num_cpus": cores},
+            "client_resources": {"num_cpus": cores, "num_gpus": 1.0 if on_gpu else 0.0},
+        },
+    )
+    return histories[0]
+
+
+class _ProgressBar:
+    """tqdm on a terminal or in a notebook; a line per round anywhere else."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[None] | None = None
+        self._shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+
+    def __enter__(self) -> "_ProgressBar":
+        return self
+
+    def show(self, server_round: int, num_rounds: int, row: Row) -> None:
+        if not self._shown:
+            print(describe_round(row, num_rounds), flush=True)
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=num_rounds, initial=server_round, unit="round")
+        self._bar.n = server_round
+        measured = {name: f"{row[name]:.4f}" for name in ("train_loss", "val_accuracy", "test_accuracy")
+                    if row.get(name) is not None}  # fmt: skip
+        if "test_accuracy" in measured:
+            self._bar.set_postfix(measured, refresh=False)
+        self._bar.refresh()
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,143 @@
+"""Checkpoints: one self-verifying file each. Its name carries the checksum of its content, so no index can disagree."""
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fl_taskarith.errors import CheckpointError
+from fl_taskarith.storage.client_files import StateNames
+from fl_taskarith.storage.files import CHECKSUM_DIGITS, read_verified, write_verified
+
+KEPT = 2
+_NAME = re.compile(rf"round-(\d{{6,}})-([0-9a-f]{{{CHECKSUM_DIGITS}}})\.safetensors")
+
+_GROUPS = ("trained", "frozen", "strategy_state")
+_NO_CHECKPOINT = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError)  # of a file that is none
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after `round` rounds.
+
+    trained: the global weights that rounds update (under a mask, its entries); frozen: the tensors of `Frozen`;
+    strategy_state: tensors the strategy keeps; notes: the log so far, JSON values; client_states: file name of each
+    client's own state, by partition, for those that have one.
+    """
+
+    round: int
+    trained: dict[str, Tensor]
+    frozen: dict[str, Tensor]
+    strategy_state: dict[str, Tensor]
+    notes: dict[str, Any] = field(default_factory=dict)
+    client_states: StateNames = field(default_factory=dict)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write `checkpoint` to `folder` as round-NNNNNN-<sha256>.safetensors and drop all but the last two.
+
+    Raises:
+        CheckpointError: it cannot be written; the earlier ones are untouched.
+    """
+    tensors = {
+        f"{group}/{name}": tensor.detach().cpu().contiguous()
+        for group in _GROUPS
+        for name, tensor in getattr(checkpoint, group).items()
+    }
+    metadata = {
+        "round": str(checkpoint.round),
+        "notes": json.dumps(checkpoint.notes),
+        "client_states": json.dumps(checkpoint.client_states),
+    }
+    path = write_verified(folder, f"round-{checkpoint.round:06d}", safetensors.torch.save(tensors, metadata))
+    # A run that was resumed may come to a round twice; the later file of the same round is the one just written.
+    for _, old in [found for found in list_checkpoints(folder) if found[1] != path][KEPT - 1 :]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest undamaged checkpoint in `folder`; a damaged one is reported and passed over. None without any file.
+
+    Raises:
+        CheckpointError: there are checkpoints and all are damaged.
+    """
+    found = list_checkpoints(folder)
+    damaged: list[Path] = []
+    for _, path in found:
+        checkpoint = _read(path)
+        if checkpoint is not None:
+            for other in damaged:  # out of the way, so that it counts for none of the kept ones
+                with contextlib.suppress(OSError):  # where nothing can be written, the next write says so
+                    other.rename(other.with_suffix(".damaged"))
+            return checkpoint
+        log.warning("The checkpoint %s is damaged (its checksum does not match); trying the one before.", path)
+        damaged.append(path)
+    if found:
+        raise CheckpointError(
+            f"All checkpoints in {folder} are damaged. Delete the folder to start this run from the beginning, "
+            "or restore the files from a backup."
+        )
+    return None
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(round, path) of every checkpoint file in `folder`, newest round first."""
+    if not folder.is_dir():
+        return []
+    matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
+
+
+def referenced_client_states(folder: Path) -> list[StateNames]:
+    """The client states that each readable checkpoint in `folder` refers to."""
+    tables = []
+    for _, path in list_checkpoints(folder):
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                tables.append(_state_names(file.metadata()))
+        except _NO_CHECKPOINT:
+            continue  # damaged: it will be passed over when read
+    return tables
+
+
+def _read(path: Path) -> Checkpoint | None:
+    """The checkpoint at `path`, or None if its content is not what its name says or no checkpoint.
+
+    Nothing in it is ever run as code.
+    """
+    content = read_verified(path)
+    if content is None:
+        return None
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        tensors = safetensors.torch.load(content)
+        return Checkpoint(
+            round=int(metadata["round"]),
+            **{group: _under(group, tensors) for group in _GROUPS},
+            notes=json.loads(metadata["notes"]),
+            client_states=_state_names(metadata),
+        )
+    except _NO_CHECKPOINT:
+        return None
+
+
+def _state_names(metadata: Mapping[str, str]) -> StateNames:
+    return {int(partition): name for partition, name in json.loads(metadata["client_states"]).items()}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(f"{prefix}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")
+    }

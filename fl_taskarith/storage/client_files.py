@@ -1,0 +1,133 @@
+"""What a client keeps between rounds: files that are never overwritten, since their names carry a checksum.
+
+Frozen tensors (the head, the mask) are the same for all clients and sent once: one file, which clients on the same
+machine share. A client's own state is one file per partition and version.
+
+Flower's Context.state would travel with every message, and a client that ran ahead of the last checkpoint could not be
+taken back. Here the server knows each client's newest file by name, a checkpoint holds those names, and a resumed run
+hands every client the version that belongs to the checkpoint.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fl_taskarith.errors import CheckpointError, FrozenMissing
+from fl_taskarith.storage.files import read_verified, verified_name, write_verified
+
+StateNames = dict[int, str]  # file name of the newest state, by partition
+
+# In a client's file: its control variate c_k, parameters that it does not share, and its own mask.
+CONTROL, OWN, MASK = "control/", "own/", "mask/"
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a client's tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def frozen_name(tensors: Mapping[str, Tensor]) -> str:
+    """The name of the file that holds these frozen tensors."""
+    return verified_name("frozen", _content(tensors))
+
+
+def write_frozen(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Keep frozen tensors under `name`, which the server made with `frozen_name`, unless they are there, sound.
+
+    Raises:
+        CheckpointError: it cannot be written, or the tensors that arrived are not those that were sent.
+    """
+    if not _is_sound(folder / name) and write_verified(folder, "frozen", _content(tensors)).name != name:
+        raise CheckpointError(f"The frozen tensors for {folder / name} arrived damaged: run again.")
+
+
+def read_frozen(folder: Path, name: str) -> dict[str, Tensor]:
+    """The frozen tensors of the file `name`, on the CPU; none for the empty name.
+
+    Raises:
+        FrozenMissing: there is no such file.
+        CheckpointError: it is damaged.
+    """
+    if not name:
+        return {}
+    tensors = _tensors_of(folder / name)
+    if tensors is None:
+        kind = CheckpointError if (folder / name).exists() else FrozenMissing
+        raise kind(
+            f"The frozen head and mask in {folder / name} are missing or damaged: delete that file, if it is there, "
+            "and run again; clients are sent it anew."
+        )
+    return tensors
+
+
+def write_client_state(folder: Path, partition: int, version: int, tensors: Mapping[str, Tensor]) -> str:
+    """Write the tensors that client `partition` keeps after round `version`; returns the file's name.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    return write_verified(_folder_of(folder, partition), f"round-{version:06d}", _content(tensors)).name
+
+
+def read_client_state(folder: Path, partition: int, name: str) -> dict[str, Tensor]:
+    """The tensors of the file `name` of client `partition`, on the CPU; none for the empty name (no state yet).
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    if not name:
+        return {}
+    path = _folder_of(folder, partition) / name
+    tensors = _tensors_of(path)
+    if tensors is None:
+        raise CheckpointError(
+            f"The state {path} of client {partition} is missing or damaged, and the checkpoint refers to it: "
+            "delete the newest checkpoint to continue from the one before, or restore the file."
+        )
+    return tensors
+
+
+def prune_client_states(folder: Path, kept: Iterable[StateNames]) -> None:
+    """Delete every state that none of the name tables in `kept` refers to."""
+    wanted = {(partition, name) for names in kept for partition, name in names.items()}
+    for path in folder.glob("*/*.safetensors"):
+        if path.parent.name.isdecimal() and (int(path.parent.name), path.name) not in wanted:
+            path.unlink(missing_ok=True)
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a verified file is there and is what its name says; read once while nobody touches it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return _was_sound(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=1)
+def _was_sound(path: Path, modified: int, size: int) -> bool:
+    return read_verified(path) is not None
+
+
+def _tensors_of(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a verified file; None if it is missing, damaged, or holds none."""
+    content = read_verified(path)
+    if content is None:
+        return None
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError):
+        return None
+    return tensors
+
+
+def _content(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def _folder_of(folder: Path, partition: int) -> Path:
+    return folder / f"{partition:06d}"

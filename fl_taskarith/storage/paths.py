@@ -1,0 +1,76 @@
+"""Where things lie. Never the working directory: Flower starts the app from wherever its SuperLink was started."""
+
+import json
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from fl_taskarith.errors import ConfigError
+
+
+def checkout() -> Path | None:
+    """The folder of the editable install (PEP 610 `direct_url.json`), or None for any other kind of install.
+
+    Flower runs a copy of this package, so `__file__` would point into Flower's own store.
+    """
+    try:
+        record = metadata.distribution("fl-taskarith").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return None
+    if record is None:
+        return None
+    source = json.loads(record)
+    if not source.get("dir_info", {}).get("editable"):
+        return None
+    return Path(url2pathname(urlparse(source["url"]).path))
+
+
+def resolve(path: str, key: str) -> Path:
+    """`path` made absolute: `~` is the home folder, a relative path lies in the installed checkout.
+
+    Raises:
+        ConfigError: a relative path, and the package is not installed with `pip install -e`; names `key`.
+    """
+    try:
+        given = Path(path).expanduser()
+    except RuntimeError as error:  # ~somebody who is not a user here
+        raise ConfigError(f'{key} = "{path}": {error}.') from error
+    if given.is_absolute():
+        return given
+    root = checkout()
+    if root is None:
+        raise ConfigError(
+            f'{key} = "{path}" is relative, and fl-taskarith is not installed from a checkout (pip install -e .), '
+            f"so there is nothing it could be relative to: give {key} as an absolute path."
+        )
+    return root / given
+
+
+def portable(path: Path) -> str:
+    """An absolute path as a setting that means the same in a checkout elsewhere: relative where it lies in this one."""
+    root = checkout()
+    return path.relative_to(root).as_posix() if root is not None and path.is_relative_to(root) else str(path)
+
+
+def results_root(results_dir: str) -> Path:
+    """The folder that holds all runs: `results-dir`, or `results/` of the installed checkout when it is empty."""
+    return resolve(results_dir or "results", "results-dir")
+
+
+def shipped_file(relative: str) -> Path:
+    """A data file of this package, for example "models/vit_glyph.safetensors".
+
+    Flower's app bundle carries source and text files only and runs a copy of the package without its weights, so a file
+    missing beside this module is looked up in the installed package.
+    """
+    beside = Path(__file__).parents[1] / relative
+    if beside.exists():
+        return beside
+    root = checkout()
+    if root is not None:
+        return root / "fl_taskarith" / relative
+    try:
+        return Path(str(metadata.distribution("fl-taskarith").locate_file(f"fl_taskarith/{relative}")))
+    except metadata.PackageNotFoundError:
+        return beside

@@ -1,0 +1,91 @@
+"""What round 0 finds, as files that several processes share: data-dir/round-zero/KIND-DIGEST-CHECKSUM.safetensors.
+
+A file that is not what its name says is damaged and found anew. The newest files stay, within `MOST_BYTES` in all.
+"""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fl_taskarith.errors import CheckpointError
+from fl_taskarith.storage.files import A_DAY, read_verified, write_verified
+
+MOST_BYTES = 256 * 2**20  # of all files together: hundreds of heads, or a hundred masks of a ViT-S/14
+MOST_FILES = 1_000
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StartFile:
+    """What one file holds: tensors, JSON values beside them, and the traffic and warnings that finding them took."""
+
+    tensors: Mapping[str, Tensor]
+    facts: Any
+    counted: Mapping[str, Any]
+
+
+def read_start(folder: Path, stem: str) -> StartFile | None:
+    """The newest sound file of this stem, its tensors on the CPU; None without one. Damaged ones are removed."""
+    for path in _newest_first(folder, f"{stem}-*.safetensors"):
+        content = read_verified(path)
+        try:
+            if content is None:
+                raise ValueError("its content is not what its name says")
+            metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+            found = StartFile(safetensors.torch.load(content), json.loads(metadata["facts"]),
+                              json.loads(metadata["counted"]))  # fmt: skip
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            if path.exists():  # else another process made room
+                log.warning("%s is damaged (%s); what it held is found anew.", path, error)
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            continue
+        with contextlib.suppress(OSError):
+            path.touch()  # what is used stays longest
+        return found
+    return None
+
+
+def write_start(folder: Path, stem: str, start: StartFile) -> None:
+    """Keep `start` for other processes, and make room for it; where it cannot be written, a warning says so."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in start.tensors.items()}
+    metadata = {"facts": json.dumps(start.facts), "counted": json.dumps(dict(start.counted))}
+    try:
+        write_verified(folder, stem, safetensors.torch.save(tensors, metadata))
+    except CheckpointError as error:
+        log.warning("Other processes will find %s anew. %s", stem, error)
+    _make_room(folder)
+
+
+def _make_room(folder: Path) -> None:
+    """Remove the files used longest ago beyond the bounds, and locks that a killed process left a day ago."""
+    size = 0
+    for number, path in enumerate(_newest_first(folder, "*.safetensors"), 1):
+        with contextlib.suppress(OSError):
+            size += path.stat().st_size
+            if number > MOST_FILES or size > MOST_BYTES:
+                path.unlink()
+    for pattern in (".*.lock", ".*.pid"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > A_DAY:
+                    path.unlink()
+
+
+def _newest_first(folder: Path, pattern: str) -> list[Path]:
+    """The files of that pattern, by the time of their last use."""
+    dated = []
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # removed by another process meanwhile
+            dated.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(dated, reverse=True)]

@@ -1,0 +1,227 @@
+"""Local steps, evaluation and features of one resident model. Pure PyTorch: knows neither Flower nor a strategy."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fl_taskarith.data.batches import Preprocessing, batch_positions, draw_augmentations
+from fl_taskarith.data.datasets import ImageSet
+from fl_taskarith.data.prefix_cache import CachedInputs
+from fl_taskarith.errors import Divergence
+from fl_taskarith.models.compilation import Network
+from fl_taskarith.seeding import torch_seed
+from fl_taskarith.storage.progress import tracked
+
+Inputs = Preprocessing | CachedInputs
+"""Makes the network's inputs from what an `ImageSet` holds: images, or positions in a prefix cache."""
+
+AUTOCAST_TYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+NEVER = 2**31 - 1  # steps
+LOSS_SCALE = 2.0**10  # of fp16 gradients: far from their smallest values, and from overflow for losses of a few nats
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy in nats, and accuracy in [0, 1], over `examples` images."""
+
+    loss: float
+    accuracy: float
+    examples: int
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The mixed-precision context of `precision` ("fp32", "tf32", "bf16", "fp16") on `device`."""
+    dtype = AUTOCAST_TYPES[precision]
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def is_single(precision: str) -> bool:
+    """Whether all tensors are float32 under `precision`."""
+    return AUTOCAST_TYPES[precision] is None
+
+
+def set_matrix_products(precision: str) -> None:
+    """Let a GPU multiply float32 matrices in TF32 (10 bits of mantissa) under "tf32", and under no other precision.
+
+    For the whole process. torch itself starts with TF32 in convolutions, such as a ViT's patch embedding, and without
+    it in matrix products. A GPU before Ampere, or a CPU without units for it, computes in float32 either way.
+    """
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def train_locally(
+    model: Network,
+    examples: ImageSet,
+    shard: Tensor,
+    optimizer: torch.optim.Optimizer,
+    preprocessing: Inputs,
+    *,
+    local_steps: int,
+    batch_size: int,
+    precision: str,
+    generator: np.random.Generator,
+    loss_name: str = "cross-entropy",
+    logit_scale: float = 1.0,
+) -> float:
+    """J steps of `optimizer` on `local_loss` over random batches of one shard, in place; the mean loss of the steps.
+
+    The host waits for the device once, at the end; under fp16 once per step, to see whether gradients are finite. There
+    the loss is multiplied by `LOSS_SCALE`, halved whenever they are not; such a step is left out and reported.
+
+    Args:
+        model: holds the global weights; parameters that require a gradient are trained.
+        examples: the training set; `shard`, int64 [n], indexes the client's own.
+        generator: the only source of randomness; its seed also seeds torch, for models with dropout.
+
+    Raises:
+        Divergence: under fp16, no step had finite gradients.
+    """
+    device = examples.images.device
+    _seed_torch(torch_seed(generator), device)
+    positions = torch.from_numpy(batch_positions(len(shard), batch_size, local_steps, generator)).to(shard.device)
+    steps, batch = positions.shape
+    augmentations = draw_augmentations(steps, batch, preprocessing.crop_padding, generator, device)
+    scaler = torch.amp.GradScaler(
+        device.type, init_scale=LOSS_SCALE, growth_interval=NEVER, enabled=precision == "fp16"
+    )
+    loss_sum = torch.zeros((), device=device)
+    model.train()
+    for chosen, augmentation in zip(shard[positions], augmentations, strict=True):
+        inputs = preprocessing.training_inputs(examples.images[chosen], augmentation)
+        with autocast(device, precision):
+            loss = local_loss(model(inputs), examples.labels[chosen], loss_name, logit_scale)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        loss_sum += loss.detach()
+    if scaler.is_enabled():
+        scale = scaler.get_scale()
+        _report_skipped(round(math.log2(LOSS_SCALE / scale)) if scale else steps, steps)
+    return loss_sum.item() / local_steps
+
+
+def _seed_torch(seed: int, device: torch.device) -> None:
+    """torch.manual_seed; it takes milliseconds for devices that are not there, a good part of a small model's step."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
+def local_loss(scores: Tensor, labels: Tensor, name: str, logit_scale: float = 1.0) -> Tensor:
+    """Mean over a batch of scores [b, c] and labels int64 [b]: "cross-entropy", or "squared", ½‖scores/s − one-hot‖².
+
+    s = `logit_scale` is what the ridge head's own scores were multiplied by, for a softmax of them to be calibrated.
+    "squared" is what the ridge head minimises: its targets are bounded, so a client pulls at its features only by what
+    is left of them.
+    """
+    if name == "cross-entropy":
+        return functional.cross_entropy(scores, labels)
+    targets = functional.one_hot(labels, scores.shape[1])
+    return 0.5 * (scores.float() / logit_scale - targets).square().sum(1).mean()
+
+
+def _report_skipped(skipped: int, steps: int) -> None:
+    if skipped == steps:
+        raise Divergence(
+            f"None of {steps} steps had finite gradients in fp16: lower learning-rate, or use precision bf16 or fp32."
+        )
+    if skipped:
+        log.warning("%d of %d steps were left out: their gradients overflowed fp16.", skipped, steps)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Network, examples: ImageSet, preprocessing: Inputs, *, batch_size: int, precision: str
+) -> Evaluation:
+    """Loss and accuracy of `model` on all of `examples`; nan for both where there are none."""
+    if not len(examples):
+        return Evaluation(math.nan, math.nan, 0)
+    device = examples.images.device
+    loss = torch.zeros((), device=device, dtype=torch.float64)
+    correct = torch.zeros((), device=device, dtype=torch.int64)
+    model.eval()
+    for images, labels in tracked(_batches(examples, batch_size), -(-len(examples) // batch_size), "Evaluation"):
+        with autocast(device, precision):
+            logits = model(preprocessing.evaluation_inputs(images)).float()
+        loss += functional.cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(1) == labels).sum()
+    return Evaluation(loss.item() / len(examples), correct.item() / len(examples), len(examples))
+
+
+@torch.inference_mode()
+def extract_features(
+    model: Network, examples: ImageSet, preprocessing: Inputs, *, batch_size: int, precision: str
+) -> Tensor:
+    """What the head sees (timm's pre-logits: the normalised class token): float32 [n, width]."""
+    model.eval()
+    parts = [torch.empty(0, model.num_features, device=examples.images.device)]
+    for images, _ in tracked(_batches(examples, batch_size), -(-len(examples) // batch_size), "Features"):
+        with autocast(examples.images.device, precision):
+            tokens = model.forward_features(preprocessing.evaluation_inputs(images))
+            parts.append(model.forward_head(tokens, pre_logits=True).float())
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def input_square_sums(
+    model: nn.Module, names: Sequence[str], network: Network, examples: ImageSet, preprocessing: Inputs, batch_size: int
+) -> dict[str, Tensor]:
+    """Σ x_j² over the tokens of `examples`, [in], of the inputs x to each linear layer whose weight `names` has.
+
+    Those tokens that the layer is computed for: behind the last block's attention that is the class token alone.
+
+    Args:
+        network: runs on the inputs; its linear layers are modules of `model`, by which they are named.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hear(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            squares = inputs[0].flatten(0, -2).double().square().sum(0)
+            sums[name] = sums[name] + squares if name in sums else squares
+
+        return hear
+
+    hooks = [
+        module.register_forward_pre_hook(listen(f"{name}.weight"))
+        for name, module in model.named_modules()
+        if f"{name}.weight" in names
+    ]
+    try:
+        model.eval()
+        for images, _ in _batches(examples, batch_size):
+            network(preprocessing.evaluation_inputs(images))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: sums[name].float() for name in names}
+
+
+def set_trained(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
+    """Let exactly the named parameters require a gradient, and return them in the order of `names`.
+
+    A frozen prefix then costs no backward pass: autograd stops at the first trained layer.
+    """
+    parameters = dict(model.named_parameters())
+    wanted = set(names)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in wanted)
+        parameter.grad = None
+    return [parameters[name] for name in names]
+
+
+def _batches(examples: ImageSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(examples), batch_size):
+        yield examples.images[start : start + batch_size], examples.labels[start : start + batch_size]

@@ -1,0 +1,97 @@
+"""The device of this machine, and what settings that are "auto" become on it."""
+
+import dataclasses
+import os
+
+import torch
+
+from fl_taskarith.config.rule import AUTO
+from fl_taskarith.config.settings import Config
+from fl_taskarith.errors import ConfigError
+
+AMPERE = 8  # major compute capability from which a GPU has units for bfloat16 and TF32
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of `device`; "auto" is the first GPU, or the CPU without one.
+
+    Raises:
+        ConfigError: not a device, or not present on this machine.
+    """
+    if name == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("neither a CPU nor a CUDA device")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f'device = "{name}" cannot be used here: {error}. Use "auto" or "cpu".') from error
+    return device
+
+
+def available_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_device(device: torch.device) -> str:
+    """For example "NVIDIA T4" or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def on_this_machine(config: Config) -> Config:
+    """The same settings with `device`, `precision` and `compile` as they are here.
+
+    A device that "auto" would choose becomes "auto", so that a run on a CPU is the same run under both names. Clients
+    that are computed together (`clients-at-once`) need float32 and uncompiled training.
+    """
+    device = choose_device(config.device)
+    settings: dict[str, str] = {}
+    default = choose_device(AUTO)
+    if (device.type, device.index or 0) == (default.type, default.index or 0):
+        settings["device"] = AUTO
+    recent, together = device.type == "cuda" and _is_recent(device), config.clients_at_once != 1
+    if config.precision == AUTO:
+        half, single = ("bf16", "tf32") if recent else ("fp16", "fp32")
+        settings["precision"] = "fp32" if device.type == "cpu" else single if together else half
+    if config.compile == AUTO:
+        settings["compile"] = "default" if recent and not together else "off"
+    return dataclasses.replace(config, **settings)  # type: ignore[arg-type]
+
+
+def emulated(config: Config) -> list[str]:
+    """A sentence for each setting that this machine only emulates, from settings that are not "auto" any more."""
+    device = choose_device(config.device)
+    name, sentences = describe_device(device), []
+    if device.type == "cuda" and not _is_recent(device) and config.precision in ("bf16", "tf32"):
+        sentences.append(
+            f'precision = "{config.precision}": {name} has no units for it (compute capability '
+            f"{'.'.join(map(str, torch.cuda.get_device_capability(device)))}, needed {AMPERE}.0) and "
+            f"{'emulates it, slower than fp32' if config.precision == 'bf16' else 'computes in fp32'}: "
+            'use "fp16", or "auto".'
+        )
+    if device.type == "cpu" and config.precision in ("fp16", "bf16") and not _cpu_has(config.precision):
+        sentences.append(
+            f'precision = "{config.precision}": this CPU has no units for it and emulates it, slower than fp32: use '
+            '"fp32", or "auto".'
+        )
+    if device.type == "cpu" and config.precision == "tf32":
+        sentences.append('precision = "tf32": a CPU computes in fp32: use "fp32", or "auto".')
+    if device.type == "cpu" and config.compile != "off":
+        sentences.append(f'compile = "{config.compile}": it is slower on a CPU: use "off", or "auto".')
+    return sentences
+
+
+def _is_recent(device: torch.device) -> bool:
+    """Whether a GPU has units for bfloat16; torch says so of cards that emulate it, too."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= AMPERE
+
+
+def _cpu_has(precision: str) -> bool:
+    """Whether this CPU multiplies matrices of the type by itself (AVX-512 or AMX)."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # a torch that cannot tell
+        return True
+    capabilities = torch.cpu.get_capabilities()
+    names = ("avx512_bf16", "amx_bf16", "bf16") if precision == "bf16" else ("avx512_fp16", "amx_fp16", "fp16")
+    return any(capabilities.get(name) for name in names)

@@ -1,0 +1,118 @@
+"""The mask of a run: from a file, from the weights alone, or from sensitivities scored by the server or the clients."""
+
+from collections.abc import Callable
+
+import torch
+
+from fl_taskarith.config.settings import Config
+from fl_taskarith.errors import ConfigError, WeightsError
+from fl_taskarith.masking.anatomy import density_by_kind, key_biases
+from fl_taskarith.masking.calibration import Calibration, calibrate
+from fl_taskarith.masking.mask import Mask, load_mask
+from fl_taskarith.masking.rules import data_free_scores
+from fl_taskarith.seeding import random_generator
+from fl_taskarith.storage.paths import resolve
+from fl_taskarith.workspace.global_model import Weights
+from fl_taskarith.workspace.views import as_seen_by, pooled
+from fl_taskarith.workspace.workspace import Resident
+
+Sums = Callable[[int, Mask], tuple[Weights, int]]
+"""Of (calibration round, entries alive): summed squared gradients by name, and over how many examples."""
+
+
+def server_sums(home: Resident, head: Weights) -> Sums:
+    """Sensitivities of the calibration split, which the server holds."""
+
+    def sums(calibration_round: int, alive: Mask) -> tuple[Weights, int]:
+        generator = random_generator(home.config.seed, "fisher labels", calibration_round)
+        examples = pooled(home.config, home.data.calibration)
+        return home.sensitivity_sums(head, alive, examples, generator), len(examples)
+
+    return sums
+
+
+def shard_sums(home: Resident, head: Weights, partition: int) -> Sums:
+    """Sensitivities of one client's shard, or of `calibration-per-client` examples of it drawn anew in each round."""
+
+    def sums(calibration_round: int, alive: Mask) -> tuple[Weights, int]:
+        generator = random_generator(home.config.seed, "client sensitivity", calibration_round, partition)
+        shard = home.shards[partition]
+        if home.config.calibration_per_client:
+            chosen = generator.permutation(len(shard))[: home.config.calibration_per_client]
+            shard = shard[torch.from_numpy(chosen).to(shard.device)]
+        examples = as_seen_by(home.config, partition, home.data.train.take(shard))
+        return home.sensitivity_sums(head, alive, examples, generator), len(shard)
+
+    return sums
+
+
+def make_mask(home: Resident, sums: Sums) -> Calibration:
+    """The mask that the configuration asks for; `sums` is called by rules that score sensitivity only.
+
+    Raises:
+        ConfigError: no weight satisfies the request, or a mask file is for another model.
+        CheckpointError: a mask file cannot be read.
+    """
+    config, weights = home.config, home.maskable()
+    maskable = Mask.full(weights)
+    if config.mask_rule == "file":
+        return _from_file(config, maskable, home)
+    if not config.scored:
+        scores = data_free_scores(config.mask_rule, weights, random_generator(config.seed, "random mask"))
+        return calibrate(
+            lambda *_: scores, maskable, config.mask_rule, density=config.density, threshold=None, rounds=1
+        )
+
+    def score(calibration_round: int, alive: Mask) -> Weights:
+        summed, examples = sums(calibration_round, alive)
+        scores = {name: value / examples for name, value in summed.items()}
+        if not all(bool(value.isfinite().all()) for value in scores.values()):
+            raise WeightsError(
+                f"A sensitivity is not finite in calibration round {calibration_round}: are the weights sound?"
+            )
+        return scores
+
+    return calibrate(
+        score,
+        maskable,
+        config.mask_rule,
+        density=None if config.sensitivity_threshold else config.density,
+        threshold=config.sensitivity_threshold or None,
+        rounds=config.calibration_rounds,
+    )
+
+
+def mask_facts(config: Config, calibration: Calibration) -> dict[str, object]:
+    """What run.json and the mask's file say about it (JSON values)."""
+    mask = calibration.mask
+    facts: dict[str, object] = {
+        "rule": config.mask_rule,
+        "density": mask.density,
+        "updated": mask.updated,
+        "maskable": mask.size,
+        "densities": list(calibration.densities),
+        "density_by_kind": {kind: part.density for kind, part in density_by_kind(mask).items()},
+    }
+    if config.scored:
+        facts |= {
+            "source": config.mask_source,
+            "sensitivity_threshold": calibration.threshold,
+            "key_biases": key_biases(mask),
+            "calibration_rounds": config.calibration_rounds,
+            "soft_zero": config.soft_zero,
+            "fisher_labels": config.fisher_labels,
+            "fisher_score": config.fisher_score,
+        }
+    return facts
+
+
+def _from_file(config: Config, maskable: Mask, home: Resident) -> Calibration:
+    mask, _ = load_mask(resolve(config.mask_file, "mask-file"))
+    if wrong := maskable.differing(mask):
+        raise ConfigError(
+            f'mask-file = "{config.mask_file}" masks other tensors than those trained here: {len(wrong)} differ, '
+            f"for example {', '.join(wrong[:3])}. Use the model, trainable-blocks and mask-exclude it was made with."
+        )
+    if not mask.updated:
+        raise ConfigError(f'mask-file = "{config.mask_file}" updates no weight at all.')
+    return Calibration(mask.to(home.device), 0.0, (mask.density,))

@@ -1,0 +1,436 @@
+"""The mask command: the run's own mask without the run, what masks look like, and how much they overlap."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from fl_taskarith.config.settings import Config  # isort: skip  (before torch: the package sets how OpenMP waits)
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from conftest import same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from fl_taskarith import simulate
+from fl_taskarith.cli.command import main
+from fl_taskarith.describe import mask_plots
+from fl_taskarith.describe import masks as study_masks
+from fl_taskarith.describe.mask_plots import _limits, _short, plot_anatomy
+from fl_taskarith.describe.mask_report import DescribedMask, anatomy_table, overlap_table, read_mask, summarise
+from fl_taskarith.masking.anatomy import KINDS, density_by_kind, density_by_layer, key_biases, parts
+from fl_taskarith.masking.mask import Mask, load_mask, save_mask
+from fl_taskarith.masking.overlap import Spread, between_pairs, chance_overlap, jaccard_matrix
+from fl_taskarith.models.backbone import HEAD_PARAMETERS
+from fl_taskarith.training.local import Evaluation, evaluate
+from fl_taskarith.workspace.make_mask import shard_sums
+from fl_taskarith.workspace.workspace import Resident
+
+MODELS = {
+    "vit_glyph": 16,
+    "vit_small_patch16_224.dino": 32,
+    "vit_small_patch14_dinov2": 28,
+    "vit_small_patch14_reg4_dinov2": 28,
+}
+SMALL = {
+    "num_clients": 4,
+    "sharding": "iid",
+    "train_subset": 300,
+    "test_subset": 50,
+    "validation_size": 60,
+    "calibration_size": 40,
+    "num_rounds": 1,
+    "local_steps": 1,
+    "calibration_rounds": 2,
+    "threads": 1,
+    "save_model": False,
+}
+WORDS = [f"{key.replace('_', '-')}={str(value).lower()}" for key, value in SMALL.items()]
+
+
+@pytest.fixture
+def no_anatomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes as long as calibrating vit_glyph."""
+    monkeypatch.setattr(study_masks, "plot_anatomy", lambda described, output: [])
+
+
+def random_mask(model: str, density: float = 0.1) -> Mask:
+    built = timm.create_model(model, pretrained=False, num_classes=0, img_size=MODELS[model])
+    generator = torch.Generator().manual_seed(0)
+    return Mask({n: torch.rand(value.shape, generator=generator) < density for n, value in built.named_parameters()})
+
+
+def write(path: Path, mask: Mask, **facts: object) -> Path:
+    save_mask(path, mask, {"model": "tiny", "facts": json.dumps(facts)})
+    return path
+
+
+def bits(*values: int) -> Mask:
+    return Mask({"norm.weight": torch.tensor(values, dtype=torch.bool)})
+
+
+# The mask of a run
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"engine": "flower"},  # not started: its numbers are those of the sequential engine
+        {"mask_source": "clients", "calibration_per_client": 20},
+        {"strategy": "centralized", "mask_rule": "most-sensitive", "sensitivity_threshold": 0.001},
+        {
+            "head": "linear",
+            "head_rounds": 2,
+            "num_rounds": 3,
+            "schedule": "plateau",
+            "evaluate_every": 1,
+            "learning_rate": 1.0,
+        },
+        {"mask_rule": "random", "density": 0.03},
+        {"mask_rule": "lowest-magnitude", "mask_exclude": "*.bias,norm.*", "trainable_blocks": 2},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())) or "default",
+)
+@pytest.mark.usefixtures("no_anatomy")
+def test_the_mask_is_that_of_the_run_bit_for_bit(settings: dict[str, object], tmp_path: Path) -> None:
+    config = Config(**{**SMALL, "results_dir": str(tmp_path), **settings})
+    run = simulate(dataclasses.replace(config, engine="sequential"))
+    folder = study_masks.make_masks(config)
+    of_run, facts_of_run = load_mask(run.folder / "mask.safetensors")
+    mask, facts = load_mask(folder / "mask.safetensors")
+    assert 0 < mask.density < 1
+    assert list(mask.tensors) == list(of_run.tensors)
+    assert all(torch.equal(mask.tensors[name], tensor) for name, tensor in of_run.tensors.items())
+    assert json.loads(facts["facts"]) == json.loads(facts_of_run["facts"])
+    assert facts["model"] == facts_of_run["model"] == "vit_glyph"
+
+
+@pytest.mark.usefixtures("no_anatomy")
+def test_the_test_images_decide_nothing_and_no_run_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def watched(*of: Any, **settings: Any) -> Evaluation:
+        seen.append(len(of[1]))
+        return evaluate(*of, **settings)
+
+    monkeypatch.setattr("fl_taskarith.server.run.evaluate", watched)
+    study_masks.make_masks(Config(**SMALL, results_dir=str(tmp_path)))
+    assert seen == [SMALL["validation_size"]]
+    assert not list(tmp_path.rglob("run.json"))
+
+
+@pytest.mark.usefixtures("no_anatomy")
+def test_a_rule_that_scores_nothing_solves_no_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_taskarith.server.run.RidgeSolver", lambda statistics: 1 / 0)
+    folder = study_masks.make_masks(Config(**SMALL, results_dir=str(tmp_path), mask_rule="highest-magnitude"))
+    assert json.loads((folder / "summary.json").read_text())["rule"] == "highest-magnitude"
+
+
+def test_the_command_writes_mask_summary_and_figure_and_prints_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mask", *WORDS, "density=0.2", f"results-dir={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    (folder,) = (tmp_path / "masks").iterdir()
+    assert folder.name.startswith("vit_glyph-least-sensitive-0.2-r2-")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "anatomy.pdf", "anatomy.png", "mask.safetensors", "run.log", "summary.json",
+    ]  # fmt: skip
+    described, summary = read_mask(folder / "mask.safetensors"), json.loads((folder / "summary.json").read_text())
+    assert summary["updated"] == round(0.2 * summary["maskable"]) == described.mask.updated
+    assert summary["key_biases"] == 4 * 64  # of 4 blocks of width 64: a least-sensitive rule takes them all
+    assert summary["density_by_kind"]["q"] == density_by_kind(described.mask)["q"].density
+    assert summary["density_by_layer_and_kind"]["block 3"]["mlp"] == parts(described.mask)["block 3", "mlp"].density
+    assert summary["config"]["density"] == 0.2
+    assert summary["seconds"] > 0
+    assert anatomy_table(described) in printed
+    assert all(str(folder / name) in printed for name in ("mask.safetensors", "summary.json", "anatomy.png"))
+
+
+# The clients' own masks
+
+
+@pytest.mark.usefixtures("no_anatomy")
+def test_clients_masks_have_the_density_and_overlap_more_than_chance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert main(["mask", *WORDS, f"results-dir={tmp_path}", "--output", str(output), "--clients", "3"]) == 0
+    report = json.loads((output / "summary.json").read_text())["clients"]
+    assert report["densities"] == [load_mask(output / "mask.safetensors")[0].density] * 3
+    pairs = between_pairs(report["pairwise"]["matrix"])
+    assert len(pairs) == 3
+    assert (report["pairwise"]["min"], report["pairwise"]["max"]) == (min(pairs), max(pairs))
+    assert report["pairwise"]["mean"] == pytest.approx(sum(pairs) / 3)
+    assert report["pairwise"]["by_chance"] == pytest.approx(0.1 / 1.9, rel=1e-4)
+    assert all(3 * report["pairwise"]["by_chance"] < value < 1 for value in pairs + report["with_mask"]["each"])
+    printed = capsys.readouterr().out
+    assert f"{report['with_mask']['mean']:.4f}" in printed
+    assert f"{report['pairwise']['max']:.4f}" in printed
+
+
+@pytest.mark.usefixtures("no_anatomy")
+def test_a_client_alone_has_the_mask_that_the_federation_of_it_has(tmp_path: Path) -> None:
+    settings = {**SMALL, "num_clients": 1, "mask_source": "clients", "calibration_per_client": 30}
+    folder = study_masks.make_masks(Config(**settings, results_dir=str(tmp_path)), clients=1)
+    report = json.loads((folder / "summary.json").read_text())["clients"]
+    assert report["with_mask"]["each"] == [1.0]
+    assert report["pairwise"] is None
+
+
+def test_a_clients_scores_are_of_its_own_shard_and_no_more_than_asked() -> None:
+    home = Resident(Config(**{**SMALL, "fisher_labels": "true"}))
+    head = {name: home.pretrained[name] + 0.01 * torch.randn(home.pretrained[name].shape) for name in HEAD_PARAMETERS}
+    everything, anything = Mask.full(home.maskable()), np.random.default_rng()
+    parts_of_all = [shard_sums(home, head, partition)(1, everything) for partition in range(4)]
+    assert [examples for _, examples in parts_of_all] == [75] * 4
+    own = home.sensitivity_sums(head, everything, home.data.train.take(home.shards[2]), anything)
+    assert all(value.any() for name, value in own.items() if "qkv.bias" not in name)
+    assert same_bits(parts_of_all[2][0], own)
+
+    some = Resident(dataclasses.replace(home.config, calibration_per_client=10))
+    first, again, later = (shard_sums(some, head, 2)(number, everything) for number in (1, 1, 2))
+    assert first[1] == later[1] == 10
+    assert same_bits(first[0], again[0])
+    assert not same_bits(first[0], later[0])  # other examples, drawn anew
+
+
+# Mask files
+
+
+def test_files_are_described_and_their_overlap_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = write(tmp_path / "a.safetensors", bits(1, 1, 0, 0, 0), rule="random")
+    second = write(tmp_path / "b.safetensors", bits(0, 1, 1, 1, 0), rule="least-sensitive", calibration_rounds=7)
+    output = tmp_path / "out"
+    assert main(["mask", str(first), str(second), "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "tiny, random, density 0.4: 2 of 5" in printed
+    assert "tiny, least-sensitive, density 0.6, R = 7: 3 of 5" in printed
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["jaccard"] == [[1, 0.25], [0.25, 1]]
+    assert summary["by_chance"][0][1] == pytest.approx(0.24 / 0.76)
+    assert [mask["updated"] for mask in summary["masks"]] == [2, 3]
+    matrix = printed.split("Jaccard")[1].split("by chance")
+    assert matrix[0].split() == ["(1)", "(2)", "(1)", "1.0000", "0.2500", "(2)", "0.2500", "1.0000"]
+    assert matrix[1].split()[4] == "0.3158"
+    assert sorted(path.name for path in output.glob("*.png")) == ["anatomy-1.png", "anatomy-2.png"]
+
+
+def test_one_file_is_described_without_writing_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.safetensors", bits(1, 0, 0, 0))
+    assert main(["mask", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "unknown rule, density 0.25: 1 of 4" in printed
+    assert "Jaccard" not in printed
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def damaged_files(folder: Path) -> dict[str, list[Path]]:
+    sound = write(folder / "sound.safetensors", bits(1, 0, 0))
+    cut = folder / "cut.safetensors"
+    cut.write_bytes(sound.read_bytes()[:-1])
+    weights = folder / "weights.safetensors"
+    safetensors.torch.save_file({"norm.weight": torch.ones(3)}, weights)
+    damaged = folder / "facts.safetensors"
+    save_mask(damaged, bits(1), {"facts": "[1"})
+    empty = folder / "empty.safetensors"
+    save_mask(empty, Mask({}), {})
+    other = write(folder / "other.safetensors", bits(1, 0, 0, 1))
+    folder_of_that_name = folder / "folder.safetensors"
+    folder_of_that_name.mkdir()
+    return {
+        "cut": [cut],
+        "weights": [sound, weights],
+        "facts": [damaged],
+        "empty": [empty],
+        "missing": [folder / "missing.safetensors"],
+        "folder": [folder_of_that_name],
+        "other": [sound, sound, other],
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("cut", "cut.safetensors cannot be read as a mask"),
+        ("weights", "weights.safetensors cannot be read as a mask"),
+        ("facts", "facts.safetensors is damaged"),
+        ("empty", "no tensors at all"),
+        ("missing", "missing.safetensors cannot be read as a mask"),
+        ("folder", "folder.safetensors cannot be read as a mask"),
+        ("other", "other.safetensors mask different models"),
+    ],
+)
+def test_a_file_that_is_no_mask_or_anothers_is_one_line_and_status_1(
+    kind: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = damaged_files(tmp_path)[kind]
+    assert main(["mask", *map(str, files), "--output", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert expected in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["mask-rule=none"], "choose another mask-rule"),
+        (["head-rounds=1", "num-rounds=1"], "raise num-rounds"),
+        (["mask-rule=random", "--clients", "2"], "set mask-rule to least-sensitive or most-sensitive"),
+        (["strategy=centralized", "--clients", "2"], "leave --clients out"),
+        (["num-clients=6", "--clients", "7"], "--clients 7 exceeds num-clients = 6"),
+        (["num-clients=4", "sharding=classes", "mask-rule=random"], "some have no owner"),
+        (["some.safetensors", "seed=1"], "leave settings"),
+        (["some.safetensors", "--clients", "2"], "--clients out"),
+        (["weights=some.safetensors"], "no weights file"),
+        (["density=1e-9", "mask-rule=random"], "less than one weight"),
+    ],
+)
+def test_what_cannot_be_done_is_an_error_that_says_what_to_change(
+    words: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = [] if "some.safetensors" in words else [f"results-dir={tmp_path}"]
+    assert main(["mask", *place, *words]) == 1
+    printed = capsys.readouterr().err
+    assert expected in printed
+    assert "Traceback" not in printed
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_an_output_that_cannot_be_made_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.safetensors", bits(1, 0))
+    assert main(["mask", str(path), "--output", str(path / "below")]) == 1
+    assert "Cannot make the folder" in capsys.readouterr().err
+
+
+# Anatomy
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_weight_has_a_layer_and_a_kind_that_is_named(model: str) -> None:
+    mask = random_mask(model)
+    found = parts(mask)
+    depth = 4 if model == "vit_glyph" else 12
+    assert "other" not in {kind for _, kind in found}
+    assert list(density_by_layer(mask)) == ["embedding", *(f"block {number}" for number in range(depth)), "norm"]
+    expected = set(KINDS) - {"other"} - (set() if "dinov2" in model else {"scale"})
+    assert set(density_by_kind(mask)) == expected
+    for groups in (found, density_by_layer(mask), density_by_kind(mask)):
+        assert sum(part.updated for part in groups.values()) == mask.updated
+        assert sum(part.size for part in groups.values()) == mask.size
+    width = 64 if model == "vit_glyph" else 384
+    assert found["block 1", "q"].size == found["block 1", "v"].size == width * (width + 1)
+    assert found["block 1", "norm"].size == 4 * width
+    assert found["embedding", "token"].size == width * (5 if "reg4" in model else 1)
+    assert not set(HEAD_PARAMETERS) & set(mask.tensors)
+
+
+def test_thirds_of_attention_and_key_biases_are_counted_where_they_lie() -> None:
+    mask = Mask({
+        "blocks.2.attn.qkv.weight": torch.tensor([[1, 1], [1, 0], [0, 0]], dtype=torch.bool),
+        "blocks.2.attn.qkv.bias": torch.tensor([0, 1, 0], dtype=torch.bool),
+        "blocks.2.ls1.gamma": torch.tensor([1], dtype=torch.bool),
+    })  # fmt: skip
+    found = {key: (part.updated, part.size) for key, part in parts(mask).items()}
+    assert found == {
+        ("block 2", "q"): (2, 3), ("block 2", "k"): (2, 3), ("block 2", "v"): (0, 3), ("block 2", "scale"): (1, 1),
+    }  # fmt: skip
+    assert key_biases(mask) == 1
+    table = anatomy_table(DescribedMask(mask, "tiny", {})).splitlines()
+    assert table[1].startswith("1 of them")
+    assert table[-2].split() == ["block", "2", "66.67", "66.67", "0.00", "100.00", "50.00"]
+    summary = summarise(DescribedMask(mask, "tiny", {"rule": "random"}))
+    assert summary["density_by_layer_and_kind"] == {"block 2": {"q": 2 / 3, "k": 2 / 3, "v": 0.0, "scale": 1.0}}
+
+
+def test_what_is_nearly_nothing_or_nearly_all_reads_as_such() -> None:
+    weight = torch.zeros(300, 100, dtype=torch.bool)
+    weight[0, 0] = True
+    table = anatomy_table(DescribedMask(Mask({"a.mlp.fc1.weight": weight, "norm.weight": ~weight}), "tiny", {}))
+    assert "<0.01" in table
+    assert ">99.99" in table
+    assert [_short(value) for value in (0, 0.003, 9.996, 99.97, 100)] == ["0", "<0.01", "10.0", ">99.9", "100"]
+
+
+# Overlap
+
+
+def test_overlap_equals_what_a_hand_counts() -> None:
+    masks = [bits(1, 1, 0, 0), bits(0, 1, 1, 0), bits(0, 0, 0, 1), bits(1, 1, 0, 0)]
+    third = 1 / 3
+    assert jaccard_matrix(masks) == [[1, third, 0, 1], [third, 1, 0, third], [0, 0, 1, 0], [1, third, 0, 1]]
+    assert between_pairs([[1, 2, 3], [4, 5, 6], [7, 8, 9]]) == [2, 3, 6]
+    assert Spread.of([1.0, 2.0, 6.0]) == Spread(3.0, 1.0, 6.0)
+    with pytest.raises(ValueError, match="no numbers"):
+        Spread.of([])
+    assert chance_overlap(0.1, 0.1) == pytest.approx(1 / 19)
+    assert chance_overlap(0.5, 1.0) == 0.5
+    assert chance_overlap(0.0, 0.3) == 0.0
+    assert chance_overlap(0.0, 0.0) == 1.0
+    assert "0.3333" in overlap_table(["a", "b"], jaccard_matrix(masks[:2]), [[0.1, 0.2], [0.2, 0.1]])
+
+
+densities = st.integers(1, 40).map(lambda tenth: tenth / 40)
+
+
+@given(densities, densities)
+def test_chance_is_what_two_masks_overlap_whose_entries_are_independent(one: float, other: float) -> None:
+    """All 40 x 40 combinations of an entry of one and of the other: independence without sampling."""
+    grid = torch.arange(1600)
+    first, second = (grid % 40 < round(40 * one)), (grid // 40 < round(40 * other))
+    expected = Mask({"a": first}).jaccard(Mask({"a": second}))
+    assert chance_overlap(one, other) == pytest.approx(expected)
+    assert chance_overlap(other, one) == pytest.approx(expected)
+
+
+# Figure
+
+
+def test_figures_are_the_same_bytes_each_time_and_survive_extreme_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")  # the time that files would carry if they carried one
+    names = ("blocks.0.mlp.fc1.weight", "norm.weight")
+    for name, first in {"none": torch.zeros(8), "all": torch.ones(8), "some": torch.arange(8) < 1}.items():
+        mask = Mask({names[0]: first.bool(), names[1]: first.bool()})
+        written = plot_anatomy(DescribedMask(mask, "tiny", {}), tmp_path / name)
+        assert [path.name for path in written] == [f"{name}.png", f"{name}.pdf"]
+    before = [path.read_bytes() for path in written]
+    assert before[0].startswith(b"\x89PNG")
+    assert before[1].startswith(b"%PDF")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    plot_anatomy(DescribedMask(mask, "tiny", {}), tmp_path / "some")
+    assert [path.read_bytes() for path in written] == before
+
+
+def test_a_logarithmic_scale_has_points_and_no_bars_and_no_tick_above_100(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Figure] = []
+    monkeypatch.setattr(mask_plots, "save_figure", lambda figure, output: shown.append(figure) or [output])
+    kinds = {"blocks.0.attn.proj.weight": 900, "blocks.0.mlp.fc1.weight": 2, "blocks.0.norm1.weight": 0}
+    mask = Mask({name: torch.arange(1000) < updated for name, updated in kinds.items()})
+    plot_anatomy(DescribedMask(mask, "tiny", {}), tmp_path / "anatomy")
+    below = shown[0].axes[2]
+    assert below.get_yscale() == "log" and not below.containers
+    assert list(below.lines[0].get_ydata()) == pytest.approx([90.0, 0.2]), "what is 0 has no place on the axis"
+    assert max(below.get_yticks()) <= 100
+    pyplot.close("all")
+
+
+def test_the_colours_are_logarithmic_where_densities_span_decades() -> None:
+    assert _limits(torch.tensor([0.0, 5.0, 20.0]).numpy()) == (0.0, 20.0)
+    assert _limits(torch.tensor([0.0, 0.5, 20.0]).numpy()) == (0.5, 20.0)
+    low, high = _limits(torch.zeros(3).numpy())
+    assert low == 0.0 < high

@@ -1,0 +1,259 @@
+"""Whole runs under a mask: only its entries move and travel, and the numbers are those of dense federated averaging."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import augmented, final_weights
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from torch import Tensor
+
+from fl_taskarith import simulate
+from fl_taskarith.config.settings import Config, load
+from fl_taskarith.data.batches import batch_positions
+from fl_taskarith.engine.records import payload_bytes, to_record
+from fl_taskarith.engine.sequential import ensure_run_identity
+from fl_taskarith.errors import ConfigError
+from fl_taskarith.masking.mask import Mask, load_mask
+from fl_taskarith.models.backbone import HEAD_PARAMETERS
+from fl_taskarith.models.heads import RidgeStatistics
+from fl_taskarith.seeding import random_generator, torch_seed
+from fl_taskarith.training.local import set_trained
+from fl_taskarith.workspace.global_model import Frozen
+from fl_taskarith.workspace.workspace import Resident, resident
+
+
+@pytest.fixture
+def masked_config(quick_config: Config) -> Config:
+    return dataclasses.replace(
+        quick_config, mask_rule="least-sensitive", calibration_size=30, calibration_rounds=2, learning_rate=0.1
+    )
+
+
+def mask_of(folder: Path) -> Mask:
+    return load_mask(folder / "mask.safetensors")[0]
+
+
+def entries(mask: Mask) -> list[int]:
+    return [int(tensor.sum()) for tensor in mask.tensors.values() if tensor.any()]
+
+
+def travelling_bytes(mask: Mask) -> int:
+    """The stated formula: 4 bytes per updated entry, and a 128-byte header and the name of each tensor that has any."""
+    return sum(4 * int(tensor.sum()) + 128 + len(name) for name, tensor in mask.tensors.items() if tensor.any())
+
+
+def test_only_masked_entries_move(masked_config: Config) -> None:
+    history = simulate(masked_config)
+    mask, weights = mask_of(history.folder), final_weights(history.folder)
+    home = resident(masked_config)
+    moved = 0
+    for name, tensor in mask.tensors.items():
+        assert torch.equal(weights[name][~tensor], home.pretrained[name][~tensor]), name
+        moved += int((weights[name][tensor] != home.pretrained[name][tensor]).sum())
+    assert moved > 0.3 * mask.updated  # key biases and what no sampled client's gradient reached stay
+    norm = sum(float(((weights[name] - home.pretrained[name]) ** 2).sum()) for name in mask.tensors) ** 0.5
+    assert history.rows[-1]["task_vector_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+def test_the_rounds_equal_dense_federated_averaging_of_masked_steps(masked_config: Config) -> None:
+    """Recomputed with torch's own SGD, gradients zeroed outside of the mask, and whole models averaged."""
+    config = dataclasses.replace(masked_config, num_rounds=2)
+    history = simulate(config)
+    mask, final = mask_of(history.folder), final_weights(history.folder)
+    home = Resident(config)
+    home.load({name: final[name] for name in HEAD_PARAMETERS})
+    names = home.trained_names(1)
+    for row in history.rows[1:]:
+        server_round = row["round"]
+        before = {name: home.parameters[name].detach().clone() for name in names}
+        chosen = random_generator(config.seed, "participation", server_round).choice(10, 2, replace=False)
+        sizes = {int(partition): len(home.shards[partition]) for partition in chosen}
+        models, norms = {}, {}
+        for partition in sorted(sizes):
+            home.load(before)
+            generator = random_generator(config.seed, "local training", server_round, partition)
+            torch_seed(generator)
+            positions = batch_positions(sizes[partition], config.batch_size, config.local_steps, generator)
+            parameters = set_trained(home.model, names)
+            optimizer = torch.optim.SGD(parameters, config.learning_rate, momentum=0.9)
+            for batch in positions:
+                examples = home.data.train.take(home.shards[partition][torch.from_numpy(batch)])
+                inputs = augmented(home.preprocessing, examples.images, generator)
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(home.model(inputs), examples.labels).backward()
+                for name, parameter in zip(names, parameters, strict=True):
+                    parameter.grad = parameter.grad.where(mask.tensors[name], 0.0)
+                optimizer.step()
+            models[partition] = {name: home.parameters[name].detach().clone() for name in names}
+            norms[partition] = distance(models[partition], before)
+        total = sum(sizes.values())
+        mean = {name: sum(sizes[each] / total * models[each][name] for each in sizes) for name in names}
+        of_clients = sum(sizes[each] * norms[each] for each in sizes) / total
+        assert row["client_update_norm"] == pytest.approx(of_clients, rel=1e-4)
+        assert row["update_norm"] == pytest.approx(distance(mean, before), rel=1e-3)
+        home.load(mean)
+    for name in names:
+        assert torch.allclose(final[name], home.parameters[name], rtol=1e-5, atol=1e-6), name
+
+
+def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    return sum(float(((first[name] - second[name]) ** 2).sum()) for name in first) ** 0.5
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5])
+def test_traffic_follows_the_stated_formula(masked_config: Config, density: float) -> None:
+    config = dataclasses.replace(masked_config, density=density, num_rounds=1)
+    history = simulate(config)
+    mask, home = mask_of(history.folder), resident(config)
+    first = history.rows[1]
+    assert first["uplink_bytes"] == first["downlink_bytes"] == first["clients"] * travelling_bytes(mask)
+    dense = payload_bytes(to_record(home.maskable()))
+    assert travelling_bytes(mask) == pytest.approx(density * dense, abs=0.02 * dense)
+
+    # Once, in round 0: the ridge sums up; down, to every client, the head and the mask with one bit per weight.
+    zero = history.rows[0]
+    head = {name: home.pretrained[name] for name in HEAD_PARAMETERS}
+    bits = sum(-(-tensor.numel() // 8) + 128 + len("mask/" + name) for name, tensor in mask.tensors.items())
+    heads = sum(4 * value.numel() + 128 + len("frozen/" + name) for name, value in head.items())
+    assert zero["downlink_bytes"] == config.num_clients * (bits + heads)
+    statistics = RidgeStatistics.of(torch.zeros(1, home.model.embed_dim), torch.zeros(1, dtype=torch.int64), 10)
+    assert zero["uplink_bytes"] == config.num_clients * payload_bytes(to_record(statistics.tensors()))
+
+
+def test_the_bytes_reported_are_those_that_flower_serialises(masked_config: Config) -> None:
+    """A message's protocol buffer is the arrays' bytes and what frames them, under 100 bytes per tensor."""
+    home = resident(masked_config)
+    generator = torch.Generator().manual_seed(0)
+    mask = Mask({name: torch.rand(value.shape, generator=generator) < 0.1 for name, value in home.maskable().items()})
+    for tensors in (mask.gather(home.pretrained), Frozen({}, mask).tensors(), home.maskable()):
+        record = to_record(tensors)
+        serialised = recorddict_to_proto(RecordDict({"arrays": record})).ByteSize()
+        assert payload_bytes(record) <= serialised <= payload_bytes(record) + 100 * len(tensors)
+
+
+def test_masks_of_clients_count_their_traffic(masked_config: Config) -> None:
+    config = dataclasses.replace(masked_config, mask_source="clients", calibration_per_client=3, num_rounds=1)
+    history = simulate(config)
+    mask, home = mask_of(history.folder), resident(config)
+    scores = payload_bytes(to_record(home.maskable()))
+    alive = payload_bytes(to_record(Frozen({name: home.pretrained[name] for name in HEAD_PARAMETERS}, mask).tensors()))
+    statistics = RidgeStatistics.of(torch.zeros(1, home.model.embed_dim), torch.zeros(1, dtype=torch.int64), 10)
+    once = payload_bytes(to_record(statistics.tensors()))
+    zero = history.rows[0]
+    assert zero["uplink_bytes"] == config.num_clients * (once + config.calibration_rounds * scores)
+    assert zero["downlink_bytes"] == config.num_clients * (config.calibration_rounds + 1) * alive
+
+
+def test_the_clients_mask_is_the_pooled_one(masked_config: Config) -> None:
+    """With true labels nothing is drawn, so a threshold on added sums equals one on the union of the shards."""
+    config = dataclasses.replace(
+        masked_config, mask_source="clients", fisher_labels="true", num_rounds=1, train_subset=120
+    )
+    history = simulate(config)
+    home = resident(config)
+    head = {name: final_weights(history.folder)[name] for name in HEAD_PARAMETERS}
+
+    from fl_taskarith.workspace.make_mask import make_mask
+
+    pooled = make_mask(
+        home,
+        lambda number, alive: (
+            home.sensitivity_sums(head, alive, home.data.train, random_generator(0, "unused")), len(home.data.train)
+        ),
+    )  # fmt: skip
+    assert pooled.mask.jaccard(mask_of(history.folder)) > 0.995
+    facts = json.loads((history.folder / "run.json").read_text())["mask"]
+    assert facts["source"] == "clients"
+    assert facts["density"] == pytest.approx(0.1, abs=1e-5)
+
+
+def test_a_threshold_reproduces_the_density_it_was_reported_for(masked_config: Config) -> None:
+    config = dataclasses.replace(masked_config, calibration_rounds=1, num_rounds=1)
+    by_density = simulate(config)
+    facts = json.loads((by_density.folder / "run.json").read_text())["mask"]
+    by_threshold = simulate(config, sensitivity_threshold=facts["sensitivity_threshold"])
+    assert mask_of(by_threshold.folder).jaccard(mask_of(by_density.folder)) == 1.0
+    again = json.loads((by_threshold.folder / "run.json").read_text())["mask"]
+    assert again["density"] == facts["density"]
+
+
+def test_a_mask_from_a_file_is_used_as_it_is(masked_config: Config) -> None:
+    first = simulate(masked_config, num_rounds=1)
+    second = simulate(
+        masked_config, num_rounds=1, mask_rule="file", mask_file=str(first.folder / "mask.safetensors"), seed=3
+    )
+    assert mask_of(second.folder).jaccard(mask_of(first.folder)) == 1.0
+    with pytest.raises(ConfigError, match="masks other tensors"):
+        simulate(
+            masked_config, num_rounds=1, mask_rule="file", mask_file=str(first.folder / "mask.safetensors"),
+            trainable_blocks=1,
+        )  # fmt: skip
+
+
+def test_a_centralized_run_can_be_masked(masked_config: Config) -> None:
+    history = simulate(masked_config, strategy="centralized", train_subset=160, num_rounds=2)
+    mask, weights = mask_of(history.folder), final_weights(history.folder)
+    home = resident(dataclasses.replace(masked_config, strategy="centralized", train_subset=160, num_rounds=2))
+    assert mask.updated == round(0.1 * mask.size)
+    for name, tensor in mask.tensors.items():
+        assert torch.equal(weights[name][~tensor], home.pretrained[name][~tensor]), name
+    assert history.rows[-1]["task_vector_norm"] > 0
+
+
+def test_a_mask_of_the_last_blocks_trains_nothing_before_them(masked_config: Config) -> None:
+    history = simulate(masked_config, trainable_blocks=1, num_rounds=1)
+    assert {name.split(".")[0] for name in mask_of(history.folder).tensors} == {"blocks", "norm"}
+    assert all(name.startswith(("blocks.3.", "norm.")) for name in mask_of(history.folder).tensors)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [({"trainable": "all"}, "trainable"),
+     ({"mask_rule": "random", "sensitivity_threshold": 0.1}, "sensitivity-threshold"),
+     ({"calibration_size": 0}, "calibration-size"),
+     ({"mask_source": "clients", "strategy": "centralized"}, "mask-source"),
+     ({"mask_rule": "none", "mask_exclude": "pos_embed"}, "mask-exclude"),
+     ({"mask_rule": "file"}, "mask-file"),
+     ({"mask_file": "x"}, "mask-file"),
+     ({"density": 0.0}, "density"),
+     ({"mask_rule": "sensitive"}, "mask-rule")],
+)  # fmt: skip
+def test_settings_that_contradict_a_mask_are_refused(settings: dict[str, object], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load(overrides={"mask_rule": "least-sensitive"} | settings)
+
+
+def test_a_damaged_file_of_frozen_tensors_stops_the_run_with_its_path(masked_config: Config) -> None:
+    from fl_taskarith.client import app as client
+    from fl_taskarith.client import local_work
+    from fl_taskarith.server.federated import run_federation
+
+    def app(message: Message, context: object) -> Message:
+        if message.metadata.message_type == "train":
+            record: ConfigRecord = message.content.config_records["config"]
+            path = Path(str(record["round.state_folder"])) / str(record["round.frozen_name"])
+            path.write_bytes(path.read_bytes()[:-1])
+            local_work._frozen.cache_clear()
+        return client.app(message, context)
+
+    ensure_run_identity()
+    with pytest.raises(Exception, match=r"frozen-.*missing or damaged"):
+        run_federation(masked_config, app)
+
+
+def test_arrays_of_a_mask_travel_as_flower_arrays() -> None:
+    mask = Mask({"a": torch.rand(5, 5) < 0.5})
+    frozen = Frozen({"head.bias": torch.ones(3)}, mask)
+    plain = ArrayRecord({name: value.numpy() for name, value in frozen.tensors().items()} and frozen.tensors())
+    back = Frozen.of_tensors(
+        {name: torch.from_numpy(array.numpy()) for name, array in plain.items()},
+        {"head.bias": (3,), "a": (5, 5)},
+        torch.device("cpu"),
+    )
+    assert back.mask is not None
+    assert back.mask.jaccard(mask) == 1.0
+    assert torch.equal(back.weights["head.bias"], torch.ones(3))

@@ -1,0 +1,324 @@
+"""Masks: calibration, rules at exactly equal density, what may be masked, files."""
+
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fl_taskarith.models.vit_glyph
+from fl_taskarith.config.fields import MASK_RULES
+from fl_taskarith.config.settings import Config
+from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.masking.calibration import calibrate, damped
+from fl_taskarith.masking.mask import Mask, load_mask, save_mask
+from fl_taskarith.masking.rules import keep_extreme
+from fl_taskarith.models.backbone import HEAD_PARAMETERS
+from fl_taskarith.seeding import random_generator
+from fl_taskarith.workspace.make_mask import make_mask, server_sums
+from fl_taskarith.workspace.workspace import Resident, resident
+
+assert fl_taskarith.models.vit_glyph  # registers the model with timm
+
+
+# rules and calibration
+
+
+def scores_of(values: list[float]) -> dict[str, Tensor]:
+    """Split over two tensors, so that the threshold has to be global."""
+    half = len(values) // 2
+    return {"a": torch.tensor(values[:half]), "b": torch.tensor(values[half:]).view(1, -1)}
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0]), min_size=2, max_size=30), st.data())
+@settings(max_examples=200, deadline=None)
+def test_exactly_the_number_asked_for_is_kept_whatever_the_ties(values: list[float], data: st.DataObject) -> None:
+    count, largest = data.draw(st.integers(1, len(values))), data.draw(st.booleans())
+    scores = scores_of(values)
+    found = keep_extreme(scores, Mask.full(scores), count, largest)
+    threshold = sorted(values, reverse=largest)[count - 1]
+    kept = torch.cat([found.mask.tensors["a"], found.mask.tensors["b"].flatten()]).tolist()
+    better = [value > threshold if largest else value < threshold for value in values]
+    assert sum(kept) == count
+    assert found.threshold == threshold
+    assert found.tied == values.count(threshold)
+    assert found.tied_kept == count - sum(better)
+    assert all(keep for keep, is_better in zip(kept, better, strict=True) if is_better)
+    assert all(is_better or value == threshold for keep, is_better, value in zip(kept, better, values, strict=True)
+               if keep)  # fmt: skip
+    assert found.arbitrary == (0 < found.tied_kept < found.tied), "among so few entries, any choice is material"
+
+
+@pytest.mark.parametrize("largest", [False, True])
+def test_a_few_ties_are_kept_in_the_models_order(largest: bool) -> None:
+    values = torch.arange(2000.0)
+    values[995:1005] = 1000.0
+    scores = {"a": values[:1000], "b": values[1000:]}
+    found = keep_extreme(scores, Mask.full(scores), 1000, largest)
+    assert (found.tied, found.tied_kept, found.arbitrary) == (10, 5, False)
+    expected = [*range(995, 1000), *range(1005, 2000)] if largest else [*range(1000)]
+    assert torch.cat(list(found.mask.tensors.values())).nonzero().flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("largest", [False, True])
+def test_many_ties_favour_no_tensor(largest: bool) -> None:
+    scores = {"a": torch.zeros(3000), "b": torch.zeros(50, 20), "c": torch.arange(1.0, 1001.0)}
+    count = 2000 + 1000 * largest
+    found = keep_extreme(scores, Mask.full(scores), count, largest)
+    assert (found.tied, found.tied_kept, found.arbitrary) == (4000, 2000, True)
+    assert int(found.mask.tensors["a"].sum()) == pytest.approx(1500, abs=100)
+    assert int(found.mask.tensors["b"].sum()) == pytest.approx(500, abs=100)
+    again = keep_extreme(scores, Mask.full(scores), count, largest)
+    assert again.mask.jaccard(found.mask) == 1.0, "the same every time"
+
+
+@pytest.mark.parametrize(
+    ("rule", "remedy"), [("least-sensitive", "raise calibration-size"), ("lowest-magnitude", "change density")]
+)
+def test_a_mask_that_ties_decide_is_told_once(rule: str, remedy: str, caplog: pytest.LogCaptureFixture) -> None:
+    scores = {"a": torch.zeros(600), "b": torch.arange(1.0, 401.0)}
+    calibrate(lambda *_: scores, Mask.full(scores), rule, density=0.25, threshold=None, rounds=2)
+    assert len(caplog.records) == 1
+    assert "finds 600 weights tied at the threshold, a score of 0, and keeps a random 500 of them" in caplog.text
+    assert remedy in caplog.text
+    caplog.clear()
+    calibrate(lambda *_: scores, Mask.full(scores), rule, density=0.7, threshold=None, rounds=1)
+    calibrate(lambda *_: scores, Mask.full(scores), rule, density=0.6, threshold=None, rounds=1)
+    calibrate(lambda *_: scores, Mask.full(scores), "most-sensitive", density=None, threshold=1.0, rounds=1)
+    assert not caplog.records, "all of the tied entries are kept, or none"
+
+
+def test_a_score_that_is_nan_is_refused() -> None:
+    scores = scores_of([1.0, math.nan, 2.0, 3.0])
+    with pytest.raises(ValueError, match="NaN"):
+        keep_extreme(scores, Mask.full(scores), 2, False)
+
+
+@given(st.floats(0.01, 1.0), st.integers(1, 6), st.integers(0, 100))
+@settings(max_examples=60, deadline=None)
+def test_each_round_keeps_its_share_and_never_takes_an_entry_back(density: float, rounds: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    maskable = Mask.full({"a": torch.zeros(40, 5), "b": torch.zeros(100)})
+    seen: list[Mask] = []
+
+    def score(calibration_round: int, alive: Mask) -> dict[str, Tensor]:
+        seen.append(alive)
+        return {name: torch.rand(tensor.shape, generator=generator) for name, tensor in maskable.tensors.items()}
+
+    found = calibrate(score, maskable, "least-sensitive", density=density, threshold=None, rounds=rounds)
+    assert found.mask.updated == round(density * 300)
+    alive = [*seen[1:], found.mask]
+    for number, (earlier, later) in enumerate(itertools.pairwise([maskable, *alive]), start=1):
+        assert later.updated == round(density ** (number / rounds) * 300)
+        for name, tensor in later.tensors.items():
+            assert not (tensor & ~earlier.tensors[name]).any()
+    assert found.densities == tuple(mask.density for mask in alive)
+
+
+def test_a_threshold_and_the_density_it_reports_say_the_same() -> None:
+    scores = scores_of([5.0, 1.0, 4.0, 2.0, 3.0, 0.0])
+    for rule, threshold, kept in (("least-sensitive", 2.5, 3), ("most-sensitive", 3.5, 2)):
+        maskable = Mask.full(scores)
+        by_threshold = calibrate(lambda *_: scores, maskable, rule, density=None, threshold=threshold, rounds=2)
+        assert by_threshold.mask.updated == kept
+        again = calibrate(
+            lambda *_: scores, maskable, rule, density=by_threshold.mask.density, threshold=None, rounds=1
+        )
+        assert again.mask.jaccard(by_threshold.mask) == 1.0
+        back = calibrate(lambda *_: scores, maskable, rule, density=None, threshold=again.threshold, rounds=1)
+        assert back.mask.jaccard(again.mask) == 1.0
+    with pytest.raises(ConfigError, match="largest sensitivity is 5"):
+        calibrate(lambda *_: scores, Mask.full(scores), "most-sensitive", density=None, threshold=6.0, rounds=1)
+
+
+def test_damping_touches_the_dropped_entries_only() -> None:
+    weights = {"a": torch.tensor([1.0, -2.0, 3.0])}
+    alive = Mask({"a": torch.tensor([True, False, True])})
+    assert damped(weights, alive, 0.1)["a"].tolist() == pytest.approx([1.0, -0.2, 3.0])
+    assert torch.equal(damped(weights, alive, 1.0)["a"], weights["a"])
+    assert weights["a"].tolist() == [1.0, -2.0, 3.0]
+
+
+@pytest.fixture
+def masked_config(quick_config: Config) -> Config:
+    """The federation of the other tests under a mask; labels that are not drawn, so that rounds differ by damping."""
+    return dataclasses.replace(quick_config, mask_rule="least-sensitive", fisher_labels="true", calibration_size=20)
+
+
+def mask_under(config: Config) -> Mask:
+    home = resident(config)
+    head = {name: home.pretrained[name] for name in HEAD_PARAMETERS}
+    head["head.weight"] = torch.randn(head["head.weight"].shape, generator=torch.Generator().manual_seed(0))
+    return make_mask(home, server_sums(home, head)).mask
+
+
+def test_more_rounds_matter_because_of_damping_and_only_because_of_it(masked_config: Config) -> None:
+    one, four = (dataclasses.replace(masked_config, calibration_rounds=rounds) for rounds in (1, 4))
+    assert mask_under(four).jaccard(mask_under(one)) < 0.99
+    undamped = [mask_under(dataclasses.replace(config, soft_zero=1.0)) for config in (one, four)]
+    assert undamped[0].jaccard(undamped[1]) == 1.0
+
+
+def test_calibration_leaves_the_pretrained_weights_to_the_bit(masked_config: Config) -> None:
+    home = Resident(masked_config)
+    before = {name: value.clone() for name, value in home.pretrained.items()}
+    head = {name: home.pretrained[name] for name in HEAD_PARAMETERS}
+    make_mask(home, server_sums(home, head))
+    for name, value in before.items():
+        assert torch.equal(home.pretrained[name], value), name
+        assert torch.equal(home.parameters[name], value), name
+
+
+@pytest.mark.parametrize("rule", MASK_RULES)
+@pytest.mark.parametrize("density", [0.5, 0.1, 0.01])
+def test_every_rule_updates_exactly_as_many_weights(masked_config: Config, rule: str, density: float) -> None:
+    config = dataclasses.replace(masked_config, mask_rule=rule, density=density, calibration_rounds=1)
+    mask = mask_under(config)
+    assert mask.updated == round(density * mask.size)
+    assert mask.size == sum(value.numel() for value in resident(config).maskable().values())
+    assert mask.jaccard(mask_under(config)) == 1.0, "a rule is a function of the configuration"
+
+
+def test_rules_pick_what_they_say(masked_config: Config) -> None:
+    home = resident(masked_config)
+    magnitudes = torch.cat([value.abs().flatten() for value in home.maskable().values()])
+
+    def picked(rule: str) -> Tensor:
+        mask = mask_under(dataclasses.replace(masked_config, mask_rule=rule, calibration_rounds=1))
+        return torch.cat([tensor.flatten() for tensor in mask.tensors.values()])
+
+    lowest, highest, random = (picked(f"{which}") for which in ("lowest-magnitude", "highest-magnitude", "random"))
+    assert magnitudes[lowest].max() <= magnitudes[~lowest].min()
+    assert magnitudes[highest].min() >= magnitudes[~highest].max()
+    assert not (picked("least-sensitive") & picked("most-sensitive")).any()
+    assert 0.05 < random[: len(random) // 2].float().mean() < 0.15
+    other = mask_under(dataclasses.replace(masked_config, mask_rule="random", seed=1))
+    chance = 0.1 / 1.9
+    both = mask_under(dataclasses.replace(masked_config, mask_rule="random")).jaccard(other)
+    assert both == pytest.approx(chance, rel=0.1), "two seeds overlap as chance has it"
+
+
+def test_key_biases_have_no_sensitivity_and_are_always_taken(masked_config: Config) -> None:
+    mask = mask_under(dataclasses.replace(masked_config, density=0.02, calibration_rounds=1, calibration_size=10))
+    width = resident(masked_config).model.embed_dim
+    for block in range(4):
+        _, key, _ = mask.tensors[f"blocks.{block}.attn.qkv.bias"].chunk(3)
+        assert key.sum() >= 0.9 * width
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_224.dino", "vit_small_patch14_dinov2", "vit_glyph"])
+def test_no_backbone_parameter_can_train_unmasked(quick_config: Config, name: str) -> None:
+    """Every parameter but the head is maskable: class token, position embedding, LayerScale and norms among them."""
+    size = {"vit_glyph": 16, "vit_small_patch14_dinov2": 56}.get(name, 64)
+    config = dataclasses.replace(
+        quick_config, model=name, weights="none", input_size=size, mask_rule="random", density=0.1
+    )
+    home = Resident(config)
+    maskable = home.maskable()
+    assert {*maskable, *HEAD_PARAMETERS} == {each for each, _ in home.model.named_parameters()}
+    assert {"cls_token", "pos_embed", "norm.weight", "patch_embed.proj.weight"} <= maskable.keys()
+    assert ("blocks.0.ls1.gamma" in maskable) == (name == "vit_small_patch14_dinov2")
+    assert home.trained_names(1) == list(maskable)
+
+
+def test_excluded_parameters_are_neither_masked_nor_trained(masked_config: Config) -> None:
+    config = dataclasses.replace(masked_config, mask_exclude="pos_embed, *.norm1.*", mask_rule="random")
+    names = resident(config).trained_names(1)
+    assert "pos_embed" not in names
+    assert not any(".norm1." in name for name in names)
+    assert "blocks.0.norm2.weight" in names
+    assert set(mask_under(config).tensors) == set(names)
+    with pytest.raises(ConfigError, match="nonsense"):
+        mask_under(dataclasses.replace(config, mask_exclude="nonsense"))
+    with pytest.raises(ConfigError, match="leaves no parameter"):
+        mask_under(dataclasses.replace(config, mask_exclude="*"))
+
+
+# the mask itself
+
+
+MASKS = st.builds(
+    lambda seed, density: {
+        name: torch.rand(shape, generator=torch.Generator().manual_seed(seed + number)) < density
+        for number, (name, shape) in enumerate({"a": (3, 7), "b": (13,), "c": (), "d": (2, 2, 2)}.items())
+    },
+    st.integers(0, 10_000),
+    st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+)
+
+
+@given(MASKS)
+@settings(max_examples=60, deadline=None)
+def test_packing_gathering_and_scattering_are_inverse(tensors: dict[str, Tensor]) -> None:
+    mask = Mask(tensors)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    again = Mask.unpacked(mask.packed(), shapes)
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in tensors.items())
+    assert mask.updated == sum(int(tensor.sum()) for tensor in tensors.values())
+    assert sum(value.numel() for value in mask.packed().values()) == 3 + 2 + 1 + 1
+
+    weights = {name: torch.randn(shape) for name, shape in shapes.items()}
+    before = {name: value.clone() for name, value in weights.items()}
+    values = mask.gather(weights)
+    assert sum(value.numel() for value in values.values()) == mask.updated
+    mask.scatter_(weights, {name: value + 1 for name, value in values.items()})
+    for name, tensor in tensors.items():
+        assert torch.equal(weights[name], torch.where(tensor, before[name] + 1, before[name])), name
+
+
+@given(MASKS, MASKS)
+@settings(max_examples=40, deadline=None)
+def test_overlap_against_sets(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    def as_set(tensors: dict[str, Tensor]) -> set[tuple[str, int]]:
+        return {(name, int(index)) for name, tensor in tensors.items() for index in tensor.flatten().nonzero()}
+
+    mine, theirs = as_set(first), as_set(second)
+    expected = len(mine & theirs) / len(mine | theirs) if mine | theirs else 1.0
+    assert Mask(first).jaccard(Mask(second)) == pytest.approx(expected)
+
+
+def test_values_of_another_mask_are_refused() -> None:
+    mask = Mask({"a": torch.tensor([True, False, True])})
+    with pytest.raises(ValueError, match="another mask: a"):
+        mask.scatter_({"a": torch.zeros(3)}, {"a": torch.zeros(1)})
+
+
+def test_a_file_holds_one_bit_per_weight(tmp_path: Path) -> None:
+    mask = Mask({"a": torch.rand(300, 400) < 0.1, "b": torch.rand(11) < 0.5})
+    save_mask(tmp_path / "mask.safetensors", mask, {"rule": "random"})
+    again, facts = load_mask(tmp_path / "mask.safetensors")
+    assert facts == {"rule": "random"}
+    assert mask.jaccard(again) == 1.0
+    assert (tmp_path / "mask.safetensors").stat().st_size < 300 * 400 / 8 + 1000
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "no mask", "pickle"])
+def test_a_file_that_is_no_mask_is_an_error_that_names_it(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "mask.safetensors"
+    save_mask(path, Mask({"a": torch.ones(300, dtype=torch.bool)}), {})
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "no mask":
+        import safetensors.torch
+
+        safetensors.torch.save_file({"a": torch.zeros(3)}, path)
+    else:
+        path.write_bytes({"empty": b"", "truncated": content[:-1], "pickle": b"cos\nsystem\n"}[damage])
+    with pytest.raises(CheckpointError, match=r"mask\.safetensors"):
+        load_mask(path)
+
+
+def test_random_masks_do_not_depend_on_the_federations_rounds(masked_config: Config) -> None:
+    """The order of the random rule is a function of the seed alone."""
+    home = resident(masked_config)
+    size = sum(value.numel() for value in home.maskable().values())
+    order = random_generator(masked_config.seed, "random mask").permutation(size)
+    mask = mask_under(dataclasses.replace(masked_config, mask_rule="random"))
+    flat = torch.cat([tensor.flatten() for tensor in mask.tensors.values()])
+    assert torch.equal(flat, torch.from_numpy(order < round(0.1 * size)))

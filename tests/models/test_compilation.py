@@ -1,0 +1,62 @@
+"""torch.compile: the same losses within a tolerance, compiled once for all runs, and left out where it cannot work."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fl_taskarith import simulate
+from fl_taskarith.config.settings import Config
+from fl_taskarith.models import compilation
+from fl_taskarith.workspace.workspace import Resident
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "_kept", None)
+    compilation._obstacle.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
+def test_a_compiled_run_has_the_losses_of_the_plain_one(quick_config: Config) -> None:
+    plain = simulate(quick_config, mask_rule="lowest-magnitude", density=0.2, num_rounds=3, trainable_blocks=1)
+    compiled = simulate(
+        quick_config, mask_rule="lowest-magnitude", density=0.2, num_rounds=3, trainable_blocks=1, compile="default"
+    )
+    assert compilation._obstacle(torch.device("cpu")) == ""
+    for ours, theirs in zip(plain.rows, compiled.rows, strict=True):
+        for column in ("train_loss", "val_loss", "test_loss", "update_norm"):
+            assert (theirs.get(column) or 0.0) == pytest.approx(ours.get(column) or 0.0, rel=1e-4), column
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
+def test_runs_of_one_architecture_share_what_is_compiled_and_not_their_weights(quick_config: Config) -> None:
+    compiling = dataclasses.replace(quick_config, compile="default")
+    first = Resident(compiling)
+    network = first.compiled_network
+    with torch.no_grad():
+        first.parameters["norm.bias"].fill_(7.0)
+    second = Resident(dataclasses.replace(compiling, learning_rate=0.5, seed=4))
+    assert second.compiled_network is network is not second.network
+    assert second.model is first.model
+    assert torch.equal(second.parameters["norm.bias"], Resident(quick_config).parameters["norm.bias"])
+    third = Resident(dataclasses.replace(compiling, weights="none"))
+    assert third.model is first.model
+    assert not torch.equal(third.pretrained["norm.weight"], second.pretrained["norm.weight"])
+    other = Resident(dataclasses.replace(compiling, input_size=24))
+    assert other.model is not first.model
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_a_compiler_it_runs_as_written_and_says_so(
+    quick_config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_compiler(*_: object, **__: object) -> object:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    home = Resident(dataclasses.replace(quick_config, compile="default"))
+    assert home.compiled_network is home.network
+    assert "no C++ compiler" in caplog.text

@@ -1,0 +1,226 @@
+"""Escaping, comparisons and sentences of the report: what is said follows from the numbers."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from fl_taskarith.figures.statistics import Paired, paired, summarise
+from fl_taskarith.report.contrasts import (
+    Verdict,
+    distinct,
+    enough_rounds,
+    families,
+    first_reaching,
+    p_value,
+    surviving_holm,
+    twin,
+    verdict,
+)
+from fl_taskarith.report.labels import algorithm, condition, heterogeneity, setting, settings_in_label, words
+from fl_taskarith.report.latex import Latex, escape, interval, join, number, spread, tabular
+from fl_taskarith.report.read_results import MeasuredArm
+from fl_taskarith.report.wording import Status, against, best_by_validation, claim, sentence
+
+ESCAPED = re.compile(  # what TeX may see of a user's text: letters, escaped signs, and our own commands and groups
+    r"(?:[^\\{}$&#%_~^<>|\"`]|\\[{}$&#%_]|\\text[a-z]+\{\}|\\ldots\{\}|\\ensuremath\{(?:\\[A-Za-z]+|-|_0)\}|\{[-,']\})*"
+)
+
+
+def arm(tests: dict[int, float], label: str = "arm", **settings: object) -> MeasuredArm:
+    kebab = {key.replace("_", "-"): value for key, value in settings.items()}
+    return MeasuredArm("study", "", label, kebab, 0.1, False, tests)  # type: ignore[arg-type]
+
+
+def pair(values: list[float]) -> Paired:
+    return paired(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+
+
+@given(st.text())
+def test_whatever_is_inserted_is_inert(text: str) -> None:
+    escaped = escape(text)
+    assert ESCAPED.fullmatch(escaped)
+    assert "\n\n" not in escaped, "an empty line would end a paragraph"
+    assert not re.search(r"--|,,|''|\?`|!`", escaped), "two signs would be set as one"
+
+
+@given(st.text(alphabet=st.characters(codec="ascii", categories=["L", "N"])))
+def test_plain_words_stay_as_they_are(text: str) -> None:
+    assert escape(text) == text
+
+
+def test_escaping_by_hand() -> None:
+    assert escape("50 % of a_b & {c} \\d") == r"50 \% of a\_b \& \{c\} \textbackslash{}d"
+    assert escape("Fanì, Jégou") == "Fanì{,} Jégou"
+    assert escape("‖τ‖ ± 1") == r"\ensuremath{\Vert}\ensuremath{\tau}\ensuremath{\Vert} \ensuremath{\pm} 1"
+    assert escape("名") == "[U+540D]", "visible, for the fonts lack it"
+
+
+def test_a_template_escapes_its_arguments_once_and_wants_all_of_them() -> None:
+    assert Latex(r"\emph{{}}: {}").fill("a_b", Latex("$x$")) == r"\emph{a\_b}: $x$"
+    assert Latex("{}").fill(Latex("{}").fill("{}")) == r"\{\}", "braces in an argument are no places"
+    with pytest.raises(ValueError, match="2 arguments for 1"):
+        Latex("{}").fill(1, 2)
+    assert join(["a_b", Latex("$c$"), "d"], last=" and ") == r"a\_b, $c$ and d"
+
+
+def test_numbers_by_hand() -> None:
+    assert number(98.70370) == "98.70"
+    assert number(-0.001, sign=True) == "$+0.00$", "no -0.00"
+    assert number(math.nan) == "--"
+    assert spread(summarise([1.0, 2.0, 3.0])) == r"2.00\,$\pm$\,1.00"
+    assert spread(summarise([2.0])) == "2.00", "one seed has no spread"
+    assert spread(summarise([])) == r"\notrun{}"
+    assert interval(pair([1.0, 3.0, 2.0])) == "$+2.00$ [$-0.48$,~$+4.48$]"
+    assert tabular(["a", "b"], [["x_y", 1]]).count(r"\\") == 2
+
+
+@given(st.lists(st.floats(-5, 5).map(lambda value: round(value, 3)), min_size=2, max_size=6))
+def test_a_difference_is_told_exactly_where_scipys_interval_excludes_zero(values: list[float]) -> None:
+    pairs = pair(values)
+    if np.std(values) < 1e-6:
+        assert verdict(pairs) is Verdict.UNDECIDED
+        assert p_value(pairs) == 1.0
+        return
+    test = stats.ttest_1samp(values, 0.0)
+    low, high = test.confidence_interval(0.95)
+    if min(abs(low), abs(high)) > 1e-9:
+        expected = Verdict.HIGHER if low > 0 else Verdict.LOWER if high < 0 else Verdict.UNDECIDED
+        assert verdict(pairs) is expected
+    assert p_value(pairs) == pytest.approx(test.pvalue, abs=1e-12)
+
+
+@given(st.lists(st.lists(st.floats(-3, 9), min_size=3, max_size=3), min_size=1, max_size=6))
+def test_holm_against_its_adjusted_p_values(samples: list[list[float]]) -> None:
+    pairs = [pair(sample) for sample in samples]
+    ordered = sorted(p_value(each) for each in pairs)
+    adjusted = [max((len(ordered) - i) * ordered[i] for i in range(rank + 1)) for rank in range(len(ordered))]
+    assert surviving_holm(pairs) == sum(value <= 0.05 for value in adjusted)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "status"),
+    [
+        ([2.0, 2.1, 1.9], r"A is more accurate than B: $+2.00$ [$+1.75$,~$+2.25$] points (n~=~3)", Status.TOLD),
+        ([-2.0, -2.1, -1.9], r"A is less accurate than B: $-2.00$ [$-2.25$,~$-1.75$] points (n~=~3)", Status.TOLD),
+        ([2.0, -2.1, 1.9], "the data cannot tell whether A is more or less accurate than B", Status.UNDECIDED),
+        ([2.0, 2.0, 2.0], "the data cannot tell", Status.UNDECIDED),
+        ([2.0], r"cannot tell whether A is more or less accurate than B: $+2.00$ points (n~=~1)", Status.UNDECIDED),
+        ([], r"\notrun{}", Status.NOT_RUN),
+    ],
+)
+def test_claims_are_worded_by_the_interval(values: list[float], expected: str, status: Status) -> None:
+    made = claim("A", pair(values), "B")
+    assert expected in made.text
+    assert made.status is status
+    if values == [2.0, 2.0, 2.0]:
+        assert "no width" in made.detail
+    if len(values) == 1:
+        assert "one seed has no interval" in made.detail
+
+
+def test_several_differences_are_sorted_by_what_can_be_told() -> None:
+    samples = {"a": [1.0, 1.1, 0.9], "b": [-1.0, -1.1, -0.9], "c": [1.0, -1.0, 0.2], "d": []}
+    pairs = {Latex(name): pair(values) for name, values in samples.items()}
+    told = against("R", pairs)
+    assert told.startswith("Against R (points, n~=~3): higher: a ($+1.00$")
+    higher, lower, open_ = (told.index(word) for word in ("igher: a", "Lower: b", "The data cannot tell: c"))
+    assert higher < lower < open_
+    assert "Of 3 intervals, 2 exclude 0; judged together (Holm), 2 do." in told
+    assert r"\notrun{d}" in told
+    assert sentence(Latex("the data")) == "The data."
+
+
+def test_an_arm_whose_seeds_diverged_is_chosen_only_where_no_other_is_whole() -> None:
+    survivor = MeasuredArm("s", "", "survivor", {}, test={0: 99.0}, val={0: 99.0},
+                           states={0: "done", 1: "diverged", 2: "diverged"})  # fmt: skip
+    whole = MeasuredArm("s", "", "whole", {}, test={0: 90.0, 1: 90.0}, val={0: 90.0, 1: 90.0},
+                        states={0: "done", 1: "done"})  # fmt: skip
+    better = MeasuredArm("s", "", "better", {}, test={0: 80.0}, val={0: 91.0}, states={0: "done"})
+    assert best_by_validation([survivor, whole, better]) is better
+    assert best_by_validation([survivor]) is survivor
+    assert best_by_validation([]) is None
+
+
+def test_families_differ_in_one_setting_alone() -> None:
+    arms = [arm({}, local_steps=steps, num_rounds=16 // steps, sharding=sharding, seed=steps)
+            for steps in (4, 8) for sharding in ("iid", "classes")]  # fmt: skip
+    assert not families(arms, "local-steps"), "the number of rounds differs too"
+    found = families(arms, "local-steps", also=("num-rounds",))
+    assert [list(family.members) for family in found] == [[4, 8], [4, 8]]
+    assert {family.common["sharding"] for family in found} == {"iid", "classes"}
+    masked = arm({}, mask_rule="random", density=0.1, sharding="iid")
+    dense = arm({}, mask_rule="none", density=0.5, sharding="iid")
+    assert twin(masked, [masked, dense], {"mask-rule": "none"}, also=("density",)) is dense
+    assert twin(masked, [masked, dense], {"mask-rule": "none"}) is None
+
+
+def test_conditions_are_ordered_by_heterogeneity() -> None:
+    names = [condition({"sharding": "classes", "classes-per-client": n}) for n in (1, 10, 5)]
+    names += [condition({"sharding": "iid", "classes-per-client": 2}), condition({"strategy": "centralized"})]
+    ordered = sorted(names, key=heterogeneity)
+    assert ordered == ["centralized", "iid", "Nc = 10", "Nc = 5", "Nc = 1"]
+    assert condition({}) == ""
+
+
+def test_settings_that_say_one_thing_together() -> None:
+    drawn = {"local-steps-min": 1, "local-steps-max": 7, "dropout": 0.2}
+    assert setting({"local-steps-max": 0}, "load") == "equal J"
+    assert setting(drawn, "load") == "J from 1 to 7, dropout 0.2"
+    assert words("load", "J from 1 to 7") == "$J$ from 1 to 7"
+    assert setting({}, "load") == ""
+    prox = {"strategy": "fedprox", "proximal-mu": 0.1}
+    assert words("algorithm", algorithm(prox)) == r"FedProx with $\mu = 0.1$"
+    arms = [arm({seed: 1.0 for seed in range(3)}, strategy=name, proximal_mu=mu)
+            for name, mu in (("fedavg", 0.0), ("fedprox", 0.1), ("fedprox", 1.0))]  # fmt: skip
+    assert len(families(arms, "algorithm")[0].members) == 3
+    assert len(distinct([*arms, arms[0]])) == 3
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("dense, classes-per-client = 2, local-steps = 8",
+         {"mask-rule": "none", "classes-per-client": 2, "sharding": "classes", "local-steps": 8}),
+        ("Nc = 1, least-sensitive, density = 0.01",
+         {"mask-rule": "least-sensitive", "classes-per-client": 1, "sharding": "classes", "density": 0.01}),
+        ("federated iid, sparse", {"strategy": "fedavg", "sharding": "iid", "mask-rule": "sparse"}),
+        ("centralized, schedule = cosine", {"strategy": "centralized", "schedule": "cosine"}),
+        ("FedNova, C = 0.2, K = 100", {"strategy": "fednova", "participation": 0.2, "num-clients": 100}),
+        ("non-iid", {}),
+        ("something else", {}),
+    ],
+)  # fmt: skip
+def test_labels_tell_settings(label: str, expected: dict[str, object]) -> None:
+    assert settings_in_label(label) == expected
+
+
+def test_enough_epochs_by_hand() -> None:
+    curves = {
+        seed: ((0, 99.0), (1, 80.0 + seed), (2, 89.5 + seed), (3, 90.0 + seed), (4, 89.9 + seed)) for seed in (0, 1)
+    }
+    measured = MeasuredArm("s", "", "a", {}, curves=curves, test_curves=curves)
+    enough = enough_rounds(measured)
+    assert enough is not None
+    # Means 80.5, 90.0, 90.5, 90.4; the best is 90.5 with standard error (1/√2)/√2 = 0.5: epoch 2 reaches 90.0.
+    assert (enough.round, enough.last, enough.val) == (2, 4, 90.0)
+    assert enough.lost.mean == pytest.approx(0.4)
+    one_seed = MeasuredArm("s", "", "a", {}, curves={0: curves[0]}, test_curves={0: curves[0]})
+    assert enough_rounds(one_seed) is None, "one seed has no standard error"
+
+
+def test_the_first_round_that_gets_to_an_accuracy_is_that_of_the_mean_over_seeds() -> None:
+    curves = {0: ((0, 99.0), (2, 80.0), (4, 90.0)), 1: ((0, 99.0), (2, 90.0), (3, 99.0), (4, 92.0))}
+    sent = {0: ((0, 1.0), (2, 2.0), (4, 3.0)), 1: ((0, 1.0), (2, 4.0), (4, 7.0))}
+    measured = MeasuredArm("study", "", "arm", {}, test_curves=curves, sent=sent)
+    assert first_reaching(measured, 85.0) == (2, 3.0)
+    assert first_reaching(measured, 85.0 + 1e-6) == (4, 5.0)
+    assert first_reaching(measured, 91.1) is None, "round 0 is untrained, and seed 0 has no round 3"
+    reached = first_reaching(MeasuredArm("study", "", "arm", {}, test_curves=curves), 85.0)
+    assert reached is not None
+    assert reached[0] == 2
+    assert math.isnan(reached[1])

@@ -1,0 +1,159 @@
+"""Files are replaced whole, and a process that is killed as it writes leaves nothing for good."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from fl_taskarith.storage import files
+from fl_taskarith.storage.files import remove_leftovers, replacement, scratch_folder, write_atomically
+
+FOREIGN = (
+    ".run.json.123.tmp",
+    "editor.tmp",
+    ".editor.tmp",
+    ".notes.txt.12-0123abcd.tmp",
+    "x.12-0123abcd.fl-taskarith.tmp",
+    ".x.12-0123ABCD.fl-taskarith.tmp",
+    ".x.12-0123abcd.fl-taskarith.tmp.bak",
+)
+
+
+@contextlib.contextmanager
+def at_work(work: Callable[[Path], None], folder: Path) -> Iterator[BaseProcess]:
+    """A process that has reached the point where `work` touches folder/ready."""
+    process = get_context("fork").Process(target=work, args=(folder,), daemon=True)
+    process.start()
+    try:
+        while not (folder / "ready").exists():
+            assert process.is_alive()
+            time.sleep(0.01)
+        yield process
+    finally:
+        kill(process)
+
+
+def kill(process: BaseProcess) -> None:
+    if process.pid is not None and process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def write_slowly(folder: Path) -> None:
+    with replacement(folder / "table.csv") as file:
+        file.write(b"half")
+        file.flush()
+        (folder / "ready").touch()
+        time.sleep(60)
+
+
+def use_scratch(folder: Path) -> None:
+    with scratch_folder() as scratch:
+        (scratch / "model").write_bytes(b"much")
+        (folder / "ready").touch()
+        time.sleep(60)
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    return list(folder.glob(".*.tmp"))
+
+
+def test_what_a_killed_process_wrote_is_removed_and_what_a_live_one_writes_is_not(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "table.csv", "old")
+    with at_work(write_slowly, tmp_path) as writer:
+        (half_written,) = temporary_files(tmp_path)
+        assert str(writer.pid) in half_written.name
+        remove_leftovers(tmp_path)
+        assert temporary_files(tmp_path) == [half_written], "its process lives"
+        kill(writer)
+    assert temporary_files(tmp_path) == [half_written]
+    files._remove_leftovers_once.cache_clear()
+    write_atomically(tmp_path / "another.csv", "new")
+    assert not temporary_files(tmp_path), "whoever writes to the folder next removes it"
+    assert (tmp_path / "table.csv").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_of_other_programs_stay(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    os.utime(tmp_path / name, (0, 0))
+    remove_leftovers(tmp_path)
+    assert (tmp_path / name).exists()
+
+
+def test_the_names_that_stay_differ_from_ours_by_little(tmp_path: Path) -> None:
+    ours = tmp_path / ".x.12-0123abcd.fl-taskarith.tmp"
+    ours.touch()
+    remove_leftovers(tmp_path)
+    assert not ours.exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
+def test_a_block_that_is_cut_short_leaves_the_old_file_alone(error: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    write_atomically(path, "old")
+    with pytest.raises(error), replacement(path) as file:
+        file.write(b"half")
+        raise error
+    assert list(tmp_path.iterdir()) == [path] and path.read_text() == "old"
+
+
+def test_without_locks_only_what_nobody_wrote_to_for_a_day_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "hold", lambda file: None)
+    fresh, old = (tmp_path / f".{name}.12-0123abcd.fl-taskarith.tmp" for name in ("fresh", "old"))
+    fresh.touch()
+    old.touch()
+    os.utime(old, (time.time() - 86_500,) * 2)
+    write_atomically(tmp_path / "table.csv", "new")
+    remove_leftovers(tmp_path)
+    assert fresh.exists() and not old.exists()
+    assert (tmp_path / "table.csv").read_text() == "new"
+
+
+def test_a_temporary_file_removed_before_it_is_locked_is_opened_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may see it in between, find it without a lock and remove it."""
+    seen: list[Path] = []
+
+    def removed_once(file: object) -> bool:
+        if not seen:
+            seen.extend(temporary_files(tmp_path))
+            seen[0].unlink()
+        return True
+
+    monkeypatch.setattr(files, "hold", removed_once)
+    write_atomically(tmp_path / "table.csv", "new")
+    assert seen and [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "ä" * 127, "x"])
+def test_the_longest_names_can_be_written(name: str, tmp_path: Path) -> None:
+    write_atomically(tmp_path / name, "content")
+    assert (tmp_path / name).read_text() == "content"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_scratch_folder_goes_at_its_end_and_after_its_process_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    foreign = temporary / "fl-taskarith-of-a-student"
+    foreign.mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    with at_work(use_scratch, tmp_path) as user:
+        with scratch_folder():
+            assert len(list(temporary.iterdir())) == 3, "two that are in use, and one that is not ours"
+        assert len(list(temporary.iterdir())) == 2
+        kill(user)
+    with scratch_folder() as mine:
+        assert set(temporary.iterdir()) == {mine, foreign}
+    assert list(temporary.iterdir()) == [foreign]

@@ -1,0 +1,83 @@
+"""Choosing a learning rate by successive halving, and the statistics of tables."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fl_taskarith.errors import StudyError
+from fl_taskarith.figures.statistics import paired, summarise
+from fl_taskarith.study.search import DIVERGED, Choice, Scores, Search, choose, open_trials
+
+SEARCH = Search(low=1e-3, high=10.0, per_decade=1, rounds=(1, 2), keep=2, seed=0)
+
+
+def search_by(score: Callable[[float, int], float]) -> tuple[Choice, Scores]:
+    scores: dict[tuple[float, int], tuple[float, float]] = {}
+    while trials := open_trials(SEARCH, scores):
+        scores |= {trial: (score(*trial), 0.0) if score(*trial) > -math.inf else DIVERGED for trial in trials}
+    return choose(SEARCH, scores), scores
+
+
+def test_the_grid_holds_both_ends_and_round_numbers() -> None:
+    assert SEARCH.rates == (0.001, 0.01, 0.1, 1.0, 10.0)
+    assert Search(1e-4, 1.0, 2, (1,), 1, 0).rates[:4] == (0.0001, 0.000316, 0.001, 0.00316)
+
+
+def test_the_search_finds_the_best_rate_and_gives_long_runs_to_the_best_only() -> None:
+    choice, scores = search_by(lambda rate, rounds: -abs(math.log10(rate)) + (rate == 0.1) * rounds)
+    assert choice == Choice(0.1, edge=False)
+    assert [trial for trial in scores if trial[1] == 2] == [(0.1, 2), (1.0, 2)]
+
+
+def test_ties_go_to_the_smaller_rate() -> None:
+    assert search_by(lambda rate, rounds: float(0.01 <= rate <= 1))[0] == Choice(0.01, edge=False)
+
+
+@pytest.mark.parametrize("best", [0.001, 10.0])
+def test_an_optimum_at_an_end_of_the_grid_is_flagged(best: float) -> None:
+    assert search_by(lambda rate, rounds: -abs(math.log10(rate / best)))[0] == Choice(best, edge=True)
+
+
+def test_a_rate_that_diverges_never_wins_and_never_goes_on() -> None:
+    choice, scores = search_by(lambda rate, rounds: 0.2 if rate == 0.01 else -math.inf)
+    assert choice == Choice(0.01, edge=False)
+    assert [trial for trial in scores if trial[1] == 2] == [(0.01, 2)]
+
+
+def test_a_search_in_which_everything_diverges_says_so() -> None:
+    with pytest.raises(StudyError, match=r"0\.001 to 10 diverged"):
+        search_by(lambda rate, rounds: -math.inf)
+
+
+# statistics
+
+
+def test_mean_and_sample_standard_deviation() -> None:
+    summary = summarise([1.0, 2.0, 6.0])
+    assert (summary.mean, summary.n) == (3.0, 3)
+    assert summary.sd == pytest.approx(math.sqrt(7))  # (4 + 1 + 9) / 2
+
+
+def test_one_seed_has_no_spread_and_no_interval() -> None:
+    alone = paired({0: 3.0, 1: 9.0}, {0: 1.0, 2: 4.0})
+    assert (alone.mean, alone.n) == (2.0, 1)
+    assert all(map(math.isnan, (alone.sd, alone.low, alone.high, alone.detectable, summarise([1.0]).sd)))
+    assert math.isnan(summarise([]).mean)
+
+
+def test_the_paired_interval_is_scipys_and_matches_by_seed() -> None:
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(size=(2, 5))
+    shuffled = (3, 0, 4, 1, 2)
+    result = paired({seed: first[seed] for seed in shuffled}, dict(enumerate(second)))
+    expected = stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_detectable_difference_by_hand() -> None:
+    result = paired({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.0, 1: 0.0, 2: 0.0})  # sd 1, n 3; t(0.975, 2) and t(0.80, 2)
+    assert result.detectable == pytest.approx((4.302653 + 1.060660) / math.sqrt(3), abs=1e-5)
+    assert result.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-5)

@@ -1,0 +1,242 @@
+"""Clients trained together have the task vectors they have alone, to rounding; what cannot go together goes alone."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import numbers
+from flwr.app import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_taskarith import simulate
+from fl_taskarith.client import together as client_together
+from fl_taskarith.config.settings import Config, load
+from fl_taskarith.data.batches import Preprocessing
+from fl_taskarith.data.datasets import ImageSet
+from fl_taskarith.engine.grid import RoundSettings
+from fl_taskarith.engine.records import to_record, to_tensors
+from fl_taskarith.errors import ConfigError
+from fl_taskarith.masking.mask import Mask
+from fl_taskarith.models.backbone import build_model
+from fl_taskarith.strategies.fedavg import FedAvg
+from fl_taskarith.training.local import set_trained, train_locally
+from fl_taskarith.training.sparse_sgdm import in_every_client, sgdm
+from fl_taskarith.training.stacked import ClientData, stacked, train_stacked
+from fl_taskarith.workspace.global_model import Weights
+from fl_taskarith.workspace.workspace import Resident
+
+RATE = 0.005  # small: rounding is not to grow from step to step
+GLYPHS = Preprocessing(16, (0.5,) * 3, (0.5,) * 3, crop_padding=1, flip=True)
+
+
+def data_of(seed: int, size: int) -> ImageSet:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (size, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return ImageSet(images, torch.randint(0, 10, (size,), generator=generator))
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    clients=st.integers(2, 4),
+    steps=st.integers(1, 3),
+    batch=st.integers(1, 9),
+    density=st.sampled_from([None, 0.0, 0.3, 1.0]),
+    momentum=st.sampled_from([0.0, 0.9]),
+    decay=st.sampled_from([0.0, 0.01]),
+    loss=st.sampled_from(["cross-entropy", "squared"]),
+)
+def test_each_client_moves_as_it_does_alone(
+    clients: int, steps: int, batch: int, density: float | None, momentum: float, decay: float, loss: str
+) -> None:
+    config = load(overrides={"momentum": momentum, "weight_decay": decay})
+    model = build_model("vit_glyph", 10, 16, "pretrained", download=False, seed=0)
+    with torch.no_grad():
+        model.head.weight.copy_(0.1 * torch.randn(10, 64, generator=torch.Generator().manual_seed(3)))
+    start = {name: value.detach().clone() for name, value in model.named_parameters() if not name.startswith("head")}
+    mask = None
+    if density is not None:
+        chance = torch.Generator().manual_seed(5)
+        mask = Mask({name: torch.rand(value.shape, generator=chance) < density for name, value in start.items()})
+    data = [data_of(seed, 9 + seed) for seed in range(clients)]
+    shards = [torch.arange(9).flip(0) for _ in data]
+
+    def generator(client: int) -> np.random.Generator:
+        return np.random.default_rng([7, client])
+
+    alone: list[Weights] = []
+    losses = []
+    for client in range(clients):
+        parameters = set_trained(model, list(start))
+        with torch.no_grad():
+            for parameter, value in zip(parameters, start.values(), strict=True):
+                parameter.copy_(value)
+        optimizer = sgdm(zip(start, parameters, strict=True), config, RATE, mask)
+        losses.append(
+            train_locally(
+                model, data[client], shards[client], optimizer, GLYPHS, local_steps=steps, batch_size=batch,
+                precision="fp32", generator=generator(client), loss_name=loss, logit_scale=2.0,
+            )
+        )  # fmt: skip
+        alone.append({name: parameter.detach().clone() for name, parameter in zip(start, parameters, strict=True)})
+    weights = stacked(start, clients)
+    rows = None if mask is None else in_every_client(mask, weights)
+    found = train_stacked(
+        model, weights, [ClientData(data[client], shards[client], generator(client)) for client in range(clients)],
+        sgdm(weights.items(), config, RATE, rows=rows), GLYPHS, local_steps=steps, batch_size=batch,
+        loss_name=loss, logit_scale=2.0,
+    )  # fmt: skip
+    assert found == pytest.approx(losses, rel=1e-4)
+    for client, expected in enumerate(alone):
+        for name, value in expected.items():
+            moved, by_itself = weights[name][client] - start[name], value - start[name]
+            assert (moved - by_itself).norm() <= 1e-3 * by_itself.norm() + 1e-6, f"{name} of {client}"
+            if mask is not None:
+                assert torch.equal(weights[name][client][~mask.tensors[name]], start[name][~mask.tensors[name]])
+
+
+def test_batches_of_different_sizes_are_refused() -> None:
+    model = build_model("vit_glyph", 10, 16, "pretrained", download=False, seed=0)
+    weights = stacked(dict(model.named_parameters()), 2)
+    clients = [ClientData(data_of(0, 9), torch.arange(size), np.random.default_rng(0)) for size in (5, 9)]
+    with pytest.raises(ValueError, match=r"\[5, 9\]"):
+        train_stacked(
+            model, weights, clients, torch.optim.SGD(weights.values(), 0.1), GLYPHS, local_steps=1, batch_size=16
+        )
+
+
+MASKED = {"mask_rule": "least-sensitive", "calibration_rounds": 1, "calibration_size": 20}
+TOGETHER: dict[str, dict[str, object]] = {
+    "masked, squared loss, bank": MASKED | {"local_loss": "squared", "task_vector_bank": "float32"},
+    "a head first, then the last block": MASKED | {"head": "linear", "head_rounds": 1, "trainable_blocks": 1},
+    "unequal steps": {"local_steps_min": 1, "local_steps_max": 3, "strategy": "fednova"},
+    "SCAFFOLD, masked": MASKED | {"strategy": "scaffold", "num_rounds": 3, "participation": 0.9},
+    "FedProx, masked": MASKED | {"strategy": "fedprox", "proximal_mu": 3.0, "local_steps": 3},
+}
+TOGETHER_TOO: dict[str, dict[str, object]] = {
+    "dense": {},
+    "FedProx": {"strategy": "fedprox", "proximal_mu": 3.0, "local_steps": 3},
+    "SCAFFOLD": {"strategy": "scaffold", "num_rounds": 3, "participation": 0.9},
+    "all at once, shards of two sizes below a batch": {"num_clients": 100, "participation": 0.06, "clients_at_once": 0},
+    "a head alone": {"trainable": "head", "head": "linear"},
+    "cached tokens, TF32": {"trainable_blocks": 1, "prefix_cache": "float32", "precision": "tf32"},
+    "Gram-anchored, other views": {"strategy": "gram-anchored", "client_groups": "half-turn"},
+    "clients at fault, random labels": {"byzantine_fraction": 0.2, "attack": "random-labels", "strategy": "median"},
+}
+ALONE: dict[str, dict[str, object]] = {
+    "FedBN": {"strategy": "fedbn"},
+}
+ALONE_TOO: dict[str, dict[str, object]] = {
+    "own masks": MASKED | {"mask_source": "own"},
+    "clipping": {"clip_norm": 1.0},
+    "bf16": {"precision": "bf16"},
+}
+
+
+def two_runs(config: Config, settings: dict[str, object]) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    one = dataclasses.replace(config, **(settings | {"clients_at_once": 1}))
+    together = dataclasses.replace(config, **({"clients_at_once": 3} | settings))
+    folders: list[Path] = [
+        simulate(each, run_name=f"at-once-{each.clients_at_once}").folder for each in (one, together)
+    ]
+    return numbers(folders[0]), numbers(folders[1])
+
+
+class PerClientRate(FedAvg):
+    """A strategy whose messages differ: every client has a rate of its own."""
+
+    def round_settings(self, server_round: int, partition: int) -> RoundSettings:
+        settings = super().round_settings(server_round, partition)
+        return dataclasses.replace(settings, learning_rate=settings.learning_rate * (1 + partition))
+
+
+class PerClientWeights(FedAvg):
+    """A strategy that sends weights of its own to each client."""
+
+    def configure_train(self, *given: object, **named: object) -> list[Message]:
+        messages = list(super().configure_train(*given, **named))  # type: ignore[arg-type]
+        for message in messages:
+            tensors = to_tensors(message.content.array_records["arrays"], torch.device("cpu"))
+            factor = 1 + 1e-3 * message.metadata.dst_node_id
+            message.content["arrays"] = to_record({name: value * factor for name, value in tensors.items()})
+        return messages
+
+
+@pytest.mark.parametrize("strategy", ["PerClientRate", "PerClientWeights"])
+def test_clients_that_are_told_different_things_go_alone(
+    strategy: str, quick_config: Config, trained: list[int]
+) -> None:
+    settings = {"num_rounds": 1, "participation": 0.6, "strategy": f"test_stacked_training:{strategy}"}
+    alone, together = two_runs(quick_config, settings)
+    assert alone == together
+    assert not trained
+
+
+def resident_of_last() -> Resident:
+    """The resident of the run before."""
+    return created[-1]
+
+
+created: list[Resident] = []
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the groups of clients that were trained together."""
+    sizes: list[int] = []
+    original = client_together.train_stacked
+    made = client_together.resident
+    monkeypatch.setattr(client_together, "resident", lambda config: created.append(made(config)) or created[-1])
+
+    def counting(model: object, weights: object, clients: list[ClientData], *rest: object, **named: object) -> object:
+        sizes.append(len(clients))
+        return original(model, weights, clients, *rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client_together, "train_stacked", counting)
+    return sizes
+
+
+@pytest.mark.parametrize("change", [*TOGETHER, *(pytest.param(name, marks=pytest.mark.slow) for name in TOGETHER_TOO)])
+def test_a_run_has_the_rows_of_one_client_after_the_other(
+    change: str, quick_config: Config, trained: list[int], tmp_path: Path
+) -> None:
+    settings = {"num_rounds": 2, "participation": 0.6, "data_dir": str(tmp_path)} | (TOGETHER | TOGETHER_TOO)[change]
+    alone, together = two_runs(quick_config, settings)
+    assert trained and max(trained) >= 2
+    left = [name for name, value in resident_of_last().model.named_parameters() if value.grad is not None]
+    assert not left, "what is not trained has no gradient, and what is has its own elsewhere"
+    for first, second in zip(alone, together, strict=True):
+        for column, value in first.items():
+            if isinstance(value, float) and "accuracy" not in column:
+                assert second[column] == pytest.approx(value, rel=2e-3, abs=1e-6), column
+            elif "accuracy" in column and value is not None:
+                assert second[column] == pytest.approx(value, abs=0.006), column  # two of 360 images
+            else:
+                assert second[column] == value, column
+
+
+@pytest.mark.parametrize("change", [*ALONE, *(pytest.param(name, marks=pytest.mark.slow) for name in ALONE_TOO)])
+def test_what_cannot_be_trained_together_keeps_its_bits(change: str, quick_config: Config, trained: list[int]) -> None:
+    alone, together = two_runs(quick_config, {"num_rounds": 1} | (ALONE | ALONE_TOO)[change])
+    assert not trained
+    assert alone == together
+
+
+def test_a_failure_together_is_told_and_clients_go_alone(
+    quick_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(client_together, "train_stacked", out_of_memory)
+    alone, together = two_runs(quick_config, {"num_rounds": 2})
+    assert alone == together
+    assert capsys.readouterr().out.count("one by one: RuntimeError: not enough memory") == 1
+
+
+def test_only_the_sequential_engine_takes_clients_together() -> None:
+    for other in ({"engine": "flower"}, {"client_timeout": 9.0}):
+        with pytest.raises(ConfigError, match="clients-at-once"):
+            Config(clients_at_once=2, **other)
