@@ -408,7 +408,7 @@ def _report(parsed: argparse.Namespace) -> None:
 
 
 def _mixture_study(parsed: argparse.Namespace) -> None:
-    from fl_taskarith.mixtures.studies.command import run_mixture_study
+    from fl_taskarith.mixtures.studies.run_studies import run_mixture_study
     from fl_taskarith.storage.paths import results_root
     from fl_taskarith.workspace.machine import available_threads
 

@@ -23,7 +23,7 @@ from fl_taskarith.client.local_work import (
     trained_reply,
     training_examples,
 )
-from fl_taskarith.client.regression_client import cluster_step, expectation_step, mixture_of
+from fl_taskarith.client.regression_client import cluster_step, expectation_step
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.engine.grid import RoundSettings, read_settings
 from fl_taskarith.engine.node_config import partition_of, use_own_places
@@ -41,6 +41,7 @@ from fl_taskarith.training.local import evaluate, input_square_sums, set_trained
 from fl_taskarith.training.sparse_sgdm import sgdm
 from fl_taskarith.workspace.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.workspace.make_mask import make_mask, shard_sums
+from fl_taskarith.workspace.regression_data import mixture_of
 from fl_taskarith.workspace.views import as_seen_by
 from fl_taskarith.workspace.workspace import Resident, resident
 

@@ -4,44 +4,18 @@ A message may be to many virtual clients at once (`engine.cohorts`); their data 
 """
 
 import time
-from functools import lru_cache
 
 import torch
 from flwr.app import Message, MetricRecord, RecordDict
 
-from fl_taskarith.config.settings import Config
-from fl_taskarith.engine.cohorts import addressed
+from fl_taskarith.engine.cohort_messages import addressed
 from fl_taskarith.engine.grid import read_settings
 from fl_taskarith.engine.records import to_record, to_tensors
-from fl_taskarith.mixtures.adversary import Adversary
 from fl_taskarith.mixtures.clustering import client_reports
 from fl_taskarith.mixtures.expectation_maximisation import expectation, statistics
-from fl_taskarith.mixtures.regression import Mixture
+from fl_taskarith.workspace.regression_data import adversary_of, mixture_of
 
 CPU = torch.device("cpu")
-
-
-@lru_cache(maxsize=1)
-def mixture_of(config: Config) -> Mixture:
-    """The mixture that the settings describe."""
-    return Mixture(
-        clients=config.num_clients,
-        clusters=config.num_clusters,
-        dimension=config.dimension,
-        examples=config.examples_per_client,
-        noise=config.noise,
-        centres=config.cluster_centres,
-        sizes=config.cluster_sizes,
-        separation=config.separation,
-        farthest=config.farthest_separation,
-        seed=config.seed,
-    )
-
-
-@lru_cache(maxsize=1)
-def adversary_of(config: Config) -> Adversary:
-    """The attackers among the clients of that mixture."""
-    return Adversary(mixture_of(config), config.byzantine_fraction, config.attack, config.attack_placement)
 
 
 def expectation_step(message: Message, partition: int) -> RecordDict:

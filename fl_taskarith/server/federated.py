@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from tqdm import tqdm
 
-from fl_taskarith.client.together import train_together
+from fl_taskarith.client.cohort import train_together
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.sharding import describe_spread, least_spread

@@ -10,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 from torch import Tensor
 
-from fl_taskarith.client.regression_client import CPU, adversary_of, mixture_of
+from fl_taskarith.client.regression_client import CPU
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import PartitionGrid
 from fl_taskarith.engine.records import metric, to_record, to_tensors
@@ -28,6 +28,7 @@ from fl_taskarith.storage.run_folder import Logbook, Row
 from fl_taskarith.storage.tensor_file import sealed
 from fl_taskarith.strategies.fedavg import FedAvg
 from fl_taskarith.training.sparse_sgdm import learning_rate
+from fl_taskarith.workspace.regression_data import adversary_of, mixture_of
 
 
 class MixtureRun:

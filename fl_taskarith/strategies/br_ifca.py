@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
-from fl_taskarith.engine.cohorts import Choices, Heard, cohort_messages, cohort_size
+from fl_taskarith.engine.cohort_messages import Choices, Heard, cohort_messages, cohort_size
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.replies import check_finite, check_frozen, tensors_of

@@ -7,7 +7,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fl_taskarith.engine.cohorts import Choices, Heard, cohort_messages
+from fl_taskarith.engine.cohort_messages import Choices, Heard, cohort_messages
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.replies import check_finite, tensors_of

@@ -6,10 +6,10 @@ from statistics import median
 
 from fl_taskarith.study.comparison import Comparison
 from fl_taskarith.study.definition import Study
-from fl_taskarith.study.records import machine_list, speed
 from fl_taskarith.study.results import Outcome, State, StudyResults
 from fl_taskarith.study.search import Search
 from fl_taskarith.study.study_file import shown_setting
+from fl_taskarith.study.table_records import machine_list, speed
 
 
 def footnote(results: StudyResults, rows: Sequence[Comparison]) -> str:

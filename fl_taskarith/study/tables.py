@@ -20,11 +20,11 @@ from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.study.comparison import Comparison, compare
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.footnote import footnote
-from fl_taskarith.study.records import curve_records, settings_record, speed
 from fl_taskarith.study.results import Outcome, State, StudyResults
 from fl_taskarith.study.search import DIVERGED
 from fl_taskarith.study.shipped import origin_words
 from fl_taskarith.study.table_plots import plot_arms
+from fl_taskarith.study.table_records import curve_records, settings_record, speed
 
 BLANK = "–"
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_taskarith.client.regression_client import mixture_of
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.merging.attacks import draw_byzantine
 from fl_taskarith.seeding import random_generator
+from fl_taskarith.workspace.regression_data import mixture_of
 
 View = Callable[[Tensor], Tensor]
 """uint8 [N, C, H, W] to the same shape: how a group sees images."""

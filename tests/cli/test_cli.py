@@ -114,8 +114,13 @@ def test_an_output_that_is_there_is_replaced_only_on_demand(
     def unneeded(*_: object, **__: object) -> None:
         pytest.fail("the work began")
 
-    for place in ("masks.resident", "masks.read_mask", "shard_histogram.class_histogram", "plots.plot_curves"):
-        monkeypatch.setattr(f"fl_taskarith.study.{place}", unneeded)
+    for place in (
+        "describe.masks.resident",
+        "describe.masks.read_mask",
+        "describe.shard_histogram.class_histogram",
+        "figures.plots.plot_curves",
+    ):
+        monkeypatch.setattr(f"fl_taskarith.{place}", unneeded)
     monkeypatch.setattr("fl_taskarith.models.glyph_pretraining.pretrain_glyph", unneeded)
     monkeypatch.setattr("fl_taskarith.figures.run_groups.find_runs", unneeded)
     mask = tmp_path / "A.safetensors"

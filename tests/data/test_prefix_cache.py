@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from child_processes import at_work, kill
 from conftest import final_weights, numbers, same_bits
-from test_files import at_work, kill
 
 from fl_taskarith import simulate
 from fl_taskarith.config.settings import Config, load

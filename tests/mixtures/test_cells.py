@@ -14,9 +14,9 @@ from fl_taskarith.figures.series import summary_by
 from fl_taskarith.mixtures.studies import br_ifca_cells, em_cells
 from fl_taskarith.mixtures.studies.br_ifca_report import _largest_survived
 from fl_taskarith.mixtures.studies.cells import CellTables, Found, run_cells
-from fl_taskarith.mixtures.studies.command import STUDIES, run_mixture_study
 from fl_taskarith.mixtures.studies.coverage import chosen, coverage
 from fl_taskarith.mixtures.studies.em_figures import knees, rate_points, success
+from fl_taskarith.mixtures.studies.run_studies import STUDIES, run_mixture_study
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import torch
 from conftest import PowerCutError, final_weights, numbers, power_cut, same_bits
 
 from fl_taskarith import simulate
-from fl_taskarith.client.regression_client import adversary_of, mixture_of
 from fl_taskarith.config.settings import Config, load
 from fl_taskarith.errors import ConfigError, Divergence
 from fl_taskarith.mixtures.expectation_maximisation import expectation, federated_em
@@ -18,6 +17,7 @@ from fl_taskarith.mixtures.robust_clustering import Server, br_ifca
 from fl_taskarith.server import regression_run as mixture_run
 from fl_taskarith.server.run import History
 from fl_taskarith.storage.run_folder import Logbook, Row
+from fl_taskarith.workspace.regression_data import adversary_of, mixture_of
 
 CONF = Path(__file__).parents[2] / "conf"
 COMMON = {"dataset": "linear-regression", "participation": 1.0, "checkpoint-every": 1}

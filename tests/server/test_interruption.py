@@ -28,7 +28,7 @@ def signalled(number: int, folder: Path) -> "subprocess.Popen[str]":
     command = [
         sys.executable,
         "-m",
-        "fl_taskarith.cli.command",
+        "fl_taskarith.cli",
         "simulate",
         *SLOW,
         f"results-dir={folder}",

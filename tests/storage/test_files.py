@@ -1,15 +1,11 @@
 """Files are replaced whole, and a process that is killed as it writes leaves nothing for good."""
 
-import contextlib
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from child_processes import at_work, kill
 
 from fl_taskarith.storage import files
 from fl_taskarith.storage.files import remove_leftovers, replacement, scratch_folder, write_atomically
@@ -23,26 +19,6 @@ FOREIGN = (
     ".x.12-0123ABCD.fl-taskarith.tmp",
     ".x.12-0123abcd.fl-taskarith.tmp.bak",
 )
-
-
-@contextlib.contextmanager
-def at_work(work: Callable[[Path], None], folder: Path) -> Iterator[BaseProcess]:
-    """A process that has reached the point where `work` touches folder/ready."""
-    process = get_context("fork").Process(target=work, args=(folder,), daemon=True)
-    process.start()
-    try:
-        while not (folder / "ready").exists():
-            assert process.is_alive()
-            time.sleep(0.01)
-        yield process
-    finally:
-        kill(process)
-
-
-def kill(process: BaseProcess) -> None:
-    if process.pid is not None and process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)
-    process.join()
 
 
 def write_slowly(folder: Path) -> None:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_files import at_work, kill
+from child_processes import at_work, kill
 
 from fl_taskarith.storage import locks
 from fl_taskarith.storage.locks import only_maker

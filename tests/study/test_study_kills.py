@@ -42,7 +42,7 @@ def start(path: Path, results: Path) -> subprocess.Popen[bytes]:
     words = [
         sys.executable,
         "-m",
-        "fl_taskarith.cli.command",
+        "fl_taskarith.cli",
         "study",
         str(path),
         "--results-dir",

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_taskarith import simulate
-from fl_taskarith.client import together as client_together
+from fl_taskarith.client import cohort as client_together
 from fl_taskarith.config.settings import Config, load
 from fl_taskarith.data.batches import Preprocessing
 from fl_taskarith.data.datasets import ImageSet

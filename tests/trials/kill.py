@@ -1,7 +1,7 @@
 """Kill runs at random instants, resume them, and compare with runs that nobody killed.
 
-    python tests/kill.py --kills 3                       # every strategy under both kinds of mask, 3 SIGKILLs each
-    python tests/kill.py --kills 20 --cases "fedavg, all weights" "scaffold, random"
+    python tests/trials/kill.py --kills 3           # every strategy under both kinds of mask, 3 SIGKILLs each
+    python tests/trials/kill.py --kills 20 --cases "fedavg, all weights" "scaffold, random"
 
 Exit status 0 if every resumed run ended with the same rows (timing columns apart), weights, mask, clients' accuracies,
 last checkpoint and clients' states, bit for bit.

@@ -1,9 +1,9 @@
 """Try every fault, count what came of it, and write the table results/reliability/README.md.
 
-    python tests/reliability.py                      # all of it: about 10 minutes on two cores
-    python tests/reliability.py --quick              # a short form of all of it: 2 minutes
-    python tests/reliability.py --part damage        # one part; the others' counts stay as they were
-    python tests/reliability.py --part kills --cases "fedbn, random" "scaffold, random"
+    python tests/trials/reliability.py                      # all of it: about 10 minutes on two cores
+    python tests/trials/reliability.py --quick              # a short form of all of it: 2 minutes
+    python tests/trials/reliability.py --part damage        # one part; the others' counts stay as they were
+    python tests/trials/reliability.py --part kills --cases "fedbn, random" "scaffold, random"
 
 Counts are kept in trials.json beside the table, by row, so that parts add up to one table. Exit status 1 if anything
 was lost in any row of it.
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+sys.path.insert(0, str(Path(__file__).parents[1]))  # shared fixtures
 
 import damage
 import fuzz
@@ -127,9 +128,9 @@ def describe(rows: dict[str, Row]) -> str:
     lines = [
         "# Reliability",
         "",
-        "Written by `python tests/reliability.py`, which tried what it counts. A trial is lost where a number differs "
-        "from the run without the fault, where code from a file was run, or where an error is a traceback in place of "
-        "words that name the key, file or client.",
+        "Written by `python tests/trials/reliability.py`, which tried what it counts. A trial is lost where a number "
+        "differs from the run without the fault, where code from a file was run, or where an error is a traceback in "
+        "place of words that name the key, file or client.",
     ]
     for part, title in TITLES.items():
         mine = {fault: row for fault, row in rows.items() if row["part"] == part}
