@@ -6,7 +6,7 @@ import math
 import numbers
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,20 +97,23 @@ class Rule:
         return self.low <= value <= self.high and not (self.exclusive_low and value == self.low)
 
 
-def key(default: Scalar, about: str, **limits: Any) -> Any:
-    """A dataclass field with its rule; the kind is the default's."""
-    return dataclasses.field(default=default, metadata={"rule": Rule(type(default), about, **limits)})
+def key(heading: str, default: Scalar, accepted: str | Sequence[str] | None, about: str, **more: Any) -> Any:
+    """Return a dataclass field with its rule.
 
-
-def auto_number(about: str, exclusive_low: bool = True, **words: Any) -> Any:
-    """A positive number (or 0, unless `exclusive_low`), or "auto", which is the default."""
-    rule = Rule(float, about, low=0, high=LARGEST, exclusive_low=exclusive_low, auto=True, **words)
-    return dataclasses.field(default=AUTO, metadata={"rule": rule})
-
-
-def choice(default: str, about: str, *choices: str, **more: Any) -> Any:
-    """One of `choices`, or a class of the user's own where `importable`."""
-    return key(default, about, choices=choices, **more)
+    Args:
+        heading: the heading of the reference under which the key stands.
+        default: gives the kind; "auto" with an interval is a number or "auto".
+        accepted: an interval, for example "(0, 1]" or "[1, inf)", or the choices: "off | float16", or a sequence.
+        about: what the key means, in a line.
+        more: other attributes of the rule.
+    """
+    if isinstance(accepted, str) and accepted[0] in "([":
+        low, high = accepted[1:-1].split(",")
+        more |= {"low": float(low), "high": float(high), "exclusive_low": accepted[0] == "(", "auto": default == AUTO}
+    elif accepted is not None:
+        more["choices"] = tuple(accepted.split(" | ") if isinstance(accepted, str) else accepted)
+    rule = Rule(float if more.get("auto") else type(default), about, heading=heading, **more)
+    return dataclasses.field(default=default, metadata={"rule": rule})
 
 
 def to_toml(value: object) -> str:
