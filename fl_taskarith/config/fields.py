@@ -25,7 +25,17 @@ DATA_FREE_RULES = ("lowest-magnitude", "highest-magnitude", "random")
 MASK_RULES = (*SENSITIVITY_RULES, *DATA_FREE_RULES)
 
 
-HEADINGS = ("data", "model", "mask", "federation", "algorithm", "training", "machine", "output", "regression clusters")
+HEADINGS = {  # with an example of each
+    "data": "dataset=cifar100 train-subset=20000",
+    "model": "model=vit_small_patch14_dinov2 input-size=98 trainable-blocks=2",
+    "mask": "mask-rule=most-sensitive density=0.05",
+    "federation": "num-clients=100 participation=0.1 classes-per-client=1",
+    "algorithm": "strategy=fedprox proximal-mu=0.1",
+    "training": "local-steps=8 learning-rate=0.1 schedule=constant",
+    "machine": "device=cuda clients-at-once=0",
+    "output": "run-name=mine results-dir=~/results",
+    "regression clusters": "dataset=linear-regression strategy=fed-em num-clusters=5",
+}
 DATA, MODEL, MASK, FEDERATION, ALGORITHM, TRAINING, MACHINE, OUTPUT, CLUSTERS = (partial(key, h) for h in HEADINGS)
 
 
