@@ -1,4 +1,4 @@
-"""Kinds of command-line arguments."""
+"""Kinds of command-line arguments, and those that several commands take."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,6 +18,25 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
     return int(text)
+
+
+def add_settings(command: argparse.ArgumentParser, words: str = "[CONF.toml] key=value") -> None:
+    """Add the words of a run: a settings file and what takes the place of its values."""
+    command.add_argument("words", nargs="*", metavar=words, help="a settings file, then overrides")
+
+
+def add_overwrite(command: argparse.ArgumentParser) -> None:
+    """Add what allows --output to replace files."""
+    command.add_argument("--overwrite", action="store_true", help="replace other files at --output")
+
+
+def add_sharing(command: argparse.ArgumentParser, part: str, results: str, jobs: int = 1) -> None:
+    """Add how many processes (0: one per core) share a command's work, when it stops, and where its results go."""
+    default = str(jobs) if jobs else "one per core"
+    command.add_argument("--jobs", type=positive, default=jobs, help=f"processes to share it (default: {default})")
+    command.add_argument("--budget", type=seconds, help=f"start no {part} after this time, for example 90s, 25m or 3h")
+    about = f"folder for {results} (default: results/ of the checkout)"
+    command.add_argument("--results-dir", default="", help=about)
 
 
 class ListAction(argparse.Action):

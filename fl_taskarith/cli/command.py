@@ -4,16 +4,17 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fl_taskarith.cli.arguments import ListAction, parse_words, positive, seconds
+from fl_taskarith.cli.arguments import ListAction, add_overwrite, add_settings, add_sharing, parse_words, positive
 from fl_taskarith.cli.bench_commands import add_benches
 from fl_taskarith.config import settings as configuration
-from fl_taskarith.config.fields import rules
-from fl_taskarith.config.rule import to_toml
+from fl_taskarith.config.reference import help_text
+from fl_taskarith.config.toml import read_toml
 from fl_taskarith.errors import ConfigError, FlTaskarithError
 from fl_taskarith.server.interruption import Interrupted, ending_on_sigterm
+from fl_taskarith.storage.paths import results_root, shipped_file
 
 MERGE_METHODS = ("task-arithmetic", "average", "fednova", "fedgma", "median", "cclip", "ties", "dare")
 MERGE_PARAMETERS = {
@@ -40,112 +41,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fl-taskarith", description="Federated learning under task arithmetic.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    simulate = commands.add_parser(
-        "simulate",
-        help="run a federation in this process",
-        epilog="settings (key=value):\n" + key_reference(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    raw, words = argparse.RawDescriptionHelpFormatter, read_toml(shipped_file("cli/commands.toml"))
+    overview = [
+        f"{wish}:\n" + "\n".join(f"  {name:<16}{text['about']}" for name, text in group.items()) + "\n"
+        for wish, group in words.items()
+    ]
+    parser = argparse.ArgumentParser(
+        prog="fl-taskarith",
+        usage="fl-taskarith COMMAND ...",
+        description="Federated learning under the lens of task arithmetic. fl-taskarith COMMAND --help says more.",
+        epilog="\n".join([*overview, f"example: fl-taskarith simulate {words['run']['simulate']['example']}"]),
+        formatter_class=raw,
     )
-    simulate.add_argument("words", nargs="*", metavar="[CONF.toml] key=value", help="a settings file, then overrides")
-    simulate.set_defaults(run=_simulate)
-
-    centralized = commands.add_parser(
-        "centralized", help="train without clients: the baseline (see simulate for settings)"
-    )
-    centralized.add_argument(
-        "words", nargs="*", metavar="[CONF.toml] key=value", help="a settings file, then overrides"
-    )
-    centralized.set_defaults(run=_centralized)
-
-    pretrain = commands.add_parser(
-        "pretrain-glyph", help="remake the shipped weights of vit_glyph from rendered letters"
-    )
-    pretrain.add_argument("--output", type=Path, default=Path("vit_glyph.safetensors"), help="default: %(default)s")
-    _add_overwrite(pretrain)
-    pretrain.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    pretrain.add_argument("--steps", type=positive, default=4000, help="default: %(default)s, as shipped")
-    pretrain.add_argument("--threads", type=positive, default=2, help="default: %(default)s")
-    pretrain.set_defaults(run=_pretrain_glyph)
-
-    mask = commands.add_parser(
-        "mask",
-        help="calibrate the mask of a run without the run, or describe and compare mask files",
-        description="Calibrate the mask that a run of these settings uses (see simulate for settings), or, given "
-        "mask files, describe them and their overlap.",
-    )
-    mask.add_argument(
-        "words", nargs="*", metavar="[CONF.toml] key=value | MASK.safetensors", help="a settings file, then overrides"
-    )
-    mask.add_argument("--output", type=Path, help="folder (default: masks/NAME in the results; none for mask files)")
-    _add_overwrite(mask)
-    mask.add_argument(
-        "--clients", type=positive, default=0, metavar="N", help="also a mask of each of the first N clients' own"
-    )
-    mask.set_defaults(run=_mask)
-
-    shards = commands.add_parser(
-        "shards",
-        help="show which client owns how many examples of each class",
-        description="Print and plot the class histogram of the shards of these settings (see simulate for settings).",
-    )
-    shards.add_argument("words", nargs="*", metavar="[CONF.toml] key=value", help="a settings file, then overrides")
-    shards.add_argument("--output", type=Path, help="folder (default: shards/NAME in the results)")
-    _add_overwrite(shards)
-    shards.set_defaults(run=_shards)
-
-    merge = commands.add_parser(
-        "merge",
-        help="merge fine-tuned models, given as .safetensors, into one",
-        description="θ = θ₀ + λ · direction(τ_1, ..., τ_T): one round of federated averaging with T clients. Models "
-        "are read tensor by tensor; any .safetensors of one architecture will do.",
-    )
-    _add_merge(merge)
-
-    one_shot = commands.add_parser(
-        "one-shot", help="fine-tune a model per task, merge them by every method, and attribute the loss"
-    )
-    one_shot.add_argument("words", nargs="+", metavar="BENCHMARK.toml [key=value]", help="files; settings for all")
-    one_shot.add_argument("--jobs", type=positive, default=1, help="processes to share the cells out to (default: 1)")
-    one_shot.add_argument("--budget", type=seconds, help="start no cell after this time, for example 90s, 25m or 3h")
-    one_shot.add_argument("--results-dir", default="", help="gets one-shot/NAME (default: results/ of the checkout)")
-    one_shot.set_defaults(run=_one_shot)
-
-    plot = commands.add_parser("plot", help="draw one run, or compare any set of runs (PNG and PDF)")
-    plot.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's, or one with runs below it")
-    plot.add_argument("--output", type=Path, help="path without ending (default: curves in the first folder)")
-    _add_overwrite(plot)
-    plot.set_defaults(run=_plot)
-
-    bench = commands.add_parser("bench", help="measure ours against what it is to beat, side by side")
-    add_benches(bench.add_subparsers(dest="name", required=True, metavar="NAME"))
-
-    study = commands.add_parser("study", help="run the arms of study files over several seeds, and write their tables")
-    study.add_argument("words", nargs="*", metavar="STUDY.toml [key=value]", help="study files; settings for all runs")
-    study.add_argument(
-        "--list",
-        action=ListAction,
-        help="say what is done, what is to do, and how long it takes here, by group (--list all: by run); run nothing",
-    )
-    study.add_argument("--tables", action="store_true", help="write the tables of what is done; run nothing")
-    study.add_argument("--log", type=Path, help="write the tables, with printed lines for lost run folders")
-    study.add_argument("--jobs", type=positive, default=1, help="processes to share the arms out to (default: 1)")
-    study.add_argument("--budget", type=seconds, help="start no run after this time, for example 90s, 25m or 3h")
-    study.add_argument("--results-dir", default="", help="folder of the studies (default: results/ of the checkout)")
-    study.set_defaults(run=_study)
-    _add_search(commands)
-    _add_report(commands)
-
-    for name, about in (("fed-em", "federated EM for mixtures of regressions"), ("br-ifca", "Byzantine-robust IFCA")):
-        mixtures = commands.add_parser(name, help=f"the study of {about}: figures and tables; resumable")
-        mixtures.add_argument("--quick", action="store_true", help="a part of it, in 5 minutes on two cores")
-        mixtures.add_argument("--tables", action="store_true", help="write the report of what is done; run nothing")
-        mixtures.add_argument("--jobs", type=positive, default=0, help="processes (default: one per core)")
-        mixtures.add_argument("--budget", type=seconds, help="start nothing after this time, for example 90s or 25m")
-        mixtures.add_argument("--results-dir", default="", help=f"for {name}/ (default: results/ of the checkout)")
-        mixtures.set_defaults(run=_mixture_study, name=name)
+    commands = parser.add_subparsers(prog="fl-taskarith", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    for name, text in (pair for group in words.values() for pair in group.items()):
+        about, example = text["about"], f"example: fl-taskarith {name} {text['example']}"
+        command = commands.add_parser(
+            name,
+            description=f"{about[0].upper()}{about[1:]}. {text.get('more', '')}",
+            epilog=f"{example}\n\n{help_text()}" if name == "simulate" else example,
+            formatter_class=raw if name == "simulate" else argparse.HelpFormatter,
+        )
+        run, add_arguments = COMMANDS[name]
+        command.set_defaults(run=run, name=name)
+        add_arguments(command)
     return parser
 
 
@@ -164,67 +83,11 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
     merge.add_argument("--data", default="", metavar="LEVEL", help="of the tasks, under --search (default: the first)")
     merge.add_argument("--output", type=Path, default=Path("merged.safetensors"), help="default: %(default)s; an "
                        "earlier merge there is replaced, an input never")  # fmt: skip
-    _add_overwrite(merge)
-    merge.set_defaults(run=_merge)
-
-
-def _add_overwrite(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--overwrite", action="store_true", help="replace other files at --output")
-
-
-def _add_search(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    search = commands.add_parser(
-        "search",
-        help="choose the learning rate of one configuration, or of a run (its folder), on validation",
-        description="A log grid under successive halving: all rates for the first number of rounds, the best for the "
-        "next. Looks at validation accuracy only; a rate at an end of the grid is not tuned.",
-    )
-    search.add_argument("words", nargs="*", metavar="[CONF.toml] key=value", help="a settings file, then overrides")
-    search.add_argument("--from", dest="low", type=float, help="lowest rate (default: two decades below a known one)")
-    search.add_argument("--to", dest="high", type=float, help="highest rate (default: four decades above the lowest)")
-    search.add_argument("--per-decade", type=positive, default=2, help="rates per factor of ten (default: 2)")
-    search.add_argument("--rounds", type=positive, nargs="+", default=[4, 24], help="of each rung (default: 4 24)")
-    search.add_argument("--keep", type=positive, default=2, help="rates that go on (default: %(default)s)")
-    search.add_argument("--seed", type=int, default=0, help="of every run (default: %(default)s)")
-    search.add_argument("--jobs", type=positive, default=1, help="processes (default: %(default)s)")
-    search.add_argument("--budget", type=seconds, help="stop at a checkpoint after this time, for example 25m")
-    search.add_argument("--results-dir", default="", help="for search/ (default: results/ of the checkout)")
-    search.set_defaults(run=_search)
-
-
-def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    report = commands.add_parser("report", help="write a two-column paper from the results of studies (LaTeX, PDF)")
-    report.add_argument("folder", type=Path, metavar="RESULTS_FOLDER", help="of one study, or of a folder per study")
-    report.add_argument("--output", type=Path, help="folder (default: report in the results folder); your files in it, "
-                        "main.tex and own.bib among them, stay as they are")  # fmt: skip
-    report.add_argument("--authors", type=Path, metavar="AUTHORS.toml", help="[[author]] tables with name and id")
-    report.add_argument(
-        "--template", type=Path, metavar="TEMPLATE.tex", help="of main.tex, in place of the shipped one"
-    )
-    report.add_argument("--shipped-results", action="store_true", help="with --authors: the runs are not theirs but "
-                        "shipped with the project, as the text then says")  # fmt: skip
-    report.set_defaults(run=_report)
-
-
-def key_reference() -> str:
-    """Every setting with its default, what it accepts and what it does, one per line."""
-    defaults = configuration.Config().to_run_config()
-    return "\n".join(
-        f"  {key} = {to_toml(defaults[key])}\n      {rule.about}; {rule.expected()}" for key, rule in rules().items()
-    )
+    add_overwrite(merge)
 
 
 def _simulate(parsed: argparse.Namespace) -> None:
-    _run(parsed.words, {})
-
-
-def _centralized(parsed: argparse.Namespace) -> None:
-    _run(parsed.words, {"strategy": "centralized"})
-
-
-def _run(words: Sequence[str], fixed: Mapping[str, object]) -> None:
-    """Run the settings of an optional file, then of key=value words, then of `fixed`."""
-    config = _configured(words, fixed)
+    config = _configured(parsed.words, {"strategy": "centralized"} if parsed.name == "centralized" else {})
     from fl_taskarith.server.simulate import simulate
 
     simulate(config)
@@ -301,7 +164,6 @@ def _merge(parsed: argparse.Namespace) -> None:
 def _one_shot(parsed: argparse.Namespace) -> None:
     from fl_taskarith.one_shot.benchmark import run_one_shot
     from fl_taskarith.one_shot.benchmark_file import load_one_shot
-    from fl_taskarith.storage.paths import results_root
 
     overrides = configuration.parse_overrides(word for word in parsed.words if "=" in word)
     benchmarks = [load_one_shot(Path(word), overrides) for word in parsed.words if "=" not in word]
@@ -339,7 +201,6 @@ def _plot(parsed: argparse.Namespace) -> None:
 
 def _study(parsed: argparse.Namespace) -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    from fl_taskarith.storage.paths import results_root
     from fl_taskarith.study.study_file import load_studies
 
     overrides = configuration.parse_overrides(word for word in parsed.words if "=" in word)
@@ -378,7 +239,6 @@ def _study(parsed: argparse.Namespace) -> None:
 def _search(parsed: argparse.Namespace) -> None:
     config = _configured(parsed.words, {})
     from fl_taskarith.server.learning_rates import search_from
-    from fl_taskarith.storage.paths import results_root
     from fl_taskarith.study.one_search import SEARCH_KEYS, search_rate
     from fl_taskarith.study.search import DECADES, Search
 
@@ -409,7 +269,6 @@ def _report(parsed: argparse.Namespace) -> None:
 
 def _mixture_study(parsed: argparse.Namespace) -> None:
     from fl_taskarith.mixtures.studies.run_studies import run_mixture_study
-    from fl_taskarith.storage.paths import results_root
     from fl_taskarith.workspace.machine import available_threads
 
     run_mixture_study(
@@ -420,3 +279,97 @@ def _mixture_study(parsed: argparse.Namespace) -> None:
         budget=parsed.budget,
         only_report=parsed.tables,
     )
+
+
+def _add_pretrain(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--output", type=Path, default=Path("vit_glyph.safetensors"), help="default: %(default)s")
+    add_overwrite(command)
+    command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    command.add_argument("--steps", type=positive, default=4000, help="default: %(default)s, as shipped")
+    command.add_argument("--threads", type=positive, default=2, help="default: %(default)s")
+
+
+def _add_mask(command: argparse.ArgumentParser) -> None:
+    add_settings(command, "[CONF.toml] key=value | MASK.safetensors")
+    command.add_argument("--output", type=Path, help="folder (default: masks/NAME in the results; none for mask files)")
+    add_overwrite(command)
+    about = "also a mask of each of the first N clients' own"
+    command.add_argument("--clients", type=positive, default=0, metavar="N", help=about)
+
+
+def _add_shards(command: argparse.ArgumentParser) -> None:
+    add_settings(command)
+    command.add_argument("--output", type=Path, help="folder (default: shards/NAME in the results)")
+    add_overwrite(command)
+
+
+def _add_one_shot(command: argparse.ArgumentParser) -> None:
+    command.add_argument("words", nargs="+", metavar="BENCHMARK.toml [key=value]", help="files; settings for all")
+    add_sharing(command, "cell", "one-shot/NAME")
+
+
+def _add_plot(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's, or one with runs below it")
+    command.add_argument("--output", type=Path, help="path without ending (default: curves in the first folder)")
+    add_overwrite(command)
+
+
+def _add_study(command: argparse.ArgumentParser) -> None:
+    command.add_argument("words", nargs="*", metavar="STUDY.toml [key=value]", help="study files; settings for all")
+    about = "say what is done, what is to do, and how long it takes here, by group (--list all: by run); run nothing"
+    command.add_argument("--list", action=ListAction, help=about)
+    command.add_argument("--tables", action="store_true", help="write the tables of what is done; run nothing")
+    command.add_argument("--log", type=Path, help="write the tables, with printed lines for lost run folders")
+    add_sharing(command, "run", "the studies")
+
+
+def _add_search(command: argparse.ArgumentParser) -> None:
+    add_settings(command)
+    command.add_argument("--from", dest="low", type=float, help="lowest rate (default: two decades below a known one)")
+    command.add_argument("--to", dest="high", type=float, help="highest rate (default: four decades above the lowest)")
+    command.add_argument("--per-decade", type=positive, default=2, help="rates per factor of ten (default: 2)")
+    command.add_argument("--rounds", type=positive, nargs="+", default=[4, 24], help="of each rung (default: 4 24)")
+    command.add_argument("--keep", type=positive, default=2, help="rates that go on (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of every run (default: %(default)s)")
+    add_sharing(command, "round", "search/")
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, metavar="RESULTS_FOLDER", help="of one study, or of a folder per study")
+    about = "folder (default: report in the results folder); your own main.tex and own.bib in it stay"
+    command.add_argument("--output", type=Path, help=about)
+    command.add_argument("--authors", type=Path, metavar="AUTHORS.toml", help="[[author]] tables with name and id")
+    about = "of main.tex, in place of the shipped one"
+    command.add_argument("--template", type=Path, metavar="TEMPLATE.tex", help=about)
+    about = "with --authors: the runs are not theirs but shipped with the project, as the text then says"
+    command.add_argument("--shipped-results", action="store_true", help=about)
+
+
+def _add_mixture_study(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--quick", action="store_true", help="a part of it, in 5 minutes on two cores")
+    command.add_argument("--tables", action="store_true", help="write the report of what is done; run nothing")
+    add_sharing(command, "cell", "the study", jobs=0)
+
+
+def _add_bench(command: argparse.ArgumentParser) -> None:
+    add_benches(command.add_subparsers(dest="name", required=True, metavar="NAME"))
+
+
+Run = Callable[[argparse.Namespace], None]
+COMMANDS: Mapping[str, tuple[Run | None, Callable[[argparse.ArgumentParser], None]]] = {
+    "simulate": (_simulate, add_settings),
+    "centralized": (_simulate, add_settings),
+    "search": (_search, _add_search),
+    "study": (_study, _add_study),
+    "one-shot": (_one_shot, _add_one_shot),
+    "fed-em": (_mixture_study, _add_mixture_study),
+    "br-ifca": (_mixture_study, _add_mixture_study),
+    "report": (_report, _add_report),
+    "plot": (_plot, _add_plot),
+    "mask": (_mask, _add_mask),
+    "shards": (_shards, _add_shards),
+    "merge": (_merge, _add_merge),
+    "bench": (None, _add_bench),  # each benchmark has a parser of its own, which says what runs it
+    "pretrain-glyph": (_pretrain_glyph, _add_pretrain),
+}
+"""The function of each command, and what adds its arguments to its parser."""

@@ -1,247 +1,260 @@
-"""Every setting: its name, its default, what it may hold and what it means, in one place."""
+"""Every setting: its heading, name, default, rule, symbol and words, in one place."""
 
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 from fl_taskarith.config.choices import ATTACKS, CLUSTER_RULES, REGRESSION
-from fl_taskarith.config.rule import AUTO, LARGEST, Rule
-from fl_taskarith.config.rule import auto_number as _auto_number
-from fl_taskarith.config.rule import choice as _choice
-from fl_taskarith.config.rule import key as _key
+from fl_taskarith.config.rule import AUTO, Rule, key
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # torch.compile's
 STRATEGIES = tuple(  # a file each; listed and not imported, for they need Flower and settings do not
     sorted(path.stem.replace("_", "-") for path in Path(__file__).parents[1].joinpath("strategies").glob("[a-z]*.py"))
 )
+STRATEGY_NAMES = {
+    "fedavg": "FedAvg", "fedprox": "FedProx", "fednova": "FedNova", "scaffold": "SCAFFOLD", "fedgma": "FedGMA",
+    "fedavgm": "FedAvgM", "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedbn": "FedBN", "cclip": "CCLIP",
+    "krum": "Krum", "trimmed-mean": "trimmed mean", "geometric-median": "geometric median",
+    "gram-anchored": "Gram-anchored averaging",
+}  # fmt: skip
 SCHEDULES = ("constant", "cosine", "step", "exponential", "plateau")
 SENSITIVITY_RULES = ("least-sensitive", "most-sensitive")
 DATA_FREE_RULES = ("lowest-magnitude", "highest-magnitude", "random")
 MASK_RULES = (*SENSITIVITY_RULES, *DATA_FREE_RULES)
 
 
+HEADINGS = {  # with an example of each
+    "data": "dataset=cifar100 train-subset=20000",
+    "model": "model=vit_small_patch14_dinov2 input-size=98 trainable-blocks=2",
+    "mask": "mask-rule=most-sensitive density=0.05",
+    "federation": "num-clients=100 participation=0.1 classes-per-client=1",
+    "algorithm": "strategy=fedprox proximal-mu=0.1",
+    "training": "local-steps=8 learning-rate=0.1 schedule=constant",
+    "machine": "device=cuda clients-at-once=0",
+    "output": "run-name=mine results-dir=~/results",
+    "regression clusters": "dataset=linear-regression strategy=fed-em num-clusters=5",
+}
+DATA, MODEL, MASK, FEDERATION, ALGORITHM, TRAINING, MACHINE, OUTPUT, CLUSTERS = (partial(key, h) for h in HEADINGS)
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Every setting of a run with its rule, unchecked (see `Config`).
+    """Every setting of a run with its rule, unchecked (see `Config`): its default, what it accepts, what it means.
 
-    The defaults are the quick start; pyproject.toml repeats them for Flower.
+    The defaults are the quick start; pyproject.toml repeats them for Flower. Tables list settings in this order.
     """
 
-    # data
-    dataset: str = _choice(
-        "digits", "data set (synthetic: for benchmarks and tests)", "digits", "cifar100", "synthetic", REGRESSION
+    dataset: str = DATA(
+        "digits",
+        ("digits", "cifar100", "synthetic", REGRESSION),
+        "data set (synthetic: for benchmarks and tests)",
+        words="{}",
     )
-    data_dir: str = _key("~/.cache/fl-taskarith", "folder that holds (or receives) the data set")
-    download: bool = _key(True, "download data and weights that are missing")
-    train_subset: int = _key(0, "training images used, stratified; 0 = all that remain", low=0)
-    test_subset: int = _key(0, "test images used, stratified; 0 = all", low=0)
-    validation_size: int = _key(180, "images carved from training for choices", low=0)
-    calibration_size: int = _key(100, "images carved from training for masks", low=0)
-    augmentation: str = _choice(
-        "auto", "of training batches; auto = the data set's own", "auto", "none", "flip", "crop", "crop-flip"
+    data_dir: str = DATA("~/.cache/fl-taskarith", None, "folder that holds (or receives) the data set")
+    download: bool = DATA(True, None, "download data and weights that are missing")
+    train_subset: int = DATA(0, "[0, inf)", "training images used, stratified; 0 = all that remain")
+    test_subset: int = DATA(0, "[0, inf)", "test images used, stratified; 0 = all")
+    validation_size: int = DATA(180, "[0, inf)", "images carved from training for choices")
+    calibration_size: int = DATA(100, "[0, inf)", "images carved from training for masks")
+    augmentation: str = DATA(
+        "auto", "auto | none | flip | crop | crop-flip", "of training batches; auto = the data set's own"
     )
-    # model
-    model: str = _key("vit_glyph", "any timm VisionTransformer by name")
-    weights: str = _key("pretrained", 'path of a .safetensors or .pth file, "pretrained" (timm), or "none" (random)')
-    input_size: int = _key(16, "side of the model's square input in pixels", low=1, high=4096)
-    trainable: str = _choice("backbone", "what clients train", "backbone", "head", "all")
-    trainable_blocks: int = _key(0, "train only the last n blocks (and the final norm); 0 = all", low=0)
-    prefix_cache: str = _choice(
-        "off", "with trainable-blocks: keep the frozen blocks' tokens of every image", "off", "float16", "float32"
+    model: str = MODEL("vit_glyph", None, "any timm VisionTransformer by name", words="{}")
+    weights: str = MODEL(
+        "pretrained", None, 'path of a .safetensors or .pth file, "pretrained" (timm), or "none" (random)'
     )
-    head: str = _choice("ridge", "classifier: ridge (closed form) or linear (trained)", "ridge", "linear")
-    head_rounds: int = _key(0, "first rounds that train the head alone", low=0)
-    ridge_lambda: float | str = _auto_number("ridge penalty; auto = chosen on validation")
-    logit_scale: float | str = _auto_number("factor on ridge scores; auto = by validation cross-entropy")
-    ridge_refresh: int = _key(
-        0, "rounds after which the ridge head is solved anew from all clients' current features; 0 = never", low=0
+    input_size: int = MODEL(16, "[1, 4096]", "side of the model's square input in pixels")
+    trainable: str = MODEL("backbone", "backbone | head | all", "what clients train")
+    trainable_blocks: int = MODEL(0, "[0, inf)", "train only the last n blocks (and the final norm); 0 = all")
+    prefix_cache: str = MODEL(
+        "off", "off | float16 | float32", "with trainable-blocks: keep the frozen blocks' tokens of every image"
     )
-    # mask
-    mask_rule: str = _choice(
-        "least-sensitive", "which backbone weights are updated; none = all of them", "none", *MASK_RULES, "file"
+    head: str = MODEL("ridge", "ridge | linear", "classifier: ridge (closed form) or linear (trained)")
+    head_rounds: int = MODEL(0, "[0, inf)", "first rounds that train the head alone")
+    ridge_lambda: float | str = MODEL(AUTO, "(0, 1e6]", "ridge penalty; auto = chosen on validation")
+    logit_scale: float | str = MODEL(AUTO, "(0, 1e6]", "factor on ridge scores; auto = by validation cross-entropy")
+    ridge_refresh: int = MODEL(
+        0, "[0, inf)", "rounds after which the ridge head is solved again from all clients' current features; 0 = never"
     )
-    density: float = _key(0.1, "share of maskable weights that are updated", low=0, high=1, exclusive_low=True)
-    sensitivity_threshold: float = _key(
-        0.0, "largest (most-sensitive: smallest) sensitivity updated, in place of density; 0 = off", low=0, high=LARGEST
+    mask_rule: str = MASK(
+        "least-sensitive",
+        ("none", *MASK_RULES, "file"),
+        "which backbone weights are updated; none = all of them",
+        words="{}",
+        names={"none": "dense"},
     )
-    calibration_rounds: int = _key(4, "rounds of scoring and dropping, R, down to the density", low=1, high=1000)
-    soft_zero: float = _key(0.1, "factor on dropped weights while later rounds score; 1 = no damping", low=0, high=1)
-    mask_source: str = _choice(
+    density: float = MASK(0.1, "(0, 1]", "share of maskable weights that are updated", symbol="d", words="density {}")
+    sensitivity_threshold: float = MASK(
+        0.0, "[0, 1e6]", "largest (most-sensitive: smallest) sensitivity updated, in place of density; 0 = off"
+    )
+    calibration_rounds: int = MASK(4, "[1, 1000]", "rounds of scoring and dropping down to the density", symbol="R")
+    soft_zero: float = MASK(0.1, "[0, 1]", "factor on dropped weights while later rounds score; 1 = no damping")
+    mask_source: str = MASK(
         "server",
+        "server | clients | own",
         "who scores: server (calibration split), clients (summed), or each client for a mask of its own",
-        "server",
-        "clients",
-        "own",
     )
-    calibration_per_client: int = _key(0, "examples that each client scores; 0 = its whole shard", low=0)
-    fisher_labels: str = _choice("sampled", "labels of the Fisher information", "sampled", "true", "expected")
-    fisher_score: str = _choice("log-prob", "what it differentiates", "log-prob", "logit")
-    calibration_memory: float = _key(2.0, "GiB for per-example gradients", low=0, high=1024, exclusive_low=True)
-    mask_exclude: str = _key("", "backbone parameters left as pretrained: comma-separated names or patterns with *")
-    mask_file: str = _key("", 'mask.safetensors to use under mask-rule = "file"')
-    # federation
-    strategy: str = _choice(
-        "fedavg", "aggregation algorithm, or no clients at all", *STRATEGIES, "centralized", importable=True
+    calibration_per_client: int = MASK(0, "[0, inf)", "examples that each client scores; 0 = its whole shard")
+    fisher_labels: str = MASK("sampled", "sampled | true | expected", "labels of the Fisher information")
+    fisher_score: str = MASK("log-prob", "log-prob | logit", "what the Fisher information differentiates")
+    calibration_memory: float = MASK(2.0, "(0, 1024]", "GiB for per-example gradients")
+    mask_exclude: str = MASK(
+        "", None, "backbone parameters left as pretrained: comma-separated names or patterns with *"
     )
-    num_clients: int = _key(50, "clients, K", low=1, high=1_000_000)
-    participation: float = _key(0.2, "share of clients sampled per round, C", low=0, high=1, exclusive_low=True)
-    sampling: str = _choice(
-        "random", "of each round's clients: drawn anew, or in turns of one random order", "random", "cyclic"
+    mask_file: str = MASK("", None, 'mask.safetensors to use under mask-rule = "file"')
+    strategy: str = ALGORITHM(
+        "fedavg",
+        (*STRATEGIES, "centralized"),
+        "aggregation algorithm, or no clients at all",
+        words="{}",
+        names=STRATEGY_NAMES,
+        importable=True,
     )
-    dropout: float = _key(
-        0.0, "chance of each sampled client to drop out of a round; at least one stays", low=0, high=0.99
+    num_clients: int = FEDERATION(50, "[1, 1e6]", "clients", symbol="K")
+    participation: float = FEDERATION(0.2, "(0, 1]", "share of clients sampled per round", symbol="C")
+    sampling: str = FEDERATION(
+        "random", "random | cyclic", "of each round's clients: at random, or cyclic, in one random order that repeats"
     )
-    client_timeout: float = _key(0.0, "seconds that a client may work on a message; 0 = no limit", low=0, high=LARGEST)
-    on_client_failure: str = _choice(
-        "stop", "where one raises, is late or sends what cannot be used: end the run, or go on", "stop", "skip"
+    dropout: float = FEDERATION(
+        0.0, "[0, 0.99]", "chance of each sampled client to drop out of a round; at least one stays"
     )
-    sharding: str = _choice("classes", "how clients divide the data", "iid", "classes", "dirichlet")
-    classes_per_client: int = _key(2, "classes per client, Nc, under sharding = classes", low=1)
-    dirichlet_alpha: float = _key(
+    client_timeout: float = FEDERATION(0.0, "[0, 1e6]", "seconds that a client may work on a message; 0 = no limit")
+    on_client_failure: str = FEDERATION(
+        "stop",
+        "stop | skip",
+        "where a client raises, is late or sends what cannot be used: end the run, or go on without it",
+    )
+    sharding: str = FEDERATION("classes", "iid | classes | dirichlet", "how clients divide the data")
+    classes_per_client: int = FEDERATION(2, "[1, inf)", "classes per client under sharding = classes", symbol="Nc")
+    dirichlet_alpha: float = FEDERATION(
         1.0,
-        "concentration α under sharding = dirichlet: class shares ~ Dir(α p), p those of all data",
-        low=0,
-        high=LARGEST,
-        exclusive_low=True,
+        "(0, 1e6]",
+        "concentration under sharding = dirichlet: class shares ~ Dir(α p), p those of all data",
+        symbol="α",
     )
-    num_rounds: int = _key(24, "communication rounds; epochs under strategy = centralized", low=1)
-    server_lr: float = _key(
-        1.0, "step of the server along the aggregated task vector", low=0, high=LARGEST, exclusive_low=True
-    )
-    task_vector_bank: str = _choice(
+    num_rounds: int = FEDERATION(24, "[1, inf)", "communication rounds; epochs under strategy = centralized")
+    server_lr: float = ALGORITHM(1.0, "(0, 1e6]", "step of the server along the aggregated task vector")
+    task_vector_bank: str = ALGORITHM(
         "off",
+        "off | float32 | bfloat16",
         "average over every client's newest task vector, kept in this type, and not this round's alone",
-        "off",
-        "float32",
-        "bfloat16",
     )
-    bank_start: str = _choice(
+    bank_start: str = ALGORITHM(
         "at-once",
-        "task-vector-bank: the server moves from the first round, or stays until every client was heard",
-        "at-once",
-        "all-heard",
+        "at-once | all-heard",
+        "task-vector-bank: the server moves from the first round, or only once every client has reported",
     )
-    bank_decay: float = _key(1.0, "task-vector-bank: factor per round on what is not new", low=0, high=1)
-    # of single strategies
-    proximal_mu: float = _key(0.0, "FedProx: μ of (μ/2)‖θ − θ_t‖² in the local loss", low=0, high=LARGEST)
-    server_momentum: float = _key(0.9, "fedavgm: momentum of the server", low=0, high=1)
-    server_beta1: float = _key(0.9, "fedadam, fedyogi: decay β₁ of the mean update", low=0, high=1)
-    server_beta2: float = _key(0.99, "fedadam, fedyogi: decay β₂ of the mean squared update", low=0, high=1)
-    server_tau: float = _key(
-        1e-3, "fedadam, fedyogi: adaptivity τ, added to the root", low=0, high=LARGEST, exclusive_low=True
+    bank_decay: float = ALGORITHM(1.0, "[0, 1]", "task-vector-bank: factor per round on what is not new")
+    proximal_mu: float = ALGORITHM(0.0, "[0, 1e6]", "FedProx: (μ/2)‖θ − θ_t‖² in the local loss", symbol="μ")
+    server_momentum: float = ALGORITHM(0.9, "[0, 1]", "fedavgm: momentum of the server")
+    server_beta1: float = ALGORITHM(0.9, "[0, 1]", "fedadam, fedyogi: decay of the mean update", symbol="β₁")
+    server_beta2: float = ALGORITHM(0.99, "[0, 1]", "fedadam, fedyogi: decay of the mean squared update", symbol="β₂")
+    server_tau: float = ALGORITHM(1e-3, "(0, 1e6]", "fedadam, fedyogi: adaptivity, added to the root", symbol="τ")
+    gma_threshold: float = ALGORITHM(
+        0.4, "[0, 1]", "fedgma: agreement on a sign from which an entry is not damped", symbol="ρ"
     )
-    gma_threshold: float = _key(0.4, "fedgma: agreement on a sign, ρ, from which an entry is not damped", low=0, high=1)
-    trimmed_share: float = _key(
-        0.1, "trimmed-mean: share β of values dropped at each end; krum: of attackers", low=0, high=0.49
+    trimmed_share: float = ALGORITHM(
+        0.1, "[0, 0.49]", "trimmed-mean: share of values dropped at each end; krum: of attackers", symbol="β"
     )
-    clipping_radius: float | str = _auto_number("cclip: radius ρ; auto = the median distance of the round's replies")
-    clipping_iterations: int = _key(1, "cclip: iterations per round", low=1, high=1000)
-    clipping_start: str = _choice("zero", "cclip: where each round's iterations start", "zero", "previous")
-    gram_anchor: float = _key(
-        0.0, "gram-anchored: γ, weight of the clients that are not in the round", low=0, high=LARGEST
+    clipping_radius: float | str = ALGORITHM(
+        AUTO, "(0, 1e6]", "cclip: radius; auto = the median distance of the round's replies", symbol="ρ"
     )
-    gram_epsilon: float = _key(
-        0.0, "gram-anchored: ε, as a share of the mean factor over a layer's updated entries", low=0, high=LARGEST
+    clipping_iterations: int = ALGORITHM(1, "[1, 1000]", "cclip: iterations per round")
+    clipping_start: str = ALGORITHM("zero", "zero | previous", "cclip: where each round's iterations start")
+    gram_anchor: float = ALGORITHM(
+        0.0, "[0, 1e6]", "gram-anchored: weight of the clients that are not in the round", symbol="γ"
     )
-    personal_parameters: str = _key(
-        "*norm*, *.ls1.*, *.ls2.*", "fedbn: what stays with each client: comma-separated names or patterns with *"
+    gram_epsilon: float = ALGORITHM(
+        0.0, "[0, 1e6]", "gram-anchored: as a share of the mean factor over a layer's updated entries", symbol="ε"
     )
-    # groups and clusters of clients
-    client_groups: str = _choice(
+    personal_parameters: str = ALGORITHM(
+        "*norm*, *.ls1.*, *.ls2.*", None, "fedbn: what stays with each client: comma-separated names or patterns with *"
+    )
+    client_groups: str = FEDERATION(
         "none",
+        "none | half-turn | rotations | inverted",
         "how groups of clients see images: turned by 180°; by 0, 90, 180, 270°; grey levels inverted",
-        "none",
-        "half-turn",
-        "rotations",
-        "inverted",
     )
-    cluster_start_noise: float = _key(
-        0.1, "br-ifca on images: noise on each cluster's first model, relative to its weights", low=0, high=1
+    cluster_start_noise: float = CLUSTERS(
+        0.1, "[0, 1]", "br-ifca on images: noise on each cluster's first model, relative to its weights"
     )
-    num_clusters: int = _key(3, "fed-em, br-ifca: clusters, K", low=1, high=1000)
-    cluster_rule: str = _choice("trimmed-mean", "br-ifca: aggregation within a cluster", *CLUSTER_RULES)
-    byzantine_fraction: float = _key(0.0, "share α of Byzantine clients in every cluster", low=0, high=0.5)
-    attack: str = _choice("sign-flip", "what Byzantine clients do", *ATTACKS)
-    attack_scale: float = _key(10.0, "factor of sign-flip and inner-product", low=0, high=LARGEST)
-    attack_placement: str = _choice(
-        "spread", "regression data: attackers report to their own cluster, or all to the first", "spread", "one-cluster"
+    num_clusters: int = CLUSTERS(3, "[1, 1000]", "fed-em, br-ifca: clusters", symbol="K")
+    cluster_rule: str = CLUSTERS("trimmed-mean", CLUSTER_RULES, "br-ifca: aggregation within a cluster")
+    byzantine_fraction: float = ALGORITHM(0.0, "[0, 0.5]", "share of Byzantine clients in every cluster", symbol="α")
+    attack: str = ALGORITHM("sign-flip", ATTACKS, "what Byzantine clients do")
+    attack_scale: float = ALGORITHM(10.0, "[0, 1e6]", "factor of sign-flip and inner-product")
+    attack_placement: str = CLUSTERS(
+        "spread", "spread | one-cluster", "regression data: attackers report to their own cluster, or all to the first"
     )
-    # regression data
-    dimension: int = _key(10, "inputs of the regression, d", low=1, high=100_000)
-    examples_per_client: int = _key(10, "points of each client, n", low=1, high=1_000_000)
-    noise: float = _key(0.5, "standard deviation of the outputs' noise, σ", low=0, high=LARGEST, exclusive_low=True)
-    cluster_centres: str = _choice(
-        "equidistant", "true parameters: at equal distances, or drawn from {0, 1}^d", "equidistant", "bernoulli"
+    dimension: int = CLUSTERS(10, "[1, 100000]", "inputs of the regression", symbol="d")
+    examples_per_client: int = CLUSTERS(10, "[1, 1e6]", "points of each client", symbol="n")
+    noise: float = CLUSTERS(0.5, "(0, 1e6]", "standard deviation of the outputs' noise", symbol="σ")
+    cluster_centres: str = CLUSTERS(
+        "equidistant", "equidistant | bernoulli", "true parameters: at equal distances, or drawn from {0, 1}^d"
     )
-    cluster_sizes: str = _choice("random", "clients draw their cluster, or are dealt out in turn", "random", "equal")
-    separation: float = _key(
-        1.0, "equidistant: distance between true parameters, Δ_min", low=0, high=LARGEST, exclusive_low=True
+    cluster_sizes: str = CLUSTERS("random", "random | equal", "clients draw their cluster, or are dealt out in turn")
+    separation: float = CLUSTERS(1.0, "(0, 1e6]", "equidistant: distance between true parameters", symbol="Δ_min")
+    farthest_separation: float = CLUSTERS(
+        0.0, "[0, 1e6]", "distance of the last from the others; 0 = Δ_min", symbol="Δ_max"
     )
-    farthest_separation: float = _key(0.0, "distance Δ_max of the last from the others; 0 = Δ_min", low=0, high=LARGEST)
-    start: str = _choice("ball", "first estimates: in a ball around each truth, or drawn anew", "ball", "random")
-    start_radius: float = _key(0.25, "radius of that ball, in units of Δ_min", low=0, high=LARGEST)
-    tolerance: float = _key(1e-6, "fed-em: stop when no estimate moves by more", low=0, high=LARGEST)
-    clients_at_once: int = _key(
-        1, "sequential engine: clients computed together; 0 = all; numbers agree to rounding", low=0
+    start: str = CLUSTERS("ball", "ball | random", "first estimates: in a ball around each truth, or random")
+    start_radius: float = CLUSTERS(0.25, "[0, 1e6]", "radius of that ball, in units of Δ_min")
+    tolerance: float = CLUSTERS(1e-06, "[0, 1e6]", "fed-em: stop when no estimate moves by more")
+    clients_at_once: int = MACHINE(
+        1, "[0, inf)", "sequential engine: clients computed together; 0 = all; numbers agree to rounding"
     )
-    # local training
-    local_loss: str = _choice(
-        "cross-entropy", "squared: ½‖ridge scores − one-hot label‖², bounded targets", "cross-entropy", "squared"
+    local_loss: str = TRAINING(
+        "cross-entropy", "cross-entropy | squared", "squared: ½‖ridge scores − one-hot label‖², bounded targets"
     )
-    local_steps: int = _key(4, "SGDM steps per client and round, J", low=1)
-    local_steps_min: int = _key(0, "with local-steps-max: clients draw their own J; 0 = off", low=0)
-    local_steps_max: int = _key(0, "see local-steps-min", low=0)
-    batch_size: int = _key(16, "examples per local step", low=1)
-    learning_rate: float | str = _auto_number(
+    local_steps: int = TRAINING(4, "[1, inf)", "SGDM steps per client and round", symbol="J")
+    local_steps_min: int = TRAINING(0, "[0, inf)", "with local-steps-max: clients draw their own J; 0 = off")
+    local_steps_max: int = TRAINING(0, "[0, inf)", "see local-steps-min")
+    batch_size: int = TRAINING(16, "[1, inf)", "examples per local step")
+    learning_rate: float | str = TRAINING(
+        AUTO,
+        "[0, 1e6]",
         "peak learning rate of the clients; auto = one that validation chose before for such a run, where one is known",
-        exclusive_low=False,
+        symbol="η",
+        words="lr {}",
     )
-    momentum: float = _key(0.9, "SGDM momentum; a client's starts at zero in every round", low=0, high=1)
-    weight_decay: float = _key(0.0, "L2 penalty", low=0, high=LARGEST)
-    dampening: float = _key(0.0, "SGDM dampening", low=0, high=1)
-    nesterov: bool = _key(False, "Nesterov momentum")
-    clip_norm: float = _key(0.0, "largest 2-norm of the updated weights' gradient; 0 = off", low=0, high=LARGEST)
-    schedule: str = _choice("cosine", "of the learning rate over rounds", *SCHEDULES)
-    warmup_rounds: int = _key(0, "rounds of linear warm-up", low=0)
-    # running
-    engine: str = _choice("sequential", "in this process, or on Flower's SuperNodes", "sequential", "flower")
-    device: str = _key("auto", "auto, cpu, cuda, cuda:1, ...")
-    threads: int = _key(
-        1, "CPU threads of torch, best 1 for tiny models; 0 = every core this process may use", low=0, high=1024
+    momentum: float = TRAINING(0.9, "[0, 1]", "SGDM momentum; a client's starts at zero in every round")
+    weight_decay: float = TRAINING(0.0, "[0, 1e6]", "L2 penalty", words="weight decay {}")
+    dampening: float = TRAINING(0.0, "[0, 1]", "SGDM dampening")
+    nesterov: bool = TRAINING(False, None, "Nesterov momentum")
+    clip_norm: float = TRAINING(0.0, "[0, 1e6]", "largest 2-norm of the updated weights' gradient; 0 = off")
+    schedule: str = TRAINING("cosine", SCHEDULES, "of the learning rate over rounds", words="{}")
+    warmup_rounds: int = TRAINING(0, "[0, inf)", "rounds of linear warm-up")
+    engine: str = MACHINE("sequential", "sequential | flower", "in this process, or on Flower's SuperNodes")
+    device: str = MACHINE("auto", None, "auto, cpu, cuda, cuda:1, ...")
+    threads: int = MACHINE(
+        1, "[0, 1024]", "CPU threads of torch, best 1 for tiny models; 0 = every core this process may use"
     )
-    precision: str = _choice(
-        AUTO,
+    precision: str = MACHINE(
+        "auto",
+        "auto | fp32 | tf32 | bf16 | fp16",
         "arithmetic of forward and backward; auto = bf16 on a GPU that has it (fp16 on an older one), fp32 on a CPU",
-        AUTO,
-        "fp32",
-        "tf32",
-        "bf16",
-        "fp16",
     )
-    compile: str = _choice(
-        AUTO,
+    compile: str = MACHINE(
+        "auto",
+        (AUTO, "off", *COMPILE_MODES),
         "torch.compile of training and evaluation, by its modes; auto = default on a GPU that has bf16, else off",
-        AUTO,
-        "off",
-        "default",
-        "reduce-overhead",
-        "max-autotune",
     )
-    optimizer_kernels: str = _choice(
-        "auto", "of SGDM; auto = as torch chooses on a GPU, fused on a CPU", "auto", "foreach", "fused"
+    optimizer_kernels: str = MACHINE(
+        "auto", "auto | foreach | fused", "of SGDM; auto = as torch chooses on a GPU, fused on a CPU"
     )
-    evaluate_every: int = _key(2, "rounds between evaluations; the last round always is", low=1)
-    checkpoint_every: int = _key(20, "rounds between checkpoints", low=1)
-    save_model: bool = _key(True, "export the final model as model.safetensors")
-    draw_curves: bool = _key(True, "draw curves.png and curves.pdf at the end")
-    tensorboard: bool = _key(False, "also log the rows to TensorBoard, in the run's folder")
-    wandb: bool = _key(False, "also log the rows to Weights & Biases")
-    resume: bool = _key(True, "continue an unfinished run of the same configuration")
-    results_dir: str = _key("", "where results go; empty = results/ of the installed checkout")
-    run_name: str = _key("", "folder of the run; empty = named after its settings")
-    seed: int = _key(0, "of the federation: sampling, batches, augmentation", low=0, high=2**53)
-    shard_seed: int = _key(0, "of the assignment of data to clients", low=0, high=2**53)
+    evaluate_every: int = OUTPUT(2, "[1, inf)", "rounds between evaluations; the last round always is")
+    checkpoint_every: int = OUTPUT(20, "[1, inf)", "rounds between checkpoints")
+    save_model: bool = OUTPUT(True, None, "export the final model as model.safetensors")
+    draw_curves: bool = OUTPUT(True, None, "draw curves.png and curves.pdf at the end")
+    tensorboard: bool = OUTPUT(False, None, "also log the rows to TensorBoard, in the run's folder")
+    wandb: bool = OUTPUT(False, None, "also log the rows to Weights & Biases")
+    resume: bool = OUTPUT(True, None, "continue an unfinished run of the same configuration")
+    results_dir: str = OUTPUT("", None, "where results go; empty = results/ of the installed checkout")
+    run_name: str = OUTPUT("", None, "folder of the run; empty = named after its settings")
+    seed: int = FEDERATION(0, f"[0, {2**53}]", "of the federation: sampling, batches, augmentation")
+    shard_seed: int = FEDERATION(0, f"[0, {2**53}]", "of the assignment of data to clients")
 
     @property
     def masked(self) -> bool:
@@ -278,6 +291,12 @@ def kebab(name: str) -> str:
     return name.replace("_", "-")
 
 
+@cache
 def rules() -> dict[str, Rule]:
-    """The rule of every key, by its kebab-case name, in order."""
+    """Return the rule of every key, by its kebab-case name, in order."""
     return {kebab(field.name): field.metadata["rule"] for field in dataclasses.fields(Settings)}
+
+
+def rules_by_heading() -> dict[str, dict[str, Rule]]:
+    """Return the same rules under their headings, in the order of a reference."""
+    return {heading: {key: rule for key, rule in rules().items() if rule.heading == heading} for heading in HEADINGS}

@@ -5,6 +5,8 @@ import dataclasses
 import math
 import numbers
 import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +22,16 @@ LARGEST = 1e6  # of any step size, penalty or scale: beyond it float32 overflows
 
 @dataclass(frozen=True)
 class Rule:
-    """What one key may hold: `kind` is bool, int, float or str.
+    """What one key may hold, and how people write it.
 
-    `auto` admits the word "auto" beside a number, `importable` a class as "module:Class" beside the choices.
+    Attributes:
+        kind: bool, int, float or str.
+        auto: whether the word "auto" is accepted beside a number.
+        importable: whether a class, as "module:Class", is accepted beside the choices.
+        heading: one of `fields.HEADINGS`.
+        symbol: of the field, in Unicode, for example Nc or β₁; empty where there is none.
+        words: how a label writes a value, for example "density {}"; empty where it is "symbol = {}" or "key = {}".
+        names: how a text writes those of the choices that are proper names.
     """
 
     kind: type
@@ -33,6 +42,24 @@ class Rule:
     auto: bool = False
     exclusive_low: bool = False
     importable: bool = False
+    heading: str = ""
+    symbol: str = ""
+    words: str = ""
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def label(self, key: str, value: object) -> str:
+        """Write a value of `key` for the legend of a plot: "J = 4", "density 0.1", "fedavg"."""
+        return (self.words or f"{self.symbol or key} = {{}}").format(value)
+
+    def formula(self) -> str:
+        r"""Write `symbol` in LaTeX's math mode: N_c, \alpha, \beta_1, \Delta_{min}; empty where there is none."""
+        if not self.symbol:
+            return ""
+        name = unicodedata.name(self.symbol[0])
+        letter = "\\" + (name.split()[-1].title() if "CAPITAL" in name else name.split()[-1].lower())
+        below = unicodedata.normalize("NFKD", self.symbol[1:].strip("_"))
+        index = f"_{{{below}}}" if len(below) > 1 else below and f"_{below}"
+        return (letter if name.startswith("GREEK") else self.symbol[0]) + index
 
     def expected(self) -> str:
         """The accepted values in words, for error messages and the key reference."""
@@ -70,20 +97,23 @@ class Rule:
         return self.low <= value <= self.high and not (self.exclusive_low and value == self.low)
 
 
-def key(default: Scalar, about: str, **limits: Any) -> Any:
-    """A dataclass field with its rule; the kind is the default's."""
-    return dataclasses.field(default=default, metadata={"rule": Rule(type(default), about, **limits)})
+def key(heading: str, default: Scalar, accepted: str | Sequence[str] | None, about: str, **more: Any) -> Any:
+    """Return a dataclass field with its rule.
 
-
-def auto_number(about: str, exclusive_low: bool = True) -> Any:
-    """A positive number (or 0, unless `exclusive_low`), or "auto", which is the default."""
-    rule = Rule(float, about, low=0, high=LARGEST, exclusive_low=exclusive_low, auto=True)
-    return dataclasses.field(default=AUTO, metadata={"rule": rule})
-
-
-def choice(default: str, about: str, *choices: str, importable: bool = False) -> Any:
-    """One of `choices`, or a class of the user's own where `importable`."""
-    return key(default, about, choices=choices, importable=importable)
+    Args:
+        heading: the heading of the reference under which the key stands.
+        default: gives the kind; "auto" with an interval is a number or "auto".
+        accepted: an interval, for example "(0, 1]" or "[1, inf)", or the choices: "off | float16", or a sequence.
+        about: what the key means, in a line.
+        more: other attributes of the rule.
+    """
+    if isinstance(accepted, str) and accepted[0] in "([":
+        low, high = accepted[1:-1].split(",")
+        more |= {"low": float(low), "high": float(high), "exclusive_low": accepted[0] == "(", "auto": default == AUTO}
+    elif accepted is not None:
+        more["choices"] = tuple(accepted.split(" | ") if isinstance(accepted, str) else accepted)
+    rule = Rule(float if more.get("auto") else type(default), about, heading=heading, **more)
+    return dataclasses.field(default=default, metadata={"rule": rule})
 
 
 def to_toml(value: object) -> str:

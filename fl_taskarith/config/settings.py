@@ -20,6 +20,7 @@ from fl_taskarith.config.contradictions import contradictions
 from fl_taskarith.config.effects import explain, idle_reason, refuse_idle
 from fl_taskarith.config.fields import Settings, kebab, rules, snake
 from fl_taskarith.config.rule import AUTO, Scalar, shown
+from fl_taskarith.config.toml import place_of, read_toml
 from fl_taskarith.errors import ConfigError
 
 
@@ -113,15 +114,17 @@ def from_mapping(settings: Mapping[str, object]) -> Config:
     Raises:
         ConfigError: an unknown key (with the nearest known one), a wrong type or value, a contradiction.
     """
+    return Config(**{snake(key): _checked(key, value) for key, value in _by_kebab_key(settings).items()})
+
+
+def _checked(key: str, value: object) -> Any:
+    """Return the value of a key by its rule; raise ConfigError for an unknown key or a value that is not accepted."""
     known = rules()
-    named: dict[str, Any] = {}
-    for key, value in _by_kebab_key(settings).items():
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f'did you mean "{nearest[0]}"?' if nearest else "known keys: " + ", ".join(known)
-            raise ConfigError(f"{shown(key)} is not a setting; {hint}")
-        named[snake(key)] = value
-    return Config(**named)
+    if key not in known:
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f'did you mean "{nearest[0]}"?' if nearest else "known keys: " + ", ".join(known)
+        raise ConfigError(f"{shown(key)} is not a setting; {hint}")
+    return known[key].check(key, value)
 
 
 def _by_kebab_key(settings: Mapping[str, object]) -> dict[str, object]:
@@ -150,14 +153,19 @@ def load(
             override by the final settings, one of the file by these and by the file alone. What an override leaves
             the file's keys without an effect is no error.
     """
-    in_file = _by_kebab_key(_read(path)) if path is not None else {}
-    recorded = path is not None and Path(path).expanduser().is_dir()  # all keys, whether they have an effect or not
+    recorded = path is not None and _is_folder(path)  # all keys, whether they have an effect or not
     given = _by_kebab_key(overrides or {})
+    in_file = {} if path is None else _by_kebab_key(_recorded(path) if recorded else read_toml(path, "configuration"))
+    for key in in_file.keys() - given.keys():
+        try:
+            _checked(key, in_file[key])
+        except ConfigError as error:
+            raise ConfigError(f"{path if recorded else place_of(path or '', key)}: {error}") from None
     config = from_mapping(in_file | given)
     refuse_idle(config, given.keys() - set(used))
-    found = {} if recorded else idle_by_itself(config, in_file, in_file.keys() - given.keys() - set(used))
-    if found:
-        raise ConfigError(f"{path}: {' '.join(found.values())}")
+    idle = {} if recorded else idle_by_itself(config, in_file, in_file.keys() - given.keys() - set(used))
+    if idle:
+        raise ConfigError(f"{path}: {' '.join(idle.values())}")
     return config
 
 
@@ -188,17 +196,21 @@ def idle_by_itself(config: Config, settings: Mapping[str, object], keys: Iterabl
     return {key: explain(alone, key, idle) for key, idle in found if idle is not None}
 
 
-def _read(path: Path | str) -> dict[str, object]:
+def _is_folder(path: Path | str) -> bool:
+    """Whether `path` is a folder; a path that cannot be is none."""
     try:
-        if Path(path).expanduser().is_dir():
-            record = json.loads((Path(path).expanduser() / "run.json").read_text(encoding="utf-8"))["config"]
-            return {key: value for key, value in dict(record).items() if key != "run-name"}
-        return tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        named = str(path) if str(path).isprintable() else ascii(str(path))
-        raise ConfigError(f"Cannot read the configuration {named}: {error}.") from error
+        return Path(path).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _recorded(folder: Path | str) -> dict[str, object]:
+    """Return the settings of the run in `folder`, but for its name."""
+    try:
+        record = json.loads((Path(folder).expanduser() / "run.json").read_text(encoding="utf-8"))["config"]
+        return {key: value for key, value in dict(record).items() if key != "run-name"}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"Cannot read the configuration {folder}: {error}.") from error
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, object]:

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from fl_taskarith.config.effects import ONE_BY_ONE, explain, refuse_idle
 from fl_taskarith.config.fields import kebab, rules, snake
 from fl_taskarith.config.rule import AUTO
 from fl_taskarith.config.settings import Config
+from fl_taskarith.config.toml import read_toml
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.merging.merge_rules import MERGE_RULES
 from fl_taskarith.one_shot.finetune import Spread
@@ -106,12 +106,7 @@ def load_one_shot(path: Path, overrides: Mapping[str, Any] | None = None) -> One
     Raises:
         ConfigError: names the file, the place, what was expected.
     """
-    try:
-        document = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RuntimeError) as error:
-        raise ConfigError(f"Cannot read the benchmark {path}: {error}.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    document = read_toml(path, "benchmark")
     try:
         return _one_shot(document, path, overrides or {})
     except ConfigError as error:

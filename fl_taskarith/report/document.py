@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import jinja2
 
 from fl_taskarith.config.rule import Scalar, to_toml
 from fl_taskarith.config.settings import RECORDED_DEFAULTS
+from fl_taskarith.config.toml import read_toml
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.report.algorithm_questions import is_fine_tuning, is_method, label_skew, strategies
 from fl_taskarith.report.contrasts import distinct, trained
@@ -294,12 +294,7 @@ def read_authors(path: Path) -> tuple[str, list[Author]]:
     Raises:
         ConfigError: it cannot be read, or lacks a name or id; names the place.
     """
-    try:
-        document = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RuntimeError) as error:
-        raise ConfigError(f"Cannot read the authors {path}: {error}.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    document = read_toml(path, "authors")
     tables = document.pop("author", [])
     title = document.pop("title", TITLE)
     if document:

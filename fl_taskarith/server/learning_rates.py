@@ -7,13 +7,14 @@ the nearest one with a smaller rate: more skewed data, more weights, more blocks
 import dataclasses
 import fnmatch
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from fl_taskarith.config.fields import snake
 from fl_taskarith.config.rule import AUTO
 from fl_taskarith.config.settings import Config
+from fl_taskarith.config.toml import read_toml
 from fl_taskarith.data.datasets import DATASET_SIZES, training_images
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.storage.paths import shipped_file
@@ -172,10 +173,9 @@ def classes_held(config: Config) -> float:
 @lru_cache
 def table() -> tuple[Cell, ...]:
     """All cells of learning_rates.toml."""
-    text = shipped_file("server/learning_rates.toml").read_text(encoding="utf-8")
     return tuple(
-        Cell(**{key.replace("-", "_"): value for key, value in (group | row).items() if key != "cell"})
-        for group in tomllib.loads(text)["group"]
+        Cell(**{snake(key): value for key, value in (group | row).items() if key != "cell"})
+        for group in read_toml(shipped_file("server/learning_rates.toml"))["group"]
         for row in group["cell"]
     )
 

@@ -3,7 +3,6 @@
 import difflib
 import itertools
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from fl_taskarith.config.effects import explain, idle_reason
 from fl_taskarith.config.fields import kebab
 from fl_taskarith.config.rule import Scalar, to_toml
 from fl_taskarith.config.settings import from_mapping, idle_by_itself
+from fl_taskarith.config.toml import read_toml
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.search import Search
@@ -60,12 +60,7 @@ def load_studies(paths: Sequence[Path], overrides: Mapping[str, Any] | None = No
 
 
 def _load(path: Path, overrides: Mapping[str, Any]) -> Study:
-    try:
-        document = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RuntimeError) as error:
-        raise ConfigError(f"Cannot read the study {path}: {error}.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    document = read_toml(path, "study")
     try:
         return _study(document, path, overrides)
     except ConfigError as error:

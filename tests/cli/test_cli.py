@@ -1,11 +1,14 @@
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
-from fl_taskarith.cli.command import main
-from fl_taskarith.config.fields import rules
+from fl_taskarith.cli.command import COMMANDS, main
+from fl_taskarith.config.fields import HEADINGS, rules
+from fl_taskarith.config.settings import load, parse_overrides
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.figures.plots import plot_curves
 from fl_taskarith.storage.paths import checkout, resolve, results_root, shipped_file
@@ -54,12 +57,39 @@ def test_centralized_refuses_another_strategy(capsys: pytest.CaptureFixture[str]
     assert 'strategy = "centralized"' in capsys.readouterr().err
 
 
-def test_the_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["simulate", "--help"])
+def help_of(*words: str) -> str:
+    printed = StringIO()
+    with pytest.raises(SystemExit) as stopped, redirect_stdout(printed):
+        main([*words, "--help"])
     assert stopped.value.code == 0
-    printed = capsys.readouterr().out
-    assert all(f"  {key} = " in printed for key in rules())
+    return printed.getvalue()
+
+
+def test_the_help_of_simulate_lists_every_setting_under_its_heading() -> None:
+    printed = help_of("simulate")
+    places = [printed.index(f"\n{heading}, for example") for heading in HEADINGS]
+    assert places == sorted(places)
+    for key, rule in rules().items():
+        heading = list(HEADINGS).index(rule.heading)
+        following = places[heading + 1] if heading + 1 < len(places) else len(printed)
+        assert places[heading] < printed.index(f"\n  {key} = ") < following
+
+
+def test_the_help_groups_the_commands_by_what_one_wants_and_each_shows_an_example() -> None:
+    overview = help_of()
+    wishes = ("run", "tune", "study", "look", "merge", "measure")
+    places = [overview.index(f"\n{wish}:\n") for wish in wishes]
+    assert places == sorted(places)
+    for name in COMMANDS:
+        assert f"\n  {name} " in overview
+        assert f"example: fl-taskarith {name} " in help_of(name)
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_the_example_of_a_heading_is_accepted_and_is_of_its_keys(heading: str) -> None:
+    words = HEADINGS[heading].split()
+    load(None, parse_overrides(words))
+    assert any(rules()[word.partition("=")[0]].heading == heading for word in words)
 
 
 def test_plot_draws_several_runs_into_one_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,6 +111,38 @@ def test_a_broken_conf_file_is_an_error_that_names_it(tmp_path: Path) -> None:
             load(path)
 
 
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfseed = 3\n", b"# a comment\r\nseed = 3\r\n"], ids=["BOM", "CRLF"])
+def test_a_settings_file_of_any_editor_is_read(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_bytes(content)
+    assert load(path).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("num_rounds = 0", "num-rounds = 0"),
+        ("num-client = 5", 'did you mean "num-clients"?'),
+        ("num-rounds 5", "not valid TOML"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named_with_its_line(line: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(f"# three\n\n{line}\n")
+    with pytest.raises(ConfigError, match=r"settings\.toml.*line 3") as caught:
+        load(path)
+    assert said in str(caught.value)
+
+
+def test_a_setting_reads_in_a_plot_and_in_a_paper_as_its_rule_says() -> None:
+    assert [rules()[key].label(key, 4) for key in ("local-steps", "density", "strategy", "soft-zero")] == [
+        "J = 4", "density 4", "4", "soft-zero = 4",
+    ]  # fmt: skip
+    assert [rules()[key].formula() for key in ("classes-per-client", "server-beta1", "separation", "seed")] == [
+        "N_c", r"\beta_1", r"\Delta_{min}", "",
+    ]  # fmt: skip
+
+
 def test_the_fingerprint_ignores_where_a_run_lives_and_sees_what_decides_its_numbers() -> None:
     base = Config()
     for key in configuration.OPERATIONAL_KEYS:
