@@ -19,6 +19,7 @@ from torch.nn import functional
 from fl_taskarith import simulate
 from fl_taskarith.client import app as client
 from fl_taskarith.config.settings import Config
+from fl_taskarith.engine.participation import sample_clients
 from fl_taskarith.engine.replies import shapes_of
 from fl_taskarith.errors import ClientFailure, ConfigError
 from fl_taskarith.masking.mask import Mask, load_mask
@@ -28,7 +29,6 @@ from fl_taskarith.merging.task_vector_bank import TaskVectorBank
 from fl_taskarith.models.backbone import linear_shapes
 from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics
 from fl_taskarith.server.federated import run_federation
-from fl_taskarith.strategies.fedavg import FedAvg
 from fl_taskarith.training.local import input_square_sums, local_loss
 from fl_taskarith.workspace.workspace import resident
 
@@ -167,14 +167,9 @@ def test_a_bank_is_for_strategies_that_take_a_mean() -> None:
 def test_cyclic_turns_come_to_everyone_equally_often(clients: int, participation: float) -> None:
     config = Config(num_clients=clients, participation=participation, sampling="cyclic", sharding="iid")
 
-    class Nodes:
-        def get_node_ids(self) -> range:
-            return range(clients)
-
-    strategy = FedAvg(config, torch.device("cpu"), lambda _: 0.1)
     counts = np.zeros(clients, dtype=int)
     for server_round in range(1, clients + 1):
-        chosen = strategy.sample(server_round, Nodes())  # type: ignore[arg-type]
+        chosen = sample_clients(config, server_round, range(clients))
         assert chosen == sorted(set(chosen))
         assert len(chosen) == config.sampled_clients
         counts[chosen] += 1
