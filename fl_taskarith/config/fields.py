@@ -10,14 +10,15 @@ from fl_taskarith.config.rule import AUTO, LARGEST, Rule
 from fl_taskarith.config.rule import auto_number as _auto_number
 from fl_taskarith.config.rule import choice as _choice
 from fl_taskarith.config.rule import key as _key
+from fl_taskarith.masking import rules as mask_rules
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # torch.compile's
 STRATEGIES = tuple(  # a file each; listed and not imported, for they need Flower and settings do not
     sorted(path.stem.replace("_", "-") for path in Path(__file__).parents[1].joinpath("strategies").glob("[a-z]*.py"))
 )
 SCHEDULES = ("constant", "cosine", "step", "exponential", "plateau")
-SENSITIVITY_RULES = ("least-sensitive", "most-sensitive")
-DATA_FREE_RULES = ("lowest-magnitude", "highest-magnitude", "random")
+SENSITIVITY_RULES = tuple(name for name, rule in mask_rules.RULES.items() if rule.scores is None)
+DATA_FREE_RULES = tuple(name for name, rule in mask_rules.RULES.items() if rule.scores is not None)
 MASK_RULES = (*SENSITIVITY_RULES, *DATA_FREE_RULES)
 
 
@@ -59,7 +60,12 @@ class Settings:
     )
     # mask
     mask_rule: str = _choice(
-        "least-sensitive", "which backbone weights are updated; none = all of them", "none", *MASK_RULES, "file"
+        "least-sensitive",
+        "which backbone weights are updated; none = all of them",
+        "none",
+        *MASK_RULES,
+        "file",
+        importable=True,
     )
     density: float = _key(0.1, "share of maskable weights that are updated", low=0, high=1, exclusive_low=True)
     sensitivity_threshold: float = _key(
@@ -251,7 +257,7 @@ class Settings:
     @property
     def scored(self) -> bool:
         """Whether the mask comes from sensitivities, and so needs data."""
-        return self.mask_rule in SENSITIVITY_RULES
+        return self.mask_rule not in ("none", "file") and mask_rules.mask_rule(self.mask_rule).scores is None
 
     @property
     def peak_rate(self) -> float:

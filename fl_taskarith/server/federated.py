@@ -22,6 +22,7 @@ from fl_taskarith.engine.replies import check_examples, check_finite, metrics_of
 from fl_taskarith.engine.round_context import RoundContext
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
+from fl_taskarith.masking.calibration import Sums
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.mixtures.matching import cluster_accuracy
 from fl_taskarith.models.backbone import linear_shapes
@@ -45,7 +46,6 @@ from fl_taskarith.strategies import strategy_class
 from fl_taskarith.workspace.clusters import clustered
 from fl_taskarith.workspace.global_model import Frozen, Weights
 from fl_taskarith.workspace.machine import available_threads, describe_device, emulated, on_this_machine
-from fl_taskarith.workspace.make_mask import Sums
 from fl_taskarith.workspace.views import VIEWS, byzantine_clients, group_of
 from fl_taskarith.workspace.workspace import Resident, resident
 

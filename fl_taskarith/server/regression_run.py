@@ -28,7 +28,7 @@ from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.run_folder import Logbook, Row
 from fl_taskarith.storage.tensor_file import sealed
 from fl_taskarith.strategies.fedavg import FedAvg
-from fl_taskarith.training.sparse_sgdm import learning_rate
+from fl_taskarith.training.schedules import learning_rate
 from fl_taskarith.workspace.regression_data import adversary_of, mixture_of
 
 

@@ -18,7 +18,7 @@ from fl_taskarith.masking.mask import Mask
 from fl_taskarith.merging.aggregate import NormalisedMean
 from fl_taskarith.strategies import strategy_class
 from fl_taskarith.strategies.fedavg import FedAvg, Reply
-from fl_taskarith.training.sparse_sgdm import step_coefficient_sum
+from fl_taskarith.training.schedules import step_coefficient_sum
 
 Vector = dict[str, torch.Tensor]
 SHAPES = {"a": (3, 4), "b": (5,)}
