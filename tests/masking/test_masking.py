@@ -184,19 +184,22 @@ def test_a_rule_of_ones_own_is_named_by_its_module(masked_config: Config) -> Non
     mask = load_mask(simulate(ours).folder / "mask.safetensors")[0]
     chosen = torch.cat([tensor.flatten() for tensor in mask.tensors.values()])
     assert chosen[: mask.updated].all() and mask.updated == round(ours.density * mask.size)
-    by_sensitivity = dataclasses.replace(masked_config, mask_rule="own_mask_rule:MIDDLING")
-    assert by_sensitivity.scored
-    assert (
-        mask_under(by_sensitivity).jaccard(mask_under(dataclasses.replace(masked_config, mask_rule="most-sensitive")))
-        == 1
+    own, known = (
+        dataclasses.replace(masked_config, mask_rule=rule) for rule in ("own_mask_rule:MIDDLING", "most-sensitive")
     )
+    assert own.scored
+    assert mask_under(own).jaccard(mask_under(known)) == 1
 
 
 @pytest.mark.parametrize(
     ("rule", "reason"),
-    [("own_mask_rule:MISSING", "has no attribute"), ("no_such_module:A", "No module named"), ("own_mask_rule:NO_RULE", "no mask rule"),
-     ("leastsensitive", "own")],
-)  # fmt: skip
+    [
+        ("own_mask_rule:MISSING", "has no attribute"),
+        ("no_such_module:A", "No module named"),
+        ("own_mask_rule:NO_RULE", "no mask rule"),
+        ("leastsensitive", "own"),
+    ],
+)
 def test_a_mask_rule_that_is_none_is_refused(rule: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         Config(mask_rule=rule)

@@ -15,7 +15,7 @@ from fl_taskarith.seeding import torch_seed
 from fl_taskarith.training import local as training
 from fl_taskarith.training.local import evaluate, extract_features, set_trained, train_locally
 from fl_taskarith.training.sparse_sgdm import SparseSGDM
-from fl_taskarith.workspace.workspace import Workspace
+from fl_taskarith.workspace.workspace import Workspace, workspace
 
 PREPROCESSING = Preprocessing(16, (0.5,) * 3, (0.5,) * 3)
 
