@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "fl_taskarith"
 NAME = PACKAGE.name
 ROOT_MODULES = {"__init__", "errors", "seeding"}
 ROOMS = (
+    "masking.rules",  # names and rankings alone; settings list them
     *("config", "storage", "data", "models", "masking", "merging", "training", "mixtures", "workspace", "engine"),
     *("client", "figures", "strategies", "server", "study", "mixtures.studies", "describe", "one_shot", "report"),
     *("bench", "cli"),

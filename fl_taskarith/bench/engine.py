@@ -15,6 +15,7 @@ from fl_taskarith.client.local_work import MetricValue
 from fl_taskarith.config.settings import Config, load
 from fl_taskarith.engine.grid import PartitionGrid, read_settings
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
+from fl_taskarith.engine.round_context import RoundContext
 from fl_taskarith.engine.sequential import SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
@@ -133,8 +134,8 @@ class _Rounds:
         self.result: dict[str, Tensor] = {}
 
     def __call__(self) -> None:
-        strategy = FedAvg(self.config, self.device, lambda server_round: self.config.peak_rate)
-        arrays = strategy.start(self.grid, to_record(self.weights), ROUNDS).arrays
+        strategy, context = FedAvg(self.config, self.device), RoundContext(self.config.peak_rate)
+        arrays = strategy.start(self.grid, to_record(self.weights), ROUNDS, context_of=lambda _: context).arrays
         self.result = to_tensors(arrays, self.device)
 
 

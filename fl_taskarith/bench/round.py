@@ -13,6 +13,7 @@ from fl_taskarith.client.app import app
 from fl_taskarith.config.settings import Config, load
 from fl_taskarith.data.batches import batch_positions, draw_augmentations
 from fl_taskarith.engine.records import metric, to_record
+from fl_taskarith.engine.round_context import RoundContext
 from fl_taskarith.engine.sequential import SequentialGrid
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.seeding import random_generator
@@ -126,9 +127,10 @@ class Federated:
 
     def __call__(self) -> None:
         """One round."""
-        strategy = FedAvg(self.config, self.home.device, lambda server_round: LEARNING_RATE)
-        strategy.state_folder, strategy.frozen_name = str(self.folder), self.name
-        result = strategy.start(SequentialGrid(app, CLIENTS), to_record(self.start), 1)
+        strategy = FedAvg(self.config, self.home.device)
+        context = RoundContext(LEARNING_RATE, str(self.folder), self.name)
+        grid = SequentialGrid(app, CLIENTS)
+        result = strategy.start(grid, to_record(self.start), 1, context_of=lambda server_round: context)
         metrics = result.train_metrics_clientapp[1]
         self.outside.append(metric(metrics, "round-seconds") - metric(metrics, "train-seconds"))
 

@@ -43,7 +43,7 @@ from fl_taskarith.workspace.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.workspace.make_mask import make_mask, shard_sums
 from fl_taskarith.workspace.regression_data import mixture_of
 from fl_taskarith.workspace.views import as_seen_by
-from fl_taskarith.workspace.workspace import Resident, resident
+from fl_taskarith.workspace.workspace import Workspace, workspace
 
 app = ClientApp()
 
@@ -78,7 +78,7 @@ def load(message: Message) -> None:
     if config.dataset == REGRESSION:
         mixture_of(config)
     else:
-        resident(config)
+        workspace(config)
 
 
 def _client_timeout(message: Message) -> float:
@@ -140,7 +140,7 @@ def train_in_cluster(message: Message, partition: int) -> RecordDict:
 def _train_locally(content: RecordDict, partition: int) -> RecordDict:
     started = time.perf_counter()
     config, current = read_settings(content.config_records["config"])
-    home = resident(config)
+    home = workspace(config)
     received = {key: to_tensors(record, home.device) for key, record in content.array_records.items()}
     shared, control = received["arrays"], received.get("control")
     frozen = read_frozen_of(home, current)
@@ -199,7 +199,7 @@ def score_sensitivity(message: Message, partition: int) -> RecordDict:
     """Summed squared per-example gradients on this shard, or on `calibration-per-client` of its examples."""
     started = time.perf_counter()
     config, current = read_settings(message.content.config_records["config"])
-    home = resident(config)
+    home = workspace(config)
     arrays = to_tensors(message.content.array_records["arrays"], torch.device("cpu"))
     asked = Frozen.of_tensors(arrays, home.shapes, home.device)
     assert asked.mask is not None
@@ -262,15 +262,15 @@ def evaluate_own(message: Message, partition: int) -> RecordDict:
     return RecordDict({"metrics": MetricRecord(metrics)})
 
 
-def _received(message: Message) -> tuple[RoundSettings, Resident, Weights, Frozen]:
+def _received(message: Message) -> tuple[RoundSettings, Workspace, Weights, Frozen]:
     """What a message says and brings: the round's settings, the resident of its run, its tensors, and what is fixed."""
     config, current = read_settings(message.content.config_records["config"])
-    home = resident(config)
+    home = workspace(config)
     arrays = to_tensors(message.content.array_records["arrays"], home.device)
     return current, home, arrays, read_frozen_of(home, current)
 
 
-def _with_own(home: Resident, shared: Weights, kept: Weights, frozen: Frozen, server_round: int) -> Weights:
+def _with_own(home: Workspace, shared: Weights, kept: Weights, frozen: Frozen, server_round: int) -> Weights:
     """All that is trained, in the model's order: what was sent, else the client's own of its last round, else θ₀."""
     names = list(home.trained_names(server_round) if frozen.mask is None else frozen.mask.indices)
     if shared.keys() >= set(names):
@@ -280,7 +280,7 @@ def _with_own(home: Resident, shared: Weights, kept: Weights, frozen: Frozen, se
     return {name: shared[name] if name in shared else own[name] for name in names}
 
 
-def _own_mask(home: Resident, frozen: Frozen, kept: Weights, partition: int) -> tuple[Mask, Weights]:
+def _own_mask(home: Workspace, frozen: Frozen, kept: Weights, partition: int) -> tuple[Mask, Weights]:
     """This client's mask, by the scores of its own shard, and its bits if it was made only now."""
     if kept_bits := under(MASK, kept):
         # In the model's order, not the file's: norms over tensors are to have the same bits whenever it is read.

@@ -29,7 +29,7 @@ from fl_taskarith.training.local import is_single, set_trained
 from fl_taskarith.training.sparse_sgdm import in_every_client, sgdm
 from fl_taskarith.training.stacked import ClientData, has_dropout, stacked, train_stacked
 from fl_taskarith.workspace.global_model import GlobalModel, Weights
-from fl_taskarith.workspace.workspace import Resident, resident
+from fl_taskarith.workspace.workspace import Workspace, workspace
 
 log = logging.getLogger("fl_taskarith")
 
@@ -51,7 +51,7 @@ def train_together(messages: Sequence[Message]) -> dict[int, Message]:
         return {}
     if not _is_plain(config, current) or not all(_same_arrays(messages, key) for key in kinds - {"config"}):
         return {}
-    home = resident(config)
+    home = workspace(config)
     told = {message.metadata.dst_node_id: each for message, (_, each) in zip(messages, read, strict=True)}
     if has_dropout(home.model):
         return {}
@@ -93,7 +93,7 @@ def _same_arrays(messages: Sequence[Message], key: str) -> bool:
 
 
 def _train(
-    home: Resident, told: Sequence[RoundSettings], messages: Sequence[Message], local_steps: int
+    home: Workspace, told: Sequence[RoundSettings], messages: Sequence[Message], local_steps: int
 ) -> dict[int, Message]:
     """Replies to `messages`, whose settings `told` differ in the file that a client keeps and in nothing else."""
     started = time.perf_counter()

@@ -15,15 +15,15 @@ from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.storage.client_files import CONTROL, read_client_state, read_frozen, under, write_client_state
 from fl_taskarith.training.corrections import control_change
-from fl_taskarith.training.sparse_sgdm import step_coefficient_sum
+from fl_taskarith.training.schedules import step_coefficient_sum
 from fl_taskarith.workspace.global_model import Frozen, Weights
 from fl_taskarith.workspace.views import as_trained_on
-from fl_taskarith.workspace.workspace import Resident
+from fl_taskarith.workspace.workspace import Workspace
 
 MetricValue = int | float | list[int] | list[float]
 
 
-def read_frozen_of(home: Resident, current: RoundSettings) -> Frozen:
+def read_frozen_of(home: Workspace, current: RoundSettings) -> Frozen:
     """What is fixed in this round, as its settings name it."""
     return _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
 
@@ -64,7 +64,7 @@ def move_control(
     return {CONTROL + name: own[name] + value if name in own else value for name, value in change.items()}
 
 
-def training_examples(home: Resident, partition: int) -> tuple[ImageSet, Tensor]:
+def training_examples(home: Workspace, partition: int) -> tuple[ImageSet, Tensor]:
     """What a client trains on, and its shard's positions in it: its own view of images, or all of them as stored."""
     config, train, shard = home.config, home.data.train, home.shards[partition]
     if config.client_groups == "none" and not (config.byzantine_fraction and config.attack == "random-labels"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fl_taskarith.config.choices import ATTACKS, CLUSTER_RULES, REGRESSION
 from fl_taskarith.config.rule import AUTO, Rule, key
+from fl_taskarith.masking import rules as mask_rules
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # torch.compile's
 STRATEGIES = tuple(  # a file each; listed and not imported, for they need Flower and settings do not
@@ -20,8 +21,8 @@ STRATEGY_NAMES = {
     "gram-anchored": "Gram-anchored averaging",
 }  # fmt: skip
 SCHEDULES = ("constant", "cosine", "step", "exponential", "plateau")
-SENSITIVITY_RULES = ("least-sensitive", "most-sensitive")
-DATA_FREE_RULES = ("lowest-magnitude", "highest-magnitude", "random")
+SENSITIVITY_RULES = tuple(name for name, rule in mask_rules.RULES.items() if rule.scores is None)
+DATA_FREE_RULES = tuple(name for name, rule in mask_rules.RULES.items() if rule.scores is not None)
 MASK_RULES = (*SENSITIVITY_RULES, *DATA_FREE_RULES)
 
 
@@ -82,6 +83,7 @@ class Settings:
         "least-sensitive",
         ("none", *MASK_RULES, "file"),
         "which backbone weights are updated; none = all of them",
+        importable=True,
         words="{}",
         names={"none": "dense"},
     )
@@ -264,7 +266,7 @@ class Settings:
     @property
     def scored(self) -> bool:
         """Whether the mask comes from sensitivities, and so needs data."""
-        return self.mask_rule in SENSITIVITY_RULES
+        return self.mask_rule not in ("none", "file") and mask_rules.mask_rule(self.mask_rule).scores is None
 
     @property
     def peak_rate(self) -> float:

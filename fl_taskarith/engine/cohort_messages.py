@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
-from fl_taskarith.engine.replies import check_examples, number, numbers, told
+from fl_taskarith.engine.replies import check_examples, metrics_of, number, numbers
 from fl_taskarith.errors import ClientFailure, Divergence
 
 COHORT = "cohort"
@@ -60,9 +60,9 @@ class Choices:
             Divergence: a loss is NaN or infinite.
             ClientFailure: a number is missing, or is not one that the client can have.
         """
-        client, listed = reply.metadata.src_node_id, told(reply).get("partitions")
+        client, listed = reply.metadata.src_node_id, metrics_of(reply).get("partitions")
         size = len(listed) if isinstance(listed, list) and cohort_size(config) != 1 else 1
-        for loss in _listed(told(reply).get("losses")):
+        for loss in _listed(metrics_of(reply).get("losses")):
             if isinstance(loss, float) and not math.isfinite(loss):
                 raise Divergence(f"Client {client} diverged: its loss is {loss}. Lower learning-rate.")
         partitions, clusters, losses = (numbers(reply, name, size) for name in ("partitions", "clusters", "losses"))

@@ -1,4 +1,4 @@
-"""What clients send back, checked before it is used, and what a run does about a client that fails."""
+"""Checks of clients' replies before they are used, and what a run does about a client that fails."""
 
 import logging
 import math
@@ -16,15 +16,15 @@ CLIENT_ERROR, DIVERGED, LACKS_FROZEN = 100, 101, 102  # codes of our error repli
 
 Read = TypeVar("Read")
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
-"""Of the tensors that are asked for: type and shape by name."""
+"""The type and shape of each tensor that a reply must have, by name."""
 
 log = logging.getLogger(__name__)
 
 
 class Failures:
-    """Reads replies by `on-client-failure`: "stop" raises at a bad one, "skip" logs it and passes it over.
+    """Reads replies by `on-client-failure`: "stop" raises at a bad one, "skip" logs it and goes on without it.
 
-    by_client: the last failure of each client that was passed over since `take` was last called.
+    by_client: the last failure of each client that was skipped since `take` was last called.
     """
 
     def __init__(self, policy: str) -> None:
@@ -32,10 +32,10 @@ class Failures:
         self.by_client: dict[int, ClientFailure] = {}
 
     def read(self, replies: Iterable[Message], read: Callable[[Message], Read]) -> Iterator[Read]:
-        """`read` of each reply that is no error, in order.
+        """Yield `read` of each reply that is no error, in order.
 
         Raises:
-            ClientFailure: by "stop", a reply is an error, or `read` raised one.
+            ClientFailure: under "stop", a reply is an error, or `read` raised one.
         """
         for reply in replies:
             try:
@@ -49,13 +49,13 @@ class Failures:
             yield value
 
     def take(self) -> int:
-        """How many clients failed, once for each; counting starts anew."""
+        """Return how many clients failed, each counted once, and forget them."""
         count = len(self.by_client)
         self.by_client = {}
         return count
 
     def of_all(self, place: str) -> ClientFailure:
-        """What to raise where no reply was left; a Divergence if nothing but that was wrong."""
+        """Return what to raise where no usable reply is left: a Divergence if all clients diverged."""
         reasons = list(self.by_client.values())
         diverged = bool(reasons) and all(isinstance(reason, Divergence) for reason in reasons)
         kind = Divergence if diverged else ClientFailure
@@ -63,7 +63,11 @@ class Failures:
 
 
 def checked(reply: Message) -> Message:
-    """`reply` itself; if it carries an error, ClientFailure or Divergence with the client's own words."""
+    """Return `reply` itself.
+
+    Raises:
+        ClientFailure: it carries an error, whose message says why; a Divergence if the client diverged.
+    """
     client = reply.metadata.src_node_id
     if reply.has_error() and reply.error.code == DIVERGED:
         raise Divergence(f"Client {client} diverged: {reply.error.reason}")
@@ -72,8 +76,8 @@ def checked(reply: Message) -> Message:
     return reply
 
 
-def told(reply: Message) -> MetricRecord:
-    """The metrics of a reply.
+def metrics_of(reply: Message) -> MetricRecord:
+    """Return the metrics of a reply.
 
     Raises:
         ClientFailure: it has none.
@@ -85,13 +89,13 @@ def told(reply: Message) -> MetricRecord:
 
 
 def number(reply: Message, name: str) -> float:
-    """One finite number of a reply's metrics.
+    """Return one finite number of a reply's metrics.
 
     Raises:
         ClientFailure: it is missing or no number.
         Divergence: it is NaN or infinite.
     """
-    metrics = told(reply)
+    metrics = metrics_of(reply)
     try:
         value = metric(metrics, name)
     except (KeyError, TypeError, ValueError) as error:
@@ -102,7 +106,7 @@ def number(reply: Message, name: str) -> float:
 
 
 def positive(reply: Message, name: str) -> float:
-    """One finite number above 0 of a reply's metrics.
+    """Return one finite number above 0 of a reply's metrics.
 
     Raises:
         ClientFailure: it is missing, no number, or not above 0.
@@ -115,24 +119,24 @@ def positive(reply: Message, name: str) -> float:
 
 
 def numbers(reply: Message, name: str, length: int) -> list[float]:
-    """A metric that holds `length` finite numbers, or one of them by itself.
+    """Return a metric that holds `length` finite numbers, or a single one.
 
     Raises:
         ClientFailure: it does not.
     """
-    value = told(reply).get(name)
+    value = metrics_of(reply).get(name)
     listed = value if isinstance(value, list) else [value]
-    found = [float(each) for each in listed if isinstance(each, int | float) and math.isfinite(each)]
-    if not len(found) == len(listed) == length:
+    finite = [float(each) for each in listed if isinstance(each, int | float) and math.isfinite(each)]
+    if not len(finite) == len(listed) == length:
         raise ClientFailure(_complaint(reply, f'whose metric "{name}" is {value!r}, not {length} finite numbers'))
-    return found
+    return finite
 
 
 def check_examples(reply: Message, expected: int) -> None:
-    """That "num-examples" is the number of examples that the client has.
+    """Check that "num-examples" is the number of examples that the client has, for it is the client's weight.
 
     Raises:
-        ClientFailure: it is another; it would weigh the client wrongly.
+        ClientFailure: it is another number.
     """
     count = number(reply, "num-examples")
     if count != expected:
@@ -140,10 +144,10 @@ def check_examples(reply: Message, expected: int) -> None:
 
 
 def check_frozen(reply: Message, expected: str) -> None:
-    """That the client worked with the frozen tensors, and so under the mask, of the file `expected`.
+    """Check that the client worked with the frozen tensors, and so under the mask, of the file `expected`.
 
     Raises:
-        ClientFailure: with others, or, where there are any, it does not say.
+        ClientFailure: it worked with others or, where there are any, does not say.
     """
     name = reply.content.config_records.get("frozen", ConfigRecord()).get("name", "")
     if name != expected:
@@ -151,10 +155,10 @@ def check_frozen(reply: Message, expected: str) -> None:
 
 
 def state_name(reply: Message) -> str | None:
-    """The name of the file that the client keeps its state in from now on, if it wrote one.
+    """Return the name of the file that the client keeps its state in from now on, if it wrote one.
 
     Raises:
-        ClientFailure: it says that it did, and no name.
+        ClientFailure: it wrote a file, and does not name it.
     """
     record = reply.content.config_records.get("state")
     if record is None:
@@ -165,7 +169,7 @@ def state_name(reply: Message) -> str | None:
 
 
 def tensors_of(reply: Message, key: str, device: torch.device, layout: Layout) -> dict[str, Tensor]:
-    """The tensors of a reply's array record `key`, in the order of `layout`.
+    """Return the tensors of a reply's array record `key`, in the order, types and shapes of `layout`.
 
     Raises:
         ClientFailure: the record is missing or damaged, or its names, types or shapes are not those of `layout`.
@@ -174,28 +178,26 @@ def tensors_of(reply: Message, key: str, device: torch.device, layout: Layout) -
     if record is None:
         raise ClientFailure(_complaint(reply, f'without the array record "{key}"'))
     if record.keys() != layout.keys():
-        different = sorted(record.keys() ^ layout.keys())
-        raise ClientFailure(
-            _complaint(reply, f'whose "{key}" has other tensors than asked for: {", ".join(different[:5])}')
-        )
+        different = ", ".join(sorted(record.keys() ^ layout.keys())[:5])
+        raise ClientFailure(_complaint(reply, f'whose "{key}" has other tensors than asked for: {different}'))
     try:
         tensors = to_tensors(record, device)
     except (ValueError, TypeError, OSError, EOFError) as error:
         raise ClientFailure(_complaint(reply, f'whose "{key}" cannot be read: {error}')) from error
-    found = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-    if found != layout:
-        name = next(name for name in layout if found[name] != layout[name])
-        about = f'whose "{key}" holds {name} as {_shown(*found[name])}, not as {_shown(*layout[name])}'
-        hint = ": was it made under another mask?" if found[name][0] == layout[name][0] else "."
-        raise ClientFailure(_complaint(reply, about, hint))
+    for name, (dtype, shape) in layout.items():
+        received = tensors[name]
+        if (received.dtype, received.shape) != (dtype, shape):
+            hint = ": was it made under another mask?" if received.dtype == dtype else "."
+            about = f"holds {name} as {_shown(received.dtype, received.shape)}, not as {_shown(dtype, shape)}"
+            raise ClientFailure(_complaint(reply, f'whose "{key}" {about}', hint))
     return {name: tensors[name] for name in layout}
 
 
 def check_finite(reply: Message, tensors: Mapping[str, Tensor]) -> None:
-    """That no entry is NaN or infinite; one synchronisation.
+    """Check that no entry of `tensors`, of any shape, is NaN or infinite; one synchronisation.
 
     Raises:
-        Divergence: one is.
+        Divergence: an entry is.
     """
     if not tensors or bool(torch.stack([value.isfinite().all() for value in tensors.values()]).all()):
         return
@@ -204,12 +206,12 @@ def check_finite(reply: Message, tensors: Mapping[str, Tensor]) -> None:
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Type and shape of each tensor."""
+    """Return the type and shape of each tensor."""
     return {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor."""
+    """Return the shape of each tensor."""
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 class Traffic:
     """Bytes of arrays in the messages of one round, as Flower serialises them, summed over its clients.
 
-    seconds: that clients worked on questions of the round beside training.
+    seconds: the time that clients worked on questions of the round beside training.
     """
 
     downlink: int = 0
@@ -22,9 +22,9 @@ class Traffic:
 class Reply:
     """What one client sent back.
 
-    client: its partition. task_vector: τ of what was sent to it; may be overwritten when the next reply is asked for.
-    step_coefficient_sum: ‖a‖₁, how many plain SGD steps its local ones amount to (`optim.step_coefficient_sum`).
-    others: tensors of its other array records, by the record's key.
+    client: its partition. task_vector: τ of the tensors that were sent to it, of their shapes; it may be overwritten
+    when the next reply is asked for. step_coefficient_sum: ‖a‖₁, the number of plain SGD steps that the client's steps
+    amount to (`training.schedules.step_coefficient_sum`). others: the tensors of its other array records, by key.
     """
 
     client: int
@@ -34,6 +34,6 @@ class Reply:
     others: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
-def held(replies: Iterable[Reply]) -> list[dict[str, Tensor]]:
-    """All task vectors at once, in tensors of their own, for rules that cannot fold one at a time."""
+def all_task_vectors(replies: Iterable[Reply]) -> list[dict[str, Tensor]]:
+    """Copy all task vectors, in their shapes, for rules that need all of them at once."""
     return [{name: value.clone() for name, value in reply.task_vector.items()} for reply in replies]

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl_taskarith.config.fields import SENSITIVITY_RULES
-from fl_taskarith.errors import ConfigError
+from fl_taskarith.errors import ConfigError, WeightsError
 from fl_taskarith.masking.mask import Mask
-from fl_taskarith.masking.rules import LARGEST_FIRST, Kept, keep_extreme, keep_within
+from fl_taskarith.masking.rules import mask_rule
+from fl_taskarith.masking.selection import Selection, keep_extreme, keep_within
 
-Score = Callable[[int, Mask], Mapping[str, Tensor]]
+Sums = Callable[[int, Mask], tuple[Mapping[str, Tensor], int]]
+"""From the calibration round, counted from 1, and the entries still alive: summed scores of every maskable tensor, in
+its shape, and over how many examples. They are scores of the damped model (`damped`): without damping, more rounds
+would only average sampling noise."""
 
 log = logging.getLogger(__name__)
 
@@ -31,40 +34,46 @@ class Calibration:
 
 
 def calibrate(
-    score: Score, maskable: Mask, rule: str, *, density: float | None, threshold: float | None, rounds: int
+    sums: Sums, maskable: Mask, rule: str, *, density: float | None, threshold: float | None, rounds: int
 ) -> Calibration:
-    """Drop entries over `rounds` rounds; each scores anew, has one global threshold, and never takes an entry back.
+    """Drop entries over `rounds` rounds; each scores again, has one global threshold, and never takes an entry back.
 
     Round r of R keeps density^(r/R) of all maskable entries, so the last keeps exactly round(density · N). Under an
     absolute threshold instead, each round keeps the entries alive within it, and the density follows. A warning is
-    logged for the first round in which equal scores leave the choice of many entries open (`Kept.arbitrary`).
+    logged for the first round in which equal scores leave the choice of many entries open (`Selection.arbitrary`).
 
     Args:
-        score: of (round from 1, entries still alive): scores by name, of every maskable tensor. It sees the damped
-            model (`damped`); without damping more rounds would only average sampling noise.
+        sums: is asked for the scores of each round.
         maskable: all entries that may be updated.
-        rule: decides whether small or large scores are kept.
+        rule: a `mask-rule`, which decides whether small or large scores are kept.
         density: in (0, 1], or None under a threshold.
-        threshold: on the score, or None under a density.
+        threshold: on the mean score, or None under a density.
 
     Raises:
         ConfigError: nothing is left within the threshold, or the density is less than one entry.
+        WeightsError: a score is NaN or infinite.
     """
     if (density is None) == (threshold is None):
         raise ValueError("give either a density or a threshold")
-    largest = rule in LARGEST_FIRST
+    largest = mask_rule(rule).keeps_largest
     alive, cut, densities, warned = maskable, 0.0, [], False
     for calibration_round in range(1, rounds + 1):
-        scores = score(calibration_round, alive)
+        summed, examples = sums(calibration_round, alive)
+        scores = summed if examples == 1 else {name: value / examples for name, value in summed.items()}
+        if not all(bool(value.isfinite().all()) for value in scores.values()):
+            raise WeightsError(
+                f'A score of mask-rule = "{rule}" is NaN or infinite in calibration round {calibration_round}: are the '
+                "weights sound?"
+            )
         if density is not None:
             count = min(round(density ** (calibration_round / rounds) * maskable.size), alive.updated)
             if count < 1:
                 raise ConfigError(f"density = {density:g} of {maskable.size} maskable weights is less than one weight.")
-            kept = keep_extreme(scores, alive, count, largest)
-            alive, cut = kept.mask, kept.threshold
-            if kept.arbitrary and not warned:
+            selection = keep_extreme(scores, alive, count, largest)
+            alive, cut = selection.mask, selection.threshold
+            if selection.arbitrary and not warned:
                 warned = True
-                log.warning("%s", _many_tied(kept, rule, calibration_round, rounds))
+                log.warning("%s", _many_tied(selection, rule, calibration_round, rounds))
         else:
             assert threshold is not None
             alive, cut = keep_within(scores, alive, threshold, largest), threshold
@@ -75,21 +84,21 @@ def calibrate(
 
 
 def damped(weights: Mapping[str, Tensor], alive: Mask, soft_zero: float) -> dict[str, Tensor]:
-    """θ where alive, soft_zero · θ where dropped ("soft zero" of TaLoS), in new storage: θ itself is never touched."""
+    """Return θ where alive and soft_zero · θ where dropped ("soft zero" of TaLoS), in new tensors of their shapes."""
     return {name: torch.where(alive.tensors[name], value, value * soft_zero) for name, value in weights.items()}
 
 
-def _many_tied(kept: Kept, rule: str, calibration_round: int, rounds: int) -> str:
+def _many_tied(selection: Selection, rule: str, calibration_round: int, rounds: int) -> str:
     remedy = (
         "raise calibration-size (or calibration-per-client), or density, lower logit-scale, or set fisher-labels = "
         '"expected" or another mask-rule'
-        if rule in SENSITIVITY_RULES
+        if mask_rule(rule).scores is None
         else "change density, or set another mask-rule or mask-exclude"
     )
     return (
         f'The mask is partly arbitrary: in calibration round {calibration_round} of {rounds}, mask-rule = "{rule}" '
-        f"finds {kept.tied} weights tied at the threshold, a score of {kept.threshold:.3g}, and keeps a random "
-        f"{kept.tied_kept} of them among the {kept.mask.updated} kept. To rank them, {remedy}."
+        f"finds {selection.tied} weights tied at the threshold, a score of {selection.threshold:.3g}, and keeps a "
+        f"random {selection.tied_kept} of them among the {selection.mask.updated} kept. To rank them, {remedy}."
     )
 
 

@@ -3,8 +3,8 @@
 A layer's output gradient δ_b and its input x_b hold the gradient of its weights for example b (Goodfellow, arXiv
 1510.01799): δ_bᵀ x_b for a Linear. So a batch costs one pass and one small product per layer and example, and the
 gradients of all weights for all examples, 4 bytes each, never exist at once. Parameters that enter by broadcasting
-(LayerNorm, LayerScale, tokens, the position embedding) get a copy per example, whose gradient is that example's. What
-neither covers goes through `torch.func.vmap` over `grad`.
+(LayerNorm, LayerScale, tokens, the position embedding) get a copy per example, whose gradient is that example's. All
+other parameters go through `torch.func.vmap` over `grad`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-Objective = Callable[[Tensor], Tensor]
-"""From logits [B, classes] to one value per example, [B]."""
-
 PRODUCT_BYTES = {"cpu": 2**22, "cuda": 2**28}  # of weight gradients at a time: what a cache holds; many for a GPU
 ROOT_TOKENS = ("cls_token", "reg_token", "pos_embed")  # of timm's VisionTransformer: [1, ..., d], broadcast over B
+
+
+def label_scores(logits: Tensor, labels: Tensor, score: str) -> Tensor:
+    """Return the "log-prob" or raw "logit" of each example's label: [B] from logits [B, classes], labels int64 [B]."""
+    of_classes = logits if score == "logit" else logits.log_softmax(1)
+    return of_classes.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
 def add_squared_gradients(
@@ -28,25 +31,27 @@ def add_squared_gradients(
     model: nn.Module,
     weights: Mapping[str, Tensor],
     inputs: Tensor,
-    terms: Callable[[Tensor], Iterator[tuple[Objective, Tensor | None]]],
+    score: str,
+    labels_of: Callable[[Tensor], Iterator[tuple[Tensor, Tensor | None]]],
 ) -> None:
-    """Add Σ_b s_b (∂ value_b / ∂θ)² to `sums` for every term (value, s) of a batch.
+    """Add Σ_b s_b (∂ score_b / ∂θ)² of a batch to `sums`.
 
     Args:
         sums: float32 by name, of the shapes of `weights`; added to in place.
         model: in eval mode. Its own parameters serve for names not in `weights`.
         weights: the scored tensors, without gradients.
         inputs: model inputs, float32 [B, 3, S, S].
-        terms: of the logits [B, classes], without gradient: the objectives to differentiate and their weight s, [B]
-            from 0, or None for 1.
+        score: "log-prob" or "logit" (`label_scores`).
+        labels_of: from the logits [B, classes], without gradient, to the labels int64 [B] whose scores are
+            differentiated, with their factor s, [B] from 0, or None for 1.
     """
     layers = _Layers(model, weights, len(inputs))
     with torch.enable_grad(), layers.watched():
         logits = functional_call(model, layers.replaced, (inputs,))
-    for value, share in terms(logits.detach()):
+    for labels, share in labels_of(logits.detach()):
         scale = None if share is None else share.sqrt()
         with torch.enable_grad():
-            total = value(logits).sum()
+            total = label_scores(logits, labels, score).sum()
         copies, outputs = layers.copies, layers.outputs
         leaves = [*copies.values(), *outputs.values()]
         gradients: tuple[Tensor, ...] = ()
@@ -62,16 +67,16 @@ def add_squared_gradients(
                 channel = 1 if isinstance(layers.modules[name], nn.Conv2d) else -1
                 each = delta.movedim(channel, -1).flatten(1, -2) if delta.ndim > 2 else delta.unsqueeze(1)
                 sums[f"{name}.bias"].add_(each.sum(1).square().sum(0))
-        if layers.left_over:
-            _add_by_vmap(sums, model, weights, layers.left_over, inputs, value, scale)
+        for name, gradient in _by_vmap(model, weights, layers.left_over, inputs, labels, score).items():
+            sums[name].add_(_scaled(gradient, scale).square().sum(0))
 
 
 class _Layers:
-    """How each scored parameter's per-example gradient is found, for one batch.
+    """How the per-example gradient of each scored parameter is computed, for one batch.
 
     Attributes:
-        modules: by name, the Linear and patch-embedding layers whose δ and x are noted.
-        outputs: what they returned, in the graph.
+        modules: by name, the Linear and patch-embedding layers whose δ and x are recorded.
+        outputs: their outputs, in the graph.
         replaced: what the forward pass uses in place of the model's parameters.
         copies: one leaf [B, ...] per broadcast parameter.
         left_over: names that need vmap.
@@ -109,7 +114,7 @@ class _Layers:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Note inputs and outputs of the layers in a forward pass, and apply the copies of LayerNorm's parameters."""
+        """Record the layers' inputs and outputs in a forward pass, and apply the copies of LayerNorm's parameters."""
         handles = [module.register_forward_hook(self._note(name)) for name, module in self.modules.items()]
         handles += [module.register_forward_hook(self._affine(name)) for name, module in self.norms.items()]
         try:
@@ -119,7 +124,7 @@ class _Layers:
                 handle.remove()
 
     def factors(self, name: str, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """δ [B, tokens, out] and x [B, tokens, in] of a layer, from its output's gradient."""
+        """Return δ [B, tokens, out] and x [B, tokens, in] of a layer, from its output's gradient."""
         module, inputs = self.modules[name], self._inputs[name]
         if isinstance(module, nn.Conv2d):
             patches = functional.unfold(inputs, module.kernel_size, stride=module.stride)
@@ -150,7 +155,7 @@ class _Layers:
 
 
 def _is_plain_norm(module: nn.Module, own_name: str, bias_is_scored: bool) -> bool:
-    """A LayerNorm over the last axis whose parameter can be applied after it.
+    """Whether this is a LayerNorm over the last axis whose parameter can be applied after it.
 
     A bias that is not scored stays inside the layer, so a scored weight cannot come after it.
     """
@@ -160,7 +165,7 @@ def _is_plain_norm(module: nn.Module, own_name: str, bias_is_scored: bool) -> bo
 
 
 def _is_patchify(module: nn.Module) -> bool:
-    """A convolution whose windows tile the image: a Linear on patches."""
+    """Whether this is a convolution whose windows tile the image: a Linear on patches."""
     return (
         isinstance(module, nn.Conv2d)
         and module.kernel_size == module.stride
@@ -184,33 +189,27 @@ def _add_products(total: Tensor, delta: Tensor, inputs: Tensor) -> None:
         flat.addcmul_(product, product)
 
 
-def _add_by_vmap(
-    sums: Mapping[str, Tensor],
-    model: nn.Module,
-    weights: Mapping[str, Tensor],
-    names: list[str],
-    inputs: Tensor,
-    value: Objective,
-    scale: Tensor | None,
-) -> None:
-    """The same for any parameter, whatever the forward pass does with it: vmap over grad."""
-    position = torch.arange(len(inputs), device=inputs.device)
+def _by_vmap(
+    model: nn.Module, weights: Mapping[str, Tensor], names: list[str], inputs: Tensor, labels: Tensor, score: str
+) -> dict[str, Tensor]:
+    """Return the gradient of each example, [B, ...], for parameters that the forward pass uses in any way."""
+    if not names:
+        return {}
 
-    def of_one(scored: dict[str, Tensor], image: Tensor, index: Tensor) -> Tensor:
+    def of_one(scored: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         logits = functional_call(model, {**weights, **scored}, (image.unsqueeze(0),))
-        # The objective picks its own example's label by position, so it gets the logits in a batch of their own rows.
-        rows = torch.where((position == index).unsqueeze(1), logits, 0.0)
-        return value(rows).gather(0, index.unsqueeze(0))[0]
+        return label_scores(logits, label.unsqueeze(0), score)[0]
 
     with plain_attention(model), torch.no_grad():
-        gradients = vmap(grad(of_one), in_dims=(None, 0, 0))({name: weights[name] for name in names}, inputs, position)
-    for name, gradient in gradients.items():
-        sums[name].add_(_scaled(gradient, scale).square().sum(0))
+        gradients: dict[str, Tensor] = vmap(grad(of_one), in_dims=(None, 0, 0))(
+            {name: weights[name] for name in names}, inputs, labels
+        )
+    return gradients
 
 
 @contextmanager
 def plain_attention(model: nn.Module) -> Iterator[None]:
-    """Attention written out in timm's blocks: the fused kernel has no batching rule for vmap."""
+    """Use unfused attention in timm's blocks: the fused kernel has no batching rule for vmap."""
     fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
     for module in fused:
         module.fused_attn = False  # type: ignore[assignment]
@@ -222,5 +221,5 @@ def plain_attention(model: nn.Module) -> Iterator[None]:
 
 
 def _scaled(values: Tensor, scale: Tensor | None) -> Tensor:
-    """values [B, ...] times scale [B]."""
+    """Return values [B, ...] times scale [B]."""
     return values if scale is None else values * scale.view(-1, *[1] * (values.ndim - 1))

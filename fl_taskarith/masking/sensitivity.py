@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fl_taskarith.masking.per_example import Objective, add_squared_gradients
+from fl_taskarith.masking.per_example import add_squared_gradients
 from fl_taskarith.storage.progress import tracked
 
 LABELS = ("sampled", "true", "expected")
 SCORES = ("log-prob", "logit")
 
 GIBIBYTE = 2**30
+MOST_AT_ONCE = {"cpu": 16, "cuda": 256}  # examples in a pass; a CPU's cache is best used by few
 
 
 def sensitivity_sums(
@@ -28,10 +29,10 @@ def sensitivity_sums(
     generator: np.random.Generator,
     memory: float,
 ) -> dict[str, Tensor]:
-    """Σ_x (∂ s(x, y) / ∂θ_j)² over examples x: divided by their number, the diagonal Fisher information F_j.
+    """Return Σ_x (∂ s(x, y) / ∂θ_j)² over examples x; divided by their number, it is the diagonal Fisher information.
 
     F_j = E_x E_{y ~ p_θ(y|x)} (∂ log p_θ(y|x) / ∂θ_j)² (Iurada et al., ICLR 2025, eq. 4). Gradients are per example,
-    then squared: the square of a batch's mean gradient is another quantity with another ranking.
+    then squared: the square of a batch's mean gradient is another quantity, with another ranking.
 
     Args:
         model: in any mode; run in eval mode, without dropout. Its own parameters serve for names not in `weights`,
@@ -43,7 +44,7 @@ def sensitivity_sums(
             sum over all classes weighted by p_θ(y|x), exact in y, with a backward pass for each class.
         score: s is the "log-prob", or the raw "logit" of y as in the published TaLoS code.
         generator: of the sampled labels.
-        memory: GiB that the examples of one pass may take; sets how many go at once, `MOST_AT_ONCE` at most.
+        memory: GiB that the examples of one pass may take; decides how many are in a pass, at most `MOST_AT_ONCE`.
 
     Returns:
         float32 sums by name, of the shapes of `weights`.
@@ -62,15 +63,14 @@ def sensitivity_sums(
             for start in tracked(starts, len(starts), "Calibration: sensitivities"):
                 part = slice(start, start + chunk)
 
-                def terms(logits: Tensor, part: slice = part) -> Iterator[tuple[Objective, Tensor | None]]:
+                def labels_of(logits: Tensor, part: slice = part) -> Iterator[tuple[Tensor, Tensor | None]]:
                     if labels == "expected":
                         for label, share in enumerate(logits.softmax(1).unbind(1)):
-                            yield _objective(score, torch.full_like(targets[part], label)), share
+                            yield torch.full_like(targets[part], label), share
                     else:
-                        chosen = targets[part] if labels == "true" else _sampled_labels(logits, draws[part])
-                        yield _objective(score, chosen), None
+                        yield targets[part] if labels == "true" else _sampled_labels(logits, draws[part]), None
 
-                add_squared_gradients(sums, model, detached, inputs_of(images[part]), terms)
+                add_squared_gradients(sums, model, detached, inputs_of(images[part]), score, labels_of)
     finally:
         model.train(was_training)
         for parameter, trained in zip(model.parameters(), was_trained, strict=True):
@@ -78,27 +78,14 @@ def sensitivity_sums(
     return sums
 
 
-MOST_AT_ONCE = {"cpu": 16, "cuda": 256}  # examples in a pass; a CPU's cache is best used by few
-
-
-def _objective(score: str, labels: Tensor) -> Objective:
-    """The score of each example's label."""
-
-    def value(logits: Tensor) -> Tensor:
-        of_classes = logits if score == "logit" else logits.log_softmax(1)
-        return of_classes.gather(1, labels.unsqueeze(1)).squeeze(1)
-
-    return value
-
-
 def _sampled_labels(logits: Tensor, draws: Tensor) -> Tensor:
-    """The labels whose interval of the cumulated softmax holds `draws` in [0, 1), [B]: inverse transform sampling."""
+    """Return the labels whose interval of the cumulated softmax holds `draws`, [B] in [0, 1)."""
     cumulated = logits.double().softmax(1).cumsum(1)
     return (cumulated <= draws.unsqueeze(1)).sum(1).clamp_max(logits.shape[1] - 1)
 
 
 def _bytes_per_example(model: nn.Module, weights: Mapping[str, Tensor], one: Tensor) -> int:
-    """What a forward pass of one example, [1, 3, S, S], saves, and as much again for the gradients on the way back."""
+    """Return the bytes that a forward pass of one example, [1, 3, S, S], saves, doubled for the backward pass."""
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Aggregation of task vectors τ_k = θ_k − θ, as plain dictionaries of tensors. Pure: no Flower, no data set."""
+"""Averages of task vectors τ_k = θ_k − θ, added up one at a time: memory does not grow with the number of clients.
+
+A task vector is a dictionary of tensors of any shape, the same names and shapes for all clients. Pure: no Flower.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +10,7 @@ from torch import Tensor
 
 
 class WeightedMean:
-    """Σ w_k τ_k / Σ w_k, folded in one task vector at a time: memory does not grow with the number of clients.
+    """Σ w_k τ_k / Σ w_k.
 
     Sums are float32 (float64 of float64), in the order of the calls, so equal orders give equal bits.
     """
@@ -17,7 +20,7 @@ class WeightedMean:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, task_vector: Mapping[str, Tensor], weight: float) -> None:
-        """Fold in one task vector; it is read, not kept.
+        """Add one task vector; no reference to it is kept.
 
         Raises:
             ValueError: its names or shapes differ from the first one's, or `weight` is not positive.
@@ -31,9 +34,7 @@ class WeightedMean:
             }
             self.total_weight = weight
             return
-        if task_vector.keys() != self._sums.keys():
-            different = sorted(task_vector.keys() ^ self._sums.keys())
-            raise ValueError(f"tensors in one task vector and not in another: {', '.join(different)}")
+        check_names(task_vector, self._sums)
         for name, value in task_vector.items():
             if value.shape != self._sums[name].shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, before {tuple(self._sums[name].shape)}")
@@ -41,14 +42,74 @@ class WeightedMean:
         self.total_weight += weight
 
     def result(self) -> dict[str, Tensor]:
-        """The mean so far, in new or reused storage: call once."""
+        """Return the mean, in the shapes of the task vectors. It overwrites the sums: call once."""
         return {name: value.div_(self.total_weight) for name, value in self._sums.items()}
+
+
+class NormalisedMean:
+    """(Σ p_k ‖a_k‖₁) · Σ p_k τ_k / ‖a_k‖₁ with p_k = w_k / Σ w (FedNova: Wang et al., NeurIPS 2020).
+
+    ‖a_k‖₁ is the number of plain SGD steps that client k's steps amount to (`training.schedules.step_coefficient_sum`);
+    where it is the same for all clients this is the weighted mean.
+    """
+
+    def __init__(self) -> None:
+        self._per_step = WeightedMean()  # Σ (w/a) τ / Σ (w/a)
+        self._weights = self._steps = 0.0
+
+    def add(self, task_vector: Mapping[str, Tensor], weight: float, step_coefficient_sum: float) -> None:
+        """Add one task vector; no reference to it is kept.
+
+        Raises:
+            ValueError: its names or shapes differ from the first one's, or a number is not positive.
+        """
+        if step_coefficient_sum <= 0:
+            raise ValueError(f"the sum of step coefficients {step_coefficient_sum} is not positive")
+        self._per_step.add(task_vector, weight / step_coefficient_sum)
+        self._weights += weight
+        self._steps += weight * step_coefficient_sum
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the average, in the shapes of the task vectors. It overwrites the sums: call once."""
+        mean = self._per_step.result()
+        scale = self._steps / self._weights * (self._per_step.total_weight / self._weights) if mean else 1.0
+        return {name: value.mul_(scale) for name, value in mean.items()}
+
+
+class SignAgreement:
+    """a = |Σ_k sign τ_k| / n per entry, sign 0 = 0 (FedGMA: Tenison et al., TMLR 2023)."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, task_vector: Mapping[str, Tensor]) -> None:
+        """Add the signs of one task vector of any shapes; no reference to it is kept."""
+        if not self._sums:
+            self._sums = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in task_vector.items()}
+        for name, value in task_vector.items():
+            self._sums[name].add_(value.sign())
+        self.number += 1
+
+    def result(self) -> dict[str, Tensor]:
+        """Return a, float32 in [0, 1], in the shapes of the task vectors. It overwrites the sums: call once."""
+        return {name: value.abs_().div_(self.number) for name, value in self._sums.items()}
+
+
+def damp_disagreement(
+    task_vector: Mapping[str, Tensor], agreement: Mapping[str, Tensor], threshold: float
+) -> dict[str, Tensor]:
+    """Return m ⊙ τ in the shapes of τ: m = 1 where the agreement is at least ρ = `threshold`, else the agreement."""
+    return {
+        name: torch.where(agreement[name] >= threshold, value, agreement[name] * value)
+        for name, value in task_vector.items()
+    }
 
 
 def apply_task_vector(
     weights: Mapping[str, Tensor], task_vector: Mapping[str, Tensor], step: float, *, overwrite: bool = False
 ) -> dict[str, Tensor]:
-    """θ + step · τ for the tensors that τ has, the others as they are (McMahan et al. 2017, with a server step).
+    """Return θ + step · τ for the tensors of τ, in their shapes; the others as they are (McMahan et al. 2017).
 
     With `overwrite` the results take τ's memory: at tens of millions of weights, fresh memory costs more than the sum.
     """
@@ -61,13 +122,15 @@ def apply_task_vector(
 
 
 def mean_pairwise_cosine(mean_norm: float, norms: Sequence[float], weights: Sequence[float]) -> float | None:
-    """Mean cosine over all pairs of task vectors, each pair weighted by its p_i‖τ_i‖ · p_j‖τ_j‖, from norms alone.
+    """Return the mean cosine over all pairs of task vectors, pairs weighted by p_i‖τ_i‖ · p_j‖τ_j‖, from norms alone.
 
     With p = w / Σw: (‖Σ p τ‖² − Σ p²‖τ‖²) / ((Σ p‖τ‖)² − Σ p²‖τ‖²), whose numerator is the sum of p_i p_j ⟨τ_i, τ_j⟩
     over i ≠ j. None for fewer than two that are not zero.
 
     Args:
-        mean_norm: ‖Σ p τ‖; norms: ‖τ‖ of each; weights: w of each.
+        mean_norm: ‖Σ p τ‖.
+        norms: ‖τ‖ of each.
+        weights: w of each.
     """
     lengths = [weight / sum(weights) * norm for weight, norm in zip(weights, norms, strict=True)]
     squares = sum(length**2 for length in lengths)
@@ -76,8 +139,19 @@ def mean_pairwise_cosine(mean_norm: float, norms: Sequence[float], weights: Sequ
 
 
 def task_vector_norm(task_vector: Mapping[str, Tensor]) -> float:
-    """‖τ‖₂ over all tensors together; NaN or infinite if any entry is. One synchronisation per call."""
+    """Return ‖τ‖₂ over all tensors, of any shape, together; NaN or infinite if any entry is. One synchronisation."""
     if not task_vector:
         return 0.0
     norms = [torch.linalg.vector_norm(value) for value in task_vector.values()]
     return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+
+def check_names(task_vector: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """Check that two task vectors, whatever the shapes, have tensors of the same names.
+
+    Raises:
+        ValueError: one has a tensor that the other lacks.
+    """
+    if task_vector.keys() != other.keys():
+        different = sorted(task_vector.keys() ^ other.keys())
+        raise ValueError(f"tensors in one task vector and not in another: {', '.join(different)}")

@@ -1,7 +1,7 @@
 """What Byzantine clients send in place of their task vectors. Pure: task vectors in, task vectors out.
 
-An omniscient attacker sees what the honest clients of the round (of the cluster it reports to) send. Attacks on a
-client's data instead of its report are the client's affair: `DATA_ATTACKS` names them.
+An omniscient attacker sees what the honest clients of the round (of the cluster it reports to) send. `DATA_ATTACKS`
+change a client's data or model instead, and happen on the client.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,9 @@ ATTACKS = (*REPORT_ATTACKS, *DATA_ATTACKS)
 
 
 def draw_byzantine(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Which clients are Byzantine, bool [m]: ⌊α m_g⌋ of every group g of the clients' `groups`, int [m], drawn.
+    """Return which clients are Byzantine, bool [m]: ⌊α m_g⌋ drawn from every group g of the clients' `groups`, int [m].
 
-    Per group, because a robust rule protects a cluster only while the share of attackers inside of it is bounded.
+    A draw is per group, because a robust rule protects a cluster only while the share of attackers in it is bounded.
     """
     byzantine = np.zeros(len(groups), dtype=bool)
     for group in np.unique(groups):
@@ -37,10 +37,10 @@ def draw_byzantine(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray
 def corrupted(
     task_vectors: Sequence[Mapping[str, Tensor]], byzantine: Sequence[bool], attack: str, scale: float
 ) -> list[Mapping[str, Tensor]]:
-    """The task vectors of one round, with those of Byzantine clients replaced by what `attack` sends.
+    """Return the task vectors of one round, with those of Byzantine clients replaced by what `attack` sends.
 
     Args:
-        task_vectors: of all clients, as if all were honest.
+        task_vectors: of all clients, as if all were honest; tensors of any shape by name.
         attack: one of `ATTACKS`; an attack on data leaves reports as they are.
         scale: s of `sign_flip` and ε of `inner_product`.
     """
@@ -55,7 +55,7 @@ def corrupted(
 
 
 def corrupted_groups(rows: Tensor, byzantine: Tensor, groups: Groups, attack: str, scale: float) -> Tensor:
-    """`corrupted` of every group's rows, [N, d]; `byzantine` is bool [N]. An attacker sees its own group."""
+    """Return `corrupted` of every group's rows, [N, d]; `byzantine` is bool [N]. An attacker sees its own group."""
     if attack in DATA_ATTACKS or not bool(byzantine.any()):
         return rows
     flipped = torch.where(byzantine[:, None], -scale * rows, rows)
@@ -75,32 +75,29 @@ def corrupted_groups(rows: Tensor, byzantine: Tensor, groups: Groups, attack: st
 
 
 def sign_flip(task_vector: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """−s τ of the attacker's own honest τ."""
+    """Return −s τ of the attacker's own honest τ, in its shapes."""
     return {name: -scale * value for name, value in task_vector.items()}
 
 
 def alie(honest: TaskVectors, clients: int) -> dict[str, Tensor]:
-    """μ − z σ per entry of the honest clients' mean and standard deviation: "a little is enough".
+    """Return μ − z σ, of the honest clients' mean and standard deviation of every entry, in their shapes.
 
     z = Φ⁻¹((n − f − s) / (n − f)) with s = ⌊n/2 + 1⌋ − f supporters, n = `clients` and f of them Byzantine (Baruch,
-    Baruch, Goldberg, NeurIPS 2019, Algorithm 3): small while attackers are few, for then they cannot hide a large lie.
+    Baruch, Goldberg, "A Little Is Enough", NeurIPS 2019, Algorithm 3): few attackers cannot hide a large deviation.
     """
     z = _shift(clients, clients - len(honest))
-    lie = {}
-    for name in honest[0]:
-        rows = stacked(honest, name)
-        lie[name] = rows.mean(0) - z * rows.std(0, correction=0)
-    return lie
+    rows = {name: stacked(honest, name) for name in honest[0]}
+    return {name: each.mean(0) - z * each.std(0, correction=0) for name, each in rows.items()}
 
 
 def inner_product(honest: TaskVectors, scale: float) -> dict[str, Tensor]:
-    """−ε times the honest clients' mean (Xie, Koyejo, Gupta, UAI 2019)."""
+    """Return −ε times the honest clients' mean, in their shapes (Xie, Koyejo, Gupta, UAI 2019)."""
     return {name: -scale * stacked(honest, name).mean(0) for name in honest[0]}
 
 
 @cache
 def _shift(clients: int, attackers: int) -> float:
-    """z of `alie`."""
+    """Return z of `alie`."""
     supporters = clients // 2 + 1 - attackers
     share = (clients - attackers - supporters) / (clients - attackers)
     return float(norm.ppf(min(max(share, 0.5), 1 - 1e-6)))

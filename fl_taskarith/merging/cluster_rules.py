@@ -21,11 +21,11 @@ RULES = ("mean", "median", "trimmed-mean", "geometric-median", "krum")
 
 
 def aggregate_by(rule: str, task_vectors: TaskVectors, weights: Sequence[float], share: float) -> dict[str, Tensor]:
-    """The aggregate of `task_vectors` under `rule`.
+    """Return the aggregate of `task_vectors`, tensors of any shape by name, under `rule`.
 
     Args:
-        weights: numbers of examples, which "mean" alone looks at.
-        share: β, the share of attackers that "trimmed-mean" drops at each end and that "krum" reckons with.
+        weights: numbers of examples, used by "mean" alone.
+        share: β, the share of attackers that "trimmed-mean" drops at each end and that "krum" assumes.
     """
     if rule == "mean":
         mean = WeightedMean()
@@ -44,7 +44,7 @@ def aggregate_by(rule: str, task_vectors: TaskVectors, weights: Sequence[float],
 
 
 def aggregate_groups(rule: str, rows: Tensor, groups: Groups, share: float) -> Tensor:
-    """`aggregate_by` of every group's rows with equal weights: [N, d] to [B, d]."""
+    """Return `aggregate_by` of every group's rows with equal weights: [N, d] to [B, d]."""
     if rule == "mean":
         return per_size(groups, rows, means)
     if rule == "median":
@@ -59,19 +59,19 @@ def aggregate_groups(rule: str, rows: Tensor, groups: Groups, share: float) -> T
 
 
 def _krum(task_vectors: TaskVectors, share: float) -> dict[str, Tensor]:
-    """Krum with f = ⌊βn⌋, or with the most that n vectors can bear; one or two have no majority: their median."""
+    """Return Krum with the f of `_tolerated`; the median of one or two task vectors, which have no majority."""
     number = len(task_vectors)
-    return coordinate_median(task_vectors) if number < 3 else krum(task_vectors, _borne(share, number))
+    return coordinate_median(task_vectors) if number < 3 else krum(task_vectors, _tolerated(share, number))
 
 
 def _krum_rows(rows: Tensor, share: float) -> Tensor:
-    """The same of b groups of n rows each, [b, n, d] to [b, d]."""
+    """Return `_krum` of b groups of n rows each, [b, n, d] to [b, d]."""
     number = rows.shape[1]
     if number < 3:
         return middle_mean(rows, median_dropped(number))
-    return rows[torch.arange(len(rows)), krum_choice([rows], _borne(share, number))[:, 0]]
+    return rows[torch.arange(len(rows)), krum_choice([rows], _tolerated(share, number))[:, 0]]
 
 
-def _borne(share: float, number: int) -> int:
-    """f = ⌊βn⌋, or the most that Krum of n bears."""
+def _tolerated(share: float, number: int) -> int:
+    """Return f = ⌊βn⌋, or the most Byzantine clients that Krum of n tolerates."""
     return min(trimmed_count(share, number), (number - 3) // 2)

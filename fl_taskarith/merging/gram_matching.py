@@ -19,21 +19,21 @@ from torch import Tensor
 
 
 def per_entry(diagonal: Tensor, out_features: int, indices: Tensor | None) -> Tensor:
-    """The diagonal [in] as a factor on the entries of W [out, in]: [1, in], or [n] for a mask's flat `indices`."""
+    """Return the diagonal [in] as a factor on the entries of W: [out, in], or [n] for a mask's flat `indices`."""
     if indices is None:
         return diagonal[None].expand(out_features, -1)
     return diagonal[indices % len(diagonal)]
 
 
 class GramAnchoredSum:
-    """Folds in ΔW_k and its factors of one layer, client by client; all tensors have the shape of ΔW."""
+    """Adds up ΔW_k and its factors of one layer, client by client; all tensors have the shape of ΔW."""
 
     def __init__(self) -> None:
         self._weighted: Tensor | None = None
         self._factors: Tensor | None = None
 
     def add(self, change: Tensor, factors: Tensor) -> None:
-        """One client's ΔW_k and G_k, float."""
+        """Add one client's ΔW_k and G_k, float32 of the shape of ΔW."""
         if self._weighted is None or self._factors is None:
             self._weighted, self._factors = change.float() * factors, factors.float().clone()
             return
@@ -41,10 +41,12 @@ class GramAnchoredSum:
         self._factors += factors
 
     def result(self, absent: Tensor, anchor: float, epsilon: float) -> Tensor:
-        """ΔW; zero for an input that nobody in the round has seen.
+        """Return ΔW, in its shape; zero for an input that no client in the round has seen.
 
         Args:
-            absent: Σ_∉S G_k. anchor: γ. epsilon: ε, as a share of the mean of Σ_S G_k over the entries given.
+            absent: Σ_∉S G_k, of the shape of ΔW.
+            anchor: γ.
+            epsilon: ε, as a share of the mean of Σ_S G_k over the entries given.
         """
         if self._weighted is None or self._factors is None:
             raise ValueError("there are no task vectors to aggregate")
@@ -53,5 +55,5 @@ class GramAnchoredSum:
 
 
 def total(diagonals: Mapping[int, Mapping[str, Tensor]], name: str) -> Tensor:
-    """Σ_k G_k of the layer `name` over all clients, by ascending client."""
+    """Return Σ_k G_k, [in], of the layer `name` over all clients, by ascending client."""
     return torch.stack([diagonals[client][name] for client in sorted(diagonals)]).sum(0)

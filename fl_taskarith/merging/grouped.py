@@ -1,9 +1,8 @@
 """Robust aggregates of many groups of vectors at once: the numerics under `merging.robust`.
 
-N vectors lie in B groups of any sizes, each with a member at least, and no group looks at another's vectors. A vector
-is given as its parts, tensors [N, ...] that have the vectors along their first dimension; an aggregate as [B, ...].
-With one group, B = 1, this is what the rules do to the task vectors of a round; a study of clusters has all of them
-in one call.
+N vectors lie in B groups of any sizes, each with at least one member; groups do not see each other's vectors. A vector
+is given by its parts, tensors [N, ...] with the vectors along their first dimension, an aggregate as [B, ...]. The
+task vectors of a round are one group, B = 1; a study of clusters aggregates all clusters in one call.
 """
 
 import math
@@ -25,22 +24,22 @@ class Groups:
 
     @cached_property
     def indicator(self) -> Tensor:
-        """1 where a vector is in a group: float64 [B, N]."""
+        """The indicator: 1 where a vector is in a group, float64 [B, N]."""
         return (self.owner == torch.arange(self.number, device=self.owner.device)[:, None]).double()
 
     @cached_property
     def counts(self) -> Tensor:
-        """Members of each group: float64 [B]."""
+        """The number of members of each group, float64 [B]."""
         return self.indicator.sum(1)
 
     @cached_property
     def shares(self) -> Tensor:
-        """1/n where a vector is in a group of n: float64 [B, N]; times rows, it takes means."""
+        """1/n where a vector is in a group of n, float64 [B, N]; its product with rows gives means."""
         return self.indicator / self.counts[:, None]
 
     @cached_property
     def by_size(self) -> list[tuple[Tensor, Tensor]]:
-        """Groups of equal size n > 0 together: which groups they are, [b], and their members in order, [b, n]."""
+        """For each size n > 0, the groups of that size, int64 [b], and their members in order, int64 [b, n]."""
         members = self.owner.argsort(stable=True).split(self.owner.bincount(minlength=self.number).tolist())
         sizes = sorted({len(group) for group in members} - {0})
         same = [[place for place, group in enumerate(members) if len(group) == size] for size in sizes]
@@ -48,12 +47,12 @@ class Groups:
 
 
 def one_group(number: int, device: torch.device | str = "cpu") -> Groups:
-    """All of `number` vectors in one group."""
+    """Return one group of all of `number` vectors."""
     return Groups(torch.zeros(number, dtype=torch.int64, device=device), 1)
 
 
 def per_size(groups: Groups, rows: Tensor, rule: Callable[[Tensor], Tensor]) -> Tensor:
-    """[B, ...] from rows [N, ...] by a `rule` that takes b groups of n members, [b, n, ...] to [b, ...]; 0 if empty."""
+    """Return [B, ...] from rows [N, ...] by a `rule` from b groups of n, [b, n, ...], to [b, ...]; 0 if empty."""
     result = rows.new_zeros(groups.number, *rows.shape[1:])
     for places, members in groups.by_size:
         result[places] = rule(rows[members])
@@ -61,12 +60,12 @@ def per_size(groups: Groups, rows: Tensor, rule: Callable[[Tensor], Tensor]) -> 
 
 
 def means(rows: Tensor) -> Tensor:
-    """The mean of the members, [b, n, ...] to [b, ...]."""
+    """Return the mean of the members, [b, n, ...] to [b, ...]."""
     return rows.mean(1)
 
 
 def middle_mean(rows: Tensor, dropped: int) -> Tensor:
-    """The mean of every entry without its `dropped` smallest and largest values, [b, n, ...] to [b, ...].
+    """Return the mean of every entry without its `dropped` smallest and largest values, [b, n, ...] to [b, ...].
 
     NaN sorts above every number.
     """
@@ -74,7 +73,7 @@ def middle_mean(rows: Tensor, dropped: int) -> Tensor:
 
 
 def krum_choice(parts: Iterable[Tensor], byzantine: int, selected: int = 1) -> Tensor:
-    """The `selected` members of least Krum score in each group, int64 [b, selected], of parts [b, n, ...] each."""
+    """Return the `selected` members of least Krum score per group, int64 [b, selected], of parts [b, n, ...] each."""
     squares = sum((_squared_distances(rows.flatten(2)) for rows in parts), start=torch.zeros((), dtype=torch.float64))
     squares = squares.nan_to_num(nan=math.inf, posinf=math.inf)
     squares.diagonal(dim1=1, dim2=2).zero_()
@@ -86,9 +85,9 @@ def krum_choice(parts: Iterable[Tensor], byzantine: int, selected: int = 1) -> T
 def geometric_medians(
     parts: Sequence[Tensor], groups: Groups, tolerance: float = 1e-6, max_iterations: int = 100
 ) -> list[Tensor]:
-    """The geometric median of every group's finite vectors, as `merging.robust.geometric_median` has it.
+    """Return the geometric median, [B, ...] per part, of every group's finite vectors (`robust.geometric_median`).
 
-    All groups step together, each from its mean until it stops by its own distances.
+    All groups step together; each starts at its mean and stops by its own distances.
 
     Raises:
         ValueError: a group without finite vectors.
@@ -110,30 +109,33 @@ def geometric_medians(
 
 
 def _weiszfeld(parts: Sequence[Tensor], groups: Groups, tolerance: float, max_iterations: int) -> list[Tensor]:
-    """Where Weiszfeld's iteration stops, of flat parts [N, d]: [B, d]; groups that have stopped are left behind."""
-    found = [_weighted(groups.shares, rows) for rows in parts]
-    centres, places = found, torch.arange(groups.number, device=groups.owner.device)  # of the groups that still step
+    """Return where Weiszfeld's iteration stops, [B, d] from flat parts [N, d]; stopped groups are left out."""
+    final = [_weighted(groups.shares, rows) for rows in parts]
+    centres, places = (
+        final,
+        torch.arange(groups.number, device=groups.owner.device),
+    )  # of the groups that still step
     for _ in range(max_iterations):
         centres, running = _step(parts, groups, centres, tolerance)
         left = int(running.sum())
         if left == groups.number:
             continue
-        for whole, centre in zip(found, centres, strict=True):
+        for whole, centre in zip(final, centres, strict=True):
             whole[places] = centre
         if not left:
-            return found
+            return final
         kept = running[groups.owner]
         places, centres = places[running], [centre[running] for centre in centres]
         parts, groups = [rows[kept] for rows in parts], Groups((running.cumsum(0) - 1)[groups.owner[kept]], left)
-    for whole, centre in zip(found, centres, strict=True):
+    for whole, centre in zip(final, centres, strict=True):
         whole[places] = centre
-    return found
+    return final
 
 
 def _step(
     parts: Sequence[Tensor], groups: Groups, centres: Sequence[Tensor], tolerance: float
 ) -> tuple[list[Tensor], Tensor]:
-    """The next centres, [B, d] each, and which groups go on from there, bool [B]."""
+    """Return the next centres, [B, d] each, and which groups continue from there, bool [B]."""
     away = _distances(parts, centres, groups)
     met = away == 0
     crossed = bool(met.any())
@@ -147,50 +149,50 @@ def _step(
 
 
 def _held_back(targets: Sequence[Tensor], centres: Sequence[Tensor], totals: Tensor, met: Tensor) -> list[Tensor]:
-    """Targets as Vardi & Zhang mend them for groups whose centre is at `met` of their vectors, [B].
+    """Return the targets, [B, d], by Vardi & Zhang's step for groups whose centre is at `met` of their vectors, [B].
 
-    ‖Σ (τ_k − v)/‖τ_k − v‖‖ over the others is held against that number. A group that is all in one place stays there.
+    The step compares ‖Σ (τ_k − v)/‖τ_k − v‖‖ over the others with that number. A group of equal vectors stays in place.
     """
     force = totals * _norms(target - centre for target, centre in zip(targets, centres, strict=True))
     stay = torch.where(force > 0, (met / force).clamp(max=1.0), 1.0)
-    mended = [torch.lerp(target, centre, stay[:, None].to(target))
+    corrected = [torch.lerp(target, centre, stay[:, None].to(target))
               for target, centre in zip(targets, centres, strict=True)]  # fmt: skip
     return [torch.where((totals > 0)[:, None], target, centre)
-            for target, centre in zip(mended, centres, strict=True)]  # fmt: skip
+            for target, centre in zip(corrected, centres, strict=True)]  # fmt: skip
 
 
 def _weighted(weights: Tensor, rows: Tensor) -> Tensor:
-    """Σ w_bk τ_k of weights [B, N] and rows [N, d]: [B, d]."""
+    """Return Σ w_bk τ_k of weights [B, N] and rows [N, d]: [B, d]."""
     return weights.to(rows) @ rows
 
 
 def _ordered(rows: Tensor, dim: int) -> Tensor:
-    """Sorted along `dim`, NaN last; numpy does short columns several times faster than torch."""
+    """Sort along `dim`, NaN last; numpy sorts short columns several times faster than torch."""
     if rows.device.type == "cpu":
         return torch.from_numpy(np.sort(rows.detach().numpy(), axis=dim))
     return rows.sort(dim=dim).values
 
 
 def _distances(parts: Sequence[Tensor], centres: Sequence[Tensor], groups: Groups) -> Tensor:
-    """‖τ_k − v‖ of each vector from its own group's v, over all parts together: float64 [N]."""
+    """Return ‖τ_k − v‖ of each vector from its own group's v, over all parts together: float64 [N]."""
     return _norms(centre.index_select(0, groups.owner).sub_(rows) for rows, centre in zip(parts, centres, strict=True))
 
 
 def _norms(parts: Iterable[Tensor]) -> Tensor:
-    """‖τ_k‖ of each vector over all parts together: float64 [N]. One part is held at a time."""
+    """Return ‖τ_k‖ of each vector over all parts together, float64 [N]. One part is in memory at a time."""
     norms = [torch.linalg.vector_norm(rows, dim=1).double() for rows in parts]
     return norms[0] if len(norms) == 1 else torch.stack(norms).square().sum(0).sqrt()
 
 
 def _squared_distances(rows: Tensor) -> Tensor:
-    """‖τ_i − τ_j‖² within each group, float64 [b, n, n] on the CPU.
+    """Return ‖τ_i − τ_j‖² within each group, float64 [b, n, n] on the CPU.
 
-    In double precision from inner products, which costs a fraction and leaves more digits than a choice among vectors
-    needs; in single precision from differences.
+    It uses inner products in double precision, which cost a fraction and leave more digits than a choice among vectors
+    needs, and differences in single precision.
     """
     if rows.dtype == torch.float64:
         products = rows @ rows.mT
         squares = products.diagonal(dim1=1, dim2=2)
-        found = squares[:, :, None] + squares[:, None, :] - (products + products.mT)
-        return found.clamp_(min=0.0).cpu()
+        distances = squares[:, :, None] + squares[:, None, :] - (products + products.mT)
+        return distances.clamp_(min=0.0).cpu()
     return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").double().square().cpu()

@@ -1,8 +1,8 @@
-"""Aggregation rules that bear clients far from the others. Pure: lists of task vectors in, one task vector out.
+"""Aggregation rules that are robust to outliers. Pure: lists of task vectors in, one task vector out.
 
-Every client counts alike: numbers of examples are what a client says of itself. Coordinate-wise rules look at each
-entry alone; the others measure distances over all tensors of a task vector together. Tensors are looked up by name, one
-name at a time, so a mapping may read them from a file. Sums are float32, or float64 where the tensors are.
+Every client counts alike, since a client might lie about its number of examples. Coordinate-wise rules look at each
+entry alone; the others measure distances over all tensors of a task vector together. Tensors are looked up one name at
+a time, so a mapping may read them from a file; results have their shapes. Sums are float32, or float64 of float64.
 """
 
 import math
@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fl_taskarith.merging.aggregate import check_names
 from fl_taskarith.merging.grouped import geometric_medians, krum_choice, middle_mean, one_group
 
 TaskVectors = Sequence[Mapping[str, Tensor]]
 
 
 def coordinate_median(task_vectors: TaskVectors) -> dict[str, Tensor]:
-    """The median of every entry, the mean of the middle two for an even number (Yin et al., ICML 2018, Definition 1).
+    """Return the median of every entry, the mean of the middle two for an even number (Yin et al. 2018, Definition 1).
 
     NaN sorts above every number, so a median is finite while fewer than half of the vectors are not.
 
@@ -28,7 +29,7 @@ def coordinate_median(task_vectors: TaskVectors) -> dict[str, Tensor]:
 
 
 def trimmed_mean(task_vectors: TaskVectors, share: float) -> dict[str, Tensor]:
-    """The mean of every entry without its ⌊βn⌋ smallest and ⌊βn⌋ largest, β = `share` (Yin et al. 2018, Definition 2).
+    """Return the mean of every entry without its ⌊βn⌋ smallest and largest, β = `share` (ibid., Definition 2).
 
     Raises:
         ValueError: `share` is not in [0, ½); no task vectors, or they differ in names or shapes.
@@ -39,23 +40,23 @@ def trimmed_mean(task_vectors: TaskVectors, share: float) -> dict[str, Tensor]:
 
 
 def median_dropped(number: int) -> int:
-    """How many of n the median drops at each end: all but the middle one or two."""
+    """Return how many of n the median drops at each end: all but the middle one or two."""
     return (number - 1) // 2
 
 
 def trimmed_count(share: float, number: int) -> int:
-    """⌊βn⌋, how many of n are dropped at each end, as the decimal digits of β mean it: 0.29 of 100 is 29."""
+    """Return ⌊βn⌋, how many of n are dropped at each end, for β as its decimal digits say: 0.29 of 100 is 29."""
     return math.floor(share * number + 1e-9)
 
 
 def geometric_median(
     task_vectors: TaskVectors, tolerance: float = 1e-6, max_iterations: int = 100
 ) -> dict[str, Tensor]:
-    """The point of least summed distance Σ ‖v − τ_k‖ to all task vectors, by Weiszfeld's iteration from their mean.
+    """Return the point of least summed distance Σ ‖v − τ_k‖ to all task vectors, by Weiszfeld's iteration.
 
-    Steps as Vardi & Zhang (PNAS 2000) mend them where v meets a task vector. Stops when v moves by less than
-    `tolerance` times the mean distance; where a task vector itself is as good, it is returned (Weiszfeld creeps towards
-    such a minimum). A vector with an entry that is not finite is left out.
+    It starts at their mean, takes the steps of Vardi & Zhang (PNAS 2000) where v meets a task vector, and stops when v
+    moves by less than `tolerance` times the mean distance. Where a task vector itself is as good, it is returned, for
+    Weiszfeld's iteration converges slowly to such a minimum. Task vectors with a NaN or infinite entry are left out.
 
     Raises:
         ValueError: no (finite) task vectors, or they differ in names or shapes.
@@ -68,7 +69,7 @@ def geometric_median(
 
 
 def krum(task_vectors: TaskVectors, byzantine: int, selected: int = 1) -> dict[str, Tensor]:
-    """The task vector closest to its n − f − 2 nearest others, f = `byzantine` (Blanchard et al., NeurIPS 2017).
+    """Return the task vector closest to its n − f − 2 nearest others, f = `byzantine` (Blanchard et al. 2017).
 
     The score of a vector is the sum of squared distances to those others; ties go to the first. With `selected` m above
     1 the mean of the m best (Multi-Krum).
@@ -78,7 +79,7 @@ def krum(task_vectors: TaskVectors, byzantine: int, selected: int = 1) -> dict[s
     """
     names, number = _names(task_vectors), len(task_vectors)
     if byzantine < 0 or 2 * byzantine + 2 >= number:
-        raise ValueError(f"Krum bears f < (n - 2) / 2 Byzantine clients: f = {byzantine}, n = {number}")
+        raise ValueError(f"Krum tolerates f < (n - 2) / 2 Byzantine clients: f = {byzantine}, n = {number}")
     if not 1 <= selected <= number - byzantine:
         raise ValueError(f"Multi-Krum selects from 1 to n - f = {number - byzantine} vectors, not {selected}")
     best = krum_choice((stacked(task_vectors, name)[None] for name in names), byzantine, selected)[0].tolist()
@@ -88,10 +89,10 @@ def krum(task_vectors: TaskVectors, byzantine: int, selected: int = 1) -> dict[s
 def centred_clipping(
     task_vectors: TaskVectors, radius: float, iterations: int = 1, start: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """v ← v + mean_k (τ_k − v) · min(1, ρ/‖τ_k − v‖), ρ = `radius`, from `start` (Karimireddy et al., ICML 2021).
+    """Return v ← v + mean_k (τ_k − v) · min(1, ρ/‖τ_k − v‖), ρ = `radius`, from `start` (Karimireddy et al. 2021).
 
     `start` None is v = 0; with one iteration that is the mean of norm-clipped task vectors. ρ = ∞ gives the mean. A
-    vector with an entry that is not finite is clipped to nothing: it counts in the mean and moves v by 0.
+    task vector with a NaN or infinite entry is clipped to nothing: it counts in the mean and moves v by 0.
 
     Raises:
         ValueError: `radius` is not above 0 or `iterations` below 1; no (finite) task vectors, or they differ in names
@@ -111,26 +112,23 @@ def centred_clipping(
     return centre
 
 
-def distances(task_vectors: TaskVectors, centre: Mapping[str, Tensor]) -> Tensor:
-    """‖τ_k − centre‖₂ of each task vector over all tensors together: float64 [n] on the CPU."""
+def distances(task_vectors: TaskVectors, centre: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Return ‖τ_k − centre‖₂ of each task vector over all tensors together, float64 [n] on the CPU; ‖τ_k‖₂ for None."""
     squares = torch.zeros(len(task_vectors), dtype=torch.float64)
     for name in _names(task_vectors):
-        rows = (stacked(task_vectors, name) - centre[name]).flatten(1)
-        squares += torch.linalg.vector_norm(rows, dim=1).double().square().cpu()
+        rows = stacked(task_vectors, name)
+        rows = rows if centre is None else rows - centre[name]
+        squares += torch.linalg.vector_norm(rows.flatten(1), dim=1).double().square().cpu()
     return squares.sqrt()
 
 
 def norms(task_vectors: TaskVectors) -> Tensor:
-    """‖τ_k‖₂ of each task vector over all tensors together: float64 [n] on the CPU."""
-    squares = torch.zeros(len(task_vectors), dtype=torch.float64)
-    for name in _names(task_vectors):
-        rows = stacked(task_vectors, name).flatten(1)
-        squares += torch.linalg.vector_norm(rows, dim=1).double().square().cpu()
-    return squares.sqrt()
+    """Return ‖τ_k‖₂ of each task vector over all tensors together, float64 [n] on the CPU."""
+    return distances(task_vectors)
 
 
 def stacked(task_vectors: TaskVectors, name: str) -> Tensor:
-    """The tensors called `name` of all task vectors, [n, ...], in float32 or, where they are it, float64.
+    """Return the tensors called `name` of all task vectors, [n, ...], float32, or float64 if they are float64.
 
     Raises:
         ValueError: their shapes differ.
@@ -143,12 +141,12 @@ def stacked(task_vectors: TaskVectors, name: str) -> Tensor:
 
 
 def _coordinate_wise(task_vectors: TaskVectors, dropped: int) -> dict[str, Tensor]:
-    """The mean of every entry without its `dropped` smallest and largest values."""
+    """Return the mean of every entry without its `dropped` smallest and largest values."""
     return {name: middle_mean(stacked(task_vectors, name)[None], dropped)[0] for name in _names(task_vectors)}
 
 
 def _combined(task_vectors: TaskVectors, weights: Tensor) -> dict[str, Tensor]:
-    """Σ w_k τ_k, in new tensors."""
+    """Return Σ w_k τ_k, in new tensors."""
     result = {}
     for name in _names(task_vectors):
         rows = stacked(task_vectors, name)
@@ -157,7 +155,7 @@ def _combined(task_vectors: TaskVectors, weights: Tensor) -> dict[str, Tensor]:
 
 
 def _finite(task_vectors: TaskVectors) -> TaskVectors:
-    """Those without an entry that is NaN or infinite."""
+    """Return the task vectors without a NaN or infinite entry."""
     finite = [vector for vector, norm in zip(task_vectors, norms(task_vectors), strict=True) if math.isfinite(norm)]
     if not finite:
         raise ValueError("no task vector is finite")
@@ -165,13 +163,11 @@ def _finite(task_vectors: TaskVectors) -> TaskVectors:
 
 
 def _names(task_vectors: TaskVectors) -> list[str]:
-    """The names that all task vectors have, in the first one's order."""
+    """Return the names that all task vectors have, in the first one's order."""
     if not task_vectors:
         raise ValueError("there are no task vectors to aggregate")
     for vector in task_vectors:
-        if vector.keys() != task_vectors[0].keys():
-            different = sorted(vector.keys() ^ task_vectors[0].keys())
-            raise ValueError(f"tensors in one task vector and not in another: {', '.join(different)}")
+        check_names(vector, task_vectors[0])
     return list(task_vectors[0])
 
 

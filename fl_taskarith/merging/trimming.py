@@ -1,4 +1,4 @@
-"""The magnitude that a share of a task vector's entries reaches, exactly, without holding more than one tensor."""
+"""The magnitude that a share of a task vector's entries reaches, exactly, with one tensor in memory at a time."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,10 +10,10 @@ BITS = 16  # of the 32 that are counted in one pass
 
 
 def magnitude_threshold(task_vector: Mapping[str, Tensor], keep: float) -> float:
-    """The smallest of the ⌈keep · N⌉ largest |τ_j| over all tensors: entries from it on are kept, ties included.
+    """Return the smallest of the ⌈keep · N⌉ largest |τ_j| over all tensors, of any shape, together.
 
-    float32 numbers that are not negative sort as their bits do, so two passes, over the upper and the lower 16 bits,
-    find it by counting. 0 keeps everything.
+    Float32 numbers that are not negative sort as their bits do, so two passes, over the upper and the lower 16 bits,
+    find it by counting. Entries of at least that magnitude are kept, ties included; 0 keeps everything.
 
     Raises:
         ValueError: `keep` is not above 0 and at most 1, or an entry is not finite.
@@ -28,7 +28,7 @@ def magnitude_threshold(task_vector: Mapping[str, Tensor], keep: float) -> float
 
 
 def _counted(task_vector: Mapping[str, Tensor], wanted: int, digits: Callable[[Tensor], Tensor]) -> tuple[int, int]:
-    """The largest digit that at least `wanted` entries reach, and how many entries lie above it."""
+    """Return the largest digit that at least `wanted` entries reach, and how many entries lie above it."""
     counts = torch.zeros(2**BITS, dtype=torch.int64)
     for name in task_vector:
         magnitudes = task_vector[name].flatten().float().abs()

@@ -15,7 +15,8 @@ from fl_taskarith.models.heads import LinearHead, RidgeSolver, RidgeStatistics, 
 from fl_taskarith.one_shot.tasks import Task
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.training.local import is_single, set_trained, train_locally
-from fl_taskarith.training.sparse_sgdm import sgdm, step_coefficient_sum
+from fl_taskarith.training.schedules import step_coefficient_sum
+from fl_taskarith.training.sparse_sgdm import sgdm
 from fl_taskarith.training.stacked import ClientData, has_dropout, stacked, train_stacked
 from fl_taskarith.workspace.workspace import Resident
 

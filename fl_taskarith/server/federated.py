@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import math
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.data.sharding import describe_spread, least_spread
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
-from fl_taskarith.engine.replies import check_examples, check_finite, number, tensors_of, told
+from fl_taskarith.engine.replies import check_examples, check_finite, metrics_of, number, tensors_of
+from fl_taskarith.engine.round_context import RoundContext
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
+from fl_taskarith.masking.calibration import Sums
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.mixtures.matching import cluster_accuracy
 from fl_taskarith.models.backbone import linear_shapes
@@ -45,7 +46,6 @@ from fl_taskarith.strategies import strategy_class
 from fl_taskarith.workspace.clusters import clustered
 from fl_taskarith.workspace.global_model import Frozen, Weights
 from fl_taskarith.workspace.machine import available_threads, describe_device, emulated, on_this_machine
-from fl_taskarith.workspace.make_mask import Sums
 from fl_taskarith.workspace.views import VIEWS, byzantine_clients, group_of
 from fl_taskarith.workspace.workspace import Resident, resident
 
@@ -157,17 +157,28 @@ class FederatedRun(Run):
     ) -> None:
         super().__init__(config, home, logbook, progress)
         self.grid = grid
-        self.strategy = strategy_class(config.strategy)(config, home.device, partial(scheduled_rate, config, logbook))
-        self.strategy.state_folder = str(logbook.client_states)
-        # No callback of the strategy's refers to this run: in a cycle, it and its `home` would outlive it in memory.
-        self.strategy.logit_scale = partial(solved_logit_scale, logbook)
-        self.strategy.shard_size = lambda partition: len(home.shards[partition])
+        self.strategy = strategy_class(config.strategy)(config, home.device)
+        self.frozen_name = ""  # the clients' file of the frozen tensors and the mask
+
+    def context(self, server_round: int) -> RoundContext:
+        """Return what the strategy needs to know for a round."""
+        shards = self.home.shards  # no callback refers to this run: in a cycle, it and its `home` would outlive it
+        return RoundContext(
+            scheduled_rate(self.config, self.logbook, server_round),
+            str(self.logbook.client_states),
+            self.frozen_name,
+            self.model.frozen.mask,
+            linear_shapes(self.home.model, self.model.trained),
+            solved_logit_scale(self.logbook),
+            lambda partition: len(shards[partition]),
+        )
 
     def execute(self) -> None:
         """All rounds; then, where clients have models of their own, their accuracy: clients.csv, means in run.json."""
         super().execute()
         self.logbook.note(server_state_bytes=sum(value.nbytes for value in self.strategy.state().values()))
         arrays = to_record(self.model.trained)
+        self.strategy.context = self.context(self.config.num_rounds)
         messages = self.strategy.configure_evaluate(self.config.num_rounds, arrays, ConfigRecord(), self.grid)
         if means := evaluate_clients(self.grid, messages, self.logbook.folder / "clients.csv", self.strategy.failures):
             log.info(
@@ -182,7 +193,7 @@ class FederatedRun(Run):
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
         """The sum of all clients' statistics, in partition order."""
         sent = to_record(self.model.trained)
-        current = RoundSettings(row.get("round", 0), 0.0, self.strategy.state_folder, "", self.strategy.frozen_name)
+        current = RoundSettings(row.get("round", 0), 0.0, str(self.logbook.client_states), "", self.frozen_name)
         content = RecordDict({"config": settings_record(self.config, current), "arrays": sent})
         partitions = self.grid.get_node_ids()
         questions = (Message(content, partition, "query.ridge") for partition in partitions)
@@ -248,18 +259,18 @@ class FederatedRun(Run):
     def distribute(self, row: Row) -> None:
         """The frozen head and the mask to every client, once; later messages only name them."""
         tensors = self.model.frozen.tensors()
-        self.strategy.frozen_name = frozen_name(tensors) if tensors else ""
+        self.frozen_name = frozen_name(tensors) if tensors else ""
         if not tensors:
             return
         arrays = to_record(tensors)
-        settings = RoundSettings(0, state_folder=self.strategy.state_folder, frozen_name=self.strategy.frozen_name)
+        settings = RoundSettings(0, state_folder=str(self.logbook.client_states), frozen_name=self.frozen_name)
         content = RecordDict({"config": settings_record(self.config, settings), "arrays": arrays})
         partitions = self.grid.get_node_ids()
         sent = (Message(content, partition, "query.frozen") for partition in partitions)
-        for _ in self.strategy.failures.read(self.grid.exchange(sent), told):
+        for _ in self.strategy.failures.read(self.grid.exchange(sent), metrics_of):
             pass  # a client that cannot keep them answers with an error
-        for file in Path(self.strategy.state_folder).glob("frozen-*.safetensors"):
-            if file.name != self.strategy.frozen_name:  # of before the head was solved anew
+        for file in self.logbook.client_states.glob("frozen-*.safetensors"):
+            if file.name != self.frozen_name:  # of before the head was solved anew
                 file.unlink(missing_ok=True)
         row["downlink_bytes"] += len(partitions) * payload_bytes(arrays)
 
@@ -278,12 +289,11 @@ class FederatedRun(Run):
 
     def train_rounds(self, first_round: int, last_round: int) -> None:
         """The strategy's own loop."""
-        self.strategy.mask = self.model.frozen.mask
-        self.strategy.linear_shapes = linear_shapes(self.home.model, self.model.trained)
         self.strategy.start(
             self.grid,
             to_record(self.model.trained),
             last_round,
+            context_of=self.context,
             first_round=first_round,
             after_round=self._after_round,
         )

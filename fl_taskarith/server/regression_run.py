@@ -14,6 +14,7 @@ from fl_taskarith.client.regression_client import CPU
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import PartitionGrid
 from fl_taskarith.engine.records import metric, to_record, to_tensors
+from fl_taskarith.engine.round_context import RoundContext
 from fl_taskarith.mixtures.matching import (
     cluster_accuracy,
     largest_matched_distance,
@@ -27,7 +28,7 @@ from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.run_folder import Logbook, Row
 from fl_taskarith.storage.tensor_file import sealed
 from fl_taskarith.strategies.fedavg import FedAvg
-from fl_taskarith.training.sparse_sgdm import learning_rate
+from fl_taskarith.training.schedules import learning_rate
 from fl_taskarith.workspace.regression_data import adversary_of, mixture_of
 
 
@@ -40,7 +41,7 @@ class MixtureRun:
         logbook: Logbook,
         progress: Progress | None,
         grid: PartitionGrid,
-        strategy: Callable[[Config, torch.device, Callable[[int], float]], FedAvg],
+        strategy: Callable[[Config, torch.device], FedAvg],
     ) -> None:
         self.config = config
         self.logbook = logbook
@@ -48,9 +49,13 @@ class MixtureRun:
         self.deadline: float | None = None  # of time.time; from then on the run ends after its round, saved
         self.grid = grid
         self.mixture = mixture_of(config)
-        self.strategy = strategy(config, CPU, lambda server_round: learning_rate(config, server_round, []))
-        self.strategy.shard_size = lambda _: config.examples_per_client
+        self.strategy = strategy(config, CPU)
         self.theta = self.mixture.start(config.start, config.start_radius)
+
+    def context(self, server_round: int) -> RoundContext:
+        """Return what the strategy needs to know for a round."""
+        rate = learning_rate(self.config, server_round, [])
+        return RoundContext(rate, shard_size=lambda _: self.config.examples_per_client)
 
     def execute(self) -> None:
         """The start or the last checkpoint, the rounds that are left, and the export of the final θ."""
@@ -66,6 +71,7 @@ class MixtureRun:
                 self.grid,
                 to_record({"theta": self.theta}),
                 self.config.num_rounds,
+                context_of=self.context,
                 first_round=first_round,
                 after_round=self._after_round,
             )

@@ -18,6 +18,7 @@ from fl_taskarith.config.rule import AUTO
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.errors import BudgetSpent, ConfigError, Divergence
+from fl_taskarith.masking.calibration import Sums
 from fl_taskarith.masking.mask import save_mask
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, export_model
 from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
@@ -28,10 +29,10 @@ from fl_taskarith.storage.checkpoint import Checkpoint
 from fl_taskarith.storage.run_folder import COLUMNS, Logbook, Row
 from fl_taskarith.storage.run_log import UNPRINTED
 from fl_taskarith.training.local import Evaluation, evaluate
-from fl_taskarith.training.sparse_sgdm import learning_rate
+from fl_taskarith.training.schedules import learning_rate
 from fl_taskarith.workspace.clusters import split_clusters, start_clusters
 from fl_taskarith.workspace.global_model import Frozen, GlobalModel, Weights
-from fl_taskarith.workspace.make_mask import Sums, make_mask, mask_facts, server_sums
+from fl_taskarith.workspace.make_mask import make_mask, mask_facts, server_sums
 from fl_taskarith.workspace.views import pooled, views
 from fl_taskarith.workspace.workspace import Resident
 

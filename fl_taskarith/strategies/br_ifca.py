@@ -3,7 +3,7 @@
 IFCA (Ghosh et al., NeurIPS 2020) with a robust rule in place of the mean; `cluster-rule = "mean"` is IFCA itself.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -13,7 +13,7 @@ from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.cohort_messages import Choices, Heard, cohort_messages, cohort_size
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
-from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
+from fl_taskarith.engine.records import payload_bytes, to_record
 from fl_taskarith.engine.replies import check_finite, check_frozen, tensors_of
 from fl_taskarith.engine.round_reply import Traffic
 from fl_taskarith.errors import AggregateDivergence
@@ -31,21 +31,19 @@ class BRIFCA(FedAvg):
     its own data and sends the cluster and its task vector. A robust rule needs all of them at once, so all are held.
     """
 
-    def __init__(self, config: Config, device: torch.device, learning_rate: Callable[[int], float]) -> None:
-        super().__init__(config, device, learning_rate)
+    def __init__(self, config: Config, device: torch.device) -> None:
+        super().__init__(config, device)
         self.byzantine = byzantine_clients(config)
 
     def configure_train(  # type: ignore[override]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
     ) -> Iterable[Message]:
         """All K models to every sampled client; of regression data, to cohorts of `clients-at-once` of them."""
-        self._weights = to_tensors(arrays, self.device)
-        chosen = self.sample(server_round, grid)
-        self.traffic = Traffic(downlink=len(chosen) * payload_bytes(arrays))
-        settings = settings_record(self.config, self.round_settings(server_round, chosen[0]))
+        staying, sampled = self.begin_round(server_round, arrays, grid)
+        self.traffic = Traffic(downlink=sampled * payload_bytes(arrays))
+        settings = settings_record(self.config, self.context.settings(server_round))
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
         kind = "train.cluster_step" if self.config.dataset == REGRESSION else "train.cluster"
-        staying = self._staying(server_round, chosen)
         return cohort_messages(content, staying, cohort_size(self.config), kind)
 
     def aggregate_train(
@@ -60,13 +58,13 @@ class BRIFCA(FedAvg):
         heard, sent = Heard(), []
 
         def read(reply: Message) -> tuple[int, dict[str, Tensor]]:
-            choices = Choices.of(reply, self.config, self.shard_size)
+            choices = Choices.of(reply, self.config, self.context.shard_size)
             members = len(choices.partitions)
             asked = {name: (value.dtype, (members, *value.shape[1:])) for name, value in self._weights.items()}
             tensors = tensors_of(reply, self.arrayrecord_key, self.device, asked)
             check_finite(reply, tensors)
             if self.config.dataset != REGRESSION:
-                check_frozen(reply, self.frozen_name)
+                check_frozen(reply, self.context.frozen_name)
             heard.add(choices)
             return members, tensors
 

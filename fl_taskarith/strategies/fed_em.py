@@ -8,8 +8,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import Tensor
 
 from fl_taskarith.engine.cohort_messages import Choices, Heard, cohort_messages
-from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
-from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
+from fl_taskarith.engine.grid import PartitionGrid, settings_record
+from fl_taskarith.engine.records import payload_bytes, to_record
 from fl_taskarith.engine.replies import check_finite, tensors_of
 from fl_taskarith.engine.round_reply import Traffic
 from fl_taskarith.mixtures.expectation_maximisation import Statistics, largest_move, maximisation
@@ -29,12 +29,10 @@ class FedEM(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
     ) -> Iterable[Message]:
         """θ to every sampled client, or to cohorts of `clients-at-once` of them."""
-        self._weights = to_tensors(arrays, self.device)
-        chosen = self.sample(server_round, grid)
-        self.traffic = Traffic(downlink=len(chosen) * payload_bytes(arrays))
-        settings = settings_record(self.config, RoundSettings(server_round, self.learning_rate(server_round)))
+        staying, sampled = self.begin_round(server_round, arrays, grid)
+        self.traffic = Traffic(downlink=sampled * payload_bytes(arrays))
+        settings = settings_record(self.config, self.context.settings(server_round))
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
-        staying = self._staying(server_round, chosen)
         return cohort_messages(content, staying, self.config.clients_at_once, "train.expectation")
 
     def aggregate_train(
@@ -53,7 +51,7 @@ class FedEM(FedAvg):
         def read(reply: Message) -> Statistics:
             sums = tensors_of(reply, self.arrayrecord_key, self.device, asked)
             check_finite(reply, sums)
-            members = heard.add(Choices.of(reply, self.config, self.shard_size))
+            members = heard.add(Choices.of(reply, self.config, self.context.shard_size))
             arrays = reply.content.array_records[self.arrayrecord_key]
             self.traffic.uplink += members * payload_bytes(arrays)  # each sends as much as all of them added up
             return Statistics(**sums)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
+from fl_taskarith.engine.participation import sample_clients, with_attackers, without_dropouts
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.replies import (
     Failures,
@@ -22,77 +24,73 @@ from fl_taskarith.engine.replies import (
     check_finite,
     check_frozen,
     layout_of,
+    metrics_of,
     number,
     positive,
     shapes_of,
     state_name,
     tensors_of,
-    told,
 )
-from fl_taskarith.engine.round_reply import Reply, Traffic, held
+from fl_taskarith.engine.round_context import RoundContext
+from fl_taskarith.engine.round_reply import Reply, Traffic, all_task_vectors
 from fl_taskarith.errors import AggregateDivergence, ClientFailure, Divergence
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, mean_pairwise_cosine, task_vector_norm
-from fl_taskarith.merging.attacks import DATA_ATTACKS, corrupted
 from fl_taskarith.merging.task_vector_bank import TaskVectorBank
-from fl_taskarith.seeding import random_generator
 from fl_taskarith.storage.client_files import StateNames
-from fl_taskarith.workspace.views import byzantine_clients
 
-CPU = torch.device("cpu")
 BANK = "bank/"  # in the state of a checkpoint
 
-__all__ = ["FedAvg", "Reply", "held"]  # all that an algorithm needs
+__all__ = ["FedAvg", "Reply", "all_task_vectors"]  # all that an algorithm needs
 
 RoundCallback = Callable[[int, ArrayRecord, MetricRecord], None]
 
 
 class FedAvg(FlowerFedAvg):
-    """θ ← θ + η_s Σ_k (n_k / Σ n) τ_k, folded in as the replies come.
+    """θ ← θ + η_s Σ_k (n_k / Σ n) τ_k, added up as the replies come.
 
-    Unlike Flower's: clients are sampled by our own seed over partition ids; replies carry task vectors and are checked;
-    a failed client stops the run, or is counted (`on-client-failure`); rounds may start after the first, to resume.
-    `learning_rate` gives the clients' step size in a round. What travels are the trained tensors, or under a mask their
-    updated entries: an algorithm sees named tensors either way. A subclass changes `aggregate`; what it keeps between
-    rounds it reads with `recalled` and writes with `keep`.
+    Unlike in Flower's class, our own seed samples clients over partition ids, replies carry task vectors and are
+    checked, a failed client stops the run or is counted (`on-client-failure`), and a run may resume after any round.
+    What travels are the trained tensors, or under a mask their updated entries: an algorithm sees named tensors either
+    way. A subclass changes `aggregate`; what it keeps between rounds it reads with `recalled` and writes with `keep`.
     """
 
-    def __init__(self, config: Config, device: torch.device, learning_rate: Callable[[int], float]) -> None:
+    streams: ClassVar[bool] = True
+    """Whether the aggregate is a plain weighted sum of the task vectors, so that none of them needs a check of its own.
+
+    Not inherited: a subclass whose aggregate is such a sum says so itself.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
         super().__init__(fraction_train=config.participation)
         self.config = config
         self.device = device
-        self.learning_rate = learning_rate
+        self.context = RoundContext()
         self.traffic = Traffic()
-        self.state_folder = ""  # where clients keep state between rounds
-        self.logit_scale: Callable[[], float] = lambda: 1.0  # of the head that is frozen now
-        self.frozen_name = ""  # the clients' file of what is fixed
-        self.mask: Mask | None = None  # in it
-        self.linear_shapes: dict[str, tuple[int, int]] = {}  # [out, in] of the trained linear layers' weights
-        self.client_states: StateNames = {}  # what each of them told of it last, for the next message and checkpoints
-        self.shard_size: Callable[[int], int] | None = None  # of a partition, if the server knows
+        self.client_states: StateNames = {}  # each client's newest file, for the next message and for checkpoints
         self.failures = Failures(config.on_client_failure)
         self.bank = TaskVectorBank(getattr(torch, config.task_vector_bank, torch.float32), config.bank_decay)
-        # Whether a round is a sum over its task vectors alone; anything else has each checked before it is used.
-        self._sum_only = (
-            type(self).aggregate is FedAvg.aggregate
-            and type(self).aggregate_train is FedAvg.aggregate_train
-            and config.task_vector_bank == "off"
-        )
-        self._scrutinise = not self._sum_only  # every reply for NaN, before it is used
+        self._streams = vars(type(self)).get("streams", False) and config.task_vector_bank == "off"
+        self._check_all = not self._streams  # every task vector for NaN, before it is used
         self._weights: dict[str, Tensor] = {}
-        self._own_masks = False  # each client trains under one of its own
-        self._asked: dict[str, Layout] = {}  # of this round's answers: that of what is sent
+        self._own_masks = False  # each client trains under its own mask
+        self._layouts: dict[str, Layout] = {}  # of the array records that this round's replies must have
         self._kept: dict[str, Tensor] = {}
 
     # What a new aggregation rule defines
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
-        """The task vector that the server follows by a step of `server-lr`, from replies that come in order.
+        """Return the task vector that the server follows by a step of `server-lr`.
 
-        `weights` are the global ones. A tensor that the result lacks stays as it is.
+        Args:
+            weights: the global tensors, of any shape; under a mask [n] of its updated entries.
+            replies: of this round's clients, by ascending partition; they can be iterated over once.
+
+        Returns:
+            Tensors of the names and shapes of `weights`; a tensor that is absent stays as it is.
         """
         if self.config.task_vector_bank != "off":
-            layout = self._asked[self.arrayrecord_key] if not self._own_masks else layout_of(weights)
+            layout = self._layouts[self.arrayrecord_key] if not self._own_masks else layout_of(weights)
             self.bank.begin_round({name: shape for name, (_, shape) in layout.items()})
             for reply in replies:
                 self.bank.put(reply.client, reply.task_vector, reply.num_examples)
@@ -109,18 +107,21 @@ class FedAvg(FlowerFedAvg):
         return False
 
     def message_arrays(self, arrays: ArrayRecord) -> dict[str, ArrayRecord]:
-        """The array records of this round's messages, by key, from all that is trained."""
+        """Return the array records of this round's messages, by key, from all that is trained."""
         return {self.arrayrecord_key: arrays}
 
     # What it may keep between rounds, in checkpoints too
 
     def keep(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors for the next round under a name for their kind, in place of the last ones of it."""
+        """Keep tensors of any shape for the next round under `kind`, in place of the last ones of that kind."""
         others = {name: value for name, value in self._kept.items() if not name.startswith(f"{kind}/")}
         self._kept = others | {f"{kind}/{name}": value for name, value in tensors.items()}
 
     def recalled(self, kind: str, like: Mapping[str, Tensor], start: float = 0.0) -> dict[str, Tensor]:
-        """What was kept under `kind` for the names of `like`; tensors full of `start` where nothing was."""
+        """Return what was kept under `kind` for the names of `like`.
+
+        Where nothing was kept: float32 tensors of the shapes of `like`, full of `start`.
+        """
         kept = {name: self._kept.get(f"{kind}/{name}") for name in like}
         return {
             name: torch.full_like(like[name], start, dtype=torch.float32) if value is None else value
@@ -128,11 +129,11 @@ class FedAvg(FlowerFedAvg):
         }
 
     def state(self) -> dict[str, Tensor]:
-        """All that is kept, for a checkpoint."""
+        """Return all that is kept, for a checkpoint: by "KIND/name", in the shapes in which it was kept."""
         return self._kept | {BANK + name: value for name, value in self.bank.tensors().items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Continue from the `state` of a checkpoint."""
+        """Continue from what `state` returned, by name in the same shapes."""
         self._kept = {name: value for name, value in state.items() if not name.startswith(BANK)}
         self.bank.load({name.removeprefix(BANK): state[name] for name in state if name.startswith(BANK)})
 
@@ -144,10 +145,15 @@ class FedAvg(FlowerFedAvg):
         initial_arrays: ArrayRecord,
         num_rounds: int,
         *,
+        context_of: Callable[[int], RoundContext],
         first_round: int = 1,
         after_round: RoundCallback | None = None,
     ) -> Result:
-        """Rounds `first_round`..`num_rounds` from `initial_arrays`; `after_round` gets each one's result.
+        """Train rounds `first_round`..`num_rounds` from `initial_arrays`.
+
+        Args:
+            context_of: is asked for the context of each round when it begins.
+            after_round: is called with the number, arrays and metrics of each round.
 
         Raises:
             ClientFailure: a client failed or sent what cannot be used, or under "skip" all of them did.
@@ -158,10 +164,11 @@ class FedAvg(FlowerFedAvg):
             if self.converged:
                 break
             started = time.perf_counter()
+            self.context = context_of(server_round)
             arrays, metrics = self._round(server_round, result.arrays, grid)
             if arrays is None or metrics is None:
                 raise self.failures.of_all(f"Round {server_round}")
-            metrics["learning-rate"] = self.learning_rate(server_round)
+            metrics["learning-rate"] = self.context.learning_rate
             metrics["round-seconds"] = time.perf_counter() - started
             result.arrays = arrays
             result.train_metrics_clientapp[server_round] = metrics
@@ -172,92 +179,67 @@ class FedAvg(FlowerFedAvg):
     def _round(
         self, server_round: int, arrays: ArrayRecord, grid: PartitionGrid
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """One round; a second time if a sum turns out not to be finite, to learn whose task vector was not.
+        """Run one round; repeat it with every task vector checked if their sum is not finite, to name the client.
 
-        To look at every entry of every task vector before it is added costs as much as to add it, and one look at
-        their sum tells whether anybody's was bad.
+        To check every entry of every task vector costs as much as to add it; a check of their sum costs little.
         """
-        messages = self.configure_train(server_round, arrays, ConfigRecord(), grid)
         states = dict(self.client_states)
         try:
-            return self.aggregate_train(server_round, grid.exchange(messages))
+            return self._exchange(server_round, arrays, grid)
         except AggregateDivergence:
-            if self._scrutinise:
+            if self._check_all:
                 raise
-        self.client_states = states
-        self._scrutinise = True
+        self.client_states, self._check_all = states, True
         try:
-            messages = self.configure_train(server_round, arrays, ConfigRecord(), grid)
-            return self.aggregate_train(server_round, grid.exchange(messages))
+            return self._exchange(server_round, arrays, grid)
         finally:
-            self._scrutinise = False
+            self._check_all = False
+
+    def _exchange(
+        self, server_round: int, arrays: ArrayRecord, grid: PartitionGrid
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        messages = self.configure_train(server_round, arrays, ConfigRecord(), grid)
+        return self.aggregate_train(server_round, grid.exchange(messages))
+
+    def begin_round(self, server_round: int, arrays: ArrayRecord, grid: PartitionGrid) -> tuple[list[int], int]:
+        """Take the global tensors; return the clients that stay in the round, ascending, and how many were sampled."""
+        self._weights = to_tensors(arrays, self.device)
+        sampled = sample_clients(self.config, server_round, grid.get_node_ids())
+        return without_dropouts(self.config, server_round, sampled), len(sampled)
 
     def configure_train(  # type: ignore[override]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
     ) -> Iterable[Message]:
-        """One message with the global weights for each client sampled in this round, by ascending partition id."""
-        self._weights = to_tensors(arrays, self.device)
+        """Return one message with the global weights for each client of this round, by ascending partition."""
+        staying, sampled = self.begin_round(server_round, arrays, grid)
         self._own_masks = self.config.mask_source == "own" and server_round > self.config.head_rounds
-        chosen = self.sample(server_round, grid)
         records = self.message_arrays(arrays)
-        self._asked = {key: layout_of(to_tensors(record, self.device)) for key, record in records.items()}
-        self.traffic = Traffic(downlink=len(chosen) * sum(map(payload_bytes, records.values())))
+        self._layouts = {key: layout_of(to_tensors(record, self.device)) for key, record in records.items()}
+        self.traffic = Traffic(downlink=sampled * sum(map(payload_bytes, records.values())))
         messages = []
-        told: dict[RoundSettings, ConfigRecord] = {}  # the same to all clients but those with a state of their own
-        for partition in self._staying(server_round, chosen):
+        shared: dict[RoundSettings, ConfigRecord] = {}  # one record for all clients that have no state of their own
+        for partition in staying:
             settings = self.round_settings(server_round, partition)
-            if settings not in told:
-                told[settings] = settings_record(self.config, settings)
-            content = RecordDict({**records, self.configrecord_key: told[settings]})
+            if settings not in shared:
+                shared[settings] = settings_record(self.config, settings)
+            content = RecordDict({**records, self.configrecord_key: shared[settings]})
             messages.append(Message(content, partition, MessageType.TRAIN))
         return messages
 
-    def _staying(self, server_round: int, sampled: list[int]) -> list[int]:
-        """Those of the sampled clients that do not drop out of the round; all of them were sent the weights."""
-        if not self.config.dropout:
-            return sampled
-        luck = {
-            client: random_generator(self.config.seed, "dropout", server_round, client).random() for client in sampled
-        }
-        staying = [client for client in sampled if luck[client] >= self.config.dropout]
-        return staying or [max(sampled, key=lambda client: luck[client])]
-
     def round_settings(self, server_round: int, partition: int) -> RoundSettings:
-        """What a message of `server_round` to this client carries beside tensors."""
-        return RoundSettings(
-            server_round,
-            self.learning_rate(server_round),
-            self.state_folder,
-            self.client_states.get(partition, ""),
-            self.frozen_name,
-            self.logit_scale(),
-        )
-
-    def sample(self, server_round: int, grid: PartitionGrid) -> list[int]:
-        """The partitions of this round's clients, ascending: drawn anew, or the next of one random order (cyclic).
-
-        What a draw costs does not depend on K: numpy draws a small share of many without listing them all.
-        """
-        partitions = grid.get_node_ids()
-        if self.config.sampling == "cyclic":
-            order = random_generator(self.config.seed, "cyclic order").permutation(len(partitions))
-            first = (server_round - 1) * self.config.sampled_clients
-            places = range(first, first + self.config.sampled_clients)
-            return sorted(partitions[order[place % len(partitions)]] for place in places)
-        generator = random_generator(self.config.seed, "participation", server_round)
-        chosen = generator.choice(len(partitions), self.config.sampled_clients, replace=False)
-        return sorted(partitions[index] for index in chosen)
+        """Return what a message of `server_round` to this client says beside tensors."""
+        return self.context.settings(server_round, self.client_states.get(partition, ""))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Messages to clients after the last round: none, for the server evaluates the global model itself."""
+        """Return messages to clients after the last round: none, for the server evaluates the global model itself."""
         return []
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The new global weights, and metrics averaged by numbers of examples; (None, None) without replies.
+        """Return the new global weights, and metrics averaged by numbers of examples; (None, None) without replies.
 
         Raises:
             ClientFailure: a client failed, or sent what cannot be used (by `on-client-failure`).
@@ -268,11 +250,11 @@ class FedAvg(FlowerFedAvg):
         def read(message: Message) -> Reply:
             self._check_loss(server_round, message)
             reply = self._read(message)
-            log.append(told(message))
+            log.append(metrics_of(message))
             return reply
 
         incoming = self.failures.read(replies, read)
-        task_vector = self.aggregate(self._weights, self._attacked(incoming))
+        task_vector = self.aggregate(self._weights, with_attackers(self.config, incoming))
         if not log:
             return None, None
         norm = task_vector_norm(task_vector)
@@ -281,48 +263,25 @@ class FedAvg(FlowerFedAvg):
                 f"Round {server_round}: the aggregated task vector is not finite although every client's loss was. "
                 "Lower learning-rate (or server-lr)."
             )
-        metrics = self._summarise(log)
-        metrics["update-norm"] = self.config.server_lr * norm
-        # Under attack the norms that clients tell are not those of the task vectors that came.
-        if self._sum_only and not self.config.byzantine_fraction:
-            norms, weights = ([metric(each, name) for each in log] for name in ("update-norm", "num-examples"))
-            if (cosine := mean_pairwise_cosine(norm, norms, weights)) is not None:
-                metrics["client-cosine"] = cosine
-        new = apply_task_vector(self._weights, task_vector, self.config.server_lr, overwrite=self._sum_only)
-        return to_record(new), metrics
-
-    def _attacked(self, replies: Iterable[Reply]) -> Iterable[Reply]:
-        """The replies with those of Byzantine clients as the attack has them; omniscient attackers see all others.
-
-        What a client says of itself beside its task vector stays honest.
-        """
-        config = self.config
-        if not config.byzantine_fraction or config.attack in DATA_ATTACKS:
-            return replies
-        own = [
-            replace(reply, task_vector={name: value.clone() for name, value in reply.task_vector.items()})
-            for reply in replies
-        ]
-        byzantine = [bool(byzantine_clients(config)[reply.client]) for reply in own]
-        sent = corrupted([reply.task_vector for reply in own], byzantine, config.attack, config.attack_scale)
-        return [replace(reply, task_vector=dict(vector)) for reply, vector in zip(own, sent, strict=True)]
+        new = apply_task_vector(self._weights, task_vector, self.config.server_lr, overwrite=self._streams)
+        return to_record(new), self._metrics(log, norm)
 
     def _read(self, message: Message) -> Reply:
-        """The reply in `message`; counts its bytes and notes the name of the client's own state.
+        """Check and return the reply in `message`; count its bytes and note the name of the client's newest file.
 
         Raises:
-            ClientFailure: it is not what was asked for.
+            ClientFailure: the reply is not what was asked for.
         """
-        client = message.metadata.src_node_id
-        check_frozen(message, self.frozen_name)
-        if self.shard_size is not None:
-            check_examples(message, self.shard_size(client))
-        asked, mask = self._asked, self._mask_of(message) if self._own_masks else None
+        client, context = message.metadata.src_node_id, self.context
+        check_frozen(message, context.frozen_name)
+        if context.shard_size is not None:
+            check_examples(message, context.shard_size(client))
+        layouts, mask = self._layouts, self._mask_of(message) if self._own_masks else None
         if mask is not None:
             entries = {name: (torch.float32, (len(index),)) for name, index in mask.indices.items()}
-            asked = {self.arrayrecord_key: entries}
-        tensors = {key: tensors_of(message, key, self.device, shapes) for key, shapes in asked.items()}
-        if self._scrutinise:
+            layouts = {self.arrayrecord_key: entries}
+        tensors = {key: tensors_of(message, key, self.device, layout) for key, layout in layouts.items()}
+        if self._check_all:
             for received in tensors.values():
                 check_finite(message, received)
         reply = Reply(
@@ -345,46 +304,54 @@ class FedAvg(FlowerFedAvg):
         return reply
 
     def _mask_of(self, message: Message) -> Mask:
-        """The mask that a client sent with its first reply.
+        """Return the mask that a client sent with its first reply.
 
         Raises:
-            ClientFailure: it sent none, or none of these weights.
+            ClientFailure: the client sent no mask of the trained weights.
         """
         client = message.metadata.src_node_id
         sent = message.content.array_records.get("mask")
-        packed = to_tensors(sent, CPU) if sent is not None else {}
-        if sent is None:
-            packed = {name: self._kept[f"mask-{client}/{name}"] for name in self._weights
-                      if f"mask-{client}/{name}" in self._kept}  # fmt: skip
         try:
-            return Mask.unpacked({name: packed[name] for name in self._weights}, shapes_of(self._weights)).to(
-                self.device
-            )
+            if sent is None:
+                packed = {name: self._kept[f"mask-{client}/{name}"] for name in self._weights}
+            else:
+                received = to_tensors(sent, torch.device("cpu"))
+                packed = {name: received[name] for name in self._weights}
+            return Mask.unpacked(packed, shapes_of(self._weights)).to(self.device)
         except (KeyError, ValueError) as error:
             raise ClientFailure(f"Client {client} sent no mask of the weights that are trained: {error}.") from error
 
     def _check_loss(self, server_round: int, message: Message) -> None:
-        loss = told(message).get("train-loss")
+        loss = metrics_of(message).get("train-loss")
         if isinstance(loss, float) and not math.isfinite(loss):
             raise Divergence(
                 f"Client {message.metadata.src_node_id} diverged in round {server_round}: its training loss is {loss}. "
                 f"Lower learning-rate (now {self.config.peak_rate:g}), or add warmup-rounds."
             )
 
-    def _summarise(self, log: list[MetricRecord]) -> MetricRecord:
-        examples = [metric(metrics, "num-examples") for metrics in log]
+    def _metrics(self, log: list[MetricRecord], norm: float) -> MetricRecord:
+        """Return the metrics of a round whose aggregate has this norm, from those of its clients."""
+        columns = {name: [metric(each, name) for each in log] for name in
+                   ("num-examples", "train-loss", "update-norm", "train-seconds")}  # fmt: skip
+        examples = columns["num-examples"]
 
         def mean(name: str) -> float:
-            values = (metric(metrics, name) for metrics in log)
-            return sum(n * value for n, value in zip(examples, values, strict=True)) / sum(examples)
+            return sum(n * value for n, value in zip(examples, columns[name], strict=True)) / sum(examples)
 
-        return MetricRecord(
+        metrics = MetricRecord(
             {
                 "train-loss": mean("train-loss"),
                 "client-update-norm": mean("update-norm"),
+                "update-norm": self.config.server_lr * norm,
                 "clients": len(log),
-                "train-seconds": self.traffic.seconds + sum(metric(metrics, "train-seconds") for metrics in log),
+                "train-seconds": self.traffic.seconds + sum(columns["train-seconds"]),
                 "downlink-bytes": self.traffic.downlink,
                 "uplink-bytes": self.traffic.uplink,
             }
         )
+        # Under attack the norms that clients report are not those of the task vectors that arrived.
+        if self._streams and not self.config.byzantine_fraction:
+            cosine = mean_pairwise_cosine(norm, columns["update-norm"], examples)
+            if cosine is not None:
+                metrics["client-cosine"] = cosine
+        return metrics

@@ -9,10 +9,10 @@ from fl_taskarith.strategies.fedavg import FedAvg, Reply
 
 
 class FedAvgM(FedAvg):
-    """v ← βv + Δ, θ ← θ + η_s v, with Δ as FedAvg's and β = `server-momentum`; what Flower's FedAvgM computes too."""
+    """v ← βv + Δ, θ ← θ + η_s v, with FedAvg's Δ and β = `server-momentum`; Flower's FedAvgM computes the same."""
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
-        """The velocity."""
+        """Return v, in the shapes of `weights`."""
         delta = super().aggregate(weights, replies)
         velocity = momentum_step(delta, self.recalled("velocity", delta), self.config.server_momentum)
         self.keep("velocity", velocity)

@@ -13,12 +13,14 @@ from fl_taskarith.strategies.fedavg import FedAvg
 class FedBN(FedAvg):
     """Sends all that is trained but the `personal-parameters`: of a vision transformer its LayerNorm and LayerScale.
 
-    What a client trains and is not sent, it keeps in its own file. There is no single model then: the global one, whose
-    personal parameters stay as pretrained, is in rounds.csv, and every client's own is evaluated at the end.
+    A client keeps what it trains and is not sent in a file of its own. So there is no single model: rounds.csv measures
+    the global one, whose personal parameters stay as pretrained; each client's own is evaluated at the end.
     """
 
+    streams = True
+
     def message_arrays(self, arrays: ArrayRecord) -> dict[str, ArrayRecord]:
-        """The shared tensors alone."""
+        """Return the shared tensors alone."""
         patterns = [pattern.strip() for pattern in self.config.personal_parameters.split(",")]
         shared = ArrayRecord()
         for name, array in arrays.items():
@@ -31,7 +33,7 @@ class FedBN(FedAvg):
     def configure_evaluate(  # type: ignore[override]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
     ) -> Iterable[Message]:
-        """A message to every client, for the accuracy of its own model."""
+        """Return a message to every client, for the accuracy of its own model."""
         records = self.message_arrays(arrays)
         for partition in grid.get_node_ids():
             settings = self.round_settings(server_round, partition)

@@ -4,4 +4,6 @@ from fl_taskarith.strategies.fedavg import FedAvg
 
 
 class FedProx(FedAvg):
-    """Aggregates as FedAvg does. Its term (μ/2)‖θ − θ_t‖² is the clients': they add it where `proximal-mu` is set."""
+    """Aggregates as FedAvg does; clients add the term (μ/2)‖θ − θ_t‖² to their loss where `proximal-mu` is set."""
+
+    streams = True

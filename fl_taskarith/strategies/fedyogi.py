@@ -9,8 +9,8 @@ from fl_taskarith.strategies.fedadam import FedAdam
 
 
 class FedYogi(FedAdam):
-    """FedAdam with v ← v − (1 − β₂)Δ² sign(v − Δ²): v changes by a step that does not depend on how large it is."""
+    """FedAdam with v ← v − (1 − β₂)Δ² sign(v − Δ²): the change of v does not grow with v."""
 
     def moments(self, delta: Mapping[str, Tensor], last: Moments) -> Moments:
-        """m and v after Δ."""
+        """Return m and v after Δ, in its shapes."""
         return yogi_moments(delta, last, self.config.server_beta1, self.config.server_beta2)

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from fl_taskarith.merging.robust import geometric_median
-from fl_taskarith.strategies.fedavg import FedAvg, Reply, held
+from fl_taskarith.strategies.fedavg import FedAvg, Reply, all_task_vectors
 
 
 class GeometricMedian(FedAvg):
-    """The point of least summed distance to the replies; every client counts alike."""
+    """The point of least summed distance to the task vectors; every client counts alike."""
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
-        """Distances are over all tensors together."""
-        vectors = held(replies)
+        """Return that point, in the shapes of `weights`; distances are over all tensors together."""
+        vectors = all_task_vectors(replies)
         return geometric_median(vectors) if vectors else {}

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from fl_taskarith.merging.cluster_rules import aggregate_by
-from fl_taskarith.strategies.fedavg import FedAvg, Reply, held
+from fl_taskarith.strategies.fedavg import FedAvg, Reply, all_task_vectors
 
 
 class Krum(FedAvg):
-    """Reckons with f = ⌊βn⌋ Byzantine among n replies, β = `trimmed-share`, or with the most that n can bear."""
+    """Assumes f = ⌊βn⌋ Byzantine clients among n, β = `trimmed-share`, or the most that Krum of n tolerates."""
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
-        """The chosen client's task vector."""
-        vectors = held(replies)
+        """Return the chosen client's task vector, in the shapes of `weights`."""
+        vectors = all_task_vectors(replies)
         return aggregate_by("krum", vectors, [1.0] * len(vectors), self.config.trimmed_share) if vectors else {}

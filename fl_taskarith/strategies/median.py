@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from fl_taskarith.merging.robust import coordinate_median
-from fl_taskarith.strategies.fedavg import FedAvg, Reply, held
+from fl_taskarith.strategies.fedavg import FedAvg, Reply, all_task_vectors
 
 
 class Median(FedAvg):
-    """Every client counts alike, whatever its number of examples; all replies of a round are held at once."""
+    """Every client counts alike, whatever its number of examples; all replies of a round are in memory at once."""
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
-        """The median of every entry."""
-        vectors = held(replies)
+        """Return the median of every entry, in the shapes of `weights`."""
+        vectors = all_task_vectors(replies)
         return coordinate_median(vectors) if vectors else {}

@@ -15,16 +15,16 @@ CONTROL = "control"  # key of the array record: c on the way down, c_k⁺ − c_
 class Scaffold(FedAvg):
     """θ ← θ + η_s mean_S τ_k and c ← c + (|S|/K) mean_S(c_k⁺ − c_k), with c sent along: traffic doubles both ways.
 
-    A client that is sent c corrects its gradients by c − c_k and keeps c_k in its own file
-    (`drift_correction`). Means count every client alike, as in the paper, for c is the mean of the c_k that way.
+    A client that is sent c corrects its gradients by c − c_k and keeps c_k in a file of its own
+    (`training.corrections`). Means count every client alike, as in the paper, so that c is the mean of the c_k.
     """
 
     def message_arrays(self, arrays: ArrayRecord) -> dict[str, ArrayRecord]:
-        """The weights, and c; zero in the first round."""
+        """Return the weights, and c, which is zero in the first round."""
         return {**super().message_arrays(arrays), CONTROL: to_record(self.recalled(CONTROL, self._weights))}
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
-        """The mean task vector; c moves on."""
+        """Return the mean task vector, in the shapes of `weights`, and update c."""
         mean, change = WeightedMean(), WeightedMean()
         for reply in replies:
             mean.add(reply.task_vector, 1.0)

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from fl_taskarith.merging.robust import trimmed_mean
-from fl_taskarith.strategies.fedavg import FedAvg, Reply, held
+from fl_taskarith.strategies.fedavg import FedAvg, Reply, all_task_vectors
 
 
 class TrimmedMean(FedAvg):
     """Drops the ⌊βn⌋ smallest and largest of n values per entry, β = `trimmed-share`; every client counts alike."""
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
-        """The trimmed mean of every entry."""
-        vectors = held(replies)
+        """Return the trimmed mean of every entry, in the shapes of `weights`."""
+        vectors = all_task_vectors(replies)
         return trimmed_mean(vectors, self.config.trimmed_share) if vectors else {}

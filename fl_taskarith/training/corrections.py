@@ -1,6 +1,6 @@
 """What FedProx and SCAFFOLD add to a client's gradients, and SCAFFOLD's control variates. Pure: no Flower.
 
-Tensors are the trained ones, or under a mask [n] of the entries it updates.
+Tensors are the trained ones, of any shape, or under a mask its [n] updated entries of each.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ def correct_gradients(
     proximal_mu: float = 0.0,
     shift: Tensors | None = None,
 ) -> None:
-    """Before each step of `optimizer`, g ← g + μ(θ − θ_t) + shift on the trained entries; the others are not looked at.
+    """Before each step of `optimizer`, let g ← g + μ(θ − θ_t) + shift on the trained entries and no others.
 
     Args:
-        parameters: what is trained, by name; contiguous.
+        parameters: the trained parameters, of any shape, contiguous.
         indices: flat positions of the updated entries, int64 [n] by name; None for all.
         start: θ_t, the global tensors as they came.
         proximal_mu: μ of FedProx's (μ/2)‖θ − θ_t‖² (Li et al., MLSys 2020).
-        shift: added as it is: SCAFFOLD's c − c_k.
+        shift: SCAFFOLD's c − c_k, or None.
     """
 
     @torch.no_grad()
@@ -53,14 +53,14 @@ def correct_gradients(
 
 
 def control_shift(control: Tensors, own: Tensors) -> dict[str, Tensor]:
-    """c − c_k, SCAFFOLD's correction; a tensor that `own` lacks is zero."""
+    """Return c − c_k, SCAFFOLD's correction, in the shapes of c; a tensor that `own` lacks is zero."""
     return {name: value - own[name] if name in own else value for name, value in control.items()}
 
 
 def control_change(control: Tensors, task_vector: Tensors, path: float) -> dict[str, Tensor]:
-    """c_k⁺ − c_k = −c − τ_k/(ηJ), option II of Karimireddy et al. (ICML 2020).
+    """Return c_k⁺ − c_k = −c − τ_k/(ηJ), in the shapes of c: option II of Karimireddy et al. (ICML 2020).
 
-    `path` takes the place of ηJ: the learning rate times `optim.step_coefficient_sum`, which is J for plain SGD. Then
-    c_k⁺ is the mean of the client's own gradients, weighted as its steps were, with momentum too.
+    `path` takes the place of ηJ: the learning rate times `schedules.step_coefficient_sum`, which is J for plain SGD. So
+    c_k⁺ is the mean of the client's gradients, weighted as its steps were, with momentum too.
     """
     return {name: -value - task_vector[name] / path for name, value in control.items()}

@@ -1,10 +1,11 @@
-"""Local steps, evaluation and features of one resident model. Pure PyTorch: knows neither Flower nor a strategy."""
+"""Local steps, evaluation and features of one model. Pure PyTorch: it knows neither Flower nor a strategy."""
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Evaluation:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The mixed-precision context of `precision` ("fp32", "tf32", "bf16", "fp16") on `device`."""
+    """Return the mixed-precision context of `precision` ("fp32", "tf32", "bf16", "fp16") on `device`."""
     dtype = AUTOCAST_TYPES[precision]
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
@@ -52,8 +53,8 @@ def is_single(precision: str) -> bool:
 def set_matrix_products(precision: str) -> None:
     """Let a GPU multiply float32 matrices in TF32 (10 bits of mantissa) under "tf32", and under no other precision.
 
-    For the whole process. torch itself starts with TF32 in convolutions, such as a ViT's patch embedding, and without
-    it in matrix products. A GPU before Ampere, or a CPU without units for it, computes in float32 either way.
+    This holds for the whole process. By default torch uses TF32 in convolutions, such as a ViT's patch embedding, but
+    not in matrix products. A GPU before Ampere, or a CPU without units for it, computes in float32 either way.
     """
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -73,14 +74,15 @@ def train_locally(
     loss_name: str = "cross-entropy",
     logit_scale: float = 1.0,
 ) -> float:
-    """J steps of `optimizer` on `local_loss` over random batches of one shard, in place; the mean loss of the steps.
+    """Take J steps of `optimizer` on `local_loss` over random batches of one shard; return the mean loss of the steps.
 
     The host waits for the device once, at the end; under fp16 once per step, to see whether gradients are finite. There
-    the loss is multiplied by `LOSS_SCALE`, halved whenever they are not; such a step is left out and reported.
+    the loss is multiplied by `LOSS_SCALE`, halved whenever they are not; such a step is skipped and reported.
 
     Args:
-        model: holds the global weights; parameters that require a gradient are trained.
-        examples: the training set; `shard`, int64 [n], indexes the client's own.
+        model: holds the global weights; parameters that require a gradient are trained in place.
+        examples: the training set, images uint8 [N, C, H, W] or positions in a prefix cache int64 [N].
+        shard: positions of the client's own examples in it, int64 [n].
         generator: the only source of randomness; its seed also seeds torch, for models with dropout.
 
     Raises:
@@ -112,7 +114,7 @@ def train_locally(
 
 
 def _seed_torch(seed: int, device: torch.device) -> None:
-    """torch.manual_seed; it takes milliseconds for devices that are not there, a good part of a small model's step."""
+    """Seed torch on this device alone: for absent devices it takes milliseconds, much of a small model's step."""
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
     else:
@@ -120,11 +122,10 @@ def _seed_torch(seed: int, device: torch.device) -> None:
 
 
 def local_loss(scores: Tensor, labels: Tensor, name: str, logit_scale: float = 1.0) -> Tensor:
-    """Mean over a batch of scores [b, c] and labels int64 [b]: "cross-entropy", or "squared", ½‖scores/s − one-hot‖².
+    """Return the mean loss of scores [b, c], labels int64 [b]: "cross-entropy", or "squared", ½‖scores/s − one-hot‖².
 
-    s = `logit_scale` is what the ridge head's own scores were multiplied by, for a softmax of them to be calibrated.
-    "squared" is what the ridge head minimises: its targets are bounded, so a client pulls at its features only by what
-    is left of them.
+    s = `logit_scale` is the factor of the ridge head's own scores that calibrates their softmax. The ridge head
+    minimises the "squared" loss: its targets are bounded, so a client changes its features by the residuals alone.
     """
     if name == "cross-entropy":
         return functional.cross_entropy(scores, labels)
@@ -145,7 +146,7 @@ def _report_skipped(skipped: int, steps: int) -> None:
 def evaluate(
     model: Network, examples: ImageSet, preprocessing: Inputs, *, batch_size: int, precision: str
 ) -> Evaluation:
-    """Loss and accuracy of `model` on all of `examples`; nan for both where there are none."""
+    """Return loss and accuracy of `model` on `examples`, images [n, C, H, W] or positions [n]; NaN without any."""
     if not len(examples):
         return Evaluation(math.nan, math.nan, 0)
     device = examples.images.device
@@ -164,7 +165,7 @@ def evaluate(
 def extract_features(
     model: Network, examples: ImageSet, preprocessing: Inputs, *, batch_size: int, precision: str
 ) -> Tensor:
-    """What the head sees (timm's pre-logits: the normalised class token): float32 [n, width]."""
+    """Return the inputs of the head (timm's pre-logits: the normalised class token): float32 [n, width]."""
     model.eval()
     parts = [torch.empty(0, model.num_features, device=examples.images.device)]
     for images, _ in tracked(_batches(examples, batch_size), -(-len(examples) // batch_size), "Features"):
@@ -178,24 +179,21 @@ def extract_features(
 def input_square_sums(
     model: nn.Module, names: Sequence[str], network: Network, examples: ImageSet, preprocessing: Inputs, batch_size: int
 ) -> dict[str, Tensor]:
-    """Σ x_j² over the tokens of `examples`, [in], of the inputs x to each linear layer whose weight `names` has.
+    """Return Σ x_j² over the tokens of `examples`, [in], of the inputs x to each linear layer with a weight in `names`.
 
-    Those tokens that the layer is computed for: behind the last block's attention that is the class token alone.
+    The sum is over the tokens that the layer is computed for: behind the last block's attention the class token alone.
 
     Args:
         network: runs on the inputs; its linear layers are modules of `model`, by which they are named.
     """
     sums: dict[str, Tensor] = {}
 
-    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hear(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            squares = inputs[0].flatten(0, -2).double().square().sum(0)
-            sums[name] = sums[name] + squares if name in sums else squares
-
-        return hear
+    def add(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        squares = inputs[0].flatten(0, -2).double().square().sum(0)
+        sums[name] = sums[name] + squares if name in sums else squares
 
     hooks = [
-        module.register_forward_pre_hook(listen(f"{name}.weight"))
+        module.register_forward_pre_hook(partial(add, f"{name}.weight"))
         for name, module in model.named_modules()
         if f"{name}.weight" in names
     ]
@@ -212,7 +210,7 @@ def input_square_sums(
 def set_trained(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
     """Let exactly the named parameters require a gradient, and return them in the order of `names`.
 
-    A frozen prefix then costs no backward pass: autograd stops at the first trained layer.
+    So a frozen prefix costs no backward pass: autograd stops at the first trained layer.
     """
     parameters = dict(model.named_parameters())
     wanted = set(names)

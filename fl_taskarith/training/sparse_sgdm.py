@@ -1,20 +1,14 @@
-"""The clients' optimizer and the schedule of its learning rate over rounds. Pure numerics."""
+"""The clients' optimizer: SGD with momentum on the unmasked entries alone. Pure numerics."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.masking.mask import Mask
-
-STEP_DECAY = 0.1  # factor of the step schedule (at one half and three quarters of the run) and of the plateau schedule
-PLATEAU_PATIENCE = 3  # rounds without improvement that the plateau schedule bears
-FINAL_SHARE = 0.01  # share of the peak that the exponential schedule ends on
 
 
 class SparseSGDM(torch.optim.SGD):
@@ -23,15 +17,15 @@ class SparseSGDM(torch.optim.SGD):
     With g the gradient, λ weight decay, μ momentum, on the entries where the mask is True and nowhere else:
         g ← g + λθ;   b ← g on the first step, then b ← μb + (1 − dampening) g;
         d ← g + μb under Nesterov, else b;   θ ← θ − η d.
-    This is torch.optim.SGD's own arithmetic, handed the selected entries: the same bits where a mask is all True, and
-    whatever a masked entry's gradient holds (NaN, infinity), it is not looked at. Momentum is kept for unmasked entries
-    only, as [n] per parameter.
+    torch.optim.SGD's own code computes this on the selected entries: the bits are the same where a mask is all True,
+    and the gradients of masked entries are not used, even if they are NaN or infinite. Momentum exists for unmasked
+    entries only, as [n] per parameter.
 
     Args:
         named_parameters: (name, parameter) pairs, contiguous.
         lr: learning rate η.
         masks: a bool tensor of the parameter's shape per name; True = updated. None: all entries of all parameters.
-        indices: flat positions of the masks' True entries, int64 [n] per name that has any, if the caller has them.
+        indices: flat positions of the masks' True entries, int64 [n] per name that has any; computed if None.
         clip_norm: largest 2-norm of the gradient over all unmasked entries together, before weight decay; 0 = off.
         foreach, fused: as in torch.optim.SGD; both None chooses by device.
 
@@ -77,8 +71,8 @@ class SparseSGDM(torch.optim.SGD):
             self._index_masks()
         else:
             empty = torch.empty(0, dtype=torch.int64)
-            found = [(parameter, indices.get(name, empty)) for name, parameter in named]
-            self._indices = [None if len(index) == parameter.numel() else index for parameter, index in found]
+            pairs = [(parameter, indices.get(name, empty)) for name, parameter in named]
+            self._indices = [None if len(index) == parameter.numel() else index for parameter, index in pairs]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused after construction: parameters without a mask would train densely unnoticed."""
@@ -87,13 +81,17 @@ class SparseSGDM(torch.optim.SGD):
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take momentum, masks and settings from a `state_dict()`."""
+        """Load momentum, masks and settings from a `state_dict()`."""
         super().load_state_dict(state_dict)
         self._index_masks()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One step; parameters without a gradient, or without an unmasked entry, are left out."""
+        """Take one step on the parameters, of any shape, that have a gradient and an unmasked entry.
+
+        Returns:
+            The closure's loss, a scalar, or None without a closure.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -130,7 +128,7 @@ class SparseSGDM(torch.optim.SGD):
         return loss
 
     def _index_masks(self) -> None:
-        """Flat positions, int64 [n], of each parameter's unmasked entries; None where all are."""
+        """Compute the flat positions, int64 [n], of each parameter's unmasked entries; None where all are."""
         group = self.param_groups[0]
         masks = group["masks"] or [None] * len(group["params"])
         self._indices = [
@@ -153,12 +151,12 @@ def _check_mask(name: str, parameter: Tensor, masks: Mapping[str, Tensor]) -> No
 
 
 def _select(tensor: Tensor, index: Tensor | None) -> Tensor:
-    """The entries at `index` in new storage, or the tensor itself."""
+    """Return the entries at `index` in new storage, or the tensor itself."""
     return tensor if index is None else tensor.reshape(-1).index_select(0, index)
 
 
 def _clipped(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:
-    """Gradients scaled so that their joint 2-norm is at most `limit`, as torch's clip_grad_norm_ scales them."""
+    """Return gradients scaled to a joint 2-norm of at most `limit`, as torch's clip_grad_norm_ scales them."""
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
     factor = (limit / (norm + 1e-6)).clamp_max(1.0)
     return [gradient * factor for gradient in gradients]
@@ -171,10 +169,10 @@ def sgdm(
     mask: Mask | None = None,
     rows: Mapping[str, Tensor] | None = None,
 ) -> SparseSGDM:
-    """The configuration's optimizer: momentum, dampening, Nesterov, weight decay, clipping; momentum starts at zero.
+    """Return the configuration's optimizer of parameters of any shape; its momentum starts at zero.
 
-    "auto" kernels are torch's choice on a GPU; on a CPU the fused one, which takes a fifth of the time of a step over
-    many small tensors and gives the same bits but for the last one under weight decay. For several clients at once the
+    "auto" kernels are torch's choice on a GPU, and fused on a CPU: they take a fifth of the time of a step over many
+    small tensors, and give the same bits but for the last one under weight decay. For several clients at once the
     parameters are [clients, ...] and `rows` the `in_every_client` positions of their mask; there is no clipping then.
     """
     named = list(named_parameters)
@@ -198,73 +196,10 @@ def sgdm(
 
 
 def in_every_client(mask: Mask, stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Flat positions, int64 [n], of the entries that `mask` updates in parameters [clients, ...], by name."""
+    """Return the flat positions, int64 [n], of the entries that `mask` updates in parameters [clients, ...]."""
     positions = {}
     for name, value in stacked.items():
         if name in mask.indices:
             first = torch.arange(0, value.numel(), value[0].numel(), device=value.device)
             positions[name] = (first[:, None] + mask.indices[name]).flatten()
     return positions
-
-
-def learning_rate(config: Config, step: int, validation_losses: Sequence[float]) -> float:
-    """Learning rate of round `step` in 1..num-rounds under the configuration's schedule.
-
-    `validation_losses` are those of the rounds 1..step-1, in order; only the plateau schedule looks at them.
-    """
-    peak, warmup = config.peak_rate, config.warmup_rounds
-    if config.schedule == "plateau" and step > warmup:
-        return plateau_learning_rate(peak, validation_losses[warmup:])
-    schedule = "constant" if config.schedule == "plateau" else config.schedule
-    return scheduled_learning_rate(schedule, peak, step, config.num_rounds, warmup)
-
-
-def plateau_learning_rate(peak: float, validation_losses: Sequence[float]) -> float:
-    """`peak`, times 0.1 whenever the loss has not improved for more than `PLATEAU_PATIENCE` rounds.
-
-    Replays torch's ReduceLROnPlateau over the losses so far, so that a resumed run needs no state of its own.
-    """
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=peak)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=STEP_DECAY, patience=PLATEAU_PATIENCE)
-    for loss in validation_losses:
-        scheduler.step(loss)
-    return float(optimizer.param_groups[0]["lr"])
-
-
-def scheduled_learning_rate(schedule: str, peak: float, step: int, total: int, warmup: int) -> float:
-    """Learning rate of step `step` in 1..total.
-
-    The first `warmup` steps rise linearly to `peak`; the rest follow the schedule over t in [0, 1), the share of the
-    remaining steps that is done:
-        constant     peak
-        cosine       peak · ½(1 + cos πt)               (Loshchilov & Hutter 2017, without restarts)
-        step         peak · 0.1 from t = ½, · 0.01 from t = ¾
-        exponential  peak · 0.01^t
-    """
-    if step <= warmup:
-        return peak * step / warmup
-    t = (step - 1 - warmup) / (total - warmup)
-    factor: float = {
-        "constant": 1.0,
-        "cosine": 0.5 * (1 + math.cos(math.pi * t)),
-        "step": STEP_DECAY ** float((t >= 0.5) + (t >= 0.75)),
-        "exponential": FINAL_SHARE**t,
-    }[schedule]
-    return peak * factor
-
-
-def step_coefficient_sum(config: Config, local_steps: int, learning_rate: float) -> float:
-    """‖a‖₁ of θ_0 − θ_J = η Σ_j a_j g_j: how many plain SGD steps J local ones amount to (Wang et al., NeurIPS 2020).
-
-    J for plain SGD, [J − μ(1 − μ^J)/(1 − μ)]/(1 − μ) for heavy-ball momentum μ. Found by taking the steps, each with a
-    gradient of its own that is 1, which covers dampening, Nesterov and FedProx's pull to the start (where that pulls
-    further than back, coefficients are negative, too); weight decay counts as gradient.
-    """
-    moved, velocity = np.zeros(local_steps), np.zeros(local_steps)  # the share of g_j in both, over j
-    for step in range(local_steps):
-        gradient = -learning_rate * config.proximal_mu * moved
-        gradient[step] += 1.0
-        velocity = config.momentum * velocity + (1 - config.dampening) * gradient if step else gradient
-        direction = gradient + config.momentum * velocity if config.nesterov else velocity
-        moved = moved + (direction if config.momentum else gradient)
-    return float(np.abs(moved).sum())

@@ -1,8 +1,8 @@
-"""Local steps of several clients at once, one network with every client's own weights. Pure PyTorch, as `training`.
+"""Local steps of several clients at once, in one network with every client's own weights. Pure PyTorch.
 
-An operation of a small model takes as long to start as to compute. Here n clients start each of theirs together:
-torch.func.vmap turns a product with one client's weights into a batched one. A model that fills the device by itself
-gains nothing, and n times its trained weights, gradients and activations must fit into memory.
+An operation of a small model takes as long to start as to compute. Here n clients share each start: torch.func.vmap
+turns a product with one client's weights into a batched one. A model that fills the device by itself gains nothing, and
+n times its trained weights, gradients and activations must fit into memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from fl_taskarith.training.local import Inputs, local_loss
 
 @dataclass(frozen=True)
 class ClientData:
-    """What one client trains on: `shard`, int64 [n], indexes its own examples; `generator` as for `train_locally`."""
+    """What one client trains on: `shard`, int64 [n], positions of its examples; `generator` as for `train_locally`."""
 
     examples: ImageSet
     shard: Tensor
@@ -31,12 +31,12 @@ class ClientData:
 
 
 def has_dropout(model: nn.Module) -> bool:
-    """Whether `model` draws numbers as it trains: clients together would draw others than each by itself."""
+    """Whether `model` draws random numbers as it trains: clients together would draw other ones than each alone."""
     return any(isinstance(module, nn.Dropout) and module.p for module in model.modules())
 
 
 def stacked(weights: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:
-    """A copy of each tensor per client, [clients, ...], to be trained."""
+    """Return a copy of each tensor per client, [clients, ...], to be trained."""
     return {
         name: value.detach().expand(clients, *value.shape).clone().requires_grad_() for name, value in weights.items()
     }
@@ -54,16 +54,16 @@ def train_stacked(
     loss_name: str = "cross-entropy",
     logit_scale: float = 1.0,
 ) -> list[float]:
-    """What `train_locally` does to each client's weights, in single precision, to rounding; each one's mean loss.
+    """Train each client's weights as `train_locally` does, to rounding; return the mean loss of each, [clients].
 
     Args:
-        model: serves for what is not in `weights`; without dropout. Its own parameters are left as they are; those that
-            require a gradient get one, so none should.
-        weights: of every client, [clients, ...] by name, trained in place by `optimizer`.
-        clients: in the order of `weights`, with batches of one size.
+        model: serves for what is not in `weights`; without dropout. Its own parameters stay as they are; none should
+            require a gradient.
+        weights: of every client, float32 [clients, ...] by name, trained in place by `optimizer`.
+        clients: in the order of `weights`.
 
     Raises:
-        ValueError: their batches differ in size.
+        ValueError: the clients' batches differ in size.
     """
     sizes = {min(batch_size, len(client.shard)) for client in clients}
     if len(sizes) > 1:
@@ -93,7 +93,7 @@ def train_stacked(
 
 
 def _draw(client: ClientData, steps: int, batch_size: int, preprocessing: Inputs) -> list[tuple[Tensor, Tensor]]:
-    """(inputs, labels) of every step, drawn in the order in which `train_locally` draws."""
+    """Return (inputs, labels) of every step, drawn in the order in which `train_locally` draws."""
     device, generator = client.examples.images.device, client.generator
     torch_seed(generator)
     positions = torch.from_numpy(batch_positions(len(client.shard), batch_size, steps, generator))

@@ -28,7 +28,7 @@ def start_clusters(config: Config, trained: Weights) -> Weights:
 
 
 def split_clusters(config: Config, model: GlobalModel) -> list[GlobalModel]:
-    """The K models of a global one, as views; the model itself without clusters."""
+    """Return the K models of a global one, [K, ...] per tensor, as views; the model itself without clusters."""
     if not clustered(config):
         return [model]
     return [

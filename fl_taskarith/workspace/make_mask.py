@@ -1,27 +1,22 @@
 """The mask of a run: from a file, from the weights alone, or from sensitivities scored by the server or the clients."""
 
-from collections.abc import Callable
-
 import torch
 
 from fl_taskarith.config.settings import Config
-from fl_taskarith.errors import ConfigError, WeightsError
+from fl_taskarith.errors import ConfigError
 from fl_taskarith.masking.anatomy import density_by_kind, key_biases
-from fl_taskarith.masking.calibration import Calibration, calibrate
+from fl_taskarith.masking.calibration import Calibration, Sums, calibrate
 from fl_taskarith.masking.mask import Mask, load_mask
-from fl_taskarith.masking.rules import data_free_scores
+from fl_taskarith.masking.rules import mask_rule
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.storage.paths import resolve
 from fl_taskarith.workspace.global_model import Weights
 from fl_taskarith.workspace.views import as_seen_by, pooled
-from fl_taskarith.workspace.workspace import Resident
-
-Sums = Callable[[int, Mask], tuple[Weights, int]]
-"""Of (calibration round, entries alive): summed squared gradients by name, and over how many examples."""
+from fl_taskarith.workspace.workspace import Workspace
 
 
-def server_sums(home: Resident, head: Weights) -> Sums:
-    """Sensitivities of the calibration split, which the server holds."""
+def server_sums(home: Workspace, head: Weights) -> Sums:
+    """Return sensitivities under `head`, full tensors in their shapes, of the calibration split on the server."""
 
     def sums(calibration_round: int, alive: Mask) -> tuple[Weights, int]:
         generator = random_generator(home.config.seed, "fisher labels", calibration_round)
@@ -31,8 +26,11 @@ def server_sums(home: Resident, head: Weights) -> Sums:
     return sums
 
 
-def shard_sums(home: Resident, head: Weights, partition: int) -> Sums:
-    """Sensitivities of one client's shard, or of `calibration-per-client` examples of it drawn anew in each round."""
+def shard_sums(home: Workspace, head: Weights, partition: int) -> Sums:
+    """Return sensitivities under `head`, full tensors in their shapes, of one client's shard.
+
+    With `calibration-per-client` they are of that many examples of it, drawn for each calibration round.
+    """
 
     def sums(calibration_round: int, alive: Mask) -> tuple[Weights, int]:
         generator = random_generator(home.config.seed, "client sensitivity", calibration_round, partition)
@@ -46,44 +44,28 @@ def shard_sums(home: Resident, head: Weights, partition: int) -> Sums:
     return sums
 
 
-def make_mask(home: Resident, sums: Sums) -> Calibration:
-    """The mask that the configuration asks for; `sums` is called by rules that score sensitivity only.
+def make_mask(home: Workspace, sums: Sums) -> Calibration:
+    """Choose the mask that the configuration asks for; `sums` is used by rules that score sensitivity only.
 
     Raises:
         ConfigError: no weight satisfies the request, or a mask file is for another model.
         CheckpointError: a mask file cannot be read.
+        WeightsError: a score is NaN or infinite.
     """
     config, weights = home.config, home.maskable()
     maskable = Mask.full(weights)
     if config.mask_rule == "file":
         return _from_file(config, maskable, home)
-    if not config.scored:
-        scores = data_free_scores(config.mask_rule, weights, random_generator(config.seed, "random mask"))
-        return calibrate(
-            lambda *_: scores, maskable, config.mask_rule, density=config.density, threshold=None, rounds=1
-        )
-
-    def score(calibration_round: int, alive: Mask) -> Weights:
-        summed, examples = sums(calibration_round, alive)
-        scores = {name: value / examples for name, value in summed.items()}
-        if not all(bool(value.isfinite().all()) for value in scores.values()):
-            raise WeightsError(
-                f"A sensitivity is not finite in calibration round {calibration_round}: are the weights sound?"
-            )
-        return scores
-
-    return calibrate(
-        score,
-        maskable,
-        config.mask_rule,
-        density=None if config.sensitivity_threshold else config.density,
-        threshold=config.sensitivity_threshold or None,
-        rounds=config.calibration_rounds,
-    )
+    threshold, rounds = config.sensitivity_threshold or None, config.calibration_rounds
+    if score := mask_rule(config.mask_rule).scores:
+        scores, rounds = score(weights, random_generator(config.seed, "random mask")), 1
+        sums = lambda *_: (scores, 1)  # noqa: E731
+    density = None if threshold else config.density
+    return calibrate(sums, maskable, config.mask_rule, density=density, threshold=threshold, rounds=rounds)
 
 
 def mask_facts(config: Config, calibration: Calibration) -> dict[str, object]:
-    """What run.json and the mask's file say about it (JSON values)."""
+    """Return what run.json and the mask's file say about it (JSON values)."""
     mask = calibration.mask
     facts: dict[str, object] = {
         "rule": config.mask_rule,
@@ -106,7 +88,7 @@ def mask_facts(config: Config, calibration: Calibration) -> dict[str, object]:
     return facts
 
 
-def _from_file(config: Config, maskable: Mask, home: Resident) -> Calibration:
+def _from_file(config: Config, maskable: Mask, home: Workspace) -> Calibration:
     mask, _ = load_mask(resolve(config.mask_file, "mask-file"))
     if wrong := maskable.differing(mask):
         raise ConfigError(

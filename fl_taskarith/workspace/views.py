@@ -1,6 +1,6 @@
-"""Groups of clients whose images differ, and the Byzantine ones among clients: what IFCA and robust rules are about.
+"""Groups of clients that see images differently, and the Byzantine clients: the setting of IFCA and robust rules.
 
-Client j belongs to group j mod G. What a client sees of an image depends on its group alone.
+Client j belongs to group j mod G. How a client sees an image depends on its group alone.
 """
 
 from collections.abc import Callable
@@ -29,39 +29,38 @@ def _same(images: Tensor) -> Tensor:
     return images
 
 
-def _inverted(images: Tensor) -> Tensor:
-    return 255 - images
-
-
 VIEWS: dict[str, tuple[View, ...]] = {
     "none": (_same,),
     "half-turn": (_same, _rotated(2)),
     "rotations": (_same, _rotated(1), _rotated(2), _rotated(3)),
-    "inverted": (_same, _inverted),
+    "inverted": (_same, lambda images: 255 - images),
 }
 
 
 def views(config: Config, examples: ImageSet) -> list[ImageSet]:
-    """`examples` as each group sees them."""
-    if config.client_groups == "none":
-        return [examples]
-    return [ImageSet(view(examples.images), examples.labels) for view in VIEWS[config.client_groups]]
+    """Return `examples`, images [n, C, H, W], as each group sees them."""
+    return [_seen(examples, view) for view in VIEWS[config.client_groups]]
 
 
 def group_of(config: Config, partition: int) -> int:
-    """The group of a client."""
+    """Return the group of a client."""
     return partition % len(VIEWS[config.client_groups])
 
 
 def as_seen_by(config: Config, partition: int, examples: ImageSet) -> ImageSet:
-    """`examples` of a client's shard as the client sees them."""
-    if config.client_groups == "none":
-        return examples
-    return ImageSet(VIEWS[config.client_groups][group_of(config, partition)](examples.images), examples.labels)
+    """Return `examples`, images [n, C, H, W], as a client sees them."""
+    return _seen(examples, VIEWS[config.client_groups][group_of(config, partition)])
+
+
+def _seen(examples: ImageSet, view: View) -> ImageSet:
+    return examples if view is _same else ImageSet(view(examples.images), examples.labels)
 
 
 def as_trained_on(config: Config, partition: int, examples: ImageSet, classes: int) -> ImageSet:
-    """The same in local training: a Byzantine client under "random-labels" draws its labels, once for all rounds."""
+    """Return `examples`, images [n, C, H, W], as a client trains on them.
+
+    A Byzantine client under "random-labels" draws its labels from `classes`, once for all rounds.
+    """
     seen = as_seen_by(config, partition, examples)
     if config.attack != "random-labels" or not byzantine_clients(config)[partition]:
         return seen
@@ -71,7 +70,7 @@ def as_trained_on(config: Config, partition: int, examples: ImageSet, classes: i
 
 @lru_cache(maxsize=1)
 def byzantine_clients(config: Config) -> np.ndarray:
-    """Which clients are Byzantine, bool [K]: ⌊α · size⌋ of every group, or of every cluster of regression data."""
+    """Return which clients are Byzantine, bool [K]: ⌊α · size⌋ of every group, or cluster of regression data."""
     if config.dataset == REGRESSION:
         groups = mixture_of(config).assignment.numpy()
     else:
@@ -80,7 +79,7 @@ def byzantine_clients(config: Config) -> np.ndarray:
 
 
 def pooled(config: Config, examples: ImageSet) -> ImageSet:
-    """`examples` as all groups see them, for choices of the server that are to suit every client."""
+    """Return `examples`, images [n, C, H, W], as all groups see them, one after the other, for the server."""
     seen = views(config, examples)
     if len(seen) == 1:
         return examples

@@ -1,7 +1,7 @@
-"""What one process keeps between messages: the data on the device, the shards, and one resident model.
+"""What one process keeps between messages: the data on the device, the shards, and one model.
 
-Loading them costs seconds and a client's work may take milliseconds, so each process builds them once and every virtual
-client, and the server when it shares the process, uses the same.
+To load them takes seconds and a client's work may take milliseconds, so each process loads them once. All its virtual
+clients, and the server when it shares the process, use the same workspace.
 """
 
 import fnmatch
@@ -31,7 +31,7 @@ from fl_taskarith.models.class_token_block import ClassTokenBlock
 from fl_taskarith.models.compilation import Network, compiled, shared_model
 from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
 from fl_taskarith.storage.paths import resolve
-from fl_taskarith.training.local import Inputs, autocast, extract_features, set_matrix_products
+from fl_taskarith.training.local import Evaluation, Inputs, autocast, evaluate, extract_features, set_matrix_products
 from fl_taskarith.workspace.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.workspace.machine import available_threads, choose_device, on_this_machine
 
@@ -58,19 +58,17 @@ class Data:
         )
 
 
-class Resident:
-    """Data, shards and model of one configuration, on its device. Use `resident(config)` to share one per process.
+class Workspace:
+    """Data, shards and model of one configuration, on its device. Use `workspace(config)` to share one per process.
 
     Attributes:
         device: where everything lies.
-        shards: one int64 index tensor into `data.train` per client.
         model: holds whatever weights were loaded last; `place` or `load` before use.
         parameters, shapes: of the model, by name, in its order.
-        pretrained: a copy of the parameters that training may change (`federated_names`), as they started. Not to
-            be written to.
+        pretrained: a copy of the parameters that training may change (`federated_names`), as they started; read-only.
         network: the part of the model that runs: all of it, or what follows the frozen blocks under a prefix cache.
-        compiled_network: the same for training and evaluation; compiled where `compile` says so.
-        data: what it runs on; under a prefix cache the images of its splits are positions in the cache.
+        compiled_network: `network` for training and evaluation, compiled where `compile` says so.
+        data: the images and labels; under a prefix cache the images of its splits are positions in the cache.
         preprocessing: from those images, or positions, to the network's inputs.
     """
 
@@ -100,12 +98,12 @@ class Resident:
         if config.compile != "off":
             model = shared_model((config.model, config.input_size, len(data.dataset.classes), self.device), model)
         self.model = model
-        self.parameters = dict(self.model.named_parameters())
+        self.parameters = dict(model.named_parameters())
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         self.pretrained = {name: self.parameters[name].detach().clone() for name in self.federated_names()}
         self.data = data
         self._caches: list[Path] = []  # files of tokens in use
-        self.network: Network = self.model
+        self.network: Network = model
         self.preprocessing: Inputs = self._preprocessing(data)
         if config.prefix_cache != "off":
             self._use_prefix_cache(data)
@@ -115,26 +113,18 @@ class Resident:
 
     @cached_property
     def shards(self) -> Sequence[Tensor]:
-        """Positions into `data.train` per client."""
-        config = self.config
-        labels = self.data.train.labels.cpu().numpy()
-        shards = make_shards(
-            labels,
-            config.num_clients,
-            config.sharding,
-            config.classes_per_client,
-            config.shard_seed,
-            config.dirichlet_alpha,
-        )
-        return Shards(shards, self.device)
+        """Positions into `data.train` per client, int64 [n] each."""
+        config, labels = self.config, self.data.train.labels.cpu().numpy()
+        settings = (config.sharding, config.classes_per_client, config.shard_seed, config.dirichlet_alpha)
+        return Shards(make_shards(labels, config.num_clients, *settings), self.device)
 
     def trained_names(self, server_round: int) -> list[str]:
-        """Names of the parameters that are trained in `server_round`: the head alone in the first `head-rounds`.
+        """Return the names of the parameters trained in `server_round`: the head alone in the first `head-rounds`.
 
         Under a mask these are the maskable ones, of which the mask selects entries.
 
         Raises:
-            ConfigError: a pattern of mask-exclude fits no parameter, or all of them are excluded.
+            ConfigError: a pattern of mask-exclude matches no parameter, or all of them are excluded.
         """
         if server_round <= self.config.head_rounds:
             return trained_parameters(self.model, "head", 0)
@@ -151,7 +141,7 @@ class Resident:
         return left
 
     def federated_names(self) -> list[str]:
-        """Names of the parameters that can differ from the pretrained ones at some round: what travels to clients.
+        """Return the names of the parameters that can differ from the pretrained ones: those that travel to clients.
 
         The head is among them even when frozen, for it is solved or trained in the federation.
         """
@@ -160,48 +150,47 @@ class Resident:
 
     @torch.no_grad()
     def load(self, tensors: Weights) -> None:
-        """Copy tensors into the resident model's parameters of the same names."""
+        """Copy tensors into the model's parameters of the same names and shapes."""
         for name, value in tensors.items():
             self.parameters[name].copy_(value)
 
     def place(self, model: GlobalModel) -> None:
-        """Make the resident model the global one: pretrained, then what is frozen, then what is trained."""
+        """Load the global model, in the shapes of `GlobalModel`: pretrained, then frozen, then trained tensors."""
         trained, frozen = model.trained, model.frozen
-        if frozen.mask is None:
-            self.load(self.pretrained | frozen.weights | trained)
-        else:
-            self.load(self.pretrained | frozen.weights)
+        self.load(self.pretrained | frozen.weights | (trained if frozen.mask is None else {}))
+        if frozen.mask is not None:
             frozen.mask.scatter_(self.parameters, trained)
 
     def task_vector_norm(self, model: GlobalModel) -> float:
-        """‖θ − θ₀‖₂ of the backbone: how far the global model has come from the pretrained one."""
+        """Return ‖θ − θ₀‖₂ of the backbone, the distance of `model`, in its shapes, from the pretrained one."""
         start = self.pretrained if model.frozen.mask is None else model.frozen.mask.gather(self.pretrained)
         backbone = {name: value for name, value in model.trained.items() if name not in HEAD_PARAMETERS}
         return task_vector_norm({name: value - start[name] for name, value in backbone.items()})
 
     @property
     def evaluation_batch(self) -> int:
-        """Images that are evaluated at a time."""
+        """The number of images in a batch of evaluation."""
         return EVALUATION_BATCH[self.device.type]
 
     @property
     def first_block(self) -> int:
-        """The first block of `network`."""
+        """The index of the first block of `network`."""
         config, depth = self.config, len(self.model.blocks)
         if config.prefix_cache == "off":
             return 0
         return depth if config.trainable == "head" else depth - config.trainable_blocks
 
     def maskable(self) -> Weights:
-        """The pretrained tensors whose entries a mask chooses among: all that are trained, never the head."""
+        """Return the pretrained tensors, in their shapes, whose entries a mask may choose: never the head."""
         return {name: self.pretrained[name] for name in self.trained_names(self.config.num_rounds)}
 
     def sensitivity_sums(
         self, head: Weights, alive: Mask, examples: ImageSet, generator: np.random.Generator
     ) -> Weights:
-        """Σ over `examples` of squared per-example gradients of the pretrained model under `head`, dropped ones damped.
+        """Return Σ over `examples` of squared per-example gradients of the pretrained model under `head`.
 
-        float32, by name of the maskable tensors; see `masking.sensitivity`.
+        Entries that are not `alive` are damped. Float32, in the shapes of the maskable tensors; see
+        `masking.sensitivity`.
         """
         self.place(GlobalModel({}, Frozen(head)))
         return sensitivity_sums(
@@ -217,17 +206,18 @@ class Resident:
         )
 
     def features(self, examples: ImageSet) -> Tensor:
-        """What the head sees of `examples` under the model's current weights: float32 [n, width]."""
-        return extract_features(
-            self.network,
-            examples,
-            self.preprocessing,
-            batch_size=self.evaluation_batch,
-            precision=self.config.precision,
-        )
+        """Return the inputs of the head for `examples` under the model's current weights: float32 [n, width]."""
+        batch, precision = self.evaluation_batch, self.config.precision
+        return extract_features(self.network, examples, self.preprocessing, batch_size=batch, precision=precision)
+
+    def evaluate(self, examples: ImageSet, network: Network | None = None) -> Evaluation:
+        """Return loss and accuracy on images [n, C, H, W] of `network`, by default the uncompiled one."""
+        batch, precision = self.evaluation_batch, self.config.precision
+        network = network or self.network
+        return evaluate(network, examples, self.preprocessing, batch_size=batch, precision=precision)
 
     def pretrained_sha256(self) -> str:
-        """The first 16 hexadecimal digits of a checksum of all weights as they started, from whatever file."""
+        """Return the first 16 hexadecimal digits of a checksum of all weights as they started, from whatever file."""
         return self._pretrained_sha256
 
     @cached_property
@@ -236,16 +226,16 @@ class Resident:
 
     @cached_property
     def inputs_sha256(self) -> str:
-        """The same of the images and labels of all splits; of the tokens that stand for images under a prefix cache."""
+        """Such a checksum of all splits' images and labels, and of the tokens of a prefix cache."""
         return cache_key({"data": self.data.sha256, **{path.stem: content_of(path) for path in self._caches}})
 
     @cached_property
     def shards_sha256(self) -> str:
-        """The same of all clients' shards."""
+        """Such a checksum of all clients' shards."""
         return cache_key({str(client): shard for client, shard in enumerate(self.shards)})
 
     def _use_prefix_cache(self, data: Data) -> None:
-        """Run the trained blocks alone, on the frozen ones' tokens."""
+        """Let `network` be the trained blocks alone, on the tokens of the frozen ones."""
         config, preprocessing = self.config, self._preprocessing(data)
         if preprocessing.crop_padding:
             raise ConfigError(
@@ -296,23 +286,31 @@ class Resident:
         )
 
 
-def resident(config: Config) -> Resident:
-    """The process's resident of `config`, which computes in its precision; another configuration replaces it."""
+def workspace(config: Config) -> Workspace:
+    """Return the process's workspace of `config`, which computes in its precision; it replaces any other one."""
     config = on_this_machine(config)
     set_matrix_products(config.precision)
-    return _resident(config)
+    return _workspace(config)
 
 
 @lru_cache(maxsize=1)
-def _resident(config: Config) -> Resident:
-    return Resident(config)
+def _workspace(config: Config) -> Workspace:
+    return Workspace(config)
+
+
+Resident = Workspace  # the names in rooms that have not been renamed yet
+resident = workspace
 
 
 @lru_cache(maxsize=1)
 def load_data(
     name: str, data_dir: Path, download: bool, sizes: tuple[int, int, int, int], device: torch.device
 ) -> Data:
-    """The splits of a data set on `device`; sizes: calibration-size, validation-size, train-subset, test-subset."""
+    """Return the splits of a data set on `device`.
+
+    Args:
+        sizes: calibration-size, validation-size, train-subset, test-subset.
+    """
     calibration_size, validation_size, train_subset, test_subset = sizes
     dataset = load_dataset(name, data_dir, download)
     splits: Splits = split_training_set(

@@ -23,7 +23,7 @@ from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.seeding import random_generator, torch_seed
 from fl_taskarith.training.local import set_trained
 from fl_taskarith.workspace.global_model import Frozen
-from fl_taskarith.workspace.workspace import Resident, resident
+from fl_taskarith.workspace.workspace import Workspace, workspace
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def travelling_bytes(mask: Mask) -> int:
 def test_only_masked_entries_move(masked_config: Config) -> None:
     history = simulate(masked_config)
     mask, weights = mask_of(history.folder), final_weights(history.folder)
-    home = resident(masked_config)
+    home = workspace(masked_config)
     moved = 0
     for name, tensor in mask.tensors.items():
         assert torch.equal(weights[name][~tensor], home.pretrained[name][~tensor]), name
@@ -64,7 +64,7 @@ def test_the_rounds_equal_dense_federated_averaging_of_masked_steps(masked_confi
     config = dataclasses.replace(masked_config, num_rounds=2)
     history = simulate(config)
     mask, final = mask_of(history.folder), final_weights(history.folder)
-    home = Resident(config)
+    home = Workspace(config)
     home.load({name: final[name] for name in HEAD_PARAMETERS})
     names = home.trained_names(1)
     for row in history.rows[1:]:
@@ -108,7 +108,7 @@ def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 def test_traffic_follows_the_stated_formula(masked_config: Config, density: float) -> None:
     config = dataclasses.replace(masked_config, density=density, num_rounds=1)
     history = simulate(config)
-    mask, home = mask_of(history.folder), resident(config)
+    mask, home = mask_of(history.folder), workspace(config)
     first = history.rows[1]
     assert first["uplink_bytes"] == first["downlink_bytes"] == first["clients"] * travelling_bytes(mask)
     dense = payload_bytes(to_record(home.maskable()))
@@ -126,7 +126,7 @@ def test_traffic_follows_the_stated_formula(masked_config: Config, density: floa
 
 def test_the_bytes_reported_are_those_that_flower_serialises(masked_config: Config) -> None:
     """A message's protocol buffer is the arrays' bytes and what frames them, under 100 bytes per tensor."""
-    home = resident(masked_config)
+    home = workspace(masked_config)
     generator = torch.Generator().manual_seed(0)
     mask = Mask({name: torch.rand(value.shape, generator=generator) < 0.1 for name, value in home.maskable().items()})
     for tensors in (mask.gather(home.pretrained), Frozen({}, mask).tensors(), home.maskable()):
@@ -138,7 +138,7 @@ def test_the_bytes_reported_are_those_that_flower_serialises(masked_config: Conf
 def test_masks_of_clients_count_their_traffic(masked_config: Config) -> None:
     config = dataclasses.replace(masked_config, mask_source="clients", calibration_per_client=3, num_rounds=1)
     history = simulate(config)
-    mask, home = mask_of(history.folder), resident(config)
+    mask, home = mask_of(history.folder), workspace(config)
     scores = payload_bytes(to_record(home.maskable()))
     alive = payload_bytes(to_record(Frozen({name: home.pretrained[name] for name in HEAD_PARAMETERS}, mask).tensors()))
     statistics = RidgeStatistics.of(torch.zeros(1, home.model.embed_dim), torch.zeros(1, dtype=torch.int64), 10)
@@ -154,7 +154,7 @@ def test_the_clients_mask_is_the_pooled_one(masked_config: Config) -> None:
         masked_config, mask_source="clients", fisher_labels="true", num_rounds=1, train_subset=120
     )
     history = simulate(config)
-    home = resident(config)
+    home = workspace(config)
     head = {name: final_weights(history.folder)[name] for name in HEAD_PARAMETERS}
 
     from fl_taskarith.workspace.make_mask import make_mask
@@ -197,7 +197,7 @@ def test_a_mask_from_a_file_is_used_as_it_is(masked_config: Config) -> None:
 def test_a_centralized_run_can_be_masked(masked_config: Config) -> None:
     history = simulate(masked_config, strategy="centralized", train_subset=160, num_rounds=2)
     mask, weights = mask_of(history.folder), final_weights(history.folder)
-    home = resident(dataclasses.replace(masked_config, strategy="centralized", train_subset=160, num_rounds=2))
+    home = workspace(dataclasses.replace(masked_config, strategy="centralized", train_subset=160, num_rounds=2))
     assert mask.updated == round(0.1 * mask.size)
     for name, tensor in mask.tensors.items():
         assert torch.equal(weights[name][~tensor], home.pretrained[name][~tensor]), name

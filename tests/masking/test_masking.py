@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,16 +14,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fl_taskarith.models.vit_glyph
+from fl_taskarith import simulate
 from fl_taskarith.config.fields import MASK_RULES
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.masking import rules
 from fl_taskarith.masking.calibration import calibrate, damped
 from fl_taskarith.masking.mask import Mask, load_mask, save_mask
-from fl_taskarith.masking.rules import keep_extreme
+from fl_taskarith.masking.selection import keep_extreme
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.workspace.make_mask import make_mask, server_sums
-from fl_taskarith.workspace.workspace import Resident, resident
+from fl_taskarith.workspace.workspace import Workspace, workspace
 
 assert fl_taskarith.models.vit_glyph  # registers the model with timm
 
@@ -82,14 +86,14 @@ def test_many_ties_favour_no_tensor(largest: bool) -> None:
 )
 def test_a_mask_that_ties_decide_is_told_once(rule: str, remedy: str, caplog: pytest.LogCaptureFixture) -> None:
     scores = {"a": torch.zeros(600), "b": torch.arange(1.0, 401.0)}
-    calibrate(lambda *_: scores, Mask.full(scores), rule, density=0.25, threshold=None, rounds=2)
+    calibrate(lambda *_: (scores, 1), Mask.full(scores), rule, density=0.25, threshold=None, rounds=2)
     assert len(caplog.records) == 1
     assert "finds 600 weights tied at the threshold, a score of 0, and keeps a random 500 of them" in caplog.text
     assert remedy in caplog.text
     caplog.clear()
-    calibrate(lambda *_: scores, Mask.full(scores), rule, density=0.7, threshold=None, rounds=1)
-    calibrate(lambda *_: scores, Mask.full(scores), rule, density=0.6, threshold=None, rounds=1)
-    calibrate(lambda *_: scores, Mask.full(scores), "most-sensitive", density=None, threshold=1.0, rounds=1)
+    calibrate(lambda *_: (scores, 1), Mask.full(scores), rule, density=0.7, threshold=None, rounds=1)
+    calibrate(lambda *_: (scores, 1), Mask.full(scores), rule, density=0.6, threshold=None, rounds=1)
+    calibrate(lambda *_: (scores, 1), Mask.full(scores), "most-sensitive", density=None, threshold=1.0, rounds=1)
     assert not caplog.records, "all of the tied entries are kept, or none"
 
 
@@ -106,9 +110,9 @@ def test_each_round_keeps_its_share_and_never_takes_an_entry_back(density: float
     maskable = Mask.full({"a": torch.zeros(40, 5), "b": torch.zeros(100)})
     seen: list[Mask] = []
 
-    def score(calibration_round: int, alive: Mask) -> dict[str, Tensor]:
+    def score(calibration_round: int, alive: Mask) -> tuple[dict[str, Tensor], int]:
         seen.append(alive)
-        return {name: torch.rand(tensor.shape, generator=generator) for name, tensor in maskable.tensors.items()}
+        return {name: torch.rand(tensor.shape, generator=generator) for name, tensor in maskable.tensors.items()}, 7
 
     found = calibrate(score, maskable, "least-sensitive", density=density, threshold=None, rounds=rounds)
     assert found.mask.updated == round(density * 300)
@@ -124,16 +128,16 @@ def test_a_threshold_and_the_density_it_reports_say_the_same() -> None:
     scores = scores_of([5.0, 1.0, 4.0, 2.0, 3.0, 0.0])
     for rule, threshold, kept in (("least-sensitive", 2.5, 3), ("most-sensitive", 3.5, 2)):
         maskable = Mask.full(scores)
-        by_threshold = calibrate(lambda *_: scores, maskable, rule, density=None, threshold=threshold, rounds=2)
+        by_threshold = calibrate(lambda *_: (scores, 1), maskable, rule, density=None, threshold=threshold, rounds=2)
         assert by_threshold.mask.updated == kept
         again = calibrate(
-            lambda *_: scores, maskable, rule, density=by_threshold.mask.density, threshold=None, rounds=1
+            lambda *_: (scores, 1), maskable, rule, density=by_threshold.mask.density, threshold=None, rounds=1
         )
         assert again.mask.jaccard(by_threshold.mask) == 1.0
-        back = calibrate(lambda *_: scores, maskable, rule, density=None, threshold=again.threshold, rounds=1)
+        back = calibrate(lambda *_: (scores, 1), maskable, rule, density=None, threshold=again.threshold, rounds=1)
         assert back.mask.jaccard(again.mask) == 1.0
     with pytest.raises(ConfigError, match="largest sensitivity is 5"):
-        calibrate(lambda *_: scores, Mask.full(scores), "most-sensitive", density=None, threshold=6.0, rounds=1)
+        calibrate(lambda *_: (scores, 1), Mask.full(scores), "most-sensitive", density=None, threshold=6.0, rounds=1)
 
 
 def test_damping_touches_the_dropped_entries_only() -> None:
@@ -151,7 +155,7 @@ def masked_config(quick_config: Config) -> Config:
 
 
 def mask_under(config: Config) -> Mask:
-    home = resident(config)
+    home = workspace(config)
     head = {name: home.pretrained[name] for name in HEAD_PARAMETERS}
     head["head.weight"] = torch.randn(head["head.weight"].shape, generator=torch.Generator().manual_seed(0))
     return make_mask(home, server_sums(home, head)).mask
@@ -165,7 +169,7 @@ def test_more_rounds_matter_because_of_damping_and_only_because_of_it(masked_con
 
 
 def test_calibration_leaves_the_pretrained_weights_to_the_bit(masked_config: Config) -> None:
-    home = Resident(masked_config)
+    home = Workspace(masked_config)
     before = {name: value.clone() for name, value in home.pretrained.items()}
     head = {name: home.pretrained[name] for name in HEAD_PARAMETERS}
     make_mask(home, server_sums(home, head))
@@ -174,18 +178,52 @@ def test_calibration_leaves_the_pretrained_weights_to_the_bit(masked_config: Con
         assert torch.equal(home.parameters[name], value), name
 
 
+def test_a_rule_of_ones_own_is_named_by_its_module(masked_config: Config) -> None:
+    ours = dataclasses.replace(masked_config, mask_rule="own_mask_rule:FIRST", num_rounds=1)
+    assert not ours.scored
+    mask = load_mask(simulate(ours).folder / "mask.safetensors")[0]
+    chosen = torch.cat([tensor.flatten() for tensor in mask.tensors.values()])
+    assert chosen[: mask.updated].all() and mask.updated == round(ours.density * mask.size)
+    own, known = (
+        dataclasses.replace(masked_config, mask_rule=rule) for rule in ("own_mask_rule:MIDDLING", "most-sensitive")
+    )
+    assert own.scored
+    assert mask_under(own).jaccard(mask_under(known)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        ("own_mask_rule:MISSING", "has no attribute"),
+        ("no_such_module:A", "No module named"),
+        ("own_mask_rule:NO_RULE", "no mask rule"),
+        ("leastsensitive", "own"),
+    ],
+)
+def test_a_mask_rule_that_is_none_is_refused(rule: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Config(mask_rule=rule)
+
+
+def test_every_file_of_a_rule_is_a_setting() -> None:
+    files = {path.stem.replace("_", "-") for path in Path(rules.__file__).parent.glob("[a-z]*.py")}
+    assert files == set(MASK_RULES) == set(rules.RULES)
+    script = "import sys, fl_taskarith.config.fields; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 @pytest.mark.parametrize("rule", MASK_RULES)
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.01])
 def test_every_rule_updates_exactly_as_many_weights(masked_config: Config, rule: str, density: float) -> None:
     config = dataclasses.replace(masked_config, mask_rule=rule, density=density, calibration_rounds=1)
     mask = mask_under(config)
     assert mask.updated == round(density * mask.size)
-    assert mask.size == sum(value.numel() for value in resident(config).maskable().values())
+    assert mask.size == sum(value.numel() for value in workspace(config).maskable().values())
     assert mask.jaccard(mask_under(config)) == 1.0, "a rule is a function of the configuration"
 
 
 def test_rules_pick_what_they_say(masked_config: Config) -> None:
-    home = resident(masked_config)
+    home = workspace(masked_config)
     magnitudes = torch.cat([value.abs().flatten() for value in home.maskable().values()])
 
     def picked(rule: str) -> Tensor:
@@ -205,7 +243,7 @@ def test_rules_pick_what_they_say(masked_config: Config) -> None:
 
 def test_key_biases_have_no_sensitivity_and_are_always_taken(masked_config: Config) -> None:
     mask = mask_under(dataclasses.replace(masked_config, density=0.02, calibration_rounds=1, calibration_size=10))
-    width = resident(masked_config).model.embed_dim
+    width = workspace(masked_config).model.embed_dim
     for block in range(4):
         _, key, _ = mask.tensors[f"blocks.{block}.attn.qkv.bias"].chunk(3)
         assert key.sum() >= 0.9 * width
@@ -218,7 +256,7 @@ def test_no_backbone_parameter_can_train_unmasked(quick_config: Config, name: st
     config = dataclasses.replace(
         quick_config, model=name, weights="none", input_size=size, mask_rule="random", density=0.1
     )
-    home = Resident(config)
+    home = Workspace(config)
     maskable = home.maskable()
     assert {*maskable, *HEAD_PARAMETERS} == {each for each, _ in home.model.named_parameters()}
     assert {"cls_token", "pos_embed", "norm.weight", "patch_embed.proj.weight"} <= maskable.keys()
@@ -228,7 +266,7 @@ def test_no_backbone_parameter_can_train_unmasked(quick_config: Config, name: st
 
 def test_excluded_parameters_are_neither_masked_nor_trained(masked_config: Config) -> None:
     config = dataclasses.replace(masked_config, mask_exclude="pos_embed, *.norm1.*", mask_rule="random")
-    names = resident(config).trained_names(1)
+    names = workspace(config).trained_names(1)
     assert "pos_embed" not in names
     assert not any(".norm1." in name for name in names)
     assert "blocks.0.norm2.weight" in names
@@ -316,7 +354,7 @@ def test_a_file_that_is_no_mask_is_an_error_that_names_it(tmp_path: Path, damage
 
 def test_random_masks_do_not_depend_on_the_federations_rounds(masked_config: Config) -> None:
     """The order of the random rule is a function of the seed alone."""
-    home = resident(masked_config)
+    home = workspace(masked_config)
     size = sum(value.numel() for value in home.maskable().values())
     order = random_generator(masked_config.seed, "random mask").permutation(size)
     mask = mask_under(dataclasses.replace(masked_config, mask_rule="random"))

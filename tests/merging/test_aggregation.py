@@ -15,10 +15,10 @@ from fl_taskarith.config.fields import STRATEGIES
 from fl_taskarith.config.settings import from_mapping, load
 from fl_taskarith.engine.sequential import SequentialGrid, ensure_run_identity
 from fl_taskarith.masking.mask import Mask
-from fl_taskarith.merging.normalised import NormalisedMean
+from fl_taskarith.merging.aggregate import NormalisedMean
 from fl_taskarith.strategies import strategy_class
 from fl_taskarith.strategies.fedavg import FedAvg, Reply
-from fl_taskarith.training.sparse_sgdm import step_coefficient_sum
+from fl_taskarith.training.schedules import step_coefficient_sum
 
 Vector = dict[str, torch.Tensor]
 SHAPES = {"a": (3, 4), "b": (5,)}
@@ -32,7 +32,7 @@ def drawn(number: int, seed: int = 0) -> list[Vector]:
 
 def made(name: str, **changes: object) -> FedAvg:
     config = from_mapping({"strategy": name, "num_clients": 10, **changes})
-    return strategy_class(name)(config, CPU, lambda server_round: config.learning_rate)
+    return strategy_class(name)(config, CPU)
 
 
 def replies(

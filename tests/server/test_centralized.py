@@ -12,7 +12,7 @@ from fl_taskarith import simulate
 from fl_taskarith.config.fields import SCHEDULES
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.datasets import load_dataset
-from fl_taskarith.training.sparse_sgdm import learning_rate, plateau_learning_rate
+from fl_taskarith.training.schedules import learning_rate, plateau_learning_rate
 from fl_taskarith.workspace.workspace import Resident
 
 FEW = {"strategy": "centralized", "train_subset": 160, "num_rounds": 3, "learning_rate": 0.003, "batch_size": 32}

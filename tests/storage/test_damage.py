@@ -100,13 +100,13 @@ def test_a_run_does_not_go_on_from_other_pretrained_weights(tiny: Config, tmp_pa
     tensors = final_weights(model.parent)
     tensors["norm.weight"][0] += 1e-3
     weights.write_bytes(sealed(tensors, {}))
-    from fl_taskarith.workspace.workspace import _resident
+    from fl_taskarith.workspace.workspace import _workspace
 
-    _resident.cache_clear()  # as in a process of its own
+    _workspace.cache_clear()  # as in a process of its own
     with pytest.raises(CheckpointError, match="pretrained weights are not those"):
         simulate(config)
     weights.write_bytes(model.read_bytes())
-    _resident.cache_clear()
+    _workspace.cache_clear()
     assert len(simulate(config).rows) == 3
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from fl_taskarith import simulate
 from fl_taskarith.client import app as client
 from fl_taskarith.config.settings import Config
+from fl_taskarith.engine.participation import sample_clients
 from fl_taskarith.engine.replies import shapes_of
 from fl_taskarith.errors import ClientFailure, ConfigError
 from fl_taskarith.masking.mask import Mask, load_mask
@@ -28,9 +29,8 @@ from fl_taskarith.merging.task_vector_bank import TaskVectorBank
 from fl_taskarith.models.backbone import linear_shapes
 from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics
 from fl_taskarith.server.federated import run_federation
-from fl_taskarith.strategies.fedavg import FedAvg
 from fl_taskarith.training.local import input_square_sums, local_loss
-from fl_taskarith.workspace.workspace import resident
+from fl_taskarith.workspace.workspace import workspace
 
 FULL = {"participation": 1.0, "num_clients": 8, "classes_per_client": 5}
 
@@ -167,14 +167,9 @@ def test_a_bank_is_for_strategies_that_take_a_mean() -> None:
 def test_cyclic_turns_come_to_everyone_equally_often(clients: int, participation: float) -> None:
     config = Config(num_clients=clients, participation=participation, sampling="cyclic", sharding="iid")
 
-    class Nodes:
-        def get_node_ids(self) -> range:
-            return range(clients)
-
-    strategy = FedAvg(config, torch.device("cpu"), lambda _: 0.1)
     counts = np.zeros(clients, dtype=int)
     for server_round in range(1, clients + 1):
-        chosen = strategy.sample(server_round, Nodes())  # type: ignore[arg-type]
+        chosen = sample_clients(config, server_round, range(clients))
         assert chosen == sorted(set(chosen))
         assert len(chosen) == config.sampled_clients
         counts[chosen] += 1
@@ -207,7 +202,7 @@ def test_a_refreshed_head_is_the_ridge_head_of_the_trained_backbone(quick_config
         quick_config, local_loss="squared", ridge_refresh=3, ridge_lambda=10.0, logit_scale=1.0
     )
     history = simulate(config)
-    home = resident(config)
+    home = workspace(config)
     weights = final_weights(history.folder)
     home.load({name: value for name, value in weights.items() if name in home.parameters})
     statistics = RidgeStatistics.of(home.features(home.data.train), home.data.train.labels, 10)
@@ -244,7 +239,7 @@ def test_own_masks_differ_and_travel_once(quick_config: Config) -> None:
         classes_per_client=5, calibration_rounds=1, calibration_per_client=20, num_rounds=2, density=0.1,
     )  # fmt: skip
     run = simulate(config)
-    home = resident(config)
+    home = workspace(config)
     masks = []
     for file in sorted((run.folder / "client-states").glob("*/*.safetensors")):
         kept = safetensors.torch.load_file(file)
@@ -310,7 +305,7 @@ def test_an_input_that_nobody_has_seen_is_left_alone() -> None:
 
 
 def test_input_squares_against_a_loop(quick_config: Config) -> None:
-    home = resident(quick_config)
+    home = workspace(quick_config)
     home.load(home.pretrained)
     shapes = linear_shapes(home.model, home.trained_names(1))
     name = "blocks.1.mlp.fc2.weight"
@@ -368,7 +363,7 @@ def test_masked_entries_only_are_moved(quick_config: Config, tmp_path: Path) -> 
     run = simulate(quick_config, strategy="gram-anchored", mask_rule="random", num_rounds=1)
     mask, _ = load_mask(run.folder / "mask.safetensors")
     assert run.rows[1]["update_norm"] > 0
-    home = resident(dataclasses.replace(quick_config, strategy="gram-anchored", mask_rule="random", num_rounds=1))
+    home = workspace(dataclasses.replace(quick_config, strategy="gram-anchored", mask_rule="random", num_rounds=1))
     for name, value in final_weights(run.folder).items():
         if name in mask.tensors:
             changed = value != home.pretrained[name]

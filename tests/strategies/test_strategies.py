@@ -16,7 +16,7 @@ from fl_taskarith.engine.records import payload_bytes, to_record
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.strategies import strategy_class
 from fl_taskarith.strategies.fedavg import FedAvg
-from fl_taskarith.workspace.workspace import resident
+from fl_taskarith.workspace.workspace import workspace
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted((CONF / "strategies").glob("*.toml"))
@@ -57,7 +57,7 @@ def test_a_strategy_of_ones_own_is_one_small_file(quick_config: Config) -> None:
     history = simulate(quick_config, strategy="own_strategy:SignMean", server_lr=1e-4)
     assert "signmean" in history.folder.name
     moved = final_weights(history.folder)["blocks.0.mlp.fc1.weight"]
-    home = resident(dataclasses.replace(quick_config, strategy="own_strategy:SignMean", server_lr=1e-4))
+    home = workspace(dataclasses.replace(quick_config, strategy="own_strategy:SignMean", server_lr=1e-4))
     assert 0 < (moved - home.pretrained["blocks.0.mlp.fc1.weight"]).abs().max() <= 3.01e-4, "three rounds of signs"
 
 
@@ -193,7 +193,7 @@ def test_scaffold_sends_twice_as_much_both_ways(quick_config: Config) -> None:
 
 def test_fedbns_normalisation_stays_with_each_client(quick_config: Config) -> None:
     history = simulate(quick_config, strategy="fedbn", participation=0.5)
-    home = resident(dataclasses.replace(quick_config, strategy="fedbn", participation=0.5))
+    home = workspace(dataclasses.replace(quick_config, strategy="fedbn", participation=0.5))
     weights = final_weights(history.folder)
     personal = {name for name in home.trained_names(1) if any(part in name for part in NORMS)}
     assert len(personal) > 5

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from fl_taskarith.config.settings import load
 from fl_taskarith.training.corrections import control_change, control_shift, correct_gradients
-from fl_taskarith.training.sparse_sgdm import SparseSGDM, sgdm, step_coefficient_sum
+from fl_taskarith.training.schedules import step_coefficient_sum
+from fl_taskarith.training.sparse_sgdm import SparseSGDM, sgdm
 
 Vector = dict[str, Tensor]
 

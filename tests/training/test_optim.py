@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_taskarith.config.fields import SCHEDULES
-from fl_taskarith.training.sparse_sgdm import scheduled_learning_rate
+from fl_taskarith.training.schedules import scheduled_learning_rate
 
 CLOSED_FORMS = [schedule for schedule in SCHEDULES if schedule != "plateau"]  # that one looks at losses
 

@@ -26,7 +26,7 @@ from fl_taskarith.training.local import set_trained, train_locally
 from fl_taskarith.training.sparse_sgdm import in_every_client, sgdm
 from fl_taskarith.training.stacked import ClientData, stacked, train_stacked
 from fl_taskarith.workspace.global_model import Weights
-from fl_taskarith.workspace.workspace import Resident
+from fl_taskarith.workspace.workspace import Workspace
 
 RATE = 0.005  # small: rounding is not to grow from step to step
 GLYPHS = Preprocessing(16, (0.5,) * 3, (0.5,) * 3, crop_padding=1, flip=True)
@@ -174,12 +174,12 @@ def test_clients_that_are_told_different_things_go_alone(
     assert not trained
 
 
-def resident_of_last() -> Resident:
-    """The resident of the run before."""
+def workspace_of_last() -> Workspace:
+    """The workspace of the run before."""
     return created[-1]
 
 
-created: list[Resident] = []
+created: list[Workspace] = []
 
 
 @pytest.fixture
@@ -187,8 +187,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the groups of clients that were trained together."""
     sizes: list[int] = []
     original = client_together.train_stacked
-    made = client_together.resident
-    monkeypatch.setattr(client_together, "resident", lambda config: created.append(made(config)) or created[-1])
+    made = client_together.workspace
+    monkeypatch.setattr(client_together, "workspace", lambda config: created.append(made(config)) or created[-1])
 
     def counting(model: object, weights: object, clients: list[ClientData], *rest: object, **named: object) -> object:
         sizes.append(len(clients))
@@ -205,7 +205,7 @@ def test_a_run_has_the_rows_of_one_client_after_the_other(
     settings = {"num_rounds": 2, "participation": 0.6, "data_dir": str(tmp_path)} | (TOGETHER | TOGETHER_TOO)[change]
     alone, together = two_runs(quick_config, settings)
     assert trained and max(trained) >= 2
-    left = [name for name, value in resident_of_last().model.named_parameters() if value.grad is not None]
+    left = [name for name, value in workspace_of_last().model.named_parameters() if value.grad is not None]
     assert not left, "what is not trained has no gradient, and what is has its own elsewhere"
     for first, second in zip(alone, together, strict=True):
         for column, value in first.items():

@@ -15,7 +15,7 @@ from fl_taskarith.seeding import torch_seed
 from fl_taskarith.training import local as training
 from fl_taskarith.training.local import evaluate, extract_features, set_trained, train_locally
 from fl_taskarith.training.sparse_sgdm import SparseSGDM
-from fl_taskarith.workspace.workspace import Resident, resident
+from fl_taskarith.workspace.workspace import Workspace, workspace
 
 PREPROCESSING = Preprocessing(16, (0.5,) * 3, (0.5,) * 3)
 
@@ -80,7 +80,7 @@ def test_tf32_is_for_runs_that_ask_for_it() -> None:
     torch.set_float32_matmul_precision("medium")  # somebody's own setting before
     single, faster = (load(overrides={"precision": precision}) for precision in ("fp32", "tf32"))
     for build, config, expected in (
-        (Resident, faster, True), (resident, single, False), (Resident, faster, True), (resident, single, False),
+        (Workspace, faster, True), (workspace, single, False), (Workspace, faster, True), (workspace, single, False),
     ):  # fmt: skip
         build(config)
         assert [switch.allow_tf32 for switch in switches] == [expected] * 2, config.precision
