@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_taskarith.config.choices import ATTACKS, CLUSTER_RULES, REGRESSION
+from fl_taskarith.config.choices import ATTACKS, CLUSTER_RULES, IMAGE_DATASETS, REGRESSION
 from fl_taskarith.config.rule import AUTO, LARGEST, Rule
 from fl_taskarith.config.rule import auto_number as _auto_number
 from fl_taskarith.config.rule import choice as _choice
@@ -30,7 +30,7 @@ class Settings:
 
     # data
     dataset: str = _choice(
-        "digits", "data set (synthetic: for benchmarks and tests)", "digits", "cifar100", "synthetic", REGRESSION
+        "digits", "data set (synthetic: for benchmarks and tests)", *IMAGE_DATASETS, REGRESSION, importable=True
     )
     data_dir: str = _key("~/.cache/fl-taskarith", "folder that holds (or receives) the data set")
     download: bool = _key(True, "download data and weights that are missing")
