@@ -111,7 +111,7 @@ def _set_axes(axes: Axes, panel: Panel) -> None:
 
 
 def draw_line(axes: Axes, frame: pandas.DataFrame, x: str, y: str, index: int, label: str, share: bool = False) -> None:
-    """Draw the mean of `y` against `x` with 95 % intervals, in colour, style and marker number `index`; nothing if empty.
+    """Draw the mean of `y` against `x` with 95 % intervals, in colour, style and marker number `index`.
 
     Intervals are Student's t, or Wilson's where `y` is a `share` of successes, 0 or 1 each. They end at 0, below which
     no error, distance or count lies; a mean of one run has none.
@@ -170,14 +170,9 @@ def mean_and_sd(runs: pandas.DataFrame, column: str) -> str:
 
 
 def mean_difference(runs: pandas.DataFrame, reference: pandas.DataFrame, column: str) -> str:
-    """Return the mean difference over the seeds of both and its 95 % interval, for runs that differ in the seed alone."""
+    """Return the mean difference over common seeds and its 95 % interval, for runs that differ in the seed alone."""
     values, others = (dict(zip(each["seed"], each[column], strict=True)) for each in (runs, reference))
     difference = paired(values, others)
     if difference.n < 2:
         return "not run"
     return f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pandas
 from matplotlib.axes import Axes
 
-from fl_taskarith.figures.series import Chart, Panel, markdown, mean_and_sd, mean_difference, select
+from fl_taskarith.figures.series import Chart, Panel
 from fl_taskarith.mixtures.studies.br_ifca_cells import ALPHAS, ATTACK_ALPHAS, ATTACKS, CLUSTERS, DIMENSIONS, TWO_STAGE
 
 SURVIVES = 2.0  # times its own matched distance without attackers: what a method may reach and count as surviving
@@ -79,41 +79,19 @@ def _betas() -> Chart:
 
 
 def numbers(frames: Mapping[str, pandas.DataFrame]) -> dict[str, object]:
-    """Return what the template states beside charts, from the frame of each grid."""
+    """Return what the template states beside charts and means, from the frame of each grid."""
     seeds = frames["attacks"].groupby(["attack", "placement", "alpha"])["seed"].nunique()
     return {
+        "methods": METHODS,
+        "placed": PLACED,
         "survives": f"{SURVIVES:g}",
-        "distances": distance_table(frames["distance"]),
-        "breakdown": breakdown_table(frames["attacks"]),
+        "survived": largest_survived,
         "attack_seeds": f"{seeds.min()} to {seeds.max()} seeds." if len(seeds) else "Not run.",
     }
 
 
-def distance_table(runs: pandas.DataFrame) -> str:
-    """Return the matched distance of every method at three dimensions, and the paired gain of trimming."""
-    rows = []
-    for alpha in ALPHAS:
-        for k in CLUSTERS:
-            for d in (DIMENSIONS[0], DIMENSIONS[2], DIMENSIONS[-1]):
-                here = select(runs, {"alpha": alpha, "clusters": k, "dimension": d})
-                of = {method: select(here, {"method": method}) for method in METHODS}
-                rows.append([f"{alpha:.2f}", str(k), str(d), *(mean_and_sd(each, MATCHED) for each in of.values()),
-                             mean_difference(of["trimmed-mean"], of["mean"], MATCHED)])  # fmt: skip
-    return markdown(["α = β", "K", "d", *METHODS, "trimmed − mean [95 % CI]"], rows)
-
-
-def breakdown_table(runs: pandas.DataFrame) -> str:
-    """Return the largest share of attackers that every method survives under every attack."""
-    rows = []
-    for attack, placement in PLACED:
-        here = select(runs, {"attack": attack, "placement": placement})
-        cells = [largest_survived(select(here, where)) for _, where in LINES]
-        rows.append([attack if placement == "spread" else f"{attack}, one cluster", *cells])
-    return markdown(["attack", *METHODS], rows)
-
-
 def largest_survived(runs: pandas.DataFrame) -> str:
-    """Return the largest α of the grid up to which the method survives every step; "none" if the first one breaks it."""
+    """Return the largest α of the grid up to which a method survives every step, from its runs; "none" without one."""
     means = runs.groupby("alpha")["matched_distance"].mean()
     if ATTACK_ALPHAS[0] not in means.index:
         return "not run"

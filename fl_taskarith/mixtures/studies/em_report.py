@@ -11,40 +11,39 @@ from scipy.stats import linregress
 from scipy.stats import t as student
 
 from fl_taskarith.figures.plots import COLOURS, MARKERS, STYLES
-from fl_taskarith.figures.series import Chart, Panel, Where, markdown, mean_and_sd, mean_difference, select, summary_by
-from fl_taskarith.mixtures.studies.em_cells import CLIENTS, CLUSTERS, QUICK_SEEDS, SEEDS, SUCCESS
+from fl_taskarith.figures.series import Chart, Panel, Where, select, summary_by
+from fl_taskarith.mixtures.studies.em_cells import CLUSTERS, QUICK_SEEDS, SEEDS, SUCCESS
 
 ERROR = "largest ‖θ_k − θ*_k‖ / Δ_min"
 TO_TOLERANCE = "iterations to 1e-6"
 FROM_ZERO = {"ylim": (0, None)}
-METHODS = ("federated", "pooled")
-POOLED_SNRS = (1.0, 2.0, 4.0)
+SNR_TICKS = (0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 4.0)
 OF_CLUSTERS = [(f"K = {k}", {"clusters": k}) for k in CLUSTERS]
 
 
 def charts() -> dict[str, list[Chart]]:
     """Return the charts of each grid of `em_cells.grids`."""
+    rate = {"yscale": "log", "xlabel": "σ√(Kd/(mn)) / Δ_min", "ylabel": ERROR}
     success = {"xlabel": "SNR = Δ_min/σ", "ylabel": "success rate"}
     radius = {"ylim": (0, 1.05), "xlabel": "radius of the start / Δ_min", "ylabel": "success rate"}
     separations = [(f"m = {m}, K = {k}", {"clients": m, "clusters": k}) for m, k in ((200, 3), (1000, 3), (1000, 5))]
-    pooled = [(f"{method}, SNR = {snr:g}", {"snr": snr, "method": method}) for snr in POOLED_SNRS for method in METHODS]
+    methods = [
+        (f"{method}, SNR = {snr:g}", {"snr": snr, "method": method})
+        for snr in (1.0, 2.0, 4.0) for method in ("federated", "pooled")
+    ]  # fmt: skip
+    snr_panels = [Panel("snr", "success", OF_CLUSTERS, options=success, ticks=SNR_TICKS, log=10, share=True),
+                  Panel(draw=draw_knees, options={"xlabel": "clusters K"})]  # fmt: skip
+    radius_panel = Panel("radius", "success", OF_CLUSTERS, options=radius, log=2, share=True)
+    trajectories = [_trajectories(1.0, ERROR), _trajectories(2.0)]
     return {
-        "trajectories": [Chart("error-against-iteration", [[_trajectories(1.0, ERROR), _trajectories(2.0)]], 2, sharey=True)],
+        "trajectories": [Chart("error-against-iteration", [trajectories], 2, sharey=True)],
         "iterations": [_iterations(snr) for snr in (2.0, 1.0)],
-        "rate": [Chart("final-error", [[Panel(draw=draw_rate)]], 4, width=5.0, height=3.6)],
-        "snr": [
-            Chart("success-against-snr", [[
-                Panel("snr", "success", OF_CLUSTERS, options=success, ticks=SNR_TICKS, log=10, share=True),
-                Panel(draw=draw_knees, options={"xlabel": "clusters K"}),
-            ]], 6)
-        ],
+        "rate": [Chart("final-error", [[Panel(draw=draw_rate, options=rate, log=10)]], 4, width=5.0, height=3.6)],
+        "snr": [Chart("success-against-snr", [snr_panels], 6)],
         "separation": [_error_and_iterations("separation", "farthest", separations, 2, FROM_ZERO, "Δ_max / Δ_min")],
-        "radius": [Chart("radius", [[Panel("radius", "success", OF_CLUSTERS, options=radius, log=2, share=True)]], 4, 4.4)],
-        "pooled": [_error_and_iterations("pooled", "clients", pooled, 10, {"yscale": "log"}, "clients m")],
-    }  # fmt: skip
-
-
-SNR_TICKS = (0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 4.0)
+        "radius": [Chart("radius", [[radius_panel]], 4, width=4.4)],
+        "pooled": [_error_and_iterations("pooled", "clients", methods, 10, {"yscale": "log"}, "clients m")],
+    }
 
 
 def _trajectories(snr: float, ylabel: str = "") -> Panel:
@@ -116,8 +115,6 @@ def draw_rate(axes: Axes, runs: pandas.DataFrame) -> None:
         ends = np.array([points["rate"].min(), points["rate"].max()])
         factor = math.exp(float(np.mean(np.log(points["mean"] / points["rate"]))))
         axes.plot(ends, factor * ends, color="black", linewidth=0.9, label="slope 1")
-        axes.set(xscale="log", yscale="log")
-    axes.set(xlabel="σ√(Kd/(mn)) / Δ_min", ylabel=ERROR)
 
 
 def knees(runs: pandas.DataFrame) -> dict[int, float]:
@@ -160,9 +157,8 @@ def numbers(frames: Mapping[str, pandas.DataFrame]) -> dict[str, object]:
         "points": points,
         "rate": log_log_slope(points["rate"], points["mean"]),
         "factor": math.exp(log_ratio.mean()) if len(points) else math.nan,
-        "knees": knee_table(frames["snr"]),
+        "knees": knees(frames["snr"]),
         "knee": log_log_slope(known.index.to_series(), known),
-        "pooled": pooled_table(frames["pooled"]),
     }
 
 
@@ -172,24 +168,3 @@ def log_log_slope(x: pandas.Series, y: pandas.Series) -> dict[str, float] | None
         return None
     fit = linregress(np.log(x.to_numpy(dtype=float)), np.log(y.to_numpy(dtype=float)))
     return {"slope": fit.slope, "half": float(student.ppf(0.975, len(x) - 2)) * fit.stderr, "r2": fit.rvalue**2}
-
-
-def knee_table(runs: pandas.DataFrame) -> str:
-    """Return the SNR of half success of every K, and its ratio to √K."""
-    rows = [[str(k), *(["not reached", "–"] if math.isnan(snr) else [f"{snr:.2f}", f"{snr / math.sqrt(k):.2f}"])]
-            for k, snr in knees(runs).items()]  # fmt: skip
-    return markdown(["K", "SNR of 50 % success", "divided by √K"], rows)
-
-
-def pooled_table(runs: pandas.DataFrame) -> str:
-    """Return errors and iterations of federated and pooled EM at the smallest, a middle and the largest m."""
-    rows = []
-    for snr in POOLED_SNRS:
-        for m in (CLIENTS[0], 1000, CLIENTS[-1]):
-            federated, pooled = (select(runs, {"snr": snr, "clients": m, "method": method}) for method in METHODS)
-            rows.append([f"{snr:g}", str(m), *(mean_and_sd(each, "error") for each in (federated, pooled)),
-                         mean_difference(pooled, federated, "error"),
-                         *(mean_and_sd(each, "iterations") for each in (federated, pooled))])  # fmt: skip
-    header = ["SNR", "m", "error, federated", "error, pooled", "pooled − federated [95 % CI]",
-              "iterations, federated", "iterations, pooled"]  # fmt: skip
-    return markdown(header, rows)

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import pandas
 
-from fl_taskarith.figures.series import Chart, draw_chart, markdown
+from fl_taskarith.figures.series import Chart, draw_chart, mean_and_sd, mean_difference, select
 from fl_taskarith.mixtures.studies import br_ifca_cells, br_ifca_report, em_cells, em_report
 from fl_taskarith.mixtures.studies.cells import MAIN, CellTables, Rows, run_cells
 from fl_taskarith.storage.files import make_folder, write_atomically
@@ -97,19 +97,17 @@ def write_report(name: str, tables: CellTables) -> Path:
         for chart in of_figure
     }
     findings = folder / FINDINGS
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(shipped_file(f"mixtures/studies/{name}.md.j2").read_text(encoding="utf-8"))
-    path = folder / "README.md"
-    words = template.render(
-        charts=charts,
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(shipped_file("mixtures/studies/coverage.md.j2").parent),
+        undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    words = templates.get_template(f"{name}.md.j2").render(
+        charts=charts, frames=frames, select=select, mean_and_sd=mean_and_sd, mean_difference=mean_difference,
         findings=findings.read_text(encoding="utf-8").strip() if findings.exists() else "",
-        coverage=coverage(tables.done, grids, study.cells(False)),
-        **study.numbers(frames),
-    )
-    write_atomically(path, words)
-    return path
+        coverage=coverage(tables.done, grids, study.cells(False)), **study.numbers(frames),
+    )  # fmt: skip
+    write_atomically(folder / "README.md", words)
+    return folder / "README.md"
 
 
 def rows_of(runs: pandas.DataFrame, fields: Sequence[str], cells: Sequence[Any]) -> pandas.DataFrame:
@@ -119,13 +117,13 @@ def rows_of(runs: pandas.DataFrame, fields: Sequence[str], cells: Sequence[Any])
     return runs[pandas.MultiIndex.from_frame(runs[keys]).isin(wanted)]
 
 
-def coverage(done: set[tuple[Any, ...]], grids: Mapping[str, Sequence[Any]], planned: Sequence[Any]) -> str:
-    """Return a table of how much of every figure is done, of all that is `planned`."""
+def coverage(
+    done: set[tuple[Any, ...]], grids: Mapping[str, Sequence[Any]], planned: Sequence[Any]
+) -> list[tuple[str, int, int, int]]:
+    """Return of every figure its name, its settings, the runs of them that are `planned`, and those that are done."""
     rows = []
     for figure, cells in grids.items():
         members = {dataclasses.replace(cell, seed=0) for cell in cells}
-        of_figure = [cell for cell in planned if dataclasses.replace(cell, seed=0) in members]
-        left = sum(dataclasses.astuple(cell) not in done for cell in of_figure)
-        state = "complete" if not left else "not run" if left == len(of_figure) else f"{left} not run"
-        rows.append([figure, str(len(members)), str(len(of_figure)), str(len(of_figure) - left), state])
-    return markdown(["figure", "settings", "runs planned", "done", ""], rows)
+        runs = [cell for cell in planned if dataclasses.replace(cell, seed=0) in members]
+        rows.append((figure, len(members), len(runs), sum(dataclasses.astuple(cell) in done for cell in runs)))
+    return rows
