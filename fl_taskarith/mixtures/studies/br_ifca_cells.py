@@ -99,7 +99,7 @@ def compute(cell: BRIFCACell) -> Rows:
         servers.append((TWO_STAGE, two_stage(points, cell.clusters, cell.alpha, generator)))
     thetas = br_ifca(points, [server for _, server in servers], adversary, scale=SCALE, step=STEP, rounds=ROUNDS)
     honest = ~adversary.byzantine
-    reports = client_reports(mixture.points_of(range(mixture.clients)), thetas)
+    reports = client_reports(mixture.all_points(), thetas)
     rows = []
     for (method, server), theta, report in zip(servers, thetas, reports, strict=True):
         clusters = report.clusters if server.labels is None else server.labels

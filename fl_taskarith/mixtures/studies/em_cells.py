@@ -90,7 +90,7 @@ def compute(cell: EMCell) -> Rows:
         clients=cell.clients, clusters=cell.clusters, dimension=cell.dimension, examples=cell.examples,
         noise=1 / cell.snr, farthest=cell.farthest, seed=cell.seed,
     )  # fmt: skip
-    points = mixture.points_of(range(mixture.clients))
+    points = mixture.all_points()
     iterate = pooled_em if cell.method == "pooled" else federated_em
     path = iterate(points, mixture.start("ball", cell.radius), mixture.noise, TOLERANCE, MAX_ITERATIONS)
     errors = [largest_matched_distance(theta, mixture.truth) for theta in path.thetas]
