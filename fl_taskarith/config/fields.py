@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from fl_taskarith.config.choices import ATTACKS, CLUSTER_RULES, REGRESSION
+from fl_taskarith.config.choices import ATTACKS, CLUSTER_RULES, IMAGE_DATASETS, REGRESSION
 from fl_taskarith.config.rule import AUTO, Rule, key
 from fl_taskarith.masking import rules as mask_rules
 
@@ -49,8 +49,9 @@ class Settings:
 
     dataset: str = DATA(
         "digits",
-        ("digits", "cifar100", "synthetic", REGRESSION),
+        (*IMAGE_DATASETS, REGRESSION),
         "data set (synthetic: for benchmarks and tests)",
+        importable=True,
         words="{}",
     )
     data_dir: str = DATA("~/.cache/fl-taskarith", None, "folder that holds (or receives) the data set")

@@ -1,5 +1,6 @@
-"""Data sets as device-resident tensors. A new data set is one loader and one line in `LOADERS`."""
+"""What an image data set is, and how a configuration names one: by a file of `data/sets/`, or as "module:name"."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,35 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl_taskarith.config.fields import snake
 from fl_taskarith.config.settings import Config
-from fl_taskarith.data.splits import stratified_sample
-from fl_taskarith.errors import DataError
+from fl_taskarith.errors import ConfigError, DataError
 
-DIGITS_TEST_SIZE = 360  # one fifth of the 1,797 images; scikit-learn ships no official test set
-SYNTHETIC_SIZES = {"train": 10_000, "test": 1_000}
-
-
-@dataclass(frozen=True)
-class DatasetSize:
-    """Images of a data set, and its classes: known before it is loaded."""
-
-    train: int
-    test: int
-    classes: int
-
-
-DATASET_SIZES = {
-    "digits": DatasetSize(1_437, DIGITS_TEST_SIZE, 10),
-    "cifar100": DatasetSize(50_000, 10_000, 100),
-    "synthetic": DatasetSize(**SYNTHETIC_SIZES, classes=100),
-}
 SPLIT_SEED = 0  # splits are the same in every run, whatever the federation's seed
-
-
-def training_images(config: Config) -> int:
-    """Images that are trained on under these settings, of a data set of `DATASET_SIZES`."""
-    left = DATASET_SIZES[config.dataset].train - config.validation_size - config.calibration_size
-    return config.train_subset or max(left, 1)
 
 
 @dataclass(frozen=True)
@@ -46,17 +23,46 @@ class ImageSet:
     images: Tensor
     labels: Tensor
 
+    @classmethod
+    def from_channels_last(cls, images: np.ndarray, labels: list[int]) -> "ImageSet":
+        """Return the set of images uint8 [N, H, W, 3] and their labels, as torchvision's CIFAR classes hold them."""
+        return cls(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> "ImageSet":
-        """The examples at `indices`, int64 [n]."""
+        """Return the examples at `indices`, int64 [n]."""
         indices = indices.to(self.labels.device)
         return ImageSet(self.images[indices], self.labels[indices])
 
     def to(self, device: torch.device) -> "ImageSet":
-        """The same examples on `device`."""
+        """Return the same N examples, images [N, 3, H, W], on `device`."""
         return ImageSet(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A data set before it is loaded.
+
+    Attributes:
+        words: its name in a sentence.
+        source: the paper or address that it comes from.
+        train, test, classes: how many training images, test images and classes it has.
+        augmentation: customary for its training images: "none", "flip", "crop" or "crop-flip".
+        crop_padding: of random crops, in pixels of the stored image.
+        load: returns the training set, the test set and the class names from the folder `data-dir`, and may download
+            them to it if its second argument is true; raises DataError where they are not to be had.
+    """
+
+    words: str
+    source: str
+    train: int
+    test: int
+    classes: int
+    augmentation: str
+    crop_padding: int
+    load: Callable[[Path, bool], tuple[ImageSet, ImageSet, tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
@@ -71,78 +77,58 @@ class Dataset:
     crop_padding: int
 
 
-def load_dataset(name: str, data_dir: Path, download: bool) -> Dataset:
-    """Load a data set by its configuration name.
+def image_source(name: str) -> ImageSource:
+    """Return the data set that a configuration's `dataset` names.
 
     Raises:
-        DataError: it is not in `data_dir` and may not or cannot be downloaded.
+        ConfigError: "module:name" cannot be imported, or is no ImageSource.
     """
-    return LOADERS[name](data_dir, download)
-
-
-def load_digits(data_dir: Path, download: bool) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits (UCI), 8x8, grey levels 0..16 scaled to 0..255, three equal channels."""
-    from sklearn.datasets import load_digits as sklearn_digits
-
-    digits = sklearn_digits()
-    grey = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))
-    everything = ImageSet(grey[:, None].repeat(1, 3, 1, 1), torch.from_numpy(digits.target.astype(np.int64)))
-    test = stratified_sample(everything.labels.numpy(), DIGITS_TEST_SIZE, SPLIT_SEED)
-    train = np.setdiff1d(np.arange(len(everything)), test)
-    return Dataset(
-        name="digits",
-        train=everything.take(torch.from_numpy(train)),
-        test=everything.take(torch.from_numpy(test)),
-        classes=tuple(str(digit) for digit in range(10)),
-        augmentation="none",  # a mirrored digit is no digit, and at 8 pixels a shift cuts strokes off
-        crop_padding=1,
-    )
-
-
-def load_cifar100(data_dir: Path, download: bool) -> Dataset:
-    """CIFAR-100 (Krizhevsky 2009) through torchvision: 50,000 training and 10,000 test images, 32x32."""
-    from torchvision.datasets import CIFAR100
-
+    module_name, _, attribute = name.partition(":")
+    if not attribute:
+        module_name, attribute = f"fl_taskarith.data.sets.{snake(name)}", "DATASET"
     try:
-        train, test = (CIFAR100(str(data_dir), train=is_train, download=download) for is_train in (True, False))
-    except Exception as error:  # torchvision raises RuntimeError, the download OSError or URLError
-        raise DataError(
-            f"CIFAR-100 cannot be loaded from {data_dir} ({error}). Expected there: the folder cifar-100-python with "
-            "the files train, test and meta, unpacked from cifar-100-python.tar.gz. Put it there, or name the folder "
-            "that holds it in data-dir, or set download = true on a machine with internet access."
+        source = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f'dataset = "{name}" cannot be imported: {error}. Expected "module:name" of an installed module, or one in '
+            "a folder on PYTHONPATH."
         ) from error
-    return Dataset(
-        name="cifar100",
-        train=_from_arrays(train.data, train.targets),
-        test=_from_arrays(test.data, test.targets),
-        classes=tuple(train.classes),
-        augmentation="crop-flip",
-        crop_padding=4,
-    )
+    if not isinstance(source, ImageSource):
+        raise ConfigError(
+            f'dataset = "{name}" is no data set: expected an instance of fl_taskarith.data.datasets.ImageSource.'
+        )
+    return source
 
 
-def load_synthetic(data_dir: Path, download: bool) -> Dataset:
-    """Noise around one colour per class in the shape of CIFAR-100, for benchmarks and tests: no result comes of it."""
-    generator = np.random.default_rng(0)
-    colours = torch.from_numpy(generator.integers(40, 216, size=(100, 3, 1, 1), dtype=np.uint8))
-
-    def examples(count: int) -> ImageSet:
-        labels = torch.arange(count) % len(colours)
-        noise = torch.from_numpy(generator.integers(-40, 40, size=(count, 3, 32, 32), dtype=np.int8))
-        return ImageSet((colours[labels] + noise).to(torch.uint8), labels)  # 0..255: uint8 + int8 is int16
-
-    train, test = (examples(count) for count in SYNTHETIC_SIZES.values())
-    classes = tuple(f"colour {label}" for label in range(len(colours)))
-    return Dataset("synthetic", train, test, classes, augmentation="crop-flip", crop_padding=4)
+def dataset_words(name: str) -> str:
+    """Return what a sentence calls a data set: `name` itself where nothing says more."""
+    try:
+        return image_source(name).words
+    except ConfigError:
+        return name
 
 
-def _from_arrays(images: np.ndarray, labels: list[int]) -> ImageSet:
-    """uint8 [N, H, W, 3] and a list of labels, as torchvision holds them."""
-    return ImageSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
+def load_dataset(name: str, data_dir: Path, download: bool) -> Dataset:
+    """Load the data set that a configuration's `dataset` names; its images are uint8 [N, 3, H, W].
+
+    Raises:
+        ConfigError: `name` cannot be imported.
+        DataError: the data set is not in `data_dir` and may not or cannot be downloaded, or is not of that shape.
+    """
+    source = image_source(name)
+    train, test, classes = source.load(data_dir, download)
+    for part in (train, test):
+        if part.images.dtype != torch.uint8 or part.images.ndim != 4 or part.images.shape[1] != 3:
+            raise DataError(
+                f'dataset = "{name}" has images {part.images.dtype} {list(part.images.shape)}: expected torch.uint8 '
+                "[N, 3, H, W]."
+            )
+        if part.labels.shape != part.images.shape[:1] or not 0 <= part.labels.min() <= part.labels.max() < len(classes):
+            raise DataError(f'dataset = "{name}" needs a label from 0 to {len(classes) - 1} for every image.')
+    return Dataset(name, train, test, classes, source.augmentation, source.crop_padding)
 
 
-LOADERS: dict[str, Callable[[Path, bool], Dataset]] = {
-    "digits": load_digits,
-    "cifar100": load_cifar100,
-    "synthetic": load_synthetic,
-}
+def training_images(config: Config) -> int:
+    """Count the images that are trained on under these settings, before any is loaded."""
+    left = image_source(config.dataset).train - config.validation_size - config.calibration_size
+    return config.train_subset or max(left, 1)

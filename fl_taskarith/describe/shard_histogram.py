@@ -48,7 +48,7 @@ def show_shards(config: Config, output: Path | None = None, overwrite: bool = Fa
     if output is not None:
         require_new([output / f"histogram.{ending}" for ending in ("csv", "png", "pdf")], overwrite)
     counts, classes = class_histogram(config)
-    name = f"{config.dataset}-{sharding_name(config)}-k{config.num_clients}-s{config.shard_seed}"
+    name = f"{config.dataset.rpartition(':')[2]}-{sharding_name(config)}-k{config.num_clients}-s{config.shard_seed}"
     folder = output or results_root(config.results_dir) / "shards" / name
     make_folder(folder)
     words = sharding_words(config.to_run_config())

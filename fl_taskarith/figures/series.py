@@ -1,31 +1,117 @@
-"""Lines with error bars from a table of runs, for figures of studies with many cells."""
+"""Charts of studies with many cells, written down as tables: panels of lines with error bars, from a frame of runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import pandas
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy.stats import norm
 from scipy.stats import t as student
 
 from fl_taskarith.figures.plots import COLOURS, MARKERS, STYLE, STYLES, save_figure
-from fl_taskarith.figures.statistics import CONFIDENCE, Paired, Summary
+from fl_taskarith.figures.statistics import CONFIDENCE, paired, summarise
+
+Where = Mapping[str, object]
+"""The value that each of these columns of a frame must have."""
 
 
-def summary_by(frame: pandas.DataFrame, keys: str | list[str], value: str) -> pandas.DataFrame:
-    """Mean, sd, n and half the width of the 95 % t interval (nan for n = 1) of `value` for each of `keys`."""
-    summary = frame.groupby(keys)[value].agg(["mean", "std", "count"])
-    quantiles = [student.ppf(0.5 + CONFIDENCE / 2, n - 1) if n > 1 else math.nan for n in summary["count"]]
-    summary["half"] = summary["std"] / summary["count"] ** 0.5 * quantiles
-    return summary
+@dataclass(frozen=True)
+class Panel:
+    """The mean of column `y` against `x`, one line for each of `lines`: its label, and the rows it is about.
+
+    Attributes:
+        where: the rows that the panel is about.
+        look: the number of the first line's colour, style and marker.
+        options: of matplotlib's Axes.set, for example title, ylabel or yscale.
+        ticks: on the x axis, all of them named.
+        log: the base of a logarithmic x axis; 0 is a linear one.
+        share: whether `y` is a success, 0 or 1.
+        draw: draws what lines cannot, from the panel's rows.
+    """
+
+    x: str = ""
+    y: str = ""
+    lines: Sequence[tuple[str, Where]] = ()
+    where: Where = field(default_factory=dict)
+    look: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    ticks: Sequence[float] = ()
+    log: int = 0
+    share: bool = False
+    draw: Callable[[Axes, pandas.DataFrame], None] | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure: its file's name, its rows of panels, its size in inches (height per row), its legend and its titles."""
+
+    name: str
+    panels: Sequence[Sequence[Panel]]
+    legend_columns: int
+    width: float = 7.2
+    height: float = 2.8
+    sharex: bool = False
+    sharey: bool | str = False
+    title: str = ""
+    ylabel: str = ""
+
+
+def draw_chart(chart: Chart, frame: pandas.DataFrame, folder: Path) -> str:
+    """Write the chart's PNG and PDF into `folder`; return the Markdown that shows it. Empty panels say "not run"."""
+    rows, columns = len(chart.panels), len(chart.panels[0])
+    with pyplot.rc_context(cast(Any, STYLE)):
+        figure, axes = pyplot.subplots(
+            rows, columns, figsize=(chart.width, chart.height * rows), layout="constrained", squeeze=False,
+            sharex=chart.sharex, sharey=cast(Any, chart.sharey),
+        )  # fmt: skip
+    panels = list(zip(axes.flat, (panel for row in chart.panels for panel in row), strict=True))
+    for part, panel in panels:
+        _draw_lines(part, panel, frame)
+    labels: dict[str, Any] = {}
+    for part, panel in panels:  # once all are drawn, for panels may share an axis and its limits
+        _set_axes(part, panel)
+        for handle, label in zip(*part.get_legend_handles_labels(), strict=True):
+            labels.setdefault(label, handle)
+        if not part.has_data():
+            part.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", alpha=0.6)
+    if chart.title:
+        figure.suptitle(chart.title, fontsize=9)
+    if chart.ylabel:
+        figure.supylabel(chart.ylabel, fontsize=9)
+    if labels:
+        figure.legend(
+            labels.values(), labels.keys(), loc="outside lower center", ncols=chart.legend_columns, fontsize=8,
+            frameon=False,
+        )  # fmt: skip
+    with pyplot.rc_context(cast(Any, STYLE)):
+        save_figure(figure, folder / chart.name)
+    return f"![{chart.name}]({chart.name}.png)"
+
+
+def _draw_lines(axes: Axes, panel: Panel, frame: pandas.DataFrame) -> None:
+    rows = select(frame, panel.where)
+    for index, (label, where) in enumerate(panel.lines, start=panel.look):
+        draw_line(axes, select(rows, where), panel.x, panel.y, index, label, panel.share)
+    if panel.draw is not None:
+        panel.draw(axes, rows)
+
+
+def _set_axes(axes: Axes, panel: Panel) -> None:
+    if panel.log:
+        axes.set_xscale("log", base=panel.log)
+    if panel.ticks:
+        axes.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
+        axes.minorticks_off()
+    axes.set(**panel.options)
+    axes.title.set_fontsize(9)
 
 
 def draw_line(axes: Axes, frame: pandas.DataFrame, x: str, y: str, index: int, label: str, share: bool = False) -> None:
-    """Mean of `y` against `x` with 95 % intervals, in the colour, line and marker number `index`; nothing if empty.
+    """Draw the mean of `y` against `x` with 95 % intervals, in colour, style and marker number `index`.
 
     Intervals are Student's t, or Wilson's where `y` is a `share` of successes, 0 or 1 each. They end at 0, below which
     no error, distance or count lies; a mean of one run has none.
@@ -51,64 +137,42 @@ def draw_line(axes: Axes, frame: pandas.DataFrame, x: str, y: str, index: int, l
     )
 
 
+def select(frame: pandas.DataFrame, where: Where) -> pandas.DataFrame:
+    """Return the rows whose columns have the values `where` gives."""
+    for column, value in where.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def summary_by(frame: pandas.DataFrame, keys: str | list[str], value: str) -> pandas.DataFrame:
+    """Return mean, sd, n and half the width of the 95 % t interval (nan for n = 1) of `value` for each of `keys`."""
+    summary = frame.groupby(keys)[value].agg(["mean", "std", "count"])
+    quantiles = [student.ppf(0.5 + CONFIDENCE / 2, n - 1) if n > 1 else math.nan for n in summary["count"]]
+    summary["half"] = summary["std"] / summary["count"] ** 0.5 * quantiles
+    return summary
+
+
 def _wilson(rates: pandas.Series, counts: pandas.Series) -> tuple[pandas.Series, pandas.Series]:
-    """Middle and half width of the 95 % score interval of a proportion (Wilson 1927)."""
+    """Return the middle and half the width of the 95 % score interval of a proportion (Wilson 1927)."""
     z = float(norm.ppf(0.5 + CONFIDENCE / 2))
     scale = 1 + z**2 / counts
     middle = (rates + z**2 / (2 * counts)) / scale
     return middle, z / scale * (rates * (1 - rates) / counts + z**2 / (4 * counts**2)) ** 0.5
 
 
-def subplots(rows: int, columns: int, width: float = 7.2, height: float = 2.8, **options: Any) -> tuple[Figure, Any]:
-    """A figure in our style and its axes, always a 2-D array; `height` in inches per row."""
-    with pyplot.rc_context(cast(Any, STYLE)):
-        figure, axes = pyplot.subplots(
-            rows, columns, figsize=(width, height * rows), layout="constrained", squeeze=False, **options
-        )
-    return figure, axes
-
-
-def share_legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
-    """One legend below the figure with every label of `axes` once; says so where there is nothing to show."""
-    shown: dict[str, Any] = {}
-    for part in axes:
-        for handle, label in zip(*part.get_legend_handles_labels(), strict=True):
-            shown.setdefault(label, handle)
-        if not part.has_data():
-            part.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", alpha=0.6)
-    if shown:
-        figure.legend(
-            shown.values(), shown.keys(), loc="outside lower center", ncols=columns, fontsize=8, frameon=False
-        )
-
-
-def save(figure: Figure, output: Path) -> str:
-    """Write output.png and output.pdf; returns the Markdown that shows the figure."""
-    with pyplot.rc_context(cast(Any, STYLE)):
-        save_figure(figure, output)
-    return f"![{output.name}]({output.name}.png)"
-
-
-def with_sd(summary: Summary, digits: int = 3) -> str:
-    """Mean ± sd with n, for a table; "not run" without any."""
+def mean_and_sd(runs: pandas.DataFrame, column: str) -> str:
+    """Return a column's mean ± sd and n, for a table; "not run" without any."""
+    summary = summarise(runs[column].tolist())
     if not summary.n:
         return "not run"
-    spread = "" if math.isnan(summary.sd) else f" ± {summary.sd:.{digits}g}"
-    return f"{summary.mean:.{digits}g}{spread} (n = {summary.n})"
+    spread = "" if math.isnan(summary.sd) else f" ± {summary.sd:.3g}"
+    return f"{summary.mean:.3g}{spread} (n = {summary.n})"
 
 
-def with_interval(difference: Paired, digits: int = 3) -> str:
-    """A mean difference with its 95 % interval."""
+def mean_difference(runs: pandas.DataFrame, reference: pandas.DataFrame, column: str) -> str:
+    """Return the mean difference over common seeds and its 95 % interval, for runs that differ in the seed alone."""
+    values, others = (dict(zip(each["seed"], each[column], strict=True)) for each in (runs, reference))
+    difference = paired(values, others)
     if difference.n < 2:
         return "not run"
-    return f"{difference.mean:+.{digits}g} [{difference.low:+.{digits}g}, {difference.high:+.{digits}g}]"
-
-
-def by_seed(runs: pandas.DataFrame, column: str) -> dict[int, float]:
-    """`column` of runs that differ in nothing but the seed."""
-    return dict(zip(runs["seed"].tolist(), runs[column].tolist(), strict=True))
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+    return f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"

@@ -1,9 +1,9 @@
-"""Which cluster fits every client best, round after round, without a look at every model in every round.
+"""Which cluster fits every client best in every round, without computing every residual in every round.
 
-The residual norm r_jk = ‖y_j − X_j θ_k‖ changes by at most ‖X_j‖₂ ‖δ_k‖ when θ_k moves by δ_k. From norms once measured
-follow an upper bound of the chosen cluster's and lower bounds of the others'; while the one is below the others the
-choice stands, and only where it is not are norms measured again. Elkan (ICML 2003) spares k-means distances this way.
-The choices are those of `clustering.client_reports`.
+The residual norm r_jk = ‖y_j − X_j θ_k‖ changes by at most ‖X_j‖₂ ‖δ_k‖ when θ_k moves by δ_k. So norms measured once
+give an upper bound for the chosen cluster and lower bounds for the others; while the first is below the others the
+choice stands, and only where it is not are norms measured again (Elkan, ICML 2003, does this for k-means). The choices
+are those of `clustering.client_reports`.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from fl_taskarith.mixtures.clustering import FREE, residuals
 from fl_taskarith.mixtures.regression import Points
 
-SLACK = 1 + 1e-6  # on ‖X_j‖₂, for the rounding of what is added up
+SLACK = 1 + 1e-6  # factor on ‖X_j‖₂, for rounding errors that add up
 
 
 class ClusterChoice:
@@ -30,7 +30,7 @@ class ClusterChoice:
         self._others = torch.empty(0)  # at most r of the others: [A, K, g], ∞ at the chosen
 
     def follow(self, thetas: Tensor) -> Tensor:
-        """The clusters at `thetas` [A, K, d], int64 [A, g], from what is known of the thetas before."""
+        """Return the clusters at `thetas` [A, K, d], int64 [A, g]; clients whose bounds decide are not measured."""
         if self._thetas is None:
             self._others = self._own.new_empty(*thetas.shape[:2], len(self.points))
             unsure = torch.arange(len(self.points))
@@ -46,7 +46,7 @@ class ClusterChoice:
         return self.clusters
 
     def _measure(self, clients: Tensor, thetas: Tensor) -> None:
-        """Measure some clients' norms, int64 [c], and let them choose."""
+        """Measure the residual norms of `clients`, int64 [c], and let these choose again."""
         points = Points(self.points.inputs[clients], self.points.outputs[clients])
         magnified = None if self.magnified is None else self.magnified[clients]
         norms = residuals(points, thetas, magnified).square().sum(1).sqrt().permute(1, 2, 0)  # [A, K, c]
@@ -58,7 +58,7 @@ class ClusterChoice:
 
 
 def spectral_bounds(inputs: Tensor) -> Tensor:
-    """At least ‖X_j‖₂ of each client, [g, n, d] to [g]: ‖(XᵀX)⁴‖ = ‖X‖⁸, and Frobenius' norm is above the spectral."""
+    """Return an upper bound of ‖X_j‖₂ of each client, [g, n, d] to [g]: ‖(XᵀX)⁴‖_F^(1/8), as ‖(XᵀX)⁴‖₂ = ‖X‖₂⁸."""
     grams = inputs @ inputs.mT if inputs.shape[1] < inputs.shape[2] else inputs.mT @ inputs
     squares = grams @ grams
     bounds: Tensor = (squares @ squares).flatten(1).norm(dim=1) ** (1 / 8)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fl_taskarith.mixtures.regression import Points
 
-FREE = -1  # of an assignment: the client picks its cluster itself
+FREE = -1  # in an assignment: the client picks its cluster itself
 CHUNK_BYTES = 8e6  # of inputs gone through at a time, so that the second pass finds them in the processor's cache
 
 
 @dataclass(frozen=True)
 class Reports:
-    """What g clients say: cluster, int64 [g]; F_j there, [g]; ∇F_j there, [g, d]."""
+    """What g clients report: cluster, int64 [g]; F_j there, [g]; ∇F_j there, [g, d]."""
 
     clusters: Tensor
     losses: Tensor
@@ -27,26 +27,28 @@ class Reports:
 def client_reports(
     points: Points, thetas: Tensor, assigned: Tensor | None = None, magnified: Tensor | None = None
 ) -> list[Reports]:
-    """The reports of g clients to A servers with K cluster models each, `thetas` [A, K, d], in one go.
+    """Return the reports of g clients to each of A servers with K cluster models, `thetas` [A, K, d].
 
     Args:
         assigned: int64 [A, g], the cluster a client reports to, or FREE for the one of least loss.
         magnified: [g], factor on θ before loss and gradient are taken; None is 1. An attacker may take 3.
     """
-    chunk = _chunk(points)
-    parts = []
-    for index, part in enumerate(points.split(chunk)):
-        where = slice(index * chunk, index * chunk + len(part))
-        parts.append(_reports(part, thetas, None if assigned is None else assigned[:, where],
-                              None if magnified is None else magnified[where]))  # fmt: skip
-    clusters, losses, gradients = (torch.cat(kind, dim=1) for kind in zip(*parts, strict=True))
-    return [Reports(*server) for server in zip(clusters, losses, gradients, strict=True)]
+    examples = points.inputs.shape[1]
+    errors = residuals(points, thetas, magnified)
+    losses = errors.square().sum(1) / (2 * examples)  # [g, A, K]
+    chosen = losses.argmin(2)
+    if assigned is not None:
+        chosen = torch.where(assigned.T == FREE, chosen, assigned.T)
+    at_chosen = errors.gather(3, chosen[:, None, :, None].expand(-1, examples, -1, 1))[..., 0]  # [g, n, A]
+    gradients = (points.inputs.mT @ at_chosen) / examples  # [g, d, A]
+    own_losses = losses.gather(2, chosen[..., None])[..., 0]
+    return [Reports(*each) for each in zip(chosen.T, own_losses.T, gradients.permute(2, 0, 1), strict=True)]
 
 
 def gradients_at(points: Points, thetas: Tensor, clusters: Tensor, magnified: Tensor | None = None) -> Tensor:
-    """∇F_j of g clients at the model of a cluster each per server, `clusters` int64 [A, g]: [A, g, d].
+    """Return ∇F_j of g clients at the model of one cluster per server, `clusters` int64 [A, g]: [A, g, d].
 
-    For round after round of the same points: the data of a client with n >= d / 2 points are gone through once, for
+    This is for many rounds over the same points: the data of clients with n >= d / 2 points are gone through once, for
     X_jᵀX_j and X_jᵀy_j, which then make a gradient at no more multiplications.
     """
     _, examples, dimension = points.inputs.shape
@@ -56,43 +58,23 @@ def gradients_at(points: Points, thetas: Tensor, clusters: Tensor, magnified: Te
     if dimension <= 2 * examples:
         sums = (points.grams @ own - points.moments[..., None]).mT
     else:
-        chunk = _chunk(points)
-        sums = torch.cat([_moments(part, theta) for part, theta in zip(points.split(chunk), own.split(chunk),
-                                                                       strict=True)])  # fmt: skip
+        chunk = max(1, int(CHUNK_BYTES / points.inputs[0].nbytes))  # clients
+        parts = (tensor.split(chunk) for tensor in (points.inputs, points.outputs, own))
+        sums = torch.cat([_moments(*part) for part in zip(*parts, strict=True)])
     return sums.div_(examples).transpose(0, 1).contiguous()
 
 
-def _moments(points: Points, thetas: Tensor) -> Tensor:
-    """X_jᵀ(X_j θ − y_j) of each client at models of its own, [g, d, A]: [g, A, d]."""
-    errors = (points.inputs @ thetas).sub_(points.outputs[..., None]).mT.contiguous()
-    return torch.from_numpy(errors.numpy() @ points.inputs.numpy())  # twice as fast as torch's on few rows
+def _moments(inputs: Tensor, outputs: Tensor, thetas: Tensor) -> Tensor:
+    """Return X_jᵀ(X_j θ − y_j) of each client at models of its own, [g, d, A]: [g, A, d]."""
+    errors = (inputs @ thetas).sub_(outputs[..., None]).mT.contiguous()
+    return torch.from_numpy(errors.numpy() @ inputs.numpy())  # twice as fast as torch's on few rows
 
 
 def residuals(points: Points, thetas: Tensor, magnified: Tensor | None = None) -> Tensor:
-    """X_j θ − y_j of every client at every model: [g, n, A, K]."""
+    """Return X_j θ − y_j of every client at every model of `thetas` [A, K, d]: [g, n, A, K]."""
     clients, examples, _ = points.inputs.shape
     predicted = points.inputs.flatten(0, 1) @ thetas.flatten(0, 1).T
     predicted = predicted.view(clients, examples, *thetas.shape[:2])
     if magnified is not None:
         predicted *= magnified.view(-1, 1, 1, 1)
     return predicted.sub_(points.outputs[:, :, None, None])
-
-
-def _chunk(points: Points) -> int:
-    """How many clients at a time."""
-    return max(1, int(CHUNK_BYTES / points.inputs[0].nbytes))
-
-
-def _reports(
-    points: Points, thetas: Tensor, assigned: Tensor | None, magnified: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Clusters [A, g], losses [A, g] and gradients [A, g, d] of a few clients."""
-    examples = points.inputs.shape[1]
-    errors = residuals(points, thetas, magnified)
-    losses = errors.square().sum(1) / (2 * examples)  # [g, A, K]
-    chosen = losses.argmin(2)
-    if assigned is not None:
-        chosen = torch.where(assigned.T == FREE, chosen, assigned.T)
-    at_chosen = errors.gather(3, chosen[:, None, :, None].expand(-1, examples, -1, 1))[..., 0]  # [g, n, A]
-    gradients = (points.inputs.mT @ at_chosen) / examples  # [g, d, A]
-    return chosen.T, losses.gather(2, chosen[..., None])[..., 0].T, gradients.permute(2, 0, 1)

@@ -36,29 +36,29 @@ class Trajectory:
 
     @property
     def iterations(self) -> int:
-        """M-steps done."""
+        """Return the number of M-steps."""
         return len(self.thetas) - 1
 
 
 def expectation(points: Points, theta: Tensor, noise: float) -> tuple[Tensor, Tensor]:
-    """Responsibilities [g, K] of g clients, and each one's negative log-likelihood per point in nats, [g].
+    """Return responsibilities [g, K] of g clients at `theta` [K, d], and −log-likelihood per point in nats, [g].
 
-    Both by log-sum-exp: with many points per client the exponents are far outside of what exp can take.
+    Both come by log-sum-exp: with many points per client the exponents are far beyond what exp can take.
     """
     return _responsibilities(_squared_residuals(points, theta).sum(1), noise, points.outputs.shape[1])
 
 
 def statistics(points: Points, responsibilities: Tensor) -> Statistics:
-    """The sums of the given clients."""
+    """Return the sums over g clients with `responsibilities` [g, K]."""
     dimension = points.inputs.shape[2]
     grams = responsibilities.T @ points.grams.view(len(points), -1)
     return Statistics(grams.view(-1, dimension, dimension), responsibilities.T @ points.moments)
 
 
 def maximisation(sums: Statistics, theta: Tensor) -> Tensor:
-    """The new θ, [K, d]: where the normal equations leave directions open, the solution nearest to the old `theta`.
+    """Return the new θ, [K, d]: where the normal equations leave directions open, the solution nearest to old `theta`.
 
-    So a cluster that nobody answers for stays where it is.
+    So a cluster for which no client is responsible stays where it is.
     """
     residual = sums.moments - (sums.grams @ theta[..., None])[..., 0]
     inverse: Tensor = torch.linalg.pinv(sums.grams, rtol=RANK_TOLERANCE, hermitian=True)
@@ -66,18 +66,18 @@ def maximisation(sums: Statistics, theta: Tensor) -> Tensor:
 
 
 def largest_move(theta: Tensor, before: Tensor) -> float:
-    """max_k ‖θ_k − θ_k before‖₂, what the convergence test looks at."""
+    """Return max_k ‖θ_k − θ_k before‖₂ of [K, d] and [K, d], for the convergence test."""
     return float(torch.linalg.vector_norm(theta - before, dim=1).max())
 
 
 def federated_em(points: Points, start: Tensor, noise: float, tolerance: float, max_iterations: int) -> Trajectory:
-    """Iterate over all clients at once until no θ_k moves by more than `tolerance`, or `max_iterations` are done."""
+    """Run EM from `start` [K, d] until no θ_k moves by more than `tolerance`."""
     return _iterate(lambda theta: statistics(points, expectation(points, theta, noise)[0]),
                     start, tolerance, max_iterations)  # fmt: skip
 
 
 def pooled_em(points: Points, start: Tensor, noise: float, tolerance: float, max_iterations: int) -> Trajectory:
-    """The same on the pooled data with a responsibility per point, which ignores that a client has one cluster."""
+    """Run EM from `start` [K, d] with a responsibility per point, which ignores that a client has one cluster."""
     inputs, outputs = points.inputs.flatten(0, 1), points.outputs.flatten()
 
     def sums(theta: Tensor) -> Statistics:
@@ -98,12 +98,12 @@ def _iterate(sums: Callable[[Tensor], Statistics], start: Tensor, tolerance: flo
 
 
 def _squared_residuals(points: Points, theta: Tensor) -> Tensor:
-    """(y − ⟨x, θ_k⟩)² of every point: [g, n, K]."""
+    """Return (y − ⟨x, θ_k⟩)² of every point: [g, n, K]."""
     return (points.outputs[..., None] - points.inputs @ theta.T).square_()
 
 
 def _responsibilities(squares: Tensor, noise: float, examples: int) -> tuple[Tensor, Tensor]:
-    """Of rows of summed squares [g, K] over `examples` points each: weights [g, K], −log-likelihood per point [g]."""
+    """Return weights [g, K] and −log-likelihoods per point [g], of squares [g, K] summed over `examples` points."""
     exponents = squares / (-2 * noise**2)
     log_sum = exponents.logsumexp(1, keepdim=True)
     constant = 0.5 * math.log(2 * math.pi * noise**2) + math.log(squares.shape[1]) / examples

@@ -6,7 +6,7 @@ is float64, and a client's data are a function of the seed and its number alone:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -33,23 +33,18 @@ class Points:
 
     @cached_property
     def grams(self) -> Tensor:
-        """X_jᵀX_j of every client: [g, d, d]."""
+        """Return X_jᵀX_j of every client: [g, d, d]."""
         return self.inputs.mT @ self.inputs
 
     @cached_property
     def moments(self) -> Tensor:
-        """X_jᵀy_j of every client: [g, d]."""
+        """Return X_jᵀy_j of every client: [g, d]."""
         return torch.einsum("gnd,gn->gd", self.inputs, self.outputs)
-
-    def split(self, clients: int) -> "list[Points]":
-        """The same in parts of up to `clients` clients each, as views."""
-        parts = zip(self.inputs.split(clients), self.outputs.split(clients), strict=True)
-        return [Points(*part) for part in parts]
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Who has which data.
+    """A mixture of K linear regressions, and which client has data of which.
 
     Attributes:
         clients, clusters, dimension, examples: m, K, d and n.
@@ -57,7 +52,7 @@ class Mixture:
         centres: "equidistant" places θ* at pairwise distance `separation` (the last one at `farthest` from all others
             if that is above 0), which needs d >= K; "bernoulli" draws them from {0, 1}^d and scales to norm 1, as the
             published setting of BR-IFCA does.
-        sizes: "random" draws z_j uniformly once per client, "equal" deals the clusters out in turn.
+        sizes: "random" draws z_j uniformly once per client, "equal" deals the clusters out one after another.
     """
 
     clients: int
@@ -73,7 +68,7 @@ class Mixture:
 
     @cached_property
     def truth(self) -> Tensor:
-        """θ*_k: [K, d]. Rotating all θ* together would change nothing, for x is isotropic: no rotation is drawn."""
+        """Return θ*_k: [K, d]. No rotation is drawn: x is isotropic, so rotating all θ* would change nothing."""
         if self.centres == "equidistant":
             scales = torch.full((self.clusters,), self.separation / math.sqrt(2), dtype=torch.float64)
             if self.farthest and self.clusters > 1:
@@ -83,25 +78,25 @@ class Mixture:
 
     @cached_property
     def least_separation(self) -> float:
-        """Δ_min, the smallest distance between two θ*; with one cluster, its norm."""
+        """Return Δ_min, the smallest distance between two θ*; with one cluster, its norm."""
         if self.clusters == 1:
             return float(self.truth.norm())
         distances = pairwise_distances(self.truth, self.truth)
         return float(distances[~torch.eye(self.clusters, dtype=torch.bool)].min())
 
     def cluster_of(self, client: int) -> int:
-        """z_j."""
+        """Return z_j, from 0 to K − 1."""
         if self.sizes == "equal":
             return client % self.clusters
         return int(random_generator(self.seed, "regression cluster", client=client).integers(self.clusters))
 
     @cached_property
     def assignment(self) -> Tensor:
-        """z_j of every client: int64 [m]."""
+        """Return z_j of every client: int64 [m]."""
         return torch.tensor([self.cluster_of(client) for client in range(self.clients)])
 
     def points_of(self, clients: Sequence[int]) -> Points:
-        """The data of the given clients, in that order."""
+        """Return the data of the given clients, in that order: inputs [g, n, d]."""
         inputs = np.empty((len(clients), self.examples, self.dimension))
         noise = np.empty((len(clients), self.examples))
         for place, client in enumerate(clients):
@@ -113,13 +108,13 @@ class Mixture:
         return Points(x, torch.einsum("gnd,gd->gn", x, own) + self.noise * torch.from_numpy(noise))
 
     def all_points(self) -> Points:
-        """The data of all clients."""
+        """Return the data of all m clients."""
         return self.points_of(range(self.clients))
 
     def start(self, kind: str, radius: float) -> Tensor:
-        """θ before the first round, [K, d].
+        """Return θ before the first round, [K, d].
 
-        kind "ball": uniform in the ball of radius `radius` · Δ_min around each θ*_k. "random": a fresh draw of the law
+        "ball" is uniform in the ball of radius `radius` · Δ_min around each θ*_k. "random" is another draw of the law
         of Bernoulli centres, as published code starts BR-IFCA: nothing ties an estimate to a cluster.
         """
         generator = random_generator(self.seed, "regression start")
@@ -130,12 +125,8 @@ class Mixture:
         lengths = generator.random((self.clusters, 1)) ** (1 / self.dimension)
         return self.truth + radius * self.least_separation * torch.from_numpy(lengths * directions)
 
-    def with_seed(self, seed: int) -> "Mixture":
-        """The same setting, drawn anew."""
-        return replace(self, seed=seed)
-
     def _bernoulli(self, generator: np.random.Generator) -> Tensor:
-        """K distinct vectors of {0, 1}^d other than zero, each scaled to norm 1: [K, d]."""
+        """Draw K distinct vectors of {0, 1}^d other than zero, each scaled to norm 1: [K, d]."""
         rows: list[np.ndarray] = []
         while len(rows) < self.clusters:
             row = generator.integers(0, 2, self.dimension)

@@ -20,7 +20,7 @@ from fl_taskarith.mixtures.cluster_choice import ClusterChoice
 from fl_taskarith.mixtures.clustering import gradients_at
 from fl_taskarith.mixtures.regression import Points
 
-RESTARTS = 5  # of k-means; the one of least summed distance is taken
+RESTARTS = 5  # seedings of k-means
 
 
 @dataclass(frozen=True)
@@ -49,28 +49,27 @@ def br_ifca(
     rounds: int,
     after_round: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """θ after `rounds` rounds of every server, [A, K, d]; all servers start with as many models.
+    """Return θ after `rounds` rounds of every server, [A, K, d]; all servers have the same number K of models.
 
     Args:
         points: the data of all clients, attackers' as their attack has them.
-        scale: of attacks that have one.
+        scale: the factor of attacks that have one.
         step: γ.
         after_round: called with each round's number, from 1, and θ [A, K, d] after it.
     """
     thetas = torch.stack([server.start for server in servers])
     assigned = torch.stack([adversary.reported if server.labels is None else server.labels for server in servers])
     choice = ClusterChoice(points, assigned, adversary.magnified)
-    rosters = [Roster(picked) for picked in choice.follow(thetas)]
+    rosters: list[Roster | None] = [None] * len(servers)
     for number in range(1, rounds + 1):
         clusters = choice.follow(thetas)
-        rosters = [old if torch.equal(old.clusters, picked) else Roster(picked)
-                   for old, picked in zip(rosters, clusters, strict=True)]  # fmt: skip
         gradients = gradients_at(points, thetas, clusters, adversary.magnified)
         moved = torch.zeros_like(thetas)
-        for index, (server, roster) in enumerate(zip(servers, rosters, strict=True)):
-            groups = roster.groups
-            sent = corrupted_groups(gradients[index], adversary.byzantine, groups, adversary.attack, scale)
-            moved[index, roster.heard] = aggregate_groups(server.rule, sent, groups, server.share)
+        for index, server in enumerate(servers):
+            if (roster := rosters[index]) is None or not torch.equal(roster.clusters, clusters[index]):
+                rosters[index] = roster = Roster(clusters[index])
+            sent = corrupted_groups(gradients[index], adversary.byzantine, roster.groups, adversary.attack, scale)
+            moved[index, roster.present] = aggregate_groups(server.rule, sent, roster.groups, server.share)
         thetas = thetas - step * moved
         if after_round is not None:
             after_round(number, thetas)
@@ -78,18 +77,18 @@ def br_ifca(
 
 
 class Roster:
-    """Who reports to which cluster of a server: `clusters`, int64 [m]; kept for as long as nobody changes."""
+    """Which clients report to which cluster of a server, `clusters` int64 [m], and the clusters that have reports."""
 
     def __init__(self, clusters: Tensor) -> None:
         self.clusters = clusters
-        self.heard, owner = clusters.unique(return_inverse=True)  # the clusters that somebody reports to
-        self.groups = Groups(owner, len(self.heard))
+        self.present, owner = clusters.unique(return_inverse=True)
+        self.groups = Groups(owner, len(self.present))
 
 
 def two_stage(points: Points, clusters: int, share: float, generator: np.random.Generator) -> Server:
-    """The baseline of Ghosh et al. (arXiv 1906.06629): every client's own least squares, robust k-means, fixed labels.
+    """Run the first two stages of Ghosh et al. (arXiv 1906.06629): least squares per client, then robust k-means.
 
-    Its third stage is `br_ifca` of the returned server: trimmed-mean gradient descent per cluster from the centres. A
+    The third stage is `br_ifca` of the returned server: trimmed-mean gradient descent per cluster from the centres. A
     client with fewer points than dimensions sends the solution of least norm.
     """
     solutions = torch.linalg.lstsq(points.inputs, points.outputs[..., None], driver="gelsd").solution[..., 0]
@@ -100,10 +99,11 @@ def two_stage(points: Points, clusters: int, share: float, generator: np.random.
 def robust_k_means(
     vectors: Tensor, clusters: int, share: float, generator: np.random.Generator, max_iterations: int = 100
 ) -> tuple[Tensor, Tensor]:
-    """Centres [K, d] and labels int64 [m] of `vectors` [m, d]; a far outlier moves no centre by much.
+    """Return centres [K, d] and labels int64 [m] of `vectors` [m, d], robust to outliers.
 
     Lloyd's iteration from k-means++ seeds. A centre is the mean of its members without the share β that lies farthest
-    from their geometric median. The best of several seedings by the summed distance of the nearest 1 − β of vectors.
+    from their geometric median. Of several seedings the one with the
+    least summed distance of the nearest 1 − β of vectors is returned.
     """
     best: tuple[float, Tensor, Tensor] | None = None
     kept = len(vectors) - int(share * len(vectors))
@@ -123,9 +123,10 @@ def robust_k_means(
 
 
 def _plus_plus(vectors: Tensor, clusters: int, kept: int, generator: np.random.Generator) -> Tensor:
-    """k-means++ seeding (Arthur & Vassilvitskii 2007): each next centre drawn by squared distance to the nearest.
+    """Return K of the `vectors` [m, d] as k-means++ seeds (Arthur & Vassilvitskii 2007): [K, d].
 
-    Only the `kept` vectors nearest to a centre so far can be drawn, for outliers would nearly always be.
+    Each next seed is drawn with a chance in proportion to its squared distance to the nearest so far. Only the `kept`
+    vectors nearest to a seed can be drawn, for outliers would nearly always be.
     """
     chosen = [int(generator.integers(len(vectors)))]
     while len(chosen) < clusters:
@@ -137,7 +138,7 @@ def _plus_plus(vectors: Tensor, clusters: int, kept: int, generator: np.random.G
 
 
 def _centres(vectors: Tensor, labels: Tensor, share: float, empty: Tensor) -> Tensor:
-    """The robust mean of every cluster's members, or its row of `empty` if it has none: [K, d]."""
+    """Return the robust mean of every cluster's members, or its row of `empty` [K, d] if it has none: [K, d]."""
     roster = Roster(labels)
     owner = roster.groups.owner
     middles = geometric_medians([vectors], roster.groups)[0]
@@ -149,5 +150,5 @@ def _centres(vectors: Tensor, labels: Tensor, share: float, empty: Tensor) -> Te
     kept = sizes - torch.tensor([int(share * size) for size in sizes.tolist()])
     nearest = nearest[place < kept[owner[nearest]]]
     result = empty.clone()
-    result[roster.heard] = per_size(Groups(owner[nearest], roster.groups.number), vectors[nearest], means)
+    result[roster.present] = per_size(Groups(owner[nearest], roster.groups.number), vectors[nearest], means)
     return result

@@ -12,6 +12,7 @@ import jinja2
 from fl_taskarith.config.rule import Scalar, to_toml
 from fl_taskarith.config.settings import RECORDED_DEFAULTS
 from fl_taskarith.config.toml import read_toml
+from fl_taskarith.data.datasets import dataset_words
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.report.algorithm_questions import is_fine_tuning, is_method, label_skew, strategies
 from fl_taskarith.report.contrasts import distinct, trained
@@ -34,7 +35,6 @@ OWN_REFERENCES = """% Your own references, for main.tex to cite. This file is yo
 """
 PAGES = 8  # of text, without the references
 TITLE = "Federated learning under the lens of task arithmetic"
-DATASETS = {"cifar100": "CIFAR-100", "digits": "handwritten digits"}
 STATED_KEYS = (
     "dataset", "model", "weights", "input-size", "trainable", "head", "num-clients", "participation", "num-rounds",
     "local-steps", "batch-size", "momentum", "weight-decay", "schedule", "density", "calibration-rounds", "soft-zero",
@@ -216,7 +216,7 @@ def context(
     return {
         "title": title,
         "authors": list(authors),
-        "datasets": join((DATASETS.get(name, name) for name in datasets), last=" and ") if datasets else None,
+        "datasets": join((dataset_words(name) for name in datasets), last=" and ") if datasets else None,
         "sections": [
             {
                 "section": section,

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.fields import snake
 from fl_taskarith.config.rule import AUTO
 from fl_taskarith.config.settings import Config
 from fl_taskarith.config.toml import read_toml
-from fl_taskarith.data.datasets import DATASET_SIZES, training_images
+from fl_taskarith.data.datasets import image_source, training_images
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.storage.paths import shipped_file
 
@@ -137,7 +138,7 @@ def search_from(config: Config) -> float:
 def known_rate(config: Config) -> KnownRate | None:
     """The rate of the cell that is nearest to `config` among those that cover it; None without one."""
     if (
-        config.dataset not in DATASET_SIZES
+        config.dataset == REGRESSION
         or config.weights == "none"
         or config.strategy not in (*FEDAVG_LIKE, "centralized")
         or config.task_vector_bank != "off"
@@ -164,7 +165,7 @@ def classes_held(config: Config) -> float:
     """
     if config.strategy == "centralized" or config.sharding == IID:
         return math.inf
-    number = DATASET_SIZES[config.dataset].classes
+    number = image_source(config.dataset).classes
     if config.sharding == "classes":
         return math.inf if config.classes_per_client == number else config.classes_per_client
     return (config.dirichlet_alpha + 1) / (config.dirichlet_alpha / number + 1)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
-from fl_taskarith.data.datasets import DATASET_SIZES, training_images
+from fl_taskarith.data.datasets import image_source, training_images
 from fl_taskarith.models.backbone import build_model, trained_parameters
 from fl_taskarith.models.compilation import Network
 from fl_taskarith.models.suffix import Suffix, prefix_tokens
@@ -76,7 +77,7 @@ def speed_of(config: Config, seconds: float) -> Speed | None:
     Raises:
         ConfigError: the model cannot be built.
     """
-    if config.dataset not in DATASET_SIZES:
+    if config.dataset == REGRESSION:
         return None
     key = tuple(getattr(config, name) for name in SPEED_KEYS)
     known = _known.get(key)
@@ -90,10 +91,10 @@ def speed_of(config: Config, seconds: float) -> Speed | None:
 
 
 def work_of(config: Config) -> Work | None:
-    """The images of a run from its start to its end; None of a data set whose size is not known before it is loaded."""
-    if config.dataset not in DATASET_SIZES:
+    """The images of a run from its start to its end; None of regression data."""
+    if config.dataset == REGRESSION:
         return None
-    size = DATASET_SIZES[config.dataset]
+    size = image_source(config.dataset)
     held_out = config.validation_size + config.calibration_size
     train = training_images(config)
     test = config.test_subset or size.test
@@ -127,7 +128,7 @@ class _Probe:
 
     def __init__(self, config: Config) -> None:
         self.config, self.device = config, choose_device(config.device)
-        classes, size = DATASET_SIZES[config.dataset].classes, config.input_size
+        classes, size = image_source(config.dataset).classes, config.input_size
         model = build_model(config.model, classes, size, "none", download=False, seed=0).to(self.device)
         cached = config.prefix_cache != "off"
         trained_blocks = 0 if config.trainable == "head" else config.trainable_blocks

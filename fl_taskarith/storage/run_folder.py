@@ -234,7 +234,7 @@ def run_name(config: Config) -> str:
     """`run-name`, or a name made of the main settings and the fingerprint of all that decide the numbers."""
     if config.run_name:
         return config.run_name
-    words = [config.dataset, config.strategy.rpartition(":")[2].lower()]
+    words = [name.rpartition(":")[2].lower() for name in (config.dataset, config.strategy)]
     if config.dataset == REGRESSION:
         words += [f"m{config.num_clients}", f"n{config.examples_per_client}", f"k{config.num_clusters}"]
     elif config.strategy != "centralized":

@@ -12,11 +12,10 @@ import pytest
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.figures.series import summary_by
 from fl_taskarith.mixtures.studies import br_ifca_cells, em_cells
-from fl_taskarith.mixtures.studies.br_ifca_report import _largest_survived
-from fl_taskarith.mixtures.studies.cells import CellTables, Found, run_cells
-from fl_taskarith.mixtures.studies.coverage import chosen, coverage
-from fl_taskarith.mixtures.studies.em_figures import knees, rate_points, success
-from fl_taskarith.mixtures.studies.run_studies import STUDIES, run_mixture_study
+from fl_taskarith.mixtures.studies.br_ifca_report import largest_survived
+from fl_taskarith.mixtures.studies.cells import CellTables, Rows, run_cells
+from fl_taskarith.mixtures.studies.em_report import knees, rate_points, with_success
+from fl_taskarith.mixtures.studies.run_studies import STUDIES, coverage, rows_of, run_mixture_study
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ COLUMNS = {"runs": ("square",), "steps": ("step",)}
 CELLS = [Square(number, seed=seed) for seed in range(2) for number in range(6)]
 
 
-def compute(cell: Square) -> Found:
+def compute(cell: Square) -> Rows:
     return {
         "runs": [{"square": cell.scale * cell.number**2 + cell.seed}],
         "steps": [{"step": step} for step in range(cell.number)],
@@ -51,14 +50,14 @@ def test_all_cells_are_done_once_whoever_does_them(tmp_path: Path, jobs: int) ->
     found = again.frames["runs"].set_index(["number", "seed"])["square"]
     assert found[(5, 1)] == 13.5
 
-    def fails(cell: Square) -> Found:
+    def fails(cell: Square) -> Rows:
         raise AssertionError(cell)
 
     assert run_cells(again, CELLS, fails, one), "nothing is left to do"
 
 
 def test_an_interruption_keeps_what_is_done(tmp_path: Path) -> None:
-    def interrupted(cell: Square) -> Found:
+    def interrupted(cell: Square) -> Rows:
         if cell == CELLS[4]:
             raise KeyboardInterrupt
         return compute(cell)
@@ -92,15 +91,13 @@ def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
         CellTables(tmp_path, Square, COLUMNS)
 
 
-def test_coverage_says_what_is_not_run(tmp_path: Path) -> None:
+def test_coverage_counts_what_is_not_run(tmp_path: Path) -> None:
     tables = CellTables(tmp_path, Square, COLUMNS)
     run_cells(tables, CELLS[:8], compute, one)
     figures = {"small": CELLS[:2], "large": CELLS[2:6], "never": [Square(99)]}
-    words = coverage(tables, figures, [*CELLS, Square(99)])
-    assert "| small | 2 | 4 | 4 | complete |" in words
-    assert "| large | 4 | 8 | 4 | 4 not run |" in words
-    assert "| never | 1 | 1 | 0 | not run |" in words
-    assert set(chosen(tables.frames["runs"], tables.fields, CELLS[:2])["number"]) == {0, 1}
+    counted = coverage(tables.done, figures, [*CELLS, Square(99)])
+    assert counted == [("small", 2, 4, 4), ("large", 4, 8, 4), ("never", 1, 1, 0)]
+    assert set(rows_of(tables.frames["runs"], tables.fields, CELLS[:2])["number"]) == {0, 1}
 
 
 # what the two studies compute
@@ -121,7 +118,7 @@ def test_the_quick_form_is_a_part_of_the_whole(name: str) -> None:
 
 
 def test_the_published_grid_of_br_ifca_is_covered() -> None:
-    cells = br_ifca_cells.cells(False)
+    cells = STUDIES["br-ifca"].cells(False)
     seeds: dict[tuple[int, int, float], int] = {}
     for cell in cells:
         if (cell.attack, cell.placement, cell.start, cell.servers) == ("scaled-model", "spread", "ball", "rules"):
@@ -166,14 +163,15 @@ def em_runs(**columns: object) -> pandas.DataFrame:
 
 def test_the_knee_is_where_half_of_the_runs_succeed() -> None:
     runs = em_runs(clusters=2, snr=[0.5, 0.5, 1.0, 1.0, 2.0, 2.0], error=[0.3, 0.3, 0.1, 0.3, 0.1, 0.1])
-    assert success(runs)["success"].tolist() == [0, 0, 1, 0, 1, 1]
-    assert knees(runs)[2] == pytest.approx(1.0)
-    assert math.isnan(knees(runs)[3])
+    assert with_success(runs)["success"].tolist() == [0, 0, 1, 0, 1, 1]
+    found = knees(with_success(runs))
+    assert found[2] == pytest.approx(1.0)
+    assert math.isnan(found[3])
 
 
 def test_success_needs_half_the_separation_too() -> None:
     runs = em_runs(clusters=2, snr=[0.5], error=[0.6]).assign(known_clusters_error=0.55)
-    assert success(runs)["success"].tolist() == [0]
+    assert with_success(runs)["success"].tolist() == [0]
 
 
 def test_the_rate_is_the_formula() -> None:
@@ -190,8 +188,8 @@ def test_the_rate_is_the_formula() -> None:
 def test_breakdown_is_the_last_share_before_the_first_failure() -> None:
     shares = [0.0, 0.05, 0.10, 0.15]
     for distances, expected in (([1, 1.5, 1.9, 2.5], "0.10"), ([1, 3, 1, 1], "none"), ([1, 1, 1, 1], "0.15 (never)")):
-        assert _largest_survived(pandas.DataFrame({"alpha": shares, "matched_distance": distances})) == expected
-    assert _largest_survived(pandas.DataFrame({"alpha": [], "matched_distance": []})) == "not run"
+        assert largest_survived(pandas.DataFrame({"alpha": shares, "matched_distance": distances})) == expected
+    assert largest_survived(pandas.DataFrame({"alpha": [], "matched_distance": []})) == "not run"
 
 
 @pytest.mark.slow

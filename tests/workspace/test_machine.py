@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fl_taskarith.config.settings import Config
-from fl_taskarith.data.datasets import DATASET_SIZES, LOADERS
+from fl_taskarith.data.datasets import image_source, load_dataset
 from fl_taskarith.server import speed
 from fl_taskarith.server.speed import Speed, Work, device_line, duration, speed_of, work_of
 from fl_taskarith.workspace import machine
@@ -116,8 +116,8 @@ def test_the_work_of_a_run_is_its_images() -> None:
 
 @pytest.mark.parametrize("name", ["digits", "synthetic"])
 def test_sizes_that_are_known_before_loading_are_those_that_are_loaded(name: str, tmp_path: Path) -> None:
-    loaded, size = LOADERS[name](tmp_path, False), DATASET_SIZES[name]
-    assert (len(loaded.train), len(loaded.test), len(loaded.classes)) == (size.train, size.test, size.classes)
+    loaded, source = load_dataset(name, tmp_path, False), image_source(name)
+    assert (len(loaded.train), len(loaded.test), len(loaded.classes)) == (source.train, source.test, source.classes)
 
 
 def test_durations_are_told_in_the_unit_that_fits() -> None:

@@ -1,12 +1,10 @@
 """What the study of BR-IFCA computes: its grids, and one cell of them."""
 
-import dataclasses
-import itertools
 import math
 from dataclasses import dataclass
+from itertools import product
 
 import torch
-from torch import Tensor
 
 from fl_taskarith.merging.cluster_rules import RULES
 from fl_taskarith.mixtures.adversary import Adversary
@@ -14,7 +12,7 @@ from fl_taskarith.mixtures.clustering import client_reports
 from fl_taskarith.mixtures.matching import cluster_accuracy, mean_matched_distance, mean_nearest_distance
 from fl_taskarith.mixtures.regression import Mixture
 from fl_taskarith.mixtures.robust_clustering import Server, br_ifca, two_stage
-from fl_taskarith.mixtures.studies.cells import Found
+from fl_taskarith.mixtures.studies.cells import Rows
 from fl_taskarith.seeding import random_generator
 
 COLUMNS = {"runs": ("method", "beta", "start_distance", "nearest_distance", "matched_distance", "cluster_accuracy")}
@@ -29,8 +27,6 @@ TWO_STAGE = "two-stage"
 ATTACK_ALPHAS = (0.0, 0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45)
 ATTACKS = ("scaled-model", "sign-flip", "alie", "inner-product", "random-labels")
 BETAS = (0.0, 0.025, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.30, 0.40)
-
-
 SEEDS = {"attacks": 10, "betas": 20, "distance": 50, "random-start": 20}
 LARGE, LARGE_SEEDS = 200, 10  # from this dimension on, so many seeds
 QUICK_SEEDS, QUICK_COST = {"attacks": 1, "betas": 2, "distance": 2, "random-start": 2}, 5.0
@@ -55,42 +51,37 @@ class BRIFCACell:
 
 
 def grids() -> dict[str, list[BRIFCACell]]:
-    """The cells of every figure, for seed 0."""
+    """Return the cells of every figure, for seed 0."""
     return {
         "attacks": [
-            *(BRIFCACell(5, 20, alpha, attack) for alpha, attack in itertools.product(ATTACK_ALPHAS, ATTACKS)),
+            *(BRIFCACell(5, 20, alpha, attack) for alpha, attack in product(ATTACK_ALPHAS, ATTACKS)),
             *(BRIFCACell(5, 20, alpha, placement="one-cluster") for alpha in ATTACK_ALPHAS),
         ],
         "betas": [BRIFCACell(5, 20, 0.10, attack, servers="betas") for attack in ("scaled-model", "sign-flip", "alie")],
-        "distance": [BRIFCACell(k, d, alpha) for d in DIMENSIONS for k in CLUSTERS for alpha in ALPHAS],
-        "random-start": [
-            BRIFCACell(k, d, 0.10, start="random", servers="iterative") for d in (20, 50, 100) for k in CLUSTERS
-        ],
-    }
+        "distance": [BRIFCACell(k, d, alpha) for d, k, alpha in product(DIMENSIONS, CLUSTERS, ALPHAS)],
+        "random-start": [BRIFCACell(k, d, 0.10, start="random", servers="iterative")
+                         for d, k in product((20, 50, 100), CLUSTERS)],
+    }  # fmt: skip
 
 
-def cells(quick: bool) -> list[BRIFCACell]:
-    """All cells of the study, or the cheap ones among them; seed by seed, so that a part is fewer seeds of all."""
-    chosen = []
-    for seed, (figure, grid) in itertools.product(range(max(SEEDS.values())), grids().items()):
-        for cell in grid:
-            seeds = LARGE_SEEDS if cell.dimension >= LARGE else SEEDS[figure]
-            if seed < (QUICK_SEEDS[figure] if quick else seeds) and not (quick and cost(cell) > QUICK_COST):
-                chosen.append(dataclasses.replace(cell, seed=seed))
-    return list(dict.fromkeys(chosen))
+def seeds(quick: bool, figure: str, cell: BRIFCACell) -> int:
+    """Return how many seeds a cell of a figure has, in the quick form (none if it is not cheap) or the whole."""
+    if quick:
+        return QUICK_SEEDS[figure] if cost(cell) <= QUICK_COST else 0
+    return LARGE_SEEDS if cell.dimension >= LARGE else SEEDS[figure]
 
 
 def cost(cell: BRIFCACell) -> float:
-    """Roughly the seconds a cell takes on one core."""
+    """Return roughly the seconds that a cell takes on one core."""
     reports = CLIENTS_PER_CLUSTER * cell.clusters * (len(BETAS) if cell.servers == "betas" else 6)
     gradient = min(cell.dimension, 2 * EXAMPLES) * cell.dimension  # multiplications
-    creeping = 8 if cell.attack == "alie" and cell.servers == "rules" else 1  # of Weiszfeld's iteration
+    weiszfeld = 8 if cell.attack == "alie" and cell.servers == "rules" else 1  # its iteration is slow then
     choosing = 2 if cell.start == "random" else 1
-    seconds: float = 3e-3 * creeping + choosing * reports * (4e-10 * gradient + 2.5e-8 * cell.dimension)
+    seconds: float = 3e-3 * weiszfeld + choosing * reports * (4e-10 * gradient + 2.5e-8 * cell.dimension)
     return ROUNDS * seconds
 
 
-def compute(cell: BRIFCACell) -> Found:
+def compute(cell: BRIFCACell) -> Rows:
     """Run one cell: a row per method."""
     mixture = Mixture(
         clients=CLIENTS_PER_CLUSTER * cell.clusters, clusters=cell.clusters, dimension=cell.dimension,
@@ -108,20 +99,19 @@ def compute(cell: BRIFCACell) -> Found:
         servers.append((TWO_STAGE, two_stage(points, cell.clusters, cell.alpha, generator)))
     thetas = br_ifca(points, [server for _, server in servers], adversary, scale=SCALE, step=STEP, rounds=ROUNDS)
     honest = ~adversary.byzantine
-    chosen = client_reports(mixture.all_points(), thetas)
+    reports = client_reports(mixture.all_points(), thetas)
     rows = []
-    for (method, server), theta, told in zip(servers, thetas, chosen, strict=True):
-        clusters = told.clusters if server.labels is None else server.labels
+    for (method, server), theta, report in zip(servers, thetas, reports, strict=True):
+        clusters = report.clusters if server.labels is None else server.labels
+        start, end = (torch.nan_to_num(each, 1e150, 1e150, -1e150) for each in (server.start, theta))  # very far off
         rows.append(
-            {"method": method, "beta": server.share}
-            | {"start_distance": mean_matched_distance(_finite(server.start), mixture.truth)}
-            | {"nearest_distance": mean_nearest_distance(_finite(theta), mixture.truth)}
-            | {"matched_distance": mean_matched_distance(_finite(theta), mixture.truth)}
-            | {"cluster_accuracy": cluster_accuracy(clusters[honest], mixture.assignment[honest], cell.clusters)}
+            {
+                "method": method,
+                "beta": server.share,
+                "start_distance": mean_matched_distance(start, mixture.truth),
+                "nearest_distance": mean_nearest_distance(end, mixture.truth),
+                "matched_distance": mean_matched_distance(end, mixture.truth),
+                "cluster_accuracy": cluster_accuracy(clusters[honest], mixture.assignment[honest], cell.clusters),
+            }
         )
     return {"runs": rows}
-
-
-def _finite(theta: Tensor) -> Tensor:
-    """A run that diverged past what float64 holds counts as very far."""
-    return torch.nan_to_num(theta, nan=1e150, posinf=1e150, neginf=-1e150)

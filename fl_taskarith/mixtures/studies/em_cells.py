@@ -1,21 +1,16 @@
 """What the study of federated EM computes: its grids, and one cell of them."""
 
 import dataclasses
-import itertools
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 from torch.nn.functional import one_hot
 
-from fl_taskarith.mixtures.expectation_maximisation import (
-    Trajectory,
-    federated_em,
-    maximisation,
-    pooled_em,
-    statistics,
-)
+from fl_taskarith.mixtures.expectation_maximisation import federated_em, maximisation, pooled_em, statistics
 from fl_taskarith.mixtures.matching import largest_matched_distance
 from fl_taskarith.mixtures.regression import Mixture, Points
-from fl_taskarith.mixtures.studies.cells import Found
+from fl_taskarith.mixtures.studies.cells import Rows
 
 COLUMNS = {
     "runs": ("iterations", "converged", "iterations_to_accuracy", "error", "known_clusters_error"),
@@ -28,9 +23,8 @@ SUCCESS = 2.0  # at most this many times the error of least squares with known c
 
 CLIENTS = (50, 100, 200, 500, 1000, 2000, 5000)
 EXAMPLES = (5, 6, 7, 8, 10, 20, 50, 100)
+CLUSTERS = (2, 3, 5, 10)
 SNRS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0)
-
-
 SEEDS, QUICK_SEEDS = 50, 3
 
 
@@ -51,90 +45,68 @@ class EMCell:
 
 
 def grids() -> dict[str, list[EMCell]]:
-    """The cells of every figure, for seed 0."""
+    """Return the cells of every figure, for seed 0."""
     base = EMCell(clients=1000, examples=8, dimension=10, clusters=3, snr=2.0)
-    change = dataclasses.replace
+    change = partial(dataclasses.replace, base)
     return {
-        "trajectories": [
-            change(base, clients=m, examples=n, snr=snr, trace=True)
-            for snr in (1.0, 2.0)
-            for m, n in ((100, 100), (500, 20), (1250, 8), (2000, 5))
-        ],
-        "iterations": [
-            *(change(base, clients=m, examples=n, snr=snr)
-              for snr in (1.0, 2.0) for m in CLIENTS for n in (5, 6, 7, 8)),
-            *(change(base, clients=m, examples=n, snr=snr)
-              for snr in (1.0, 2.0) for m in (100, 1000) for n in EXAMPLES),
-        ],
-        "rate": [
-            change(base, clients=m, examples=n, dimension=d, clusters=k, snr=4.0)
-            for d, k in itertools.product((10, 20, 50), (2, 3, 5, 10))
-            for m, n in ((200, 20), (200, 100), (1000, 10), (1000, 20), (1000, 100), (5000, 10), (5000, 20))
-        ],
-        "snr": [
-            change(base, examples=10, clusters=k, snr=snr) for k, snr in itertools.product((2, 3, 5, 10), SNRS)
-        ],
-        "separation": [
-            change(base, clients=m, clusters=k, snr=1.0, farthest=farthest)
-            for m, k in ((200, 3), (1000, 3), (1000, 5))
-            for farthest in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-        ],
-        "pooled": [
-            change(base, clients=m, snr=snr, method=method)
-            for snr in (1.0, 2.0, 4.0) for m in CLIENTS for method in ("federated", "pooled")
-        ],
-        "radius": [
-            change(base, clusters=k, radius=radius)
-            for k in (2, 3, 5, 10) for radius in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-        ],
+        "trajectories": [change(clients=m, examples=n, snr=snr, trace=True) for snr in (1.0, 2.0)
+                         for m, n in ((100, 100), (500, 20), (1250, 8), (2000, 5))],
+        "iterations": [change(clients=m, examples=n, snr=snr)
+                       for clients, examples in ((CLIENTS, (5, 6, 7, 8)), ((100, 1000), EXAMPLES))
+                       for snr, m, n in product((1.0, 2.0), clients, examples)],
+        "rate": [change(clients=m, examples=n, dimension=d, clusters=k, snr=4.0)
+                 for d, k in product((10, 20, 50), CLUSTERS) for m, n in
+                 ((200, 20), (200, 100), (1000, 10), (1000, 20), (1000, 100), (5000, 10), (5000, 20))],
+        "snr": [change(examples=10, clusters=k, snr=snr) for k, snr in product(CLUSTERS, SNRS)],
+        "separation": [change(clients=m, clusters=k, snr=1.0, farthest=farthest)
+                       for m, k in ((200, 3), (1000, 3), (1000, 5)) for farthest in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)],
+        "pooled": [change(clients=m, snr=snr, method=method)
+                   for snr, m, method in product((1.0, 2.0, 4.0), CLIENTS, ("federated", "pooled"))],
+        "radius": [change(clusters=k, radius=radius)
+                   for k, radius in product(CLUSTERS, (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0))],
     }  # fmt: skip
 
 
-def cells(quick: bool) -> list[EMCell]:
-    """All cells of the study, or of its quick form; seed by seed, so that a part of them is fewer seeds of all."""
-    first = dict.fromkeys(cell for grid in grids().values() for cell in grid)
-    seeds = range(QUICK_SEEDS if quick else SEEDS)
-    return [dataclasses.replace(cell, seed=seed) for seed in seeds for cell in first]
+def seeds(quick: bool, figure: str, cell: EMCell) -> int:
+    """Return how many seeds a cell has in the quick form or the whole."""
+    return QUICK_SEEDS if quick else SEEDS
 
 
 def cost(cell: EMCell) -> float:
-    """Roughly the seconds a cell takes on one core."""
+    """Return roughly the seconds that a cell takes on one core."""
     points = cell.clients * cell.examples
     iterations = 5 + 40 / cell.snr**2
-    made = 3e-5 * cell.clients + points * cell.dimension * (3e-8 + 2e-10 * cell.dimension)
+    drawing = 3e-5 * cell.clients + points * cell.dimension * (3e-8 + 2e-10 * cell.dimension)
     each = 1e-9 * points * cell.clusters * (cell.dimension + 5)
     each += cell.clients * cell.clusters * cell.dimension**2 * 2e-10
     if cell.method == "pooled":
         each += 1e-9 * points * cell.clusters * cell.dimension * (2 + cell.dimension / 4)
-    return made + iterations * (each + 3e-4)
+    return drawing + iterations * (each + 3e-4)
 
 
-def compute(cell: EMCell) -> Found:
-    """Run one cell."""
+def compute(cell: EMCell) -> Rows:
+    """Run one cell: a row of results, and one per iteration where the cell keeps each error."""
     mixture = Mixture(
         clients=cell.clients, clusters=cell.clusters, dimension=cell.dimension, examples=cell.examples,
         noise=1 / cell.snr, farthest=cell.farthest, seed=cell.seed,
     )  # fmt: skip
     points = mixture.all_points()
     iterate = pooled_em if cell.method == "pooled" else federated_em
-    found = iterate(points, mixture.start("ball", cell.radius), mixture.noise, TOLERANCE, MAX_ITERATIONS)
-    errors = [largest_matched_distance(theta, mixture.truth) for theta in found.thetas]
+    path = iterate(points, mixture.start("ball", cell.radius), mixture.noise, TOLERANCE, MAX_ITERATIONS)
+    errors = [largest_matched_distance(theta, mixture.truth) for theta in path.thetas]
     run = {
-        "iterations": found.iterations,
-        "converged": found.converged,
+        "iterations": path.iterations,
+        "converged": path.converged,
         "iterations_to_accuracy": next(t for t, error in enumerate(errors) if error <= ACCURACY * errors[-1]),
         "error": errors[-1],
         "known_clusters_error": known_clusters_error(mixture, points),
     }
-    return {"runs": [run], "trajectories": _trace(found, errors) if cell.trace else []}
+    trace = [{"iteration": number, "error": error} for number, error in enumerate(errors)] if cell.trace else []
+    return {"runs": [run], "trajectories": trace}
 
 
 def known_clusters_error(mixture: Mixture, points: Points) -> float:
-    """max_k ‖θ_k − θ*_k‖ of least squares per cluster by an oracle that knows z_j."""
+    """Return max_k ‖θ_k − θ*_k‖ of least squares per cluster by an oracle that knows z_j."""
     known = one_hot(mixture.assignment, mixture.clusters).double()
     theta = maximisation(statistics(points, known), mixture.truth)
     return float((theta - mixture.truth).norm(dim=1).max())
-
-
-def _trace(found: Trajectory, errors: list[float]) -> list[dict[str, float]]:
-    return [{"iteration": number, "error": error} for number, error in enumerate(errors)]
