@@ -267,7 +267,7 @@ def test_models_that_differ_in_one_entry_of_the_last_tensor_are_two(files: list[
 
 MEMORY = """
 import sys
-from fl_taskarith.bench.report import peak_bytes
+from fl_taskarith.bench.harness import peak_bytes
 from fl_taskarith.cli.command import main
 import torch
 assert main(sys.argv[1:]) == 0
