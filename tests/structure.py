@@ -16,7 +16,19 @@ PACKAGE = Path(__file__).parent.parent / "fl_taskarith"
 NAME = PACKAGE.name
 ROOT_MODULES = {"__init__", "errors", "seeding"}
 ROOMS = (
-    *("config", "storage", "data", "models", "masking", "merging", "training", "mixtures", "workspace", "engine"),
+    *(
+        "config",
+        "storage",
+        "data",
+        "models",
+        "masking",
+        "merging",
+        "merging.rules",
+        "training",
+        "mixtures",
+        "workspace",
+        "engine",
+    ),
     *("client", "figures", "strategies", "server", "study", "mixtures.studies", "describe", "one_shot", "report"),
     *("bench", "cli"),
 )
