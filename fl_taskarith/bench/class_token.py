@@ -1,5 +1,6 @@
 """A training step whose last block computes the class token alone, against the same step with timm's own block."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from typing import cast
 
@@ -9,71 +10,48 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl_taskarith.bench.report import Bench, alternate, median
+from fl_taskarith.bench.harness import CLASSES, Result, measure, medians, require_equal, take_steps, time_lines
 from fl_taskarith.models.class_token_block import compute_class_token_only
 from fl_taskarith.models.suffix import Suffix, prefix_tokens
 from fl_taskarith.models.vit_glyph import vit_glyph  # noqa: F401 (so that timm knows it)
 from fl_taskarith.workspace.machine import available_threads, choose_device
 
-CLASSES, STEPS = 100, 4  # steps are timed together
+STEPS = 4  # timed together
 RATE = 1e-3
 
 
-def bench_class_token(
-    model_name: str = "vit_small_patch14_dinov2",
-    input_size: int = 98,
-    batch_size: int = 32,
-    trainable_blocks: int = 2,
-    repeats: int = 5,
-    device_name: str = "auto",
-) -> Bench:
-    """Seconds of forward, backward and a plain SGD step of the last blocks, and of all of them, in turn.
+def bench_class_token(options: Namespace) -> Result:
+    """Alternate forward, backward and a plain SGD step of the last blocks, and of all, with both kinds of last block.
 
     Raises:
-        RuntimeError: both blocks do not give the same losses.
+        RuntimeError: both kinds do not give the same losses.
     """
-    device = choose_device(device_name)
     torch.set_num_threads(available_threads())
-    works: dict[str, Callable[[], float]] = {}
-    for blocks in (trainable_blocks, 0):
-        for cut in (False, True):
-            name = f"{f'last {blocks} blocks' if blocks else 'all blocks'}, {'class token' if cut else 'every token'}"
-            works[name] = _steps(model_name, input_size, batch_size, blocks, cut, device)
-    losses = {name: work() for name, work in works.items()}
-    measured = alternate(works, repeats, device)
-    per_step = {name: median(seconds) / STEPS for name, seconds in measured.items()}
-    names = list(works)
-    for whole, cut_name in (names[:2], names[2:]):
-        if abs(losses[whole] - losses[cut_name]) > 1e-4 * abs(losses[whole]):
-            raise RuntimeError(f"losses with and without the other tokens differ: {losses}")
-    lines = [
-        f"{model_name} at {input_size} px, batches of {batch_size}, median of {repeats} turns of {STEPS} steps on "
-        f"{device.type} with {available_threads()} threads",
-        *(f"{name:<28} {1e3 * seconds:8.1f} ms per step  {batch_size / seconds:7.1f} images/s"
-          for name, seconds in per_step.items()),
-        f"all blocks: {per_step[names[2]] / per_step[names[3]]:.2f}",
-    ]  # fmt: skip
-    figures = {
-        "model": model_name,
-        "input_size": input_size,
-        "batch_size": batch_size,
-        "trainable_blocks": trainable_blocks,
-        "repeats": repeats,
-        "seconds_per_step": per_step,
-        "seconds": measured,
-        "loss": losses,
+    works = {
+        f"{f'last {blocks} blocks' if blocks else 'all blocks'}, {kind}": _steps(options, blocks, kind == "class token")
+        for blocks in (options.trainable_blocks, 0)
+        for kind in ("every token", "class token")
     }
-    return Bench("class-token", per_step[names[0]] / per_step[names[1]], figures, tuple(lines))
+    last_whole, last_token, all_whole, all_token = works
+    losses = {name: work() for name, work in works.items()}
+    measured = measure(works, options.repeats, choose_device(options.device))
+    per_step = medians(measured, STEPS)
+    require_equal(losses, last_whole, last_token, 1e-4)
+    require_equal(losses, all_whole, all_token, 1e-4)
+    lines = time_lines(per_step, options.batch_size, dict.fromkeys(works, "per step"))
+    lines.append(f"all blocks: {per_step[all_whole] / per_step[all_token]:.2f}")
+    figures = {"seconds_per_step": per_step, "seconds": measured, "loss": losses}
+    return Result(per_step[last_whole] / per_step[last_token], figures, lines)
 
 
-def _steps(
-    model_name: str, input_size: int, batch_size: int, trained: int, cut: bool, device: torch.device
-) -> Callable[[], float]:
-    """`STEPS` steps on one batch; the loss of the last. With `trained` blocks the others' tokens are made before."""
+def _steps(options: Namespace, trained: int, cut: bool) -> Callable[[], float]:
+    """Return `STEPS` steps on one batch, which give the last loss; `trained` blocks alone take tokens made before."""
     torch.manual_seed(0)
-    model = cast(VisionTransformer, timm.create_model(model_name, num_classes=CLASSES, img_size=input_size).to(device))
-    images = torch.randn(batch_size, 3, input_size, input_size, device=device)
-    labels = torch.randint(CLASSES, (batch_size,), device=device)
+    device, size = choose_device(options.device), options.input_size
+    created = timm.create_model(options.model, num_classes=CLASSES, img_size=size)
+    model = cast(VisionTransformer, created.to(device))
+    images = torch.randn(options.batch_size, 3, size, size, device=device)
+    labels = torch.randint(CLASSES, (options.batch_size,), device=device)
     if cut:
         compute_class_token_only(model)
     first = len(model.blocks) - trained if trained else 0
@@ -81,13 +59,5 @@ def _steps(
     inputs: Tensor = prefix_tokens(model, images, first) if trained else images
     optimizer = torch.optim.SGD(network.parameters(), RATE)
     network.train()
-
-    def steps() -> float:
-        for _ in range(STEPS):
-            loss = functional.cross_entropy(network(inputs), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        return loss.item()
-
-    return steps
+    losses = [lambda: functional.cross_entropy(network(inputs), labels)] * STEPS
+    return lambda: take_steps(losses, optimizer).item()

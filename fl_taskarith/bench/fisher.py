@@ -1,30 +1,23 @@
 """One round of mask calibration: our per-example gradients against one backward pass per example."""
 
-import multiprocessing
-from collections.abc import Callable
+from argparse import Namespace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fl_taskarith.bench.report import Bench, alternate, median, peak_bytes
+from fl_taskarith.bench.harness import CLASSES, Result, measure, medians, peak_bytes, time_lines
+from fl_taskarith.bench.run_process import in_new_process
 from fl_taskarith.masking.sensitivity import sensitivity_sums
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
 from fl_taskarith.workspace.machine import available_threads, choose_device
 
-CLASSES = 100
 MEMORY = 2.0  # GiB, the setting's default
 LARGEST_ERROR = 1e-4  # of the summed scores between the two, relative, over all weights
 
 
-def bench_fisher(
-    model_name: str = "vit_small_patch14_dinov2",
-    input_size: int = 98,
-    examples: int = 128,
-    repeats: int = 3,
-    device_name: str = "auto",
-) -> Bench:
-    """Time per example and extra memory of both, on random weights and images, with true labels and log-prob scores.
+def bench_fisher(options: Namespace) -> Result:
+    """Measure time per example and extra memory of both, on random weights and images, with log-prob scores.
 
     The loop is what one writes first: a forward pass, `backward()`, and the squared gradients of all parameters added
     up, for one example after the other. Memory is the growth of a fresh process's peak while it scores.
@@ -32,69 +25,48 @@ def bench_fisher(
     Raises:
         RuntimeError: the two do not compute the same.
     """
-    device = choose_device(device_name)
     torch.set_num_threads(available_threads())
-    task = _Task(model_name, input_size, examples, device)
-    ours, theirs = task.ours(), task.loop()
+    scorer = Scorer(options)
+    ours, theirs = scorer.ours(), scorer.loop()
     error = sum(float((ours[name] - theirs[name]).abs().sum()) for name in ours)
     error /= sum(float(value.abs().sum()) for value in theirs.values())
     if not error < LARGEST_ERROR:
         raise RuntimeError(f"the two sums differ by a share of {error:.2e}, expected below {LARGEST_ERROR:g}")
-
-    measured = alternate({"ours": task.ours, "loop": task.loop}, repeats, device)
-    per_example = {name: median(seconds) / examples for name, seconds in measured.items()}
-    memory = {name: _extra_memory(name, (model_name, input_size, examples, device)) for name in measured}
-    ratio = per_example["loop"] / per_example["ours"]
-    lines = [
-        f"{model_name} at {input_size} px, {examples} examples, median of {repeats} on {device.type} with "
-        f"{torch.get_num_threads()} threads; the sums agree to a share of {error:.1e}",
-        *(
-            f"{name:<5} {1000 * per_example[name]:7.1f} ms per example   {memory[name] / 2**30:5.2f} GiB extra memory"
-            for name in measured
-        ),
-    ]
-    figures = {
-        "model": model_name,
-        "input_size": input_size,
-        "examples": examples,
-        "repeats": repeats,
-        "seconds": measured,
-        "seconds_per_example": per_example,
-        "extra_memory_bytes": memory,
-        "relative_error": error,
-    }
-    return Bench("fisher", ratio, figures, tuple(lines))
+    measured = measure({"ours": scorer.ours, "loop": scorer.loop}, options.repeats, scorer.device)
+    per_example = medians(measured, options.examples)
+    memory = {name: in_new_process(extra_memory, name, options) for name in measured}
+    notes = {name: f"per example, {extra / 2**30:5.2f} GiB extra memory" for name, extra in memory.items()}
+    figures = {"seconds": measured, "seconds_per_example": per_example, "extra_memory_bytes": memory,
+               "relative_error": error}  # fmt: skip
+    lines = [*time_lines(per_example, 0, notes), f"the sums agree to a share of {error:.1e}"]
+    return Result(per_example["loop"] / per_example["ours"], figures, lines)
 
 
-class _Task:
-    """Random weights and images, and the two ways to score them."""
+class Scorer:
+    """Random weights and images, and the two ways to score the weights."""
 
-    def __init__(self, model_name: str, input_size: int, examples: int, device: torch.device) -> None:
-        model = build_model(model_name, CLASSES, input_size, weights="none", download=False, seed=0)
+    def __init__(self, options: Namespace) -> None:
+        self.device, size, examples = choose_device(options.device), options.input_size, options.examples
+        model = build_model(options.model, CLASSES, size, weights="none", download=False, seed=0)
         torch.nn.init.normal_(model.get_parameter("head.weight"), std=0.05)
-        self.model = model.to(device).eval()
+        self.model = model.to(self.device).eval()
         generator = torch.Generator().manual_seed(0)
-        shape = (examples, 3, input_size, input_size)
-        self.images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(device)
-        self.targets = torch.randint(0, CLASSES, (examples,), generator=generator).to(device)
+        images = torch.randint(0, 256, (examples, 3, size, size), generator=generator, dtype=torch.uint8)
+        self.images = images.to(self.device)
+        self.targets = torch.randint(0, CLASSES, (examples,), generator=generator).to(self.device)
         self.weights = {
             name: parameter.detach() for name, parameter in self.model.named_parameters() if name not in HEAD_PARAMETERS
         }
 
     def ours(self) -> dict[str, Tensor]:
+        """Return the summed squared gradients of every weight, in its shape, by the package."""
         return sensitivity_sums(
-            self.model,
-            self.weights,
-            self.images,
-            self.targets,
-            _inputs_of,
-            labels="true",
-            score="log-prob",
-            generator=np.random.default_rng(0),
-            memory=MEMORY,
-        )
+            self.model, self.weights, self.images, self.targets, _inputs_of, labels="true", score="log-prob",
+            generator=np.random.default_rng(0), memory=MEMORY,
+        )  # fmt: skip
 
     def loop(self) -> dict[str, Tensor]:
+        """Return the summed squared gradients of every weight, in its shape, by one backward pass per example."""
         sums = {name: torch.zeros_like(value) for name, value in self.weights.items()}
         for image, target in zip(self.images, self.targets, strict=True):
             self.model.zero_grad()
@@ -111,17 +83,10 @@ def _inputs_of(images: Tensor) -> Tensor:
     return images.float() / 128 - 1
 
 
-def _extra_memory(name: str, task: tuple[str, int, int, torch.device]) -> int:
-    """Bytes by which the peak of a new process grows while it scores."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_grow, (name, task))
-
-
-def _grow(name: str, arguments: tuple[str, int, int, torch.device]) -> int:
+def extra_memory(name: str, options: Namespace) -> int:
+    """Return the bytes by which scoring the way `name` raises the peak of this process."""
     torch.set_num_threads(available_threads())
-    task = _Task(*arguments)
-    works: dict[str, Callable[[], object]] = {"ours": task.ours, "loop": task.loop}
-    before = peak_bytes(arguments[3])
-    works[name]()
-    return peak_bytes(arguments[3]) - before
+    scorer = Scorer(options)
+    before = peak_bytes(scorer.device)
+    getattr(scorer, name)()
+    return peak_bytes(scorer.device) - before

@@ -1,17 +1,30 @@
-"""A real round of federated averaging against the same number of steps in a bare loop without any federation."""
+"""A round of federated averaging against the same number of steps in a bare loop without any federation."""
 
 import copy
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl_taskarith.bench.report import Bench, alternate, median
+from fl_taskarith.bench.harness import (
+    CLIENTS,
+    LEARNING_RATE,
+    LOCAL_STEPS,
+    Result,
+    measure,
+    medians,
+    round_settings,
+    take_steps,
+    time_lines,
+)
 from fl_taskarith.client.app import app
-from fl_taskarith.config.settings import Config, load
-from fl_taskarith.data.batches import batch_positions, draw_augmentations
+from fl_taskarith.data.batches import Augmentation, batch_positions, draw_augmentations
 from fl_taskarith.engine.records import metric, to_record
 from fl_taskarith.engine.round_context import RoundContext
 from fl_taskarith.engine.sequential import SequentialGrid
@@ -22,112 +35,55 @@ from fl_taskarith.storage.files import scratch_folder
 from fl_taskarith.strategies.fedavg import FedAvg
 from fl_taskarith.training.local import autocast, set_trained
 from fl_taskarith.workspace.global_model import Frozen
-from fl_taskarith.workspace.machine import available_threads
 from fl_taskarith.workspace.make_mask import make_mask, server_sums
 from fl_taskarith.workspace.workspace import Resident, resident
 
-CLIENTS, LOCAL_STEPS = 10, 4
-LEARNING_RATE = 1e-4
 
-
-def bench_round(
-    model_name: str = "vit_small_patch14_dinov2",
-    input_size: int = 98,
-    batch_size: int = 32,
-    density: float = 0.0,
-    precision: str = "fp32",
-    repeats: int = 3,
-    device_name: str = "auto",
-) -> Bench:
-    """Seconds of 10 clients x 4 steps through strategy, engine and client, and of 40 steps of torch's SGD, in turn.
+def bench_round(options: Namespace) -> Result:
+    """Alternate 10 clients x 4 steps through strategy, engine and client with 40 steps of torch's SGD.
 
     Both train the backbone under a frozen random head, on synthetic images that lie on the device, with the same
     preprocessing. With `density` above 0 the federated round trains that share of the weights, chosen at random, and
     the bare loop still all of them.
     """
-    config = round_config(model_name, input_size, batch_size, precision, device_name, density=density)
-    home = resident(config)
-    head = {name: torch.randn_like(home.pretrained[name]) * 0.05 for name in HEAD_PARAMETERS}
-    mask = make_mask(home, server_sums(home, head)).mask if density else None
+    masked = {"mask_rule": "random", "density": options.density} if options.density else {}
+    home = resident(round_settings(options, **masked))
+    head = random_head(home)
+    mask = make_mask(home, server_sums(home, head)).mask if masked else None
     with scratch_folder() as folder:
-        federated = Federated(config, home, Frozen(head, mask), folder)
-        bare = Bare(config, home, head)
-        measured = alternate({"federated": federated, "bare": bare}, repeats, home.device)
-    seconds = {name: median(values) for name, values in measured.items()}
-    outside = median(federated.outside[1:])
-    ratio = seconds["federated"] / seconds["bare"]
-    images = CLIENTS * LOCAL_STEPS * batch_size
+        federated, bare = Federated(home, Frozen(head, mask), folder), Bare(home, head)
+        measured = measure({"federated": federated, "bare": bare}, options.repeats, home.device)
+    seconds, outside = medians(measured), median(federated.outside[1:])
     lines = [
-        f"{model_name} at {input_size} px, {CLIENTS} clients x {LOCAL_STEPS} steps of {batch_size} images, "
-        f"{precision}, {'dense' if mask is None else f'{mask.updated:,} weights updated'}, median of {repeats} on "
-        f"{home.device.type} with {torch.get_num_threads()} threads",
-        f"federated  {seconds['federated']:8.3f} s   {images / seconds['federated']:8.1f} images/s, "
-        f"{outside:.3f} s of it outside the clients",
-        f"bare loop  {seconds['bare']:8.3f} s   {images / seconds['bare']:8.1f} images/s",
+        *time_lines(seconds, CLIENTS * LOCAL_STEPS * options.batch_size),
+        f"weights updated: {'all' if mask is None else f'{mask.updated:,}'}; outside the clients: {outside:.3f} s",
     ]
     figures = {
-        "model": model_name,
-        "input_size": input_size,
-        "clients": CLIENTS,
-        "local_steps": LOCAL_STEPS,
-        "batch_size": batch_size,
-        "density": density or 1.0,
-        "precision": precision,
-        "repeats": repeats,
-        "seconds": measured,
-        "seconds_per_round": seconds,
-        "seconds_outside_clients": outside,
+        **{"clients": CLIENTS, "local_steps": LOCAL_STEPS, "density": options.density or 1.0, "seconds": measured},
+        **{"seconds_per_round": seconds, "seconds_outside_clients": outside},
     }
-    return Bench("round", ratio, figures, tuple(lines))
+    return Result(seconds["federated"] / seconds["bare"], figures, lines)
 
 
-def round_config(
-    model_name: str,
-    input_size: int,
-    batch_size: int,
-    precision: str,
-    device_name: str,
-    *,
-    density: float = 0.0,
-    compile_mode: str = "off",
-) -> Config:
-    """A round of `CLIENTS` x `LOCAL_STEPS` over synthetic images: of all weights, or of a random share `density`."""
-    return load(
-        overrides={
-            "dataset": "synthetic",
-            "model": model_name,
-            "weights": "none",
-            "input_size": input_size,
-            "num_clients": CLIENTS,
-            "participation": 1.0,
-            "sharding": "iid",
-            "local_steps": LOCAL_STEPS,
-            "batch_size": batch_size,
-            "learning_rate": LEARNING_RATE,
-            "schedule": "constant",
-            "precision": precision,
-            "compile": compile_mode,
-            "device": device_name,
-            "threads": available_threads(),
-            **({"mask_rule": "random", "density": density} if density else {"mask_rule": "none"}),
-        }
-    )
+def random_head(home: Resident) -> dict[str, Tensor]:
+    """Return a small random classifier under its own names, each tensor in the shape that `home` has it."""
+    return {name: torch.randn_like(home.pretrained[name]) * 0.05 for name in HEAD_PARAMETERS}
 
 
 class Federated:
-    """Called: a round from the starting weights, as in a run; `outside` has its seconds beyond the clients'."""
+    """A round from the starting weights, as in a run; `outside` lists the seconds of each beyond the clients'."""
 
-    def __init__(self, config: Config, home: Resident, frozen: Frozen, folder: Path) -> None:
-        self.config, self.home = config, home
+    def __init__(self, home: Resident, frozen: Frozen, folder: Path) -> None:
+        self.home, self.folder = home, folder
         trained = {name: home.pretrained[name] for name in home.trained_names(1)}
         self.start = trained if frozen.mask is None else frozen.mask.gather(trained)
-        self.folder, self.name = folder, frozen_name(frozen.tensors())
+        self.name = frozen_name(frozen.tensors())
         write_frozen(folder, self.name, frozen.tensors())
         self.outside: list[float] = []
 
     def __call__(self) -> None:
-        """One round."""
-        strategy = FedAvg(self.config, self.home.device)
+        """Run the round."""
+        strategy = FedAvg(self.home.config, self.home.device)
         context = RoundContext(LEARNING_RATE, str(self.folder), self.name)
         grid = SequentialGrid(app, CLIENTS)
         result = strategy.start(grid, to_record(self.start), 1, context_of=lambda server_round: context)
@@ -136,10 +92,11 @@ class Federated:
 
 
 class Bare:
-    """Called: as many steps as a round has, on a model of its own, one optimizer throughout."""
+    """As many steps as a round has, on a model of its own, with one optimizer throughout."""
 
-    def __init__(self, config: Config, home: Resident, head: dict[str, Tensor]) -> None:
-        self.config, self.home = config, home
+    def __init__(self, home: Resident, head: dict[str, Tensor]) -> None:
+        """Copy the model with a head of weight [classes, features] and bias [classes], and draw all batches."""
+        self.home, config = home, home.config
         home.load(head)
         self.model = copy.deepcopy(home.model)
         self.parameters = set_trained(self.model, home.trained_names(1))
@@ -147,25 +104,24 @@ class Bare:
         if config.compile != "off":
             self.network = cast(nn.Module, torch.compile(self.model, mode=config.compile, dynamic=False))
         generator = random_generator(0, "bench round")
-        everything = batch_positions(len(home.data.train), config.batch_size, CLIENTS * LOCAL_STEPS, generator)
-        self.batches = torch.from_numpy(everything).to(home.device)
+        positions = batch_positions(len(home.data.train), config.batch_size, CLIENTS * LOCAL_STEPS, generator)
+        self.batches = torch.from_numpy(positions).to(home.device)
         padding = home.preprocessing.crop_padding
-        self.augmentations = draw_augmentations(len(everything), config.batch_size, padding, generator, home.device)
+        self.augmentations = draw_augmentations(len(positions), config.batch_size, padding, generator, home.device)
 
     def __call__(self) -> None:
-        """As many steps as a round has."""
-        images, labels = self.home.data.train.images, self.home.data.train.labels
-        device, precision = self.home.device, self.config.precision
-        fused = True if device.type == "cpu" else None  # as a client's
-        optimizer = torch.optim.SGD(self.parameters, lr=LEARNING_RATE, momentum=self.config.momentum, fused=fused)
-        loss_sum = torch.zeros((), device=device)
+        """Take the steps."""
         self.model.train()
-        for batch, augmentation in zip(self.batches, self.augmentations, strict=True):
+        fused = True if self.home.device.type == "cpu" else None  # as a client does
+        optimizer = torch.optim.SGD(self.parameters, LEARNING_RATE, self.home.config.momentum, fused=fused)
+        take_steps(self._losses(), optimizer).item()
+
+    def _losses(self) -> Iterator[Callable[[], Tensor]]:
+        images, labels = self.home.data.train.images, self.home.data.train.labels
+
+        def loss(batch: Tensor, augmentation: Augmentation) -> Tensor:
             inputs = self.home.preprocessing.training_inputs(images[batch], augmentation)
-            with autocast(device, precision):
-                loss = functional.cross_entropy(self.network(inputs), labels[batch])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            loss_sum += loss.detach()
-        loss_sum.item()
+            with autocast(self.home.device, self.home.config.precision):
+                return functional.cross_entropy(self.network(inputs), labels[batch])
+
+        return (partial(loss, *each) for each in zip(self.batches, self.augmentations, strict=True))

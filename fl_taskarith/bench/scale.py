@@ -1,5 +1,6 @@
 """From a hundred to a hundred thousand virtual clients, as many sampled each round: time and memory of a round."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -7,12 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fl_taskarith.bench.report import Bench, median, resident_bytes
-from fl_taskarith.bench.worker import ONLY_ROUNDS, start, train_round, workers
-from fl_taskarith.config.settings import Config, load
+from fl_taskarith.bench.harness import Result, medians, round_settings
+from fl_taskarith.bench.run_process import Start, alternate_runs
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.storage.files import scratch_folder
-from fl_taskarith.workspace.machine import choose_device
 from fl_taskarith.workspace.workspace import Resident
 
 SAMPLED = 10  # clients per round
@@ -34,92 +33,43 @@ class DrawnShards(Sequence[Tensor]):
         return self.num_clients
 
     def __getitem__(self, client: int) -> Tensor:  # type: ignore[override]
+        """Return the positions of a client's examples, int64 [SHARD_SIZE]."""
         if not 0 <= client < self.num_clients:
             raise IndexError(client)
         generator = random_generator(0, "drawn shards", client=client)
         return torch.from_numpy(generator.choice(self.num_examples, SHARD_SIZE, replace=False)).to(self.device)
 
 
-def bench_scale(
-    model_name: str = "vit_glyph",
-    input_size: int = 16,
-    clients: Sequence[int] = (100, 1_000, 10_000, 100_000),
-    repeats: int = 15,
-    device_name: str = "auto",
-) -> Bench:
-    """Seconds of a round, and the memory its process holds after the last, for each number of clients.
+def bench_scale(options: Namespace) -> Result:
+    """Alternate rounds of one run for each number of clients; measure the memory of its process after the last.
 
-    Each has a process of its own, with real runs of ours on one thread; their rounds are taken in turn, after one that
-    is not counted. Round 0 is apart: it sends the frozen head to every client, once, and asks every client for sums.
+    The runs are real ones, each in a process of its own on one thread. Round 0 is apart: it sends the frozen head to
+    every client, once, and asks every client for sums.
     """
-    counts = sorted(set(clients))
-    measured: dict[int, list[float]] = {count: [] for count in counts}
-    with scratch_folder() as folder, workers(counts) as processes:
-        before = {
-            count: process.apply(
-                start,
-                (
-                    _config(model_name, input_size, count, device_name, folder),
-                    partial(_drawn_shards, count),
-                    count <= ALL_ASKED,
-                ),
-            )
-            for count, process in processes.items()
-        }
-        for number in range(1, repeats + 2):
-            for count, process in processes.items():
-                seconds = process.apply(train_round, (number,))
-                if number > 1:
-                    measured[count].append(seconds)
-        memory = {count: process.apply(resident_bytes) for count, process in processes.items()}
-    per_round = {count: median(seconds) for count, seconds in measured.items()}
-    smallest, largest = counts[0], counts[-1]
-    ratio = per_round[largest] / per_round[smallest]
-    spread = max(memory.values()) / min(memory.values())
-    lines = [
-        f"{model_name} at {input_size} px, {SAMPLED} clients of {SHARD_SIZE} examples per round, median of {repeats} "
-        f"on {choose_device(device_name).type}; memory within {100 * (spread - 1):.1f} %",
-        *(
-            f"K = {count:>7,}  {1000 * per_round[count]:7.1f} ms per round  {memory[count] / 2**20:6.0f} MiB  once: "
-            + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in before[count].items())
-            for count in counts
-        ),
-    ]
+    counts = sorted(set(options.clients))
+    with scratch_folder() as folder:
+        runs = alternate_runs({count: run_start(options, count, folder) for count in counts}, options.repeats)
+    measured, memory = ({count: getattr(runs[count], name) for count in counts} for name in ("seconds", "memory"))
+    per_round, spread = medians(measured), max(memory.values()) / min(memory.values())
+    lines = [f"{SAMPLED} clients of {SHARD_SIZE} examples per round; memory within {100 * (spread - 1):.1f} %"]
+    for count, run in runs.items():
+        once = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in run.before.items())
+        lines.append(f"K = {count:>7,}  {1000 * per_round[count]:7.1f} ms per round  {run.memory / 2**20:6.0f} MiB  "
+                     f"once: {once}")  # fmt: skip
     figures = {
-        "model": model_name,
-        "input_size": input_size,
-        "sampled": SAMPLED,
-        "shard_size": SHARD_SIZE,
-        "repeats": repeats,
-        "clients": counts,
-        "seconds": measured,
-        "seconds_per_round": per_round,
-        "memory_bytes": memory,
-        "memory_ratio": spread,
-        "round_zero_seconds": before,
+        **{"sampled": SAMPLED, "shard_size": SHARD_SIZE, "clients": counts, "seconds": measured},
+        **{"seconds_per_round": per_round, "memory_bytes": memory, "memory_ratio": spread},
+        "round_zero_seconds": {count: run.before for count, run in runs.items()},
     }
-    return Bench("scale", ratio, figures, tuple(lines))
+    return Result(per_round[counts[-1]] / per_round[counts[0]], figures, lines)
+
+
+def run_start(options: Namespace, num_clients: int, folder: Path) -> Start:
+    """Return how a run among `num_clients` drawn shards begins, its files in `folder`."""
+    config = round_settings(options, num_clients=num_clients, participation=min(1.0, SAMPLED / num_clients),
+                            learning_rate=1e-3, threads=1, results_dir=str(folder / str(num_clients)))  # fmt: skip
+    return Start(config, partial(_drawn_shards, num_clients), num_clients <= ALL_ASKED)
 
 
 def _drawn_shards(num_clients: int, home: Resident) -> DrawnShards:
     return DrawnShards(num_clients, len(home.data.train), home.device)
-
-
-def _config(model_name: str, input_size: int, num_clients: int, device_name: str, folder: Path) -> Config:
-    return load(
-        overrides={
-            **ONLY_ROUNDS,
-            "dataset": "synthetic",
-            "model": model_name,
-            "input_size": input_size,
-            "num_clients": num_clients,
-            "participation": min(1.0, SAMPLED / num_clients),
-            "sharding": "iid",
-            "learning_rate": 1e-3,
-            "threads": 1,
-            "precision": "fp32",
-            "compile": "off",
-            "device": device_name,
-            "results_dir": str(folder / str(num_clients)),
-        }
-    )

@@ -1,7 +1,7 @@
 """Kinds of command-line arguments, and those that several commands take."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -52,6 +52,19 @@ class ListAction(argparse.Action):
         setattr(namespace, self.dest, "all" if value == "all" else "groups")
         if value not in (None, "all"):
             namespace.displaced = [*getattr(namespace, "displaced", ()), value]
+
+
+class LateParser(argparse.ArgumentParser):
+    """A parser that calls `fill(parser, arguments)` once its command is chosen, for options that need slow imports."""
+
+    fill: Callable[[argparse.ArgumentParser, Sequence[str]], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, all options added."""
+        if self.fill is not None:
+            fill, self.fill = self.fill, None
+            fill(self, args)
+        return super().parse_known_args(args, namespace)
 
 
 def parse_words(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,28 +1,28 @@
 """The command `fl-taskarith`: argument parsing only."""
 
 import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fl_taskarith.cli.arguments import ListAction, add_overwrite, add_settings, add_sharing, parse_words, positive
+from fl_taskarith.cli.arguments import (
+    LateParser,
+    ListAction,
+    add_overwrite,
+    add_settings,
+    add_sharing,
+    parse_words,
+    positive,
+)
 from fl_taskarith.cli.bench_commands import add_benches
+from fl_taskarith.cli.merge_command import add_merge, run_merge
 from fl_taskarith.config import settings as configuration
 from fl_taskarith.config.reference import help_text
 from fl_taskarith.config.toml import read_toml
 from fl_taskarith.errors import ConfigError, FlTaskarithError
 from fl_taskarith.server.interruption import Interrupted, ending_on_sigterm
 from fl_taskarith.storage.paths import results_root, shipped_file
-
-MERGE_METHODS = ("task-arithmetic", "average", "fednova", "fedgma", "median", "cclip", "ties", "dare")
-MERGE_PARAMETERS = {
-    "threshold": "fedgma: agreement on a sign from which an entry is not damped, ρ",
-    "radius": "cclip: largest norm of a task vector, ρ",
-    "keep": "ties: share of entries of each task vector that stay",
-    "drop": "dare: share of entries of each task vector that are dropped, p",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="\n".join([*overview, f"example: fl-taskarith simulate {words['run']['simulate']['example']}"]),
         formatter_class=raw,
     )
-    commands = parser.add_subparsers(prog="fl-taskarith", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(
+        prog="fl-taskarith", required=True, metavar="COMMAND", help=argparse.SUPPRESS, parser_class=LateParser
+    )
     for name, text in (pair for group in words.values() for pair in group.items()):
         about, example = text["about"], f"example: fl-taskarith {name} {text['example']}"
         command = commands.add_parser(
@@ -66,24 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run, name=name)
         add_arguments(command)
     return parser
-
-
-def _add_merge(merge: argparse.ArgumentParser) -> None:
-    merge.add_argument("models", nargs="+", type=Path, metavar="MODEL.safetensors", help="fine-tuned models or folders")
-    merge.add_argument("--base", type=Path, help="θ₀, the model they were fine-tuned from")
-    merge.add_argument("--task-vectors", action="store_true", help="the files hold θ - θ₀ already")
-    merge.add_argument("--method", choices=MERGE_METHODS, default="task-arithmetic", help="default: %(default)s")
-    merge.add_argument("--scale", type=float, help="λ (default: where equal models merge into themselves)")
-    for name, about in MERGE_PARAMETERS.items():
-        merge.add_argument(f"--{name}", type=float, help=about)
-    merge.add_argument("--steps", type=float, nargs="+", default=(), help="fednova: local steps of each model")
-    merge.add_argument("--seed", type=int, default=0, help="of what dare drops, and of tasks (default: %(default)s)")
-    merge.add_argument("--search", type=Path, metavar="BENCHMARK.toml", help="choose λ and the rest on validation of "
-                       "these tasks, one per model in order (see one-shot)")  # fmt: skip
-    merge.add_argument("--data", default="", metavar="LEVEL", help="of the tasks, under --search (default: the first)")
-    merge.add_argument("--output", type=Path, default=Path("merged.safetensors"), help="default: %(default)s; an "
-                       "earlier merge there is replaced, an input never")  # fmt: skip
-    add_overwrite(merge)
 
 
 def _simulate(parsed: argparse.Namespace) -> None:
@@ -125,40 +109,6 @@ def _shards(parsed: argparse.Namespace) -> None:
     from fl_taskarith.describe.shard_histogram import show_shards
 
     show_shards(config, parsed.output, parsed.overwrite)
-
-
-def _merge(parsed: argparse.Namespace) -> None:
-    from fl_taskarith.merging.merge_rules import MERGE_RULES
-    from fl_taskarith.one_shot.merge_checks import check_output
-    from fl_taskarith.one_shot.merge_files import MergeSettings, describe_sources, merge, open_sources, write_merged
-    from fl_taskarith.storage.files import make_folder
-
-    given = {name: getattr(parsed, name) for name in MERGE_PARAMETERS if getattr(parsed, name) is not None}
-    own = MERGE_RULES[parsed.method].parameter
-    if foreign := given.keys() - {own}:
-        raise ConfigError(f"The method {parsed.method} takes no --{', --'.join(sorted(foreign))}.")
-    if parsed.steps and parsed.method != "fednova":
-        raise ConfigError(f"--steps has no effect under --method {parsed.method}: leave it out, or choose fednova.")
-    if parsed.search is None and (parsed.data or (parsed.seed and parsed.method != "dare")):
-        unused = "--data" if parsed.data else f"--seed under --method {parsed.method}"
-        raise ConfigError(f"{unused} has no effect without --search: leave it out.")
-    read = [path for path in (*parsed.models, parsed.base, parsed.search) if path is not None]
-    check_output(parsed.output, read, parsed.overwrite)
-    sources = open_sources(parsed.base, parsed.models, parsed.task_vectors)
-    print(describe_sources(sources))
-    make_folder(parsed.output.parent)
-    settings = MergeSettings(parsed.method, given.get(own), parsed.scale, parsed.steps, parsed.seed)
-    if parsed.search is not None:
-        if given or parsed.scale is not None:
-            raise ConfigError(f"--search chooses --scale{' and --' + own if own else ''}: leave them out.")
-        from fl_taskarith.one_shot.benchmark_file import load_one_shot
-        from fl_taskarith.one_shot.search_files import search_files
-
-        settings = search_files(sources, settings, load_one_shot(parsed.search), parsed.data)
-    merged = merge(sources, settings)
-    facts = dataclasses.asdict(settings) | {"models": [path.name for path in parsed.models]}
-    write_merged(sources, merged, facts, parsed.output)
-    print(parsed.output.resolve())
 
 
 def _one_shot(parsed: argparse.Namespace) -> None:
@@ -356,7 +306,7 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
 
 
 Run = Callable[[argparse.Namespace], None]
-COMMANDS: Mapping[str, tuple[Run | None, Callable[[argparse.ArgumentParser], None]]] = {
+COMMANDS: Mapping[str, tuple[Run | None, Callable[[LateParser], None]]] = {
     "simulate": (_simulate, add_settings),
     "centralized": (_simulate, add_settings),
     "search": (_search, _add_search),
@@ -368,7 +318,7 @@ COMMANDS: Mapping[str, tuple[Run | None, Callable[[argparse.ArgumentParser], Non
     "plot": (_plot, _add_plot),
     "mask": (_mask, _add_mask),
     "shards": (_shards, _add_shards),
-    "merge": (_merge, _add_merge),
+    "merge": (run_merge, add_merge),
     "bench": (None, _add_bench),  # each benchmark has a parser of its own, which says what runs it
     "pretrain-glyph": (_pretrain_glyph, _add_pretrain),
 }

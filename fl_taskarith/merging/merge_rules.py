@@ -1,162 +1,130 @@
 """Merging T fine-tuned models at once: one round of federated averaging, with the remedies of both fields.
 
-θ = θ₀ + λ · direction(τ_1, ..., τ_T). Every rule takes a sequence of task vectors and looks tensors up one name at a
-time, so a task vector may read itself from a file: memory is T tensors of one name and one direction. The scaling is
-that of Tao et al. (arXiv 2411.18607): of a sum for task arithmetic, FedGMA, CCLIP and DARE, of a mean for the others.
+θ = θ₀ + λ · direction(τ_1, ..., τ_T). A rule takes a sequence of task vectors and looks tensors up one name at a time,
+so a task vector may read itself from a file: memory is T tensors of one name and one direction. The scaling is that of
+Tao et al. (arXiv 2411.18607): of a sum for task arithmetic, FedGMA, CCLIP and DARE, of a mean for the others.
+
+To add a rule, put a file with a function under `@merge_rule` into `merging/rules/`, or name one as "module:function".
 """
 
+import dataclasses
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from fl_taskarith.merging.robust import TaskVectors, coordinate_median, norms, stacked
-from fl_taskarith.merging.trimming import magnitude_threshold
-from fl_taskarith.seeding import random_generator, torch_seed
+from fl_taskarith.errors import ConfigError
+from fl_taskarith.merging.robust import TaskVectors, stacked
 
 Direction = dict[str, Tensor]
 
 SCALES = tuple(round(0.05 * step, 2) for step in range(1, 41))  # λ searched: 0.05, 0.10, ..., 2.0
-GMA_THRESHOLDS = tuple(round(0.1 * step, 1) for step in range(1, 10))
-CLIPPING_RADII = 5  # evenly from the smallest to the largest norm of a task vector
-KEPT_SHARES = (0.1, 0.2, 0.5)
-DROPPED_SHARES = (0.5, 0.8, 0.9)
-
-
-def task_arithmetic(task_vectors: TaskVectors) -> Direction:
-    """Σ τ_t (Ilharco et al., ICLR 2023)."""
-    return _by_name(task_vectors, lambda name, rows: rows.sum(0))
-
-
-def average(task_vectors: TaskVectors) -> Direction:
-    """Σ τ_t / T: the mean of the models."""
-    return _by_name(task_vectors, lambda name, rows: rows.mean(0))
-
-
-def fednova(task_vectors: TaskVectors, steps: Sequence[float]) -> Direction:
-    """Σ (mean(K) / K_t / T) τ_t for K_t local steps: a model that took more of them does not count for more.
-
-    Tao et al.'s form of FedNova, which is the mean for equal steps. The optimizer's `step_coefficient_sum` in place of
-    the plain number counts momentum.
-    """
-    if len(steps) != len(task_vectors) or min(steps, default=1.0) <= 0:
-        raise ValueError(f"FedNova needs a positive number of steps for each of {len(task_vectors)} models: {steps}")
-    taken = torch.tensor(steps, dtype=torch.float64)
-    weights = taken.mean() / taken / len(steps)
-    return _by_name(task_vectors, lambda name, rows: torch.tensordot(weights.to(rows), rows, dims=1))
-
-
-def fedgma(task_vectors: TaskVectors, threshold: float) -> Direction:
-    """m ⊙ Σ τ_t, m = 1 where |Σ sign τ_t| / T is at least ρ = `threshold`, else that agreement (Tenison et al.)."""
-
-    def masked_sum(name: str, rows: Tensor) -> Tensor:
-        agreement = rows.sign().sum(0).abs() / len(rows)
-        return rows.sum(0) * torch.where(agreement >= threshold, 1.0, agreement)
-
-    return _by_name(task_vectors, masked_sum)
-
-
-def median(task_vectors: TaskVectors) -> Direction:
-    """The median of every entry (Yin et al., ICML 2018)."""
-    return coordinate_median(task_vectors)
-
-
-def cclip(task_vectors: TaskVectors, radius: float) -> Direction:
-    """Σ τ_t min(1, ρ/‖τ_t‖), ρ = `radius`: centred clipping (Karimireddy et al.) once from 0, times T."""
-    if not radius > 0:
-        raise ValueError(f"centred clipping needs a radius above 0, not {radius}")
-    shares = (radius / norms(task_vectors)).clamp(max=1.0)
-    return _by_name(task_vectors, lambda name, rows: torch.tensordot(shares.to(rows), rows, dims=1))
-
-
-def ties(task_vectors: TaskVectors, keep: float) -> Direction:
-    """Trim, elect sign, disjoint mean (Yadav et al., NeurIPS 2023).
-
-    Of each task vector the share `keep` of entries of largest magnitude over all tensors stays; each entry takes the
-    sign of the sum of what is left, and the mean of those that have it.
-    """
-    thresholds = torch.tensor([magnitude_threshold(vector, keep) for vector in task_vectors])
-
-    def merged(name: str, rows: Tensor) -> Tensor:
-        limit = thresholds.to(rows).view(-1, *[1] * (rows.dim() - 1))
-        trimmed = rows * (rows.abs() >= limit)
-        elected = trimmed * (trimmed.sign() == trimmed.sum(0).sign())
-        return elected.sum(0) / (elected != 0).sum(0).clamp(min=1)
-
-    return _by_name(task_vectors, merged)
-
-
-def dare(task_vectors: TaskVectors, drop: float, seed: int = 0) -> Direction:
-    """Σ of task vectors whose entries are each dropped with probability p = `drop`, the others times 1/(1 − p).
-
-    Yu et al. (ICML 2024) on task arithmetic. What is dropped is a function of (seed, tensor, model).
-    """
-    if not 0 <= drop < 1:
-        raise ValueError(f"DARE drops a share of 0 <= p < 1, not {drop}")
-
-    def dropped_sum(name: str, rows: Tensor) -> Tensor:
-        for model, row in enumerate(rows):
-            generator = torch.Generator().manual_seed(torch_seed(random_generator(seed, f"dare {name}", 0, model)))
-            row.mul_(torch.rand(row.shape, generator=generator).to(row.device) >= drop)
-        return rows.sum(0) / (1 - drop)
-
-    return _by_name(task_vectors, dropped_sum)
 
 
 @dataclass(frozen=True)
 class MergeRule:
-    """A rule and what is searched for it.
+    """A row of the table of merge rules.
 
-    parameter: its hyper-parameter's name, "" if it has none. values: those searched, given the task vectors. scaled:
-    whether λ is searched; otherwise it is 1. summed: whether the direction scales as a sum of task vectors.
+    Attributes:
+        name: on the command line and in files.
+        function: from task vectors, and from those of its own parameter, `steps` (‖a‖₁ or local steps of each model)
+            and `seed` that its signature has, to the direction.
+        about: what it does, in a line. source: the paper.
+        parameter: its hyper-parameter's name, "" if it has none. meaning: that one's, in a line.
+        values: those searched, or a function that gives them for the task vectors.
+        scaled: whether λ is searched; otherwise it is 1.
+        summed: whether the direction scales as a sum of task vectors.
+        needs_base: False if moving all models by the same vector moves the merged one by it too, so that θ₀ cancels.
     """
 
-    direction: Callable[..., Direction]
+    name: str
+    function: Callable[..., Direction]
+    about: str
+    source: str = ""
     parameter: str = ""
-    values: Callable[[TaskVectors], Sequence[float]] = lambda task_vectors: ()
+    meaning: str = ""
+    values: Sequence[float] | Callable[[TaskVectors], Sequence[float]] = ()
     scaled: bool = True
     summed: bool = False
+    needs_base: bool = True
+
+    def __call__(self, task_vectors: TaskVectors, *arguments: object, **named: object) -> Direction:
+        """Return the direction, each tensor in the shape that the task vectors have it."""
+        return self.function(task_vectors, *arguments, **named)
+
+    def takes(self, argument: str) -> bool:
+        """Return whether the function has this argument."""
+        return argument in inspect.signature(self.function).parameters
+
+    def direction(self, task_vectors: TaskVectors, value: float | None, steps: Sequence[float], seed: int) -> Direction:
+        """Return the direction at `value` of the parameter, if there is one, in the shapes of the task vectors.
+
+        Raises:
+            ValueError: an argument is out of range, or the task vectors do not match.
+        """
+        given = {self.parameter: value, "steps": steps, "seed": seed}
+        return self.function(task_vectors, **{name: each for name, each in given.items() if self.takes(name)})
+
+    def searched(self, task_vectors: TaskVectors) -> list[float | None]:
+        """Return the values of the parameter to try; [None] without a parameter. Tensors of any shapes."""
+        values = self.values(task_vectors) if callable(self.values) else self.values
+        return list(values) if self.parameter else [None]
 
     def default_scale(self, number: int) -> float:
-        """λ at which equal task vectors merge into themselves: 1/T for a sum, 1 for a mean."""
+        """Return λ at which equal task vectors merge into themselves: 1/T for a sum, 1 for a mean."""
         return 1 / number if self.summed else 1.0
 
 
-def clipping_radii(task_vectors: TaskVectors) -> Sequence[float]:
-    """Evenly from the smallest to the largest norm of a task vector."""
-    lengths = norms(task_vectors)
-    return sorted(set(torch.linspace(float(lengths.min()), float(lengths.max()), CLIPPING_RADII).tolist()))
+def merge_rule(name: str, about: str, **facts: object) -> Callable[[Callable[..., Direction]], MergeRule]:
+    """Return a decorator that makes a function from task vectors to a direction a `MergeRule` with these attributes."""
+    return lambda function: MergeRule(name, function, about, **facts)  # type: ignore[arg-type]
 
 
-MERGE_RULES: dict[str, MergeRule] = {
-    "task-arithmetic": MergeRule(task_arithmetic, summed=True),
-    "average": MergeRule(average, scaled=False),
-    "fednova": MergeRule(fednova),
-    "fedgma": MergeRule(fedgma, "threshold", lambda task_vectors: GMA_THRESHOLDS, summed=True),
-    "median": MergeRule(median),
-    "cclip": MergeRule(cclip, "radius", clipping_radii, summed=True),
-    "ties": MergeRule(ties, "keep", lambda task_vectors: KEPT_SHARES),
-    "dare": MergeRule(dare, "drop", lambda task_vectors: DROPPED_SHARES, summed=True),
-}
+@cache
+def merge_rules() -> dict[str, MergeRule]:
+    """Return every rule in the files of `merging/rules/` by its name, in the order of files and lines."""
+    folder = importlib.import_module("fl_taskarith.merging.rules")  # whose files import this one
+    names = [f"{folder.__name__}.{each.name}" for each in pkgutil.iter_modules(folder.__path__)]
+    modules = [importlib.import_module(name) for name in names]
+    return {rule.name: rule for module in modules for rule in vars(module).values() if isinstance(rule, MergeRule)}
 
 
-def merge_direction(
-    method: str, task_vectors: TaskVectors, value: float | None, steps: Sequence[float], seed: int
-) -> Direction:
-    """The direction of the rule `method` at the value of its hyper-parameter, if it has one."""
-    rule = MERGE_RULES[method]
-    arguments: dict[str, Any] = {rule.parameter: value} if rule.parameter else {}
-    if method == "fednova":
-        arguments["steps"] = steps
-    if method == "dare":
-        arguments["seed"] = seed
-    return rule.direction(task_vectors, **arguments)
+def find_rule(name: str) -> MergeRule:
+    """Return the rule of this name, or the function that "module:function" names; undecorated, it takes no parameter.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name in merge_rules():
+        return merge_rules()[name]
+    module, colon, function = name.partition(":")
+    try:
+        rule = getattr(importlib.import_module(module), function) if colon else None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f'The merge rule "{name}" cannot be imported: {error}. Expected "module:function" of an installed module, '
+            "or of one in a folder on PYTHONPATH."
+        ) from error
+    if callable(rule):
+        if isinstance(rule, MergeRule):
+            return dataclasses.replace(rule, name=name)
+        return MergeRule(name, rule, (rule.__doc__ or "a function of your own").partition("\n")[0])
+    raise ConfigError(
+        f'"{name}" is no merge rule: expected one of {", ".join(merge_rules())}, or "module:function" of your own.'
+    )
 
 
-def _by_name(task_vectors: TaskVectors, combine: Callable[[str, Tensor], Tensor]) -> Direction:
-    """`combine` of the stacked tensors [T, ...] of every name."""
+def by_name(task_vectors: TaskVectors, combine: Callable[[str, Tensor], Tensor]) -> Direction:
+    """Return `combine(name, rows)` for the rows [T, ...] that the task vectors have under each name.
+
+    Raises:
+        ValueError: no task vectors, or they differ in names or shapes.
+    """
     if not task_vectors:
         raise ValueError("there are no task vectors to merge")
     for vector in task_vectors:
@@ -167,6 +135,8 @@ def _by_name(task_vectors: TaskVectors, combine: Callable[[str, Tensor], Tensor]
 
 
 def scaled_weights(weights: Mapping[str, Tensor], direction: Mapping[str, Tensor], scale: float) -> Direction:
-    """θ₀ + λ · direction, computed in the direction's type and returned in θ₀'s."""
-    return {name: torch.add(weights[name].to(value), value, alpha=scale).to(weights[name]) for name, value in
-            direction.items()}  # fmt: skip
+    """Return θ₀ + λ · direction, computed in the direction's dtype and returned in θ₀'s, in the same shapes."""
+    return {
+        name: torch.add(weights[name].to(value), value, alpha=scale).to(weights[name])
+        for name, value in direction.items()
+    }

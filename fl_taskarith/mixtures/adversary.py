@@ -73,7 +73,8 @@ class Adversary:
             predicted: Tensor = inputs @ self._own_theta
             return predicted + mixture.noise * noise
         spread = float(mixture.truth[mixture.cluster_of(client)].norm().square() + mixture.noise**2) ** 0.5
-        return spread * noise
+        scaled: Tensor = spread * noise
+        return scaled
 
     @cached_property
     def _own_theta(self) -> Tensor:

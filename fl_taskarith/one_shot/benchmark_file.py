@@ -4,26 +4,27 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fl_taskarith.config import settings as configuration
 from fl_taskarith.config.effects import ONE_BY_ONE, explain, refuse_idle
-from fl_taskarith.config.fields import kebab, rules, snake
+from fl_taskarith.config.fields import kebab, rules
 from fl_taskarith.config.rule import AUTO
 from fl_taskarith.config.settings import Config
 from fl_taskarith.config.toml import read_toml
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.merging.merge_rules import MERGE_RULES
+from fl_taskarith.merging.merge_rules import find_rule, merge_rules
 from fl_taskarith.one_shot.finetune import Spread
 from fl_taskarith.one_shot.tasks import FAMILIES
 from fl_taskarith.study.search import Search
 from fl_taskarith.workspace.machine import on_this_machine
 
+KEYS = ("title", "name", "seeds", "methods", "reference", "tasks", "settings", "data", "training", "search")
 TASK_KEYS = {"family": str, "number": int, "heads": str, "folders": list}
-TRAINING_KEYS = ("steps-spread", "learning-rate-spread", "batch-size-spread")
+TRAINING_KEYS = ("steps-spread", "learning-rate-spread", "batch-size-spread")  # in the order of `Spread`
 SPLITS = ("train-subset", "test-subset", "validation-size", "calibration-size")  # of the data set
 USED = frozenset(  # by fine-tuning, which does all else in one way only
     {"dataset", "data-dir", "download", "augmentation", "model", "weights", "input-size", "trainable-blocks", *SPLITS}
@@ -83,15 +84,15 @@ class OneShot:
         ]
 
     def config(self, seed: int = 0) -> Config:
-        """The settings of fine-tuning."""
+        """Return the settings of fine-tuning."""
         return on_this_machine(configuration.from_mapping({**self.settings, **SETTINGS, "seed": seed}))
 
     def at_rate(self, rate: float) -> "OneShot":
-        """The same benchmark at a learning rate."""
+        """Return the benchmark at another learning rate."""
         return dataclasses.replace(self, settings={**self.settings, "learning-rate": rate})
 
     def fingerprint(self, cell: Cell) -> str:
-        """Eight hexadecimal digits of all that decides a cell's numbers, but for its methods."""
+        """Return eight hexadecimal digits of all that decides a cell's numbers, but for its methods."""
         identity = [self.config(cell.seed).fingerprint(), self.family, self.number, self.shared_head, self.folders,
                     cell.overlap, asdict(cell.spread), cell.seed]  # fmt: skip
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
@@ -114,22 +115,17 @@ def load_one_shot(path: Path, overrides: Mapping[str, Any] | None = None) -> One
 
 
 def _one_shot(document: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]) -> OneShot:
-    known = ("title", "name", "seeds", "methods", "reference", "tasks", "settings", "data", "training",
-             "search")  # fmt: skip
-    _check_keys(document, known, "benchmark")
-    name = document.get("name")
+    _check_keys(document, KEYS, "benchmark")
+    name, seeds = document.get("name"), document.get("seeds")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}", name):
         raise ConfigError(f"name = {name!r}: expected a plain folder name.")
-    seeds = document.get("seeds")
     if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
         raise ConfigError(f"seeds = {seeds!r}: expected a list of whole numbers from 0.")
-    methods = document.get("methods", list(MERGE_RULES))
-    reference = document.get("reference", "task-arithmetic")
-    if not isinstance(methods, list) or not set(methods) <= MERGE_RULES.keys() or reference not in methods:
-        raise ConfigError(
-            f"methods = {methods!r}, reference = {reference!r}: expected names among {', '.join(MERGE_RULES)}, the "
-            "reference one of them."
-        )
+    methods, reference = document.get("methods", list(merge_rules())), document.get("reference", "task-arithmetic")
+    if not isinstance(methods, list) or reference not in methods:
+        raise ConfigError(f"methods = {methods!r}, reference = {reference!r}: expected a list, the reference in it.")
+    for method in methods:
+        find_rule(str(method))
     family, number, shared_head, folders = _tasks(_table(document, "tasks"))
     settings = {**_table(document, "settings", {}), **overrides}
     given = {kebab(key) for key in settings}
@@ -147,8 +143,8 @@ def _one_shot(document: Mapping[str, Any], path: Path, overrides: Mapping[str, A
         number=number,
         shared_head=shared_head,
         folders=folders,
-        data={level: _overlap(table, level) for level, table in _levels(document, "data")},
-        training={level: _spread(table, level) for level, table in _levels(document, "training")},
+        data={level: _overlap(table, place) for level, place, table in _levels(document, "data")},
+        training={level: _spread(table, place) for level, place, table in _levels(document, "training")},
         methods=tuple(methods),
         reference=reference,
         rates=_rates(document, settings),
@@ -170,7 +166,7 @@ def _refuse_idle(config: Config, given: set[str]) -> None:
 
 
 def _rates(document: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[float, ...]:
-    """The grid of [search], if there is one: as in a study, at least four decades."""
+    """Return the grid of [search], if there is one: as in a study, at least four decades."""
     if "search" not in document:
         return ()
     table = _table(document, "search")
@@ -178,21 +174,19 @@ def _rates(document: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[fl
     if "learning-rate" in settings:
         raise ConfigError("[settings] learning-rate contradicts [search], which chooses it: leave one out.")
     try:
-        search = Search(float(table["from"]), float(table["to"]), table.get("per-decade", 2), (1,), 1, 0)
+        return Search(float(table["from"]), float(table["to"]), table.get("per-decade", 2), (1,), 1, 0).rates
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"[search] needs the numbers from and to, and perhaps per-decade ({error!r}).") from error
-    return tuple(search.rates)
 
 
 def _tasks(table: Mapping[str, Any]) -> tuple[str, int, bool, tuple[str, ...]]:
-    _check_keys(table, tuple(TASK_KEYS), "[tasks]")
+    _check_keys(table, TASK_KEYS, "[tasks]")
     for key, value in table.items():
         if type(value) is not TASK_KEYS[key]:
             raise ConfigError(f"[tasks] {key} = {value!r}: expected a {TASK_KEYS[key].__name__}.")
-    family = table.get("family", "")
+    family, folders = table.get("family", ""), tuple(table.get("folders", ()))
     if family not in FAMILIES:
         raise ConfigError(f"[tasks] family = {family!r}: expected one of {', '.join(FAMILIES)}.")
-    folders = tuple(table.get("folders", ()))
     if bool(folders) != (family == "folders"):
         raise ConfigError('[tasks] folders belong to family = "folders", which needs them.')
     number = len(folders) or table.get("number", 0)
@@ -204,34 +198,33 @@ def _tasks(table: Mapping[str, Any]) -> tuple[str, int, bool, tuple[str, ...]]:
     return family, number, heads == "shared", folders
 
 
-def _levels(document: Mapping[str, Any], kind: str) -> list[tuple[str, Mapping[str, Any]]]:
+def _levels(document: Mapping[str, Any], kind: str) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Return name, place in the file and table of every level of one heterogeneity."""
     tables = document.get(kind)
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f"[[{kind}]]: expected at least one level, each with a name.")
     names = [table.get("name") for table in tables]
     if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
         raise ConfigError(f"[[{kind}]] names = {names!r}: expected a different one for each level.")
-    return [(str(table["name"]), table) for table in tables]
+    return [(name, f'[[{kind}]] "{name}"', table) for name, table in zip(names, tables, strict=True)]
 
 
-def _overlap(table: Mapping[str, Any], level: str) -> float:
-    _check_keys(table, ("name", "overlap"), f'[[data]] "{level}"')
-    overlap = table.get("overlap")
-    if isinstance(overlap, bool) or not isinstance(overlap, (int, float)) or not 0 <= overlap <= 1:
-        raise ConfigError(f'[[data]] "{level}" overlap = {overlap!r}: expected a number from 0 to 1.')
-    return float(overlap)
+def _overlap(table: Mapping[str, Any], place: str) -> float:
+    _check_keys(table, ("name", "overlap"), place)
+    return _number(table.get("overlap"), f"{place} overlap", 0, 1, "a number from 0 to 1")
 
 
-def _spread(table: Mapping[str, Any], level: str) -> Spread:
-    place = f'[[training]] "{level}"'
+def _spread(table: Mapping[str, Any], place: str) -> Spread:
     _check_keys(table, ("name", *TRAINING_KEYS), place)
-    values = {}
-    for key in TRAINING_KEYS:
-        value = table.get(key, 1.0)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= 1000:
-            raise ConfigError(f"{place} {key} = {value!r}: expected a number from 1 (the same for all) to 1000.")
-        values[snake(key.removesuffix("-spread"))] = float(value)
-    return Spread(**values)
+    expected = "a number from 1 (the same for all) to 1000"
+    values = (_number(table.get(key, 1.0), f"{place} {key}", 1, 1000, expected) for key in TRAINING_KEYS)
+    return Spread(*values)
+
+
+def _number(value: object, place: str, low: float, high: float, expected: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ConfigError(f"{place} = {value!r}: expected {expected}.")
+    return float(value)
 
 
 def _table(document: Mapping[str, Any], key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
@@ -241,6 +234,6 @@ def _table(document: Mapping[str, Any], key: str, default: Mapping[str, Any] | N
     return table
 
 
-def _check_keys(table: Mapping[str, Any], known: Sequence[str], place: str) -> None:
+def _check_keys(table: Mapping[str, Any], known: Collection[str], place: str) -> None:
     if unknown := [key for key in table if key not in known]:
         raise ConfigError(f'{place}: "{unknown[0]}" is not known here; expected {", ".join(known)}.')

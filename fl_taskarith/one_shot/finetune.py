@@ -1,14 +1,17 @@
-"""Fine-tuning one model per task from the same θ₀ under a fixed head, with a knob for unequal training."""
+"""Fine-tuning one model per task from the same θ₀ under a fixed head, with more or less unequal training."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
+from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fl_taskarith.config.settings import Config
-from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.errors import Divergence, FlTaskarithError
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.models.heads import LinearHead, RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
@@ -52,7 +55,7 @@ class FineTuned:
 
 
 def plan_training(config: Config, number: int, spread: Spread, seed: int) -> list[Training]:
-    """A training for each of T tasks: values in geometric progression, dealt to the tasks at random.
+    """Plan a training for each of T tasks: values in geometric progression, dealt to the tasks at random.
 
     The sum of steps stays T · local-steps, whatever the spread, so that total work does not change with it (but for
     rounding); the geometric mean of learning rates and of batch sizes stays as set.
@@ -64,23 +67,21 @@ def plan_training(config: Config, number: int, spread: Spread, seed: int) -> lis
         values: list[float] = (ratio**exponents)[torch.from_numpy(order)].tolist()
         return values
 
-    steps = factors(spread.steps, "steps")
+    steps, rates = factors(spread.steps, "steps"), factors(spread.learning_rate, "rate")
     return [
         Training(
             max(1, round(config.local_steps * number * step / sum(steps))),
             config.peak_rate * rate,
             max(1, round(config.batch_size * batch)),
         )
-        for step, rate, batch in zip(
-            steps, factors(spread.learning_rate, "rate"), factors(spread.batch_size, "batch"), strict=True
-        )
+        for step, rate, batch in zip(steps, rates, factors(spread.batch_size, "batch"), strict=True)
     ]
 
 
 def solve_heads(home: Resident, tasks: Sequence[Task], shared: bool) -> list[LinearHead]:
-    """The ridge head of every task on the features of θ₀, its penalty and logit scale chosen on validation, float32.
+    """Solve every task's ridge head on the features of θ₀, its penalty and logit scale chosen on validation, float32.
 
-    With `shared` the head of all tasks' data together, the same for each: their labels must mean the same.
+    With `shared` one head of all tasks' data together is the head of each: their labels must mean the same.
     """
     home.load(home.pretrained)
     statistics, features = [], []
@@ -88,12 +89,9 @@ def solve_heads(home: Resident, tasks: Sequence[Task], shared: bool) -> list[Lin
         statistics.append(RidgeStatistics.of(home.features(task.train), task.train.labels, len(task.classes)))
         features.append(home.features(task.validation))
     labels = [task.validation.labels for task in tasks]
-    if not shared:
-        return [_solve(*each) for each in zip(statistics, features, labels, strict=True)]
-    total = statistics[0]
-    for each in statistics[1:]:
-        total = total + each
-    return [_solve(total, torch.cat(features), torch.cat(labels))] * len(tasks)
+    if shared:
+        return [_solve(reduce(add, statistics), torch.cat(features), torch.cat(labels))] * len(tasks)
+    return [_solve(*each) for each in zip(statistics, features, labels, strict=True)]
 
 
 def _solve(statistics: RidgeStatistics, features: Tensor, labels: Tensor) -> LinearHead:
@@ -106,121 +104,76 @@ def _solve(statistics: RidgeStatistics, features: Tensor, labels: Tensor) -> Lin
 def fine_tune_all(
     home: Resident, tasks: Sequence[Task], heads: Sequence[LinearHead], plans: Sequence[Training], seed: int
 ) -> list[FineTuned]:
-    """A model per task from θ₀, at a constant learning rate, the head frozen.
+    """Fine-tune a model per task from θ₀, at a constant learning rate, the head frozen.
 
     Under `clients-at-once` above 1 or 0 (all), so many tasks with one head, training and size of batch go together.
 
     Raises:
-        Divergence: the loss, or a weight, of one is not finite.
+        Divergence: the loss, or a weight, of one is NaN or infinite.
     """
     config = home.config
     together = is_single(config.precision) and not config.clip_norm and not has_dropout(home.model)
-    most = len(tasks) if together else 1
-    most = min(most, config.clients_at_once or most)
+    most = min(len(tasks), config.clients_at_once or len(tasks)) if together else 1
     alike: dict[tuple[int, Training, int], list[int]] = {}
     for index, (task, head, plan) in enumerate(zip(tasks, heads, plans, strict=True)):
         alike.setdefault((id(head), plan, min(plan.batch_size, len(task.train))), []).append(index)
     tuned: dict[int, FineTuned] = {}
-    for members in alike.values():
-        for first in range(0, len(members), most):
-            chosen = members[first : first + most]
-            group = {index: tasks[index] for index in chosen}
-            head, plan = heads[chosen[0]], plans[chosen[0]]
-            try:
-                found = _fine_tune(home, group, head, plan, seed)
-            except FlTaskarithError:
+    for group in (same[first : first + most] for same in alike.values() for first in range(0, len(same), most)):
+        tune = partial(_fine_tune, home, heads[group[0]], plans[group[0]], seed)
+        try:
+            tuned |= tune({index: tasks[index] for index in group})
+        except FlTaskarithError:
+            raise
+        except Exception as error:  # too little memory, or a kind of layer that vmap cannot do
+            if len(group) == 1:
                 raise
-            except Exception as error:  # too little memory, or a kind of layer that vmap cannot do
-                if len(chosen) == 1:
-                    raise
-                log.warning("Tasks are fine-tuned one by one: %s: %s", type(error).__name__, error)
-                found = [_fine_tune(home, {index: task}, head, plan, seed)[0] for index, task in group.items()]
-            tuned |= dict(zip(chosen, found, strict=True))
+            log.warning("Tasks are fine-tuned one by one: %s: %s", type(error).__name__, error)
+            for index in group:
+                tuned |= tune({index: tasks[index]})
     return [tuned[index] for index in range(len(tasks))]
 
 
 def _fine_tune(
-    home: Resident, tasks: Mapping[int, Task], head: LinearHead, training: Training, seed: int
-) -> list[FineTuned]:
-    """The models of the tasks, by their number; of several together, of one as a client trains."""
-    config = home.config
+    home: Resident, head: LinearHead, training: Training, seed: int, tasks: Mapping[int, Task]
+) -> dict[int, FineTuned]:
+    """Fine-tune the tasks, given and returned by their number; several together, one as a client trains."""
+    config, rate = home.config, training.learning_rate
     home.load(home.pretrained)
     home.model.head = _linear(head)
     names = backbone_names(home)
-    parameters = set_trained(home.model, names)
+    parameters = dict(zip(names, set_trained(home.model, names), strict=True))
     data = []
     for index, task in tasks.items():
-        generator = random_generator(seed, "fine-tuning", 0, index)
-        data.append(ClientData(task.train, torch.arange(len(task.train), device=home.device), generator))
-    rate, steps = training.learning_rate, training.local_steps
+        everything = torch.arange(len(task.train), device=home.device)
+        data.append(ClientData(task.train, everything, random_generator(seed, "fine-tuning", 0, index)))
+    amount: dict[str, Any] = {"local_steps": training.local_steps, "batch_size": training.batch_size}
     if len(data) > 1:
-        weights = stacked(dict(zip(names, parameters, strict=True)), len(data))
+        weights = stacked(parameters, len(data))
         set_trained(home.model, [])
-        losses = train_stacked(
-            home.network,
-            weights,
-            data,
-            sgdm(weights.items(), config, rate),
-            home.preprocessing,
-            local_steps=steps,
-            batch_size=training.batch_size,
-        )
+        optimizer = sgdm(weights.items(), config, rate)
+        losses = train_stacked(home.network, weights, data, optimizer, home.preprocessing, **amount)
         ends = [{name: value[row].detach() for name, value in weights.items()} for row in range(len(data))]
     else:
-        loss = train_locally(
-            home.network,
-            data[0].examples,
-            data[0].shard,
-            sgdm(zip(names, parameters, strict=True), config, rate),
-            home.preprocessing,
-            local_steps=steps,
-            batch_size=training.batch_size,
-            precision=config.precision,
-            generator=data[0].generator,
-        )
-        losses = [loss]
-        ends = [{name: parameter.detach() for name, parameter in zip(names, parameters, strict=True)}]
-    coefficients = step_coefficient_sum(config, steps, rate)
-    tuned = []
-    for task, loss, end in zip(tasks.values(), losses, ends, strict=True):
+        losses = [train_locally(
+            home.network, data[0].examples, data[0].shard, sgdm(parameters.items(), config, rate), home.preprocessing,
+            precision=config.precision, generator=data[0].generator, **amount,
+        )]  # fmt: skip
+        ends = [{name: parameter.detach() for name, parameter in parameters.items()}]
+    tuned = {}
+    for (index, task), loss, end in zip(tasks.items(), losses, ends, strict=True):
         vector = {name: value - home.pretrained[name] for name, value in end.items()}
-        if not all(bool(value.isfinite().all()) for value in (*vector.values(), torch.tensor(loss))):
+        if not (math.isfinite(loss) and all(bool(value.isfinite().all()) for value in vector.values())):
             raise Divergence(f'Fine-tuning on "{task.name}" diverged at learning-rate {rate:g}.')
-        tuned.append(FineTuned(vector, coefficients))
+        tuned[index] = FineTuned(vector, step_coefficient_sum(config, training.local_steps, rate))
     return tuned
 
 
 def backbone_names(home: Resident) -> list[str]:
-    """Names of the parameters that are fine-tuned and merged."""
+    """Return the names of the parameters that are fine-tuned and merged."""
     return [name for name in home.trained_names(home.config.num_rounds) if name not in HEAD_PARAMETERS]
 
 
 def _linear(head: LinearHead) -> nn.Linear:
-    layer = nn.Linear(head.weight.shape[1], head.weight.shape[0], device=head.weight.device)
-    with torch.no_grad():
-        layer.weight.copy_(head.weight)
-        layer.bias.copy_(head.bias)
-    return layer.requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """Accuracy in [0, 1] and mean cross-entropy of one task on one split."""
-
-    accuracy: float
-    loss: float
-
-
-def score_tasks(
-    home: Resident, weights: Mapping[str, Tensor], splits: Sequence[ImageSet], heads: Sequence[LinearHead]
-) -> list[TaskScore]:
-    """The backbone `weights` (θ₀ where they lack a tensor) under every task's own head, on a split of each task."""
-    home.load(home.pretrained | dict(weights))
-    together = ImageSet(torch.cat([each.images for each in splits]), torch.cat([each.labels for each in splits]))
-    parts = home.features(together).split([len(each) for each in splits])
-    scores = []
-    for features, examples, head in zip(parts, splits, heads, strict=True):
-        logits = head.scores(features)
-        accuracy = (logits.argmax(1) == examples.labels).double().mean().item()
-        scores.append(TaskScore(accuracy, nn.functional.cross_entropy(logits, examples.labels).item()))
-    return scores
+    layer = nn.Linear(head.weight.shape[1], head.weight.shape[0])
+    layer.weight, layer.bias = (nn.Parameter(each, requires_grad=False) for each in (head.weight, head.bias))
+    return layer

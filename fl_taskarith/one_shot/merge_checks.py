@@ -1,8 +1,8 @@
-"""What may not be merged, and where a merged model may not be written: found before anything is computed."""
+"""What may not be merged, and where a merged model may not be written: refused before anything is computed."""
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -15,15 +15,13 @@ from fl_taskarith.storage.files import require_new
 
 MERGING = "merging"  # key of the metadata of a merged model: how it was made
 
-FileIds = frozenset[tuple[int, int]]
-
 
 def check_output(output: Path, inputs: Iterable[Path], overwrite: bool = False) -> None:
-    """That writing to `output` loses nothing: it is no input, and what is there, if anything, is an earlier merge.
+    """Check that writing to `output` loses nothing: it is no input, and at most an earlier merge is there.
 
     Args:
         inputs: the files and folders that are read. An output that is one of them under another spelling, by a
-            symbolic or by a hard link, is found.
+            symbolic or by a hard link, counts as that one.
         overwrite: whether any other file may be replaced; an input never is.
 
     Raises:
@@ -32,13 +30,12 @@ def check_output(output: Path, inputs: Iterable[Path], overwrite: bool = False) 
     for path in inputs:
         if _ids(output) & _ids(path):
             raise ConfigError(f"--output {output} would overwrite {path}, which is read: give another --output.")
-    if not overwrite and is_merged(output):
-        return
-    require_new([output], overwrite)
+    if overwrite or not is_merged(output):
+        require_new([output], overwrite)
 
 
 def is_merged(path: Path) -> bool:
-    """Whether this is a file that `merge` wrote."""
+    """Return whether this is a file that `merge` wrote."""
     try:
         with safe_open(path, "pt") as opened:
             return MERGING in (opened.metadata() or {})
@@ -47,24 +44,20 @@ def is_merged(path: Path) -> bool:
 
 
 def check_files(base: Path | None, models: Sequence[Path]) -> None:
-    """That no two of the models are one file, and none is the base; reads nothing.
+    """Check that no two of the models are one file, and none is the base; reads nothing.
 
     Raises:
         ConfigError: two are; names them all.
     """
-    ids = [_ids(path) for path in models]
-    problems = [
-        f"{models[one]} and {models[other]} are one file: leave one of them out."
-        for one, other in combinations(range(len(models)), 2)
-        if ids[one] and ids[one] == ids[other]
-    ]
+    same = [pair for pair in combinations(models, 2) if _ids(pair[0]) and _ids(pair[0]) == _ids(pair[1])]
+    problems = [f"{one} and {other} are one file: leave one of them out." for one, other in same]
     if base is not None and (own := _ids(base)):
-        problems += [_is_base(path, base) for path, found in zip(models, ids, strict=True) if found == own]
+        problems += [_is_base(path, base) for path in models if _ids(path) == own]
     _refuse(problems)
 
 
 def check_contents(base: ModelFile | None, models: Sequence[ModelFile]) -> None:
-    """That no model is an earlier merge, and no two files hold the same tensors, the base's included.
+    """Check that no model is an earlier merge, and no two files hold the same tensors, the base's included.
 
     Of files with equal names and shapes, tensor after tensor is read only as long as they are equal.
 
@@ -77,8 +70,8 @@ def check_contents(base: ModelFile | None, models: Sequence[ModelFile]) -> None:
         if MERGING in model.metadata
     ]
     for same in _equal([*models, *([base] if base is not None else [])]):
-        if base is not None and any(file is base for file in same):
-            problems += [_is_base(file.path, base.path) for file in same if file is not base]
+        if base is not None and base is same[-1]:
+            problems += [_is_base(file.path, base.path) for file in same[:-1]]
         else:
             names = ", ".join(str(model.path) for model in same)
             problems.append(f"{names} hold the same tensors: leave all but one of them out.")
@@ -86,27 +79,27 @@ def check_contents(base: ModelFile | None, models: Sequence[ModelFile]) -> None:
 
 
 def _equal(files: Sequence[ModelFile]) -> list[list[ModelFile]]:
-    """Groups of two and more files with equal tensors, types included."""
-    by_shape: dict[object, list[ModelFile]] = {}
-    for file in files:
-        by_shape.setdefault(frozenset((name, file.shape(name)) for name in file), []).append(file)
-    groups = list(by_shape.values())
+    """Return the groups of two and more files with equal tensors, types included."""
     equal: list[list[ModelFile]] = []
-    for group in groups:
-        parts = [group]
-        for name in group[0]:
-            parts = [part for whole in parts if len(whole) > 1 for part in _split(whole, name)]
-        equal += [part for part in parts if len(part) > 1]
+    for alike in _groups(files, lambda file: frozenset((name, file.shape(name)) for name in file)):
+        parts = [alike]
+        for name in alike[0]:
+            parts = [part for whole in parts for part in _groups(whole, lambda file, name=name: _digest(file, name))]  # type: ignore[misc]
+        equal += parts
     return equal
 
 
-def _split(files: Sequence[ModelFile], name: str) -> list[list[ModelFile]]:
-    parts: dict[tuple[torch.dtype, bytes], list[ModelFile]] = {}
+def _groups(files: Sequence[ModelFile], key: Callable[[ModelFile], Hashable]) -> list[list[ModelFile]]:
+    """Return the groups of two and more files with equal keys."""
+    groups: dict[Hashable, list[ModelFile]] = {}
     for file in files:
-        tensor = file[name]
-        content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-        parts.setdefault((tensor.dtype, hashlib.sha256(content).digest()), []).append(file)
-    return list(parts.values())
+        groups.setdefault(key(file), []).append(file)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _digest(file: ModelFile, name: str) -> Hashable:
+    tensor = file[name]
+    return tensor.dtype, hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).digest()
 
 
 def _is_base(model: Path, base: Path) -> str:
@@ -118,11 +111,8 @@ def _refuse(problems: Sequence[str]) -> None:
         raise ConfigError("What is given cannot be merged:\n  " + "\n  ".join(problems))
 
 
-def _ids(path: Path) -> FileIds:
-    """Device and inode of the files of a model, of its folder's index too; empty where there is none to be read."""
-    ids = set()
+def _ids(path: Path) -> frozenset[tuple[int, int]]:
+    """Return device and inode of each file of a model; nothing where there is none to be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        for file in files_of(path):
-            status = file.stat()
-            ids.add((status.st_dev, status.st_ino))
-    return frozenset(ids)
+        return frozenset((status.st_dev, status.st_ino) for status in (file.stat() for file in files_of(path)))
+    return frozenset()

@@ -1,29 +1,27 @@
 """Merge model files into one, at given hyper-parameters: what `fl-taskarith merge` does without a search."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fl_taskarith.errors import ConfigError, WeightsError
-from fl_taskarith.merging.merge_rules import MERGE_RULES, merge_direction, scaled_weights
+from fl_taskarith.merging.merge_rules import find_rule, merge_rules, scaled_weights
 from fl_taskarith.one_shot.merge_checks import MERGING, check_contents, check_files
-from fl_taskarith.one_shot.model_files import ModelFile, TaskVector, merged_names, require_finite
+from fl_taskarith.one_shot.model_files import LazyTensors, ModelFile, merged_names, task_vector
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.tensor_file import sealed
-
-WITHOUT_BASE = ("average", "median")  # moving all models by the same moves these by it too: θ₀ cancels
 
 
 @dataclass(frozen=True)
 class MergeSettings:
     """How to merge.
 
-    method: a name in MERGE_RULES. value: of the rule's hyper-parameter, None if it has none. scale: λ, None for the one
-    at which equal models merge into themselves. steps: local steps of each model, for FedNova. seed: for DARE.
+    method: the name of a merge rule. value: of the rule's parameter, None if it has none. scale: λ, None for the one at
+    which equal models merge into themselves. steps, seed: for rules that take them.
     """
 
     method: str
@@ -44,7 +42,7 @@ class MergeSources:
     base: ModelFile
     has_base: bool
     models: list[ModelFile]
-    vectors: list[TaskVector]
+    vectors: list[LazyTensors]
     left: list[str]
 
 
@@ -69,24 +67,26 @@ def open_sources(base: Path | None, models: Sequence[Path], are_task_vectors: bo
     else:
         names, left = merged_names(start, files)
     minuend = start if base is not None and not are_task_vectors else None
-    return MergeSources(start, base is not None, files, [TaskVector(file, minuend, names) for file in files], left)
+    return MergeSources(start, base is not None, files, [task_vector(file, minuend, names) for file in files], left)
 
 
 def merge(sources: MergeSources, settings: MergeSettings) -> dict[str, Tensor]:
-    """The merged tensors θ₀ + λ · direction, in the types of the base, without those that stay as they are.
+    """Return θ₀ + λ · direction, in the types and shapes of the base, without the tensors that stay as they are.
 
     Raises:
         ConfigError: the hyper-parameter is missing, superfluous or out of range; or the method needs a base.
-        WeightsError: an entry is not finite.
+        WeightsError: an entry is NaN or infinite.
     """
     _check(sources, settings)
-    rule, vectors = MERGE_RULES[settings.method], sources.vectors
+    rule, vectors = find_rule(settings.method), sources.vectors
     scale = rule.default_scale(len(vectors)) if settings.scale is None else settings.scale
     try:
-        direction = merge_direction(settings.method, vectors, settings.value, settings.steps, settings.seed)
+        direction = rule.direction(vectors, settings.value, settings.steps, settings.seed)
     except ValueError as error:
         raise ConfigError(f"{settings.method}: {error}.") from error
-    require_finite(direction, "The merged task vector")
+    if bad := [name for name, value in direction.items() if not bool(value.isfinite().all())]:
+        raise WeightsError(f"The merged task vector has entries that are not finite: {', '.join(bad[:5])} ({len(bad)} "
+                           "tensors).")  # fmt: skip
     if not sources.has_base:
         return {name: value.to(sources.base[name].dtype) for name, value in direction.items()}
     merged: dict[str, Tensor] = {}
@@ -98,39 +98,40 @@ def merge(sources: MergeSources, settings: MergeSettings) -> dict[str, Tensor]:
 def write_merged(sources: MergeSources, merged: dict[str, Tensor], facts: dict[str, object], output: Path) -> None:
     """Write `merged`, and what stays as in the base, with the base's metadata and `facts` about the merging.
 
+    The tensors in `merged` have the shapes of the base.
+
     Raises:
         CheckpointError: it cannot be written.
     """
-    tensors = {name: merged[name] if name in merged else sources.base[name] for name in sources.base}
+    tensors = {name: (merged[name] if name in merged else sources.base[name]).contiguous() for name in sources.base}
     metadata = {"format": "pt"} | sources.base.metadata | {MERGING: json.dumps(facts)}
     make_folder(output.parent)
-    contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    write_atomically(output, sealed(contiguous, metadata))
+    write_atomically(output, sealed(tensors, metadata))
 
 
 def describe_sources(sources: MergeSources) -> str:
-    """One line on what is merged and what is not."""
-    shapes = (sources.base.shape(name) or () for name in sources.vectors[0])
-    entries = sum(int(torch.Size(shape).numel()) for shape in shapes)
+    """Return one line on what is merged and what is not."""
+    names = list(sources.vectors[0])
+    entries = sum(math.prod(sources.base.shape(name) or ()) for name in names)
     left = f"; as in {sources.base.path}: {', '.join(sources.left[:8])}" if sources.left else ""
     more = f" and {len(sources.left) - 8} more" if len(sources.left) > 8 else ""
-    tensors = len(sources.vectors[0])
-    return f"{len(sources.vectors)} models, {tensors} tensors of {entries:,} entries are merged{left}{more}"
+    return f"{len(sources.vectors)} models, {len(names)} tensors of {entries:,} entries are merged{left}{more}"
 
 
 def _check(sources: MergeSources, settings: MergeSettings) -> None:
-    rule, method = MERGE_RULES[settings.method], settings.method
-    if not sources.has_base and (method not in WITHOUT_BASE or settings.scale not in (None, 1.0)):
+    rule, method = find_rule(settings.method), settings.method
+    if not sources.has_base and (rule.needs_base or settings.scale not in (None, 1.0)):
+        without = ", ".join(name for name, each in merge_rules().items() if not each.needs_base)
         raise ConfigError(
             f'The method "{method}" needs the model that all were fine-tuned from: give it with --base. Without one: '
-            + ", ".join(WITHOUT_BASE) + ", at scale 1."
-        )  # fmt: skip
+            f"{without}, at scale 1."
+        )
     if rule.parameter and settings.value is None:
         raise ConfigError(f'The method "{method}" has a hyper-parameter: give --{rule.parameter}, or --search.')
     if not rule.scaled and settings.scale not in (None, 1.0):
         raise ConfigError(f'The method "{method}" has no scale: leave --scale out, or use task-arithmetic.')
-    if method == "fednova" and len(settings.steps) != len(sources.vectors):
+    if rule.takes("steps") and len(settings.steps) != len(sources.vectors):
         raise ConfigError(
-            f'The method "fednova" needs the local steps of each of {len(sources.vectors)} models: give --steps, a '
+            f'The method "{method}" needs the local steps of each of {len(sources.vectors)} models: give --steps, a '
             "number per model in their order."
         )

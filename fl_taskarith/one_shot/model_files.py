@@ -4,11 +4,10 @@ Any .safetensors will do, timm's and Hugging Face's among them: names mean nothi
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -20,11 +19,30 @@ INDEX = "model.safetensors.index.json"  # of a Hugging Face folder whose tensors
 HEADS = ("head.*", "classifier.*", "fc.*", "*.head.*", "*.classifier.*", "lm_head.*")
 
 
-class ModelFile(Mapping[str, Tensor]):
-    """The tensors of a .safetensors file, or of a Hugging Face folder, each read when asked for and not kept."""
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name, each computed by `read(name)` when asked for and not kept."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
+        """Take the names, and what gives the tensor of a name in any shape."""
+        self._names, self._read = dict.fromkeys(names), read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class ModelFile(LazyTensors):
+    """The tensors of a .safetensors file, or of a Hugging Face folder."""
 
     def __init__(self, path: Path) -> None:
-        """Reads names and shapes, and files of ours once through to see whether they are sound.
+        """Read names and shapes, and files of ours once through to see whether they are sound.
 
         Raises:
             WeightsError: missing, damaged, or not such a file or folder.
@@ -46,49 +64,31 @@ class ModelFile(Mapping[str, Tensor]):
                 f"{path} cannot be read as a model ({error}). Expected a .safetensors file, or a folder that holds "
                 f"model.safetensors or {INDEX}."
             ) from error
+        super().__init__(self._files, self._open)
 
-    def __getitem__(self, name: str) -> Tensor:
-        # Opened anew each time and copied: what stays mapped would count as this process's memory, model after model.
+    def _open(self, name: str) -> Tensor:
+        # Opened each time and copied: what stays mapped would count as this process's memory, model after model.
         with safe_open(self._files[name], "pt") as opened:
             tensor: Tensor = opened.get_tensor(name).clone()
         return tensor
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Of one tensor, None if there is none of that name; nothing is read."""
+        """Return the shape of one tensor, None if there is none of that name; nothing is read."""
         return self._shapes.get(name)
 
 
-class TaskVector(Mapping[str, Tensor]):
-    """τ = θ − θ₀ in float32 for the tensors `names`, each computed when asked for; τ = θ without a θ₀."""
+def task_vector(model: Mapping[str, Tensor], base: Mapping[str, Tensor] | None, names: Sequence[str]) -> LazyTensors:
+    """Return τ = θ − θ₀ in float32 and the models' shapes, computed tensor by tensor; τ = θ without a θ₀."""
 
-    def __init__(self, model: Mapping[str, Tensor], base: Mapping[str, Tensor] | None, names: Sequence[str]) -> None:
-        self._model, self._base, self._names = model, base, dict.fromkeys(names)
+    def difference(name: str) -> Tensor:
+        value = model[name].float()
+        return value if base is None else value.sub_(base[name])
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        value = self._model[name].float()
-        return value if self._base is None else value.sub_(self._base[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def of(self, names: Sequence[str]) -> "TaskVector":
-        """The part of it that has these names."""
-        return TaskVector(self._model, self._base, names)
+    return LazyTensors(names, difference)
 
 
 def merged_names(base: ModelFile, models: Sequence[ModelFile]) -> tuple[list[str], list[str]]:
-    """Names of the tensors of `base` to merge, and of those that stay as they are there: integers and unlike heads.
+    """Return the names of the tensors of `base` to merge, and of those that stay as they are: integers, unlike heads.
 
     Raises:
         WeightsError: a model lacks a tensor that is no head, has it in another shape, or has more; names them.
@@ -98,9 +98,9 @@ def merged_names(base: ModelFile, models: Sequence[ModelFile]) -> tuple[list[str
     problems: list[str] = []
     for name in base:
         unlike = [model for model in models if model.shape(name) != base.shape(name)]
-        if not unlike:
-            (merged if base[name].is_floating_point() else left).append(name)
-        elif is_head(name):
+        if not unlike and base[name].is_floating_point():
+            merged.append(name)
+        elif not unlike or is_head(name):
             left.append(name)
         else:
             problems.append(f"{name} is {base.shape(name)} in {base.path} and {unlike[0].shape(name)} in "
@@ -116,20 +116,13 @@ def merged_names(base: ModelFile, models: Sequence[ModelFile]) -> tuple[list[str
 
 
 def is_head(name: str) -> bool:
-    """Whether this names a classifier's tensor."""
+    """Return whether this names a classifier's tensor."""
     return any(fnmatchcase(name, pattern) for pattern in HEADS)
 
 
 def files_of(path: Path) -> list[Path]:
-    """The .safetensors of a model: the file itself, or those of a Hugging Face folder as its index names them."""
+    """Return the .safetensors of a model: the file itself, or those that a Hugging Face folder's index names."""
     if path.is_dir() and (path / INDEX).exists():
         table = json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"]
         return [path / name for name in sorted(set(table.values()))]
     return [path / "model.safetensors" if path.is_dir() else path]
-
-
-def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Raise WeightsError if an entry is NaN or infinite."""
-    bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        raise WeightsError(f"{what} has entries that are not finite: {', '.join(bad[:5])} ({len(bad)} tensors).")

@@ -1,24 +1,22 @@
 """Hyper-parameters for merging model files, chosen on the validation split of each model's own task."""
 
 import dataclasses
-from collections.abc import Sequence
-
-from torch import Tensor
+from functools import partial
 
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.merging.merge_rules import MERGE_RULES, scaled_weights
+from fl_taskarith.merging.merge_rules import find_rule, scaled_weights
 from fl_taskarith.models.heads import LinearHead
-from fl_taskarith.one_shot.benchmark import prepare
 from fl_taskarith.one_shot.benchmark_file import OneShot
-from fl_taskarith.one_shot.finetune import TaskScore, backbone_names, score_tasks, solve_heads
+from fl_taskarith.one_shot.finetune import backbone_names
 from fl_taskarith.one_shot.merge_files import MergeSettings, MergeSources
-from fl_taskarith.one_shot.model_files import ModelFile
-from fl_taskarith.one_shot.scale_search import normalised_accuracy, search_merge
+from fl_taskarith.one_shot.model_files import LazyTensors, ModelFile
+from fl_taskarith.one_shot.scale_search import Merged, search_merge
+from fl_taskarith.one_shot.scoring import Workbench, normalised_accuracy
 from fl_taskarith.one_shot.tasks import Task
 
 
 def search_files(sources: MergeSources, settings: MergeSettings, one_shot: OneShot, level: str = "") -> MergeSettings:
-    """`settings` with the value and λ of the best mean normalised accuracy; prints them, and accuracies per task.
+    """Return `settings` with the parameter and λ of the best mean normalised accuracy; print them and accuracies.
 
     A task is scored by its model's own classifier (head.weight, head.bias in timm's layout) where the file has one of
     its size, else by the ridge head of its training data on the features of θ₀.
@@ -31,7 +29,32 @@ def search_files(sources: MergeSources, settings: MergeSettings, one_shot: OneSh
         ConfigError: no base, as many tasks as models are needed, or the level is not known.
         WeightsError: the base is no model of that architecture in a layout that timm knows.
     """
-    level = level or next(iter(one_shot.data))
+    bench = _workbench(sources, one_shot, level or next(iter(one_shot.data)), settings.seed)
+    names = backbone_names(bench.home)
+    vectors = [LazyTensors(names, vector.__getitem__) for vector in sources.vectors]
+    own = bench.own_scores("validation", vectors)
+    if not all(each.accuracy for each in own):
+        raise ConfigError("A model gets nothing right on its own task: are the files in the order of the tasks?")
+    try:
+        best = search_merge(
+            settings.method, vectors, bench.home.pretrained, partial(bench.scores, "validation"), own, settings.steps,
+            settings.seed,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(f"{settings.method}: {error}.") from error
+    print(f"{_describe(settings.method, best)}; validation, normalised: {best.normalised:.4f}")
+    own = bench.own_scores("test", vectors)
+    test = bench.scores("test", scaled_weights(bench.home.pretrained, best.direction, best.scale))
+    for task, merged, alone in zip(bench.tasks, test, own, strict=True):
+        print(f"  {task.name}: test accuracy {merged.accuracy:.4f}, its own model {alone.accuracy:.4f}")
+    print(f"  mean normalised test accuracy {normalised_accuracy(test, own):.4f}")
+    return dataclasses.replace(
+        settings, value=best.value, scale=best.scale if find_rule(settings.method).scaled else None
+    )
+
+
+def _workbench(sources: MergeSources, one_shot: OneShot, level: str, seed: int) -> Workbench:
+    """Return the tasks of a level with the base as their model, and with the models' own heads where they fit."""
     if not sources.has_base:
         raise ConfigError("--search loads the model that all were fine-tuned from: give it with --base.")
     if level not in one_shot.data:
@@ -40,48 +63,19 @@ def search_files(sources: MergeSources, settings: MergeSettings, one_shot: OneSh
         raise ConfigError(
             f"{len(sources.vectors)} models for {one_shot.number} tasks: expected one per task, in order."
         )
-    started_from = {**one_shot.settings, "weights": str(sources.base.path.resolve())}
-    home, tasks = prepare(dataclasses.replace(one_shot, settings=started_from), one_shot.data[level], settings.seed)
-    names = backbone_names(home)
-    unlike = [name for name in names if sources.base.shape(name) != tuple(home.shapes[name])]
+    settings = {**one_shot.settings, "weights": str(sources.base.path.resolve())}
+    bench = Workbench(dataclasses.replace(one_shot, settings=settings), one_shot.data[level], seed)
+    unlike = [name for name in backbone_names(bench.home)
+              if sources.base.shape(name) != tuple(bench.home.shapes[name])]  # fmt: skip
     if unlike:
         raise ConfigError(
             f"{', '.join(unlike[:5])} ({len(unlike)} tensors) are not in {sources.base.path} as the model at "
-            f"input-size = {home.config.input_size} has them: name the files' model and input size in "
+            f"input-size = {bench.home.config.input_size} has them: name the files' model and input size in "
             f"{one_shot.source}."
         )
-    vectors = [vector.of(names) for vector in sources.vectors]
-    ridge = solve_heads(home, tasks, one_shot.shared_head)
-    heads = [_own_head(model, task) or head for model, task, head in zip(sources.models, tasks, ridge, strict=True)]
-
-    def alone(split: str) -> list[TaskScore]:
-        return [
-            score_tasks(home, scaled_weights(home.pretrained, vector, 1.0), [getattr(task, split)], [head])[0]
-            for vector, task, head in zip(vectors, tasks, heads, strict=True)
-        ]
-
-    def score(split: str, weights: dict[str, Tensor]) -> list[TaskScore]:
-        return score_tasks(home, weights, [getattr(task, split) for task in tasks], heads)
-
-    own = alone("validation")
-    if any(not each.accuracy for each in own):
-        raise ConfigError("A model gets nothing right on its own task: are the files in the order of the tasks?")
-    try:
-        found = search_merge(
-            settings.method, vectors, home.pretrained, lambda weights: score("validation", dict(weights)), own,
-            settings.steps, settings.seed,
-        )  # fmt: skip
-    except ValueError as error:
-        raise ConfigError(f"{settings.method}: {error}.") from error
-    chosen = dataclasses.replace(settings, value=found.value, scale=found.scale if _scaled(settings) else None)
-    own_test = alone("test")
-    test = score("test", scaled_weights(home.pretrained, found.direction, found.scale))
-    print(*_report(chosen, tasks, test, own_test, found.normalised, found.edge), sep="\n")
-    return chosen
-
-
-def _scaled(settings: MergeSettings) -> bool:
-    return MERGE_RULES[settings.method].scaled
+    bench.heads = [_own_head(model, task) or ridge
+                   for model, task, ridge in zip(sources.models, bench.tasks, bench.heads, strict=True)]  # fmt: skip
+    return bench
 
 
 def _own_head(model: ModelFile, task: Task) -> LinearHead | None:
@@ -92,20 +86,9 @@ def _own_head(model: ModelFile, task: Task) -> LinearHead | None:
     return LinearHead(model["head.weight"].float().to(device), model["head.bias"].float().to(device))
 
 
-def _report(
-    chosen: MergeSettings,
-    tasks: Sequence[Task],
-    test: Sequence[TaskScore],
-    own: Sequence[TaskScore],
-    validation: float,
-    edge: bool,
-) -> list[str]:
-    parameter = MERGE_RULES[chosen.method].parameter
-    words = [f"λ = {chosen.scale:g}" + (" (at an end of the range)" if edge else "")] if chosen.scale else []
-    words += [f"{parameter} = {chosen.value:g}"] if parameter else []
-    lines = [f"{chosen.method}: {', '.join(words) or 'nothing to choose'}; validation, normalised: {validation:.4f}"]
-    lines += [
-        f"  {task.name}: test accuracy {merged.accuracy:.4f}, its own model {alone.accuracy:.4f}"
-        for task, merged, alone in zip(tasks, test, own, strict=True)
-    ]
-    return [*lines, f"  mean normalised test accuracy {normalised_accuracy(test, own):.4f}"]
+def _describe(method: str, best: Merged) -> str:
+    """Return for example "ties: λ = 0.4, keep = 0.2"."""
+    rule = find_rule(method)
+    words = [f"λ = {best.scale:g}" + (" (at an end of the range)" if best.edge else "")] if rule.scaled else []
+    words += [f"{rule.parameter} = {best.value:g}"] if rule.parameter else []
+    return f"{method}: {', '.join(words) or 'nothing to choose'}"

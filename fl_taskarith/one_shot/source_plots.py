@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from fl_taskarith.figures.panels import MOST, draw_bars, legend_below, match, open_rows, seeds_note, spread
 from fl_taskarith.figures.plots import STYLE, line_look, save_figure
-from fl_taskarith.one_shot.cell_results import OneShotResults, Place
+from fl_taskarith.one_shot.cell_results import OneShotResults, Place, ends
 
 LEVELS = (("own_test_accuracy", "own models", "-."), ("pretrained_test_accuracy", "θ₀", ":"))
 """What every panel shows beside the methods: a column of the records, in words, and its line."""
@@ -17,25 +17,21 @@ SHIFT = 0.05  # of a level's width between two methods' points, so that none hid
 
 
 def plot_sources(results: OneShotResults, folder: Path) -> list[Path]:
-    """against-data and against-training, PNG and PDF: a panel with the other heterogeneity lowest, one with it highest.
+    """Draw against-data and against-training, PNG and PDF: a panel with the other heterogeneity lowest, one highest.
 
     Nothing is drawn, and no path returned, for a source with one level or while no cell is done.
     """
-    data, training = list(results.one_shot.data), list(results.one_shot.training)
+    data, training = results.one_shot.data, results.one_shot.training
     paths: list[Path] = []
     if not any(results.records.values()):
         return paths
     if len(data) > 1:
-        panels = {f"training heterogeneity: {held}": [(level, held) for level in data] for held in _ends(training)}
-        paths += _plot(results, panels, data, "data heterogeneity", folder / "against-data")
+        panels = {f"training heterogeneity: {held}": [(level, held) for level in data] for held in ends(training)}
+        paths += _plot(results, panels, list(data), "data heterogeneity", folder / "against-data")
     if len(training) > 1:
-        panels = {f"data heterogeneity: {held}": [(held, level) for level in training] for held in _ends(data)}
-        paths += _plot(results, panels, training, "training heterogeneity", folder / "against-training")
+        panels = {f"data heterogeneity: {held}": [(held, level) for level in training] for held in ends(data)}
+        paths += _plot(results, panels, list(training), "training heterogeneity", folder / "against-training")
     return paths
-
-
-def _ends(levels: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys((levels[0], levels[-1])))
 
 
 def _plot(
@@ -61,13 +57,13 @@ def _plot(
 
 
 def _draw(axes: Axes, results: OneShotResults, places: Sequence[Place], methods: Sequence[str]) -> None:
-    for turn, method in enumerate(methods):
-        found = {at: results.summary(place, method) for at, place in enumerate(places)}
-        found = {at: summary for at, summary in found.items() if summary.n}
-        shift = SHIFT * (turn - (len(methods) - 1) / 2)
-        if found:
-            look = {**line_look(turn), "label": method}
-            draw_bars(axes, [at + shift for at in found], list(found.values()), (0.0, 100.0), **look)
+    for index, method in enumerate(methods):
+        summaries = {at: results.summary(place, method) for at, place in enumerate(places)}
+        done = {at: summary for at, summary in summaries.items() if summary.n}
+        shift = SHIFT * (index - (len(methods) - 1) / 2)
+        if done:
+            look = {**line_look(index), "label": method}
+            draw_bars(axes, [at + shift for at in done], list(done.values()), (0.0, 100.0), **look)
     for name, label, style in LEVELS:
         means = [results.fact(place, name, 100).mean for place in places]
         axes.plot(range(len(places)), means, color="grey", linestyle=style, marker="|", linewidth=1.1, label=label)

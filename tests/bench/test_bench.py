@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 from fl_taskarith.config.settings import Config  # isort: skip  (before torch: the package sets how OpenMP waits)
@@ -14,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from fl_taskarith.bench import engine, fisher, long_run, scale, throughput, worker
+from fl_taskarith.bench import BENCHMARKS, engine, fisher, long_run, run_process, scale, throughput
 from fl_taskarith.bench import round as bench_round
-from fl_taskarith.bench.report import peak_bytes
+from fl_taskarith.bench.harness import peak_bytes
 from fl_taskarith.cli.command import main
 from fl_taskarith.data import datasets
 from fl_taskarith.engine.sequential import SequentialGrid
@@ -28,7 +26,7 @@ from fl_taskarith.workspace.workspace import resident
 def test_the_fisher_bench_compares_two_ways_to_the_same_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fisher, "_extra_memory", lambda name, task: 2**20)  # else two processes that import torch
+    monkeypatch.setattr(fisher, "in_new_process", lambda *_: 2**20)  # else two processes that import torch
     words = ["--model", "vit_glyph", "--input-size", "16", "--examples", "6", "--repeats", "1"]
     assert main(["bench", "fisher", *words, "--results-dir", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "bench" / "fisher.json").read_text())
@@ -40,10 +38,10 @@ def test_the_fisher_bench_compares_two_ways_to_the_same_scores(
 
 
 def test_the_fisher_bench_refuses_to_compare_different_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = fisher._Task.loop
-    monkeypatch.setattr(fisher._Task, "loop", lambda task: {name: 1.01 * value for name, value in loop(task).items()})
+    loop = fisher.Scorer.loop
+    monkeypatch.setattr(fisher.Scorer, "loop", lambda each: {name: 1.01 * value for name, value in loop(each).items()})
     with pytest.raises(RuntimeError, match="differ by a share"):
-        fisher.bench_fisher("vit_glyph", 16, examples=2, repeats=1)
+        fisher.bench_fisher(BENCHMARKS["fisher"].options(model="vit_glyph", input_size=16, examples=2, repeats=1))
 
 
 def test_a_process_does_not_count_its_parents_memory_as_its_own_peak() -> None:
@@ -56,7 +54,7 @@ def test_a_process_does_not_count_its_parents_memory_as_its_own_peak() -> None:
 def test_the_engine_benchs_clients_send_the_weights_back(quick_config: Config) -> None:
     config = dataclasses.replace(quick_config, num_clients=3, participation=1.0, sharding="iid")
     weights = {"a": torch.randn(4, 3), "b": torch.randn(5)}
-    rounds = engine._Rounds(SequentialGrid(engine.app, 3), config, weights, torch.device("cpu"))
+    rounds = engine.RoundsOnGrid(SequentialGrid(engine.app, 3), config, weights, torch.device("cpu"))
     rounds()
     assert rounds.result.keys() == weights.keys()
     assert all(torch.allclose(rounds.result[name], 2**engine.ROUNDS * value) for name, value in weights.items())
@@ -100,7 +98,7 @@ def test_the_round_bench_counts_the_same_steps_on_both_sides(
 def test_the_round_benchs_loop_trains_its_own_model(quick_config: Config) -> None:
     home = resident(quick_config)
     head = {name: torch.randn_like(home.pretrained[name]) for name in HEAD_PARAMETERS}
-    bare = bench_round.Bare(quick_config, home, head)
+    bare = bench_round.Bare(home, head)
     before = {name: value.detach().clone() for name, value in bare.model.named_parameters()}
     bare()
     after = dict(bare.model.named_parameters())
@@ -131,15 +129,14 @@ def test_drawn_shards_are_a_function_of_the_client() -> None:
 
 def test_a_round_of_the_scale_bench_is_one_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "SYNTHETIC_SIZES", {"train": 600, "test": 100})
-    parts = {
-        clients: worker.start(
-            scale._config("vit_glyph", 16, clients, "cpu", tmp_path), partial(scale._drawn_shards, clients), asked
-        )
-        for clients, asked in ((20, True), (700, False))
-    }
-    assert [sorted(each) for each in parts.values()] == [["frozen head", "ridge head"], ["frozen head"]]
-    worker.train_round(1)
-    assert worker.last_row()["clients"] == scale.SAMPLED
+    options = BENCHMARKS["scale"].options(device="cpu")
+    parts = [run_process.start(dataclasses.replace(scale.run_start(options, clients, tmp_path), ridge=asked))
+             for clients, asked in ((20, True), (700, False))]  # fmt: skip
+    assert [sorted(each) for each in parts] == [["frozen head", "ridge head"], ["frozen head"]]
+    assert run_process.train_round() > 0
+    memory, row = run_process.end()
+    assert row["clients"] == scale.SAMPLED
+    assert memory > 0
 
 
 def test_the_class_token_bench_takes_the_same_steps_with_and_without_the_other_tokens(tmp_path: Path) -> None:
@@ -184,7 +181,7 @@ def test_the_memory_bench_sees_a_round_that_holds_every_reply(tmp_path: Path) ->
 def test_the_long_run_bench_compares_its_last_rounds_with_its_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(long_run, "workers", here)
+    monkeypatch.setattr(long_run, "in_new_process", lambda work, config: run(config))
     words = ["bench", "long-run", "--results-dir", str(tmp_path)]
     assert main([*words, "--rounds", "299"]) == 1
     assert "--rounds 299 is too few" in capsys.readouterr().err
@@ -192,7 +189,6 @@ def test_the_long_run_bench_compares_its_last_rounds_with_its_first(
     def run(config: Config) -> tuple[list[float], list[int]]:
         return [1.0 if number < 200 else 2.0 for number in range(config.num_rounds)], [2**20] * config.num_rounds
 
-    monkeypatch.setattr(long_run, "_run", run)
     assert main([*words, "--rounds", "400"]) == 0
     record = json.loads((tmp_path / "bench" / "long-run.json").read_text())
     assert (record["ratio"], record["memory_ratio"]) == (2.0, 1.0)
@@ -201,20 +197,10 @@ def test_the_long_run_bench_compares_its_last_rounds_with_its_first(
     assert {path.name for path in (tmp_path / "bench").glob("*.p*")} == {"long-run.png", "long-run.pdf"}
 
 
-@contextmanager
-def here(names: Sequence[str]) -> Iterator[dict[str, "Here"]]:
-    yield {name: Here() for name in names}
-
-
-class Here:
-    """This process, in place of a fresh one."""
-
-    def apply(self, work: Callable[..., object], arguments: tuple[object, ...]) -> object:
-        return work(*arguments)
-
-
 def test_a_long_run_is_timed_round_by_round(tmp_path: Path) -> None:
-    seconds, memory = long_run._run(long_run._config("vit_glyph", 16, 3, "cpu", tmp_path))
+    seconds, memory = long_run.times_and_memory(
+        long_run.digits_settings(BENCHMARKS["long-run"].options(rounds=3, device="cpu"), tmp_path)
+    )
     assert len(seconds) == len(memory) == 3
     assert min(seconds) > 0 < min(memory)
 

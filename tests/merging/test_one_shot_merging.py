@@ -9,20 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector
-from fl_taskarith.merging.merge_rules import (
-    MERGE_RULES,
-    average,
-    cclip,
-    clipping_radii,
-    dare,
-    fedgma,
-    fednova,
-    median,
-    merge_direction,
-    scaled_weights,
-    task_arithmetic,
-    ties,
-)
+from fl_taskarith.merging.merge_rules import merge_rules, scaled_weights
+from fl_taskarith.merging.rules.averaging import average, fednova, task_arithmetic
+from fl_taskarith.merging.rules.resistant import cclip, clipping_radii, fedgma, median
+from fl_taskarith.merging.rules.sparsifying import dare, ties
 from fl_taskarith.merging.trimming import magnitude_threshold
 
 Vector = dict[str, torch.Tensor]
@@ -120,13 +110,13 @@ def test_dare_keeps_the_expectation_and_depends_on_its_seed() -> None:
     assert torch.equal(vectors[0]["w"], torch.ones(200_000)), "task vectors are left as they are"
 
 
-@pytest.mark.parametrize("method", MERGE_RULES)
+@pytest.mark.parametrize("method", merge_rules())
 def test_equal_task_vectors_merge_into_themselves_at_the_default_scale(method: str) -> None:
     vector = drawn(1)[0]
-    value = {"threshold": 0.5, "radius": 1e9, "keep": 1.0, "drop": 0.0}.get(MERGE_RULES[method].parameter)
-    direction = merge_direction(method, [vector] * 4, value, [3.0] * 4, 0)
+    value = {"threshold": 0.5, "radius": 1e9, "keep": 1.0, "drop": 0.0}.get(merge_rules()[method].parameter)
+    direction = merge_rules()[method].direction([vector] * 4, value, [3.0] * 4, 0)
     merged = scaled_weights({name: torch.zeros_like(each) for name, each in vector.items()}, direction,
-                            MERGE_RULES[method].default_scale(4))  # fmt: skip
+                            merge_rules()[method].default_scale(4))  # fmt: skip
     np.testing.assert_allclose(flat(merged), flat(vector), rtol=1e-5, atol=1e-6)
 
 
@@ -136,16 +126,16 @@ def test_radii_lie_between_the_shortest_and_the_longest_task_vector() -> None:
     assert len(clipping_radii(vectors[:1] * 3)) == 1
 
 
-@pytest.mark.parametrize("method", MERGE_RULES)
+@pytest.mark.parametrize("method", merge_rules())
 def test_models_that_do_not_match_are_refused(method: str) -> None:
     first, second = drawn(2)
     value = 0.5
     with pytest.raises(ValueError, match="no task vectors"):
-        merge_direction(method, [], value, [], 0)
+        merge_rules()[method].direction([], value, [], 0)
     with pytest.raises(ValueError, match="b"):
-        merge_direction(method, [first, {"a": second["a"]}], value, [1.0, 1.0], 0)
+        merge_rules()[method].direction([first, {"a": second["a"]}], value, [1.0, 1.0], 0)
     with pytest.raises(ValueError, match="shapes"):
-        merge_direction(method, [first, {"a": torch.ones(2), "b": torch.ones(5)}], value, [1.0, 1.0], 0)
+        merge_rules()[method].direction([first, {"a": torch.ones(2), "b": torch.ones(5)}], value, [1.0, 1.0], 0)
 
 
 def test_weights_keep_their_type() -> None:

@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import own_merge_rule
 import pytest
 import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from fl_taskarith.cli.command import MERGE_METHODS, MERGE_PARAMETERS, main
-from fl_taskarith.merging.merge_rules import MERGE_RULES
+from fl_taskarith.cli.command import main
+from fl_taskarith.merging import rules
+from fl_taskarith.merging.merge_rules import merge_rules
 
 Tensors = dict[str, torch.Tensor]
 
@@ -40,9 +42,43 @@ def merged(words: list[object], output: Path) -> Tensors:
     return safetensors.torch.load_file(output)
 
 
-def test_the_parser_knows_the_rules_without_importing_torch() -> None:
-    assert tuple(MERGE_RULES) == MERGE_METHODS
-    assert {rule.parameter for rule in MERGE_RULES.values()} - {""} == MERGE_PARAMETERS.keys()
+def test_the_help_lists_every_rule_and_its_parameter(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["merge", "--help"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name}" in said and rule.source in said for name, rule in merge_rules().items())
+    assert all(f"--{rule.parameter} " in said for rule in merge_rules().values() if rule.parameter)
+    with pytest.raises(SystemExit) as stopped:
+        main(["merge", "a.safetensors", "--method", "magic"])
+    assert stopped.value.code == 2
+    assert '"magic" is no merge rule: expected one of task-arithmetic' in capsys.readouterr().err
+
+
+def test_a_rule_of_ones_own_is_a_function_anywhere_or_one_file_of_the_package(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    rule = f"{own_merge_rule.__name__}:shrunken_mean"
+    words = ["--method", rule, "--base", files[0], *files[1:], "--shrink", 0.5]
+    found = merged(words, tmp_path / "m.safetensors")
+    base, *models = (safetensors.torch.load_file(path) for path in files)
+    name = "classifier.weight"
+    expected = base[name] + 0.5 * (sum(models[index][name] for index in range(3)) / 3 - base[name])
+    assert torch.allclose(found[name], expected, atol=1e-6)
+    plain = merged(["--method", f"{own_merge_rule.__name__}:first", "--base", *files], tmp_path / "p.safetensors")
+    assert torch.allclose(plain[name], models[0][name], atol=1e-6)
+
+    monkeypatch.setattr(rules, "__path__", [*rules.__path__, str(Path(own_merge_rule.__file__).parent / "own_rules")])
+    merge_rules.cache_clear()
+    assert list(merge_rules())[-1] == "largest-entry"
+    assert (
+        main(["merge", "--method", "largest-entry", "--base", *map(str, files), "--output", str(tmp_path / "l")]) == 0
+    )
+    merge_rules.cache_clear()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["merge", str(files[1]), "--method", "nowhere:rule"])
+    assert "nowhere:rule" in capsys.readouterr().err
 
 
 def test_task_arithmetic_of_files_is_its_formula(files: list[Path], tmp_path: Path) -> None:
@@ -73,10 +109,10 @@ def test_the_median_needs_no_base_and_is_the_same_with_one(files: list[Path], tm
     assert all(torch.allclose(value, with_base[name], atol=1e-6) for name, value in without.items())
 
 
-@pytest.mark.parametrize("method", MERGE_METHODS)
+@pytest.mark.parametrize("method", merge_rules())
 def test_every_method_merges_files(method: str, files: list[Path], tmp_path: Path) -> None:
     words: list[object] = ["--method", method, "--base", files[0], *files[1:]]
-    parameter = MERGE_RULES[method].parameter
+    parameter = merge_rules()[method].parameter
     words += [f"--{parameter}", 0.5] if parameter else []
     found = merged(words + (["--steps", 5, 10, 20] if method == "fednova" else []), tmp_path / "m.safetensors")
     base = safetensors.torch.load_file(files[0])
@@ -267,7 +303,7 @@ def test_models_that_differ_in_one_entry_of_the_last_tensor_are_two(files: list[
 
 MEMORY = """
 import sys
-from fl_taskarith.bench.report import peak_bytes
+from fl_taskarith.bench.harness import peak_bytes
 from fl_taskarith.cli.command import main
 import torch
 assert main(sys.argv[1:]) == 0
@@ -286,7 +322,7 @@ def test_memory_does_not_grow_with_the_number_of_models(method: str, tmp_path: P
         safetensors.torch.save_file(tensors, path)
 
     def peak(models: int) -> int:
-        parameter = MERGE_RULES[method].parameter
+        parameter = merge_rules()[method].parameter
         words = ["merge", "--method", method, "--base", str(paths[0]), *map(str, paths[1 : models + 1])]
         words += ["--output", str(tmp_path / "m.safetensors"), *([f"--{parameter}", "0.5"] if parameter else [])]
         done = subprocess.run([sys.executable, "-c", MEMORY, *words], capture_output=True, text=True, check=True)

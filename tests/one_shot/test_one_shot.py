@@ -26,12 +26,14 @@ from fl_taskarith.config.settings import Config, load
 from fl_taskarith.engine.records import to_tensors
 from fl_taskarith.errors import ConfigError, DataError, StudyError
 from fl_taskarith.figures.statistics import Summary
-from fl_taskarith.merging.merge_rules import SCALES, scaled_weights, task_arithmetic
+from fl_taskarith.merging.merge_rules import SCALES, scaled_weights
+from fl_taskarith.merging.rules.averaging import task_arithmetic
 from fl_taskarith.one_shot import benchmark, finetune
 from fl_taskarith.one_shot import source_plots as one_shot_figures
 from fl_taskarith.one_shot.benchmark_file import OneShot, load_one_shot
-from fl_taskarith.one_shot.finetune import Spread, TaskScore, fine_tune_all, plan_training, solve_heads
-from fl_taskarith.one_shot.scale_search import normalised_accuracy, search_merge
+from fl_taskarith.one_shot.finetune import Spread, plan_training
+from fl_taskarith.one_shot.scale_search import search_merge
+from fl_taskarith.one_shot.scoring import TaskScore, Workbench, normalised_accuracy
 from fl_taskarith.one_shot.superclasses import SUPERCLASSES
 from fl_taskarith.one_shot.tasks import SPLITS, folder_tasks, make_tasks
 from fl_taskarith.server.federated import run_federation
@@ -384,6 +386,11 @@ def test_a_wrong_benchmark_file_is_named(tmp_path: Path, old: str, new: str, exp
     assert "wrong.toml" in str(caught.value)
 
 
+def task_vectors(one_shot: OneShot) -> list[dict[str, torch.Tensor]]:
+    bench = Workbench(one_shot, 0.0, 0)
+    return [each.task_vector for each in bench.fine_tune(plan_training(bench.home.config, 2, Spread(), 0))]
+
+
 @pytest.mark.parametrize("at_once", [0, 2])
 def test_tasks_are_fine_tuned_together_as_apart(at_once: int, tiny: OneShot, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, sizes = [], []
@@ -393,10 +400,7 @@ def test_tasks_are_fine_tuned_together_as_apart(at_once: int, tiny: OneShot, mon
     )
     for number in (1, at_once):
         one_shot = dataclasses.replace(tiny, settings=dict(tiny.settings) | {"clients-at-once": number})
-        home, tasks = benchmark.prepare(one_shot, 0.0, 0)
-        plans = plan_training(home.config, len(tasks), Spread(), 0)
-        heads = solve_heads(home, tasks, shared=True)
-        vectors.append([each.task_vector for each in fine_tune_all(home, tasks, heads, plans, 0)])
+        vectors.append(task_vectors(one_shot))
     assert sizes == [2]
     for alone, together in zip(*vectors, strict=True):
         for name, value in alone.items():
@@ -414,10 +418,7 @@ def test_tasks_that_cannot_be_fine_tuned_together_are_one_by_one(
     found = []
     for number in (1, 2):
         one_shot = dataclasses.replace(tiny, settings=dict(tiny.settings) | {"clients-at-once": number})
-        home, tasks = benchmark.prepare(one_shot, 0.0, 0)
-        plans = plan_training(home.config, len(tasks), Spread(), 0)
-        heads = solve_heads(home, tasks, shared=True)
-        found.append([each.task_vector for each in fine_tune_all(home, tasks, heads, plans, 0)])
+        found.append(task_vectors(one_shot))
     assert "one by one: RuntimeError: not enough memory" in caplog.text
     for alone, fallen_back in zip(*found, strict=True):
         assert all(torch.equal(fallen_back[name], value) for name, value in alone.items())
@@ -429,13 +430,13 @@ def test_tasks_that_cannot_be_fine_tuned_together_are_one_by_one(
 def test_files_are_merged_at_what_validation_chooses(
     tiny: OneShot, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    home, tasks = benchmark.prepare(tiny, 0.0, 0)
+    bench = Workbench(tiny, 0.0, 0)
+    home, tasks, heads = bench.home, bench.tasks, bench.heads
     plan = plan_training(home.config, 2, Spread(), 0)[0]
-    heads = solve_heads(home, tasks, shared=True)
     base = {name: value.detach().clone() for name, value in home.model.state_dict().items()}
     paths = [tmp_path / f"{name}.safetensors" for name in ("base", "first", "second")]
     safetensors.torch.save_file(base, paths[0])
-    both = fine_tune_all(home, tasks, heads, [plan, plan], 0)
+    both = bench.fine_tune([plan, plan])
     for index, (tuned, path) in enumerate(zip(both, paths[1:], strict=True)):
         model = base | scaled_weights(home.pretrained, tuned.task_vector, 1.0)
         head = {"head.weight": heads[index].weight, "head.bias": heads[index].bias}

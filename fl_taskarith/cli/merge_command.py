@@ -1,0 +1,86 @@
+"""The command `fl-taskarith merge`; its methods and their parameters are the table of merge rules."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from fl_taskarith.cli.arguments import LateParser, add_overwrite
+from fl_taskarith.errors import ConfigError
+
+USUAL = "task-arithmetic"
+
+
+def add_merge(merge: LateParser) -> None:
+    """Add the arguments; what depends on the rules, which import torch, follows once the command is chosen."""
+    merge.formatter_class = argparse.RawDescriptionHelpFormatter
+    merge.fill = _add_rules
+    merge.add_argument("models", nargs="+", type=Path, metavar="MODEL.safetensors", help="fine-tuned models or folders")
+    merge.add_argument("--base", type=Path, help="θ₀, the model they were fine-tuned from")
+    merge.add_argument("--task-vectors", action="store_true", help="the files hold θ - θ₀ already")
+    merge.add_argument("--scale", type=float, help="λ (default: where equal models merge into themselves)")
+    merge.add_argument("--steps", type=float, nargs="+", default=(), help="local steps of each model, for fednova")
+    merge.add_argument("--seed", type=int, default=0, help="of what dare drops, and of tasks (default: %(default)s)")
+    merge.add_argument("--search", type=Path, metavar="BENCHMARK.toml", help="choose λ and the rest on validation of "
+                       "these tasks, one per model in order (see one-shot)")  # fmt: skip
+    merge.add_argument("--data", default="", metavar="LEVEL", help="of the tasks, under --search (default: the first)")
+    merge.add_argument("--output", type=Path, default=Path("merged.safetensors"), help="default: %(default)s; an "
+                       "earlier merge there is replaced, an input never")  # fmt: skip
+    add_overwrite(merge)
+
+
+def _add_rules(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Add --method, and an option for every rule's parameter, that of a module:function among `arguments` included."""
+    from fl_taskarith.merging.merge_rules import find_rule, merge_rules
+
+    early = argparse.ArgumentParser(add_help=False)
+    early.add_argument("--method", default=USUAL)
+    try:
+        rule = find_rule(early.parse_known_args(arguments)[0].method)
+    except ConfigError as error:
+        parser.error(f"argument --method: {error}")
+    parser.add_argument("--method", default=USUAL, metavar="RULE", help="a name below, or module:function of your own "
+                        "(default: %(default)s)")  # fmt: skip
+    rules = {**merge_rules(), rule.name: rule}
+    parameters = {each.parameter: each for each in rules.values() if each.parameter}
+    for name, each in parameters.items():
+        parser.add_argument(f"--{name}", type=float, help=f"{each.name}: {each.meaning}")
+    parser.set_defaults(rule=rule, parameters=tuple(parameters))
+    table = [f"  {each.name:<16} {each.about}{f' ({each.source})' if each.source else ''}" for each in rules.values()]
+    parser.epilog = "\n".join(["rules:", *table, "", parser.epilog or ""])
+
+
+def run_merge(parsed: argparse.Namespace) -> None:
+    """Merge the models and write the result."""
+    from fl_taskarith.merging.merge_rules import merge_rules
+    from fl_taskarith.one_shot.benchmark_file import load_one_shot
+    from fl_taskarith.one_shot.merge_checks import check_output
+    from fl_taskarith.one_shot.merge_files import MergeSettings, describe_sources, merge, open_sources, write_merged
+    from fl_taskarith.one_shot.search_files import search_files
+    from fl_taskarith.storage.files import make_folder
+
+    rule = parsed.rule
+    given = {name: value for name in parsed.parameters if (value := getattr(parsed, name)) is not None}
+    if foreign := given.keys() - {rule.parameter}:
+        raise ConfigError(f"The method {rule.name} takes no --{', --'.join(sorted(foreign))}.")
+    if parsed.steps and not rule.takes("steps"):
+        takers = ", ".join(name for name, each in merge_rules().items() if each.takes("steps"))
+        raise ConfigError(f"--steps has no effect under --method {rule.name}: leave it out, or choose {takers}.")
+    if parsed.search is None and (parsed.data or (parsed.seed and not rule.takes("seed"))):
+        unused = "--data" if parsed.data else f"--seed under --method {rule.name}"
+        raise ConfigError(f"{unused} has no effect without --search: leave it out.")
+    read = [path for path in (*parsed.models, parsed.base, parsed.search) if path is not None]
+    check_output(parsed.output, read, parsed.overwrite)
+    sources = open_sources(parsed.base, parsed.models, parsed.task_vectors)
+    print(describe_sources(sources))
+    make_folder(parsed.output.parent)
+    settings = MergeSettings(rule.name, given.get(rule.parameter), parsed.scale, parsed.steps, parsed.seed)
+    if parsed.search is not None:
+        if given or parsed.scale is not None:
+            own = f" and --{rule.parameter}" if rule.parameter else ""
+            raise ConfigError(f"--search chooses --scale{own}: leave them out.")
+        settings = search_files(sources, settings, load_one_shot(parsed.search), parsed.data)
+    merged = merge(sources, settings)
+    facts = dataclasses.asdict(settings) | {"models": [path.name for path in parsed.models]}
+    write_merged(sources, merged, facts, parsed.output)
+    print(parsed.output.resolve())

@@ -1,0 +1,54 @@
+"""Rules of federated learning that resist task vectors which conflict with the others or lie far from them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fl_taskarith.merging.merge_rules import Direction, by_name, merge_rule
+from fl_taskarith.merging.robust import TaskVectors, coordinate_median, norms
+
+CLIPPING_RADII = 5  # evenly from the smallest to the largest norm of a task vector
+
+
+def clipping_radii(task_vectors: TaskVectors) -> Sequence[float]:
+    """Return radii evenly from the smallest to the largest norm of a task vector (tensors of any shapes)."""
+    lengths = norms(task_vectors)
+    return sorted(set(torch.linspace(float(lengths.min()), float(lengths.max()), CLIPPING_RADII).tolist()))
+
+
+@merge_rule(
+    "fedgma", "the sum, damped where signs disagree", source="Tenison et al., TMLR 2023", parameter="threshold",
+    meaning="agreement on a sign from which an entry is not damped, ρ",
+    values=tuple(round(0.1 * step, 1) for step in range(1, 10)), summed=True,
+)  # fmt: skip
+def fedgma(task_vectors: TaskVectors, threshold: float) -> Direction:
+    """Return m ⊙ Σ τ_t, m = 1 where |Σ sign τ_t| / T is at least ρ = `threshold`, else that agreement; same shapes."""
+
+    def masked_sum(name: str, rows: Tensor) -> Tensor:
+        agreement = rows.sign().sum(0).abs() / len(rows)
+        return rows.sum(0) * torch.where(agreement >= threshold, 1.0, agreement)
+
+    return by_name(task_vectors, masked_sum)
+
+
+@merge_rule("median", "the median of every entry", source="Yin et al., ICML 2018", needs_base=False)
+def median(task_vectors: TaskVectors) -> Direction:
+    """Return the median of every entry, in the shapes of the task vectors."""
+    return coordinate_median(task_vectors)
+
+
+@merge_rule(
+    "cclip", "the sum of task vectors clipped to a norm", source="Karimireddy et al., ICML 2021", parameter="radius",
+    meaning="largest norm of a task vector, ρ", values=clipping_radii, summed=True,
+)  # fmt: skip
+def cclip(task_vectors: TaskVectors, radius: float) -> Direction:
+    """Return Σ τ_t min(1, ρ/‖τ_t‖), ρ = `radius`: centred clipping once from 0, times T; same shapes.
+
+    Raises:
+        ValueError: the radius is not above 0.
+    """
+    if not radius > 0:
+        raise ValueError(f"centred clipping needs a radius above 0, not {radius}")
+    shares = (radius / norms(task_vectors)).clamp(max=1.0)
+    return by_name(task_vectors, lambda name, rows: torch.tensordot(shares.to(rows), rows, dims=1))
