@@ -1,0 +1,29 @@
+"""Cells and tables in Markdown, and CSV text."""
+
+import math
+
+import pytest
+
+from fl_taskarith.figures.markdown import BLANK, markdown_table, mean_with_interval, mean_with_sd, number
+from fl_taskarith.figures.statistics import paired, summarise
+from fl_taskarith.storage.csv_text import csv_text
+
+
+def test_a_table_has_a_line_per_row_and_none_breaks() -> None:
+    assert markdown_table(["a", "b"], [["1", "two\nlines"]]) == "| a | b |\n|---|---|\n| 1 | two lines |"
+
+
+def test_cells_say_no_more_than_their_number_of_seeds_allows() -> None:
+    assert [mean_with_sd(summarise(values)) for values in ([], [1.0], [1.0, 2.0])] == [BLANK, "1.00", "1.50 ± 0.71"]
+    pairs = [paired(dict(enumerate(values)), dict.fromkeys(range(3), 1.0)) for values in ([], [0.5], [2.0, 2.0])]
+    assert [mean_with_interval(each) for each in pairs] == [BLANK, "-0.50", "+1.00 [+1.00, +1.00]"]
+    assert number(math.nan) == BLANK and number(0.25, 1) == "0.2"
+
+
+def test_csv_text_keeps_bits_and_leaves_the_unknown_empty() -> None:
+    records = [{"a": 0.1 + 0.2, "b": None}, {"a": math.nan, "b": True}]
+    assert csv_text(records) == "a,b\n0.30000000000000004,\n,True\n"
+    assert csv_text([], ["a"]) == "a\n" and csv_text([]) == ""
+    assert csv_text([{"b": 1}], ["a", "b"]) == "a,b\n,1\n"
+    with pytest.raises(ValueError):
+        csv_text([{"c": 1}], ["a"])
