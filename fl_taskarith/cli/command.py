@@ -130,7 +130,6 @@ def _parser() -> argparse.ArgumentParser:
         help="say what is done, what is to do, and how long it takes here, by group (--list all: by run); run nothing",
     )
     study.add_argument("--tables", action="store_true", help="write the tables of what is done; run nothing")
-    study.add_argument("--log", type=Path, help="write the tables, with printed lines for lost run folders")
     study.add_argument("--jobs", type=positive, default=1, help="processes to share the arms out to (default: 1)")
     study.add_argument("--budget", type=seconds, help="start no run after this time, for example 90s, 25m or 3h")
     study.add_argument("--results-dir", default="", help="folder of the studies (default: results/ of the checkout)")
@@ -347,21 +346,11 @@ def _study(parsed: argparse.Namespace) -> None:
     if not studies:
         raise ConfigError("Name a study file before the settings, for example conf/study/digits/six-models.toml.")
     root = results_root(parsed.results_dir)
-    from fl_taskarith.study.from_log import LoggedResults
     from fl_taskarith.study.listing import list_study
     from fl_taskarith.study.results import StudyResults
     from fl_taskarith.study.runner import run_studies
     from fl_taskarith.study.tables import write_tables
 
-    if parsed.log is not None:
-        if len(studies) != 1:
-            raise ConfigError(f"--log is of one study, and {len(studies)} files are named.")
-        if parsed.list or parsed.tables or parsed.budget is not None:
-            raise ConfigError("--log makes tables and runs nothing: leave out --list, --tables and --budget.")
-        logged = LoggedResults.read(studies[0], root, parsed.log)
-        write_tables(logged)
-        print(logged.folder / "README.md")
-        return
     if not parsed.list and not parsed.tables:
         run_studies(studies, root, jobs=parsed.jobs, budget=parsed.budget)
         return

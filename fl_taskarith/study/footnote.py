@@ -28,12 +28,10 @@ def footnote(results: StudyResults, rows: Sequence[Comparison]) -> str:
     found = [outcome for row in rows for outcome in row.results.outcomes.values()]
     # Once each: an arm may stand in two tables.
     outcomes = list({each.name: each for each in found if each.state is State.DONE}.values())
-    machines = machine_list([each.record for each in outcomes if each.record], results.hardware)
+    machines = machine_list([each.record for each in outcomes if each.record])
     hardware = f"Hardware: {'; '.join(machines)}. " if machines else ""
     if outcomes:
         notes.append(hardware + _cost(results, outcomes))
-    if results.origin:
-        notes.append(results.origin)
     notes.append(f"Command: `fl-taskarith study {study.source}`")
     return "\n\n".join(notes)
 

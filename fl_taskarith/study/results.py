@@ -1,7 +1,7 @@
 """What the folder of a study says about each of its runs. Reads, and never trains."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import nan
@@ -82,14 +82,7 @@ class StudyResults:
     """The folder of a study: README.md, table.csv, search.csv and figures; runs/ has a folder per run.
 
     Studies named "family/part" share the runs of their family: root/family/runs.
-
-    Attributes:
-        origin: a sentence for its tables on where the numbers are from, if not from the folders of its runs.
-        hardware: what runs that do not tell ran on.
     """
-
-    origin = ""
-    hardware: Sequence[str] = ()
 
     def __init__(self, study: Study, root: Path) -> None:
         """`root` is the folder that holds all results."""

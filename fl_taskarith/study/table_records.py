@@ -16,18 +16,15 @@ from fl_taskarith.study.results import Outcome
 from fl_taskarith.study.search import Search
 
 
-def settings_record(study: Study, arms: Sequence[ArmResults], hardware: Sequence[str] = ()) -> str:
-    """settings.json: seeds, search, machines, and every arm's settings in full, defaults included; no path in it.
-
-    The machines are those of the runs, then those of `hardware`.
-    """
+def settings_record(study: Study, arms: Sequence[ArmResults]) -> str:
+    """settings.json: seeds, search, machines, and every arm's settings in full, defaults included; no path in it."""
     runs = [outcome.record for arm in arms for outcome in arm.outcomes.values() if outcome.record]
     search = study.search
     record = {
         "title": study.title,
         "seeds": list(study.seeds),
         "search": None if search is None else _search_record(search),
-        "machines": machine_list(runs, hardware),
+        "machines": machine_list(runs),
         "arms": [
             {"group": each.arm.group, "arm": each.arm.label, "settings": _portable(each.settings)}
             | ({} if each.arm.search is None else {"search": _search_record(each.arm.search)})
@@ -75,9 +72,9 @@ def curve_records(arms: Sequence[ArmResults]) -> list[dict[str, object]]:
     return lines
 
 
-def machine_list(records: Iterable[Mapping[str, Any]], others: Sequence[str]) -> list[str]:
-    """The machines of run.json's `records`, each once, and then `others`."""
-    return list(dict.fromkeys([*map(machine, records), *others]))
+def machine_list(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The machines of run.json's `records`, each once."""
+    return list(dict.fromkeys(map(machine, records)))
 
 
 def machine(record: Mapping[str, Any]) -> str:

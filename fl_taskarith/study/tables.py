@@ -70,7 +70,7 @@ def write_tables(results: StudyResults) -> None:
     write_atomically(results.folder / "table.csv", _csv([_arm_record(study, row) for row in rows]))
     write_atomically(results.folder / "runs.csv", _csv([record for row in rows for record in _run_records(study, row)]))
     arms = [row.results for row in rows]
-    write_atomically(results.folder / "settings.json", settings_record(study, arms, results.hardware))
+    write_atomically(results.folder / "settings.json", settings_record(study, arms))
     curves = curve_records(arms)
     if curves:
         write_atomically(results.folder / "curves.csv", _csv(curves))

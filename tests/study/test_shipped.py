@@ -10,7 +10,6 @@ from small_studies import SEARCHED, STUDY, FakeTraining, study_of
 
 from fl_taskarith.storage.paths import shipped_file
 from fl_taskarith.study import shipped
-from fl_taskarith.study.from_log import LoggedResults
 from fl_taskarith.study.listing import list_study
 from fl_taskarith.study.results import StudyResults
 from fl_taskarith.study.runner import run_studies
@@ -96,18 +95,6 @@ def test_runs_of_ones_own_are_not_marked_and_a_mixture_is_counted(
     mixed = "2 of the 6 finished runs were shipped with fl_taskarith and run by its authors; the other 4 were not."
     assert mixed in (own.folder / "README.md").read_text()
     assert mixed in list(list_study(own))
-
-
-def test_a_listing_of_shipped_runs_can_be_read_as_a_log(
-    tmp_path: Path, training: FakeTraining, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = study_of(STUDY, tmp_path)
-    run_studies([study], tmp_path / "home")
-    ship(tmp_path / "home", monkeypatch)
-    lines = list(list_study(StudyResults(study, tmp_path / "home"), every_run=True))
-    assert any(line.endswith(" | shipped") for line in lines)
-    write_tables(logged := LoggedResults(study, tmp_path / "log", lines))
-    assert "The 6 final runs took" in (logged.folder / "README.md").read_text()
 
 
 def test_a_run_is_known_by_name_accuracy_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
