@@ -318,8 +318,9 @@ def _pretrain_glyph(parsed: argparse.Namespace) -> None:
 
 
 def _plot(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.config.choices import REGRESSION
     from fl_taskarith.figures.plots import plot_curves, plot_distances
-    from fl_taskarith.figures.run_groups import find_runs, has_regression_data, members
+    from fl_taskarith.figures.run_groups import find_runs, members
     from fl_taskarith.figures.set_plots import plot_set, possible_figures
     from fl_taskarith.storage.files import make_folder, require_new
 
@@ -327,10 +328,10 @@ def _plot(parsed: argparse.Namespace) -> None:
         require_new(possible_figures(parsed.output), parsed.overwrite)
     output, runs = parsed.output or parsed.folders[0] / "curves", find_runs(parsed.folders)
     make_folder(output.parent)
-    if all(map(has_regression_data, runs)):
-        paths = plot_distances(runs, output)
+    if all(run.settings["dataset"] == REGRESSION for run in runs):
+        paths = plot_distances([run.folder for run in runs], output)
     elif len(runs) == 1:
-        paths = plot_curves(runs[0], output)
+        paths = plot_curves(runs[0].folder, output)
     else:
         paths = plot_set(members(runs), output)
     print(*(path.resolve() for path in paths), sep="\n")

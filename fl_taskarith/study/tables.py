@@ -12,7 +12,7 @@ from pathlib import Path
 from fl_taskarith.config.fields import snake
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import FlTaskarithError
-from fl_taskarith.figures.run_groups import Member, members
+from fl_taskarith.figures.run_groups import Member, members, read_run
 from fl_taskarith.figures.set_curves import plot_bands
 from fl_taskarith.figures.set_plots import SWEPT, plot_drift, plot_heat_map, plot_sweep
 from fl_taskarith.figures.statistics import Paired, Summary
@@ -107,11 +107,14 @@ def _figures(
     if not labelled:
         return []
     if draw is plot_bands:
-        found = members([folder for folder, _ in labelled], [label for _, label in labelled])
+        found = members([read_run(folder) for folder, _ in labelled], [label for _, label in labelled])
         reference = next((row.results.arm.label for row in rows if row.is_reference), "")
         drawn = plot_bands(found, results.folder / name, reference)
     else:  # over all tables, where an arm may stand twice, and two arms may have one name
-        drawn = draw(members(list(dict.fromkeys(folder for folder, _ in labelled))), results.folder / name)
+        drawn = draw(
+            members([read_run(folder) for folder in dict.fromkeys(folder for folder, _ in labelled)]),
+            results.folder / name,
+        )
     return [f"![{path.stem}]({path.name})" for path in drawn if path.suffix == ".png"]
 
 
