@@ -130,6 +130,11 @@ def _parser() -> argparse.ArgumentParser:
         help="say what is done, what is to do, and how long it takes here, by group (--list all: by run); run nothing",
     )
     study.add_argument("--tables", action="store_true", help="write the tables of what is done; run nothing")
+    study.add_argument(
+        "--pack",
+        action="store_true",
+        help="move finished runs from their folders into one file, runs.jsonl; run nothing",
+    )
     study.add_argument("--jobs", type=positive, default=1, help="processes to share the arms out to (default: 1)")
     study.add_argument("--budget", type=seconds, help="start no run after this time, for example 90s, 25m or 3h")
     study.add_argument("--results-dir", default="", help="folder of the studies (default: results/ of the checkout)")
@@ -348,11 +353,12 @@ def _study(parsed: argparse.Namespace) -> None:
         raise ConfigError("Name a study file before the settings, for example conf/study/digits/six-models.toml.")
     root = results_root(parsed.results_dir)
     from fl_taskarith.study.listing import list_study
+    from fl_taskarith.study.pack import pack_runs
     from fl_taskarith.study.results import StudyResults
     from fl_taskarith.study.runner import run_studies
     from fl_taskarith.study.tables import write_tables
 
-    if not parsed.list and not parsed.tables:
+    if not parsed.list and not parsed.tables and not parsed.pack:
         run_studies(studies, root, jobs=parsed.jobs, budget=parsed.budget)
         return
     for study in studies:
@@ -363,6 +369,9 @@ def _study(parsed: argparse.Namespace) -> None:
         if parsed.tables:
             write_tables(results)
             print(results.folder / "README.md")
+        if parsed.pack:
+            path, number = pack_runs(results.runs)
+            print(f"{number} run folders went into {path}.")
 
 
 def _search(parsed: argparse.Namespace) -> None:

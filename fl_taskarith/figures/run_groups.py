@@ -1,10 +1,11 @@
 """Any set of runs, grouped by settings: runs that differ in nothing but their seeds are one member."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas
 
@@ -14,15 +15,21 @@ from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.figures.setting_words import SEED_KEYS, Settings, labels, run_words
 from fl_taskarith.figures.statistics import Summary, summarise
 from fl_taskarith.storage.files import CHECKSUMS, check_unchanged
+from fl_taskarith.storage.packed_runs import packed_folders, packed_run
 from fl_taskarith.storage.run_folder import COLUMNS, Row, read_rounds
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The rows of rounds.csv of the run in `folder`; its settings are read when they are asked for."""
+    """The rows of rounds.csv of the run in `folder`; its settings are read when they are asked for.
+
+    Attributes:
+        packed: run.json of a run that a pack holds in place of the folder.
+    """
 
     folder: Path
     rows: tuple[Row, ...]
+    packed: Mapping[str, Any] | None = None
 
     @cached_property
     def settings(self) -> Settings:
@@ -33,6 +40,8 @@ class RunRecord:
         """
         path = self.folder / "run.json"
         try:
+            if self.packed is not None:
+                return from_mapping(self.packed["config"]).to_run_config()
             content = path.read_bytes()
             check_unchanged(path, content)
             return from_mapping(json.loads(content)["config"]).to_run_config()
@@ -60,11 +69,13 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read the run in `folder`.
+    """Read the run in `folder`, or what a pack holds in its place.
 
     Raises:
         CheckpointError: it holds no readable rounds.csv.
     """
+    if not (folder / "rounds.csv").exists() and (packed := packed_run(folder)) is not None:
+        return RunRecord(folder, packed.rows, packed.record)
     return RunRecord(folder, tuple(read_rounds(folder)))
 
 
@@ -74,14 +85,15 @@ def has_regression_data(folder: Path) -> bool:
 
 
 def find_runs(folders: Sequence[Path]) -> list[RunRecord]:
-    """Read the run folders among `folders` and the finished ones below the others, each once.
+    """Read the run folders among `folders` and the finished ones below the others, in packs or not, each once.
 
     Raises:
-        CheckpointError: a folder neither is a run nor holds any, or a rounds.csv cannot be read.
+        CheckpointError: a folder neither is a run nor holds any, or a rounds.csv or a pack cannot be read.
     """
     found: list[Path] = []
     for folder in folders:
-        below = [folder] if (folder / "rounds.csv").exists() else list(_finished_below(folder))
+        alone = (folder / "rounds.csv").exists() or packed_run(folder) is not None
+        below = [folder] if alone else [*_finished_below(folder), *packed_folders(folder)]
         if not below:
             raise CheckpointError(f"{folder} is no folder of a run (it has no rounds.csv) and holds no finished run.")
         found += below

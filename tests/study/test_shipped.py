@@ -13,7 +13,8 @@ from fl_taskarith.study import shipped
 from fl_taskarith.study.listing import list_study
 from fl_taskarith.study.results import StudyResults
 from fl_taskarith.study.runner import run_studies
-from fl_taskarith.study.shipped import LIST, count_shipped, find_runs, is_shipped, origin_words
+from fl_taskarith.study.ship import shipped_digests
+from fl_taskarith.study.shipped import LIST, count_shipped, is_shipped, origin_words
 from fl_taskarith.study.tables import write_tables
 
 pytestmark = pytest.mark.usefixtures("no_table_figures")
@@ -27,14 +28,14 @@ def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ship(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what lies in `results` be what came with the project."""
-    digests = {digest for family in find_runs(results).values() for digest in family}
+    digests = {digest for family in shipped_digests(results).values() for digest in family}
     monkeypatch.setattr(shipped, "_known", lambda: frozenset(digests))
 
 
 def test_every_committed_run_is_listed_and_its_tables_say_so() -> None:
     record = json.loads(shipped_file(LIST).read_text(encoding="utf-8"))
     results = committed_results()
-    found = find_runs(results)
+    found = shipped_digests(results)
     assert "digits" in found and "cifar100" in found
     for family, digests in record["runs"].items():
         missing = set(digests) - set(found.get(family, ()))
@@ -98,7 +99,7 @@ def test_runs_of_ones_own_are_not_marked_and_a_mixture_is_counted(
 
 
 def test_a_run_is_known_by_name_accuracy_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipped, "_known", lambda: frozenset({shipped._digest("a", 97.5, 11.25)}))
+    monkeypatch.setattr(shipped, "_known", lambda: frozenset({shipped.digest("a", 97.5, 11.25)}))
     assert is_shipped("a", 97.5, 11.25)
     assert not any(is_shipped(*run) for run in (("b", 97.5, 11.25), ("a", 97.25, 11.25), ("a", 97.5, 11.5), ("", 1, 1)))
 
