@@ -158,7 +158,8 @@ def of_studies(folder: Path) -> Iterator[tuple[str, str]]:
     from fl_taskarith.study.study_file import load_study
 
     def accuracy(config: Config) -> float:
-        seed = int(_digest(repr(sorted(config.to_run_config().items())).encode())[:8], 16)
+        settings = config.to_run_config() | {"results-dir": ""}  # a folder of this moment
+        seed = int(_digest(repr(sorted(settings.items())).encode())[:8], 16)
         return 0.5 + seed / 2**34
 
     files = [path for path in sorted((ROOT / "conf" / "study").rglob("*.toml")) if "digits" in path.as_posix()]

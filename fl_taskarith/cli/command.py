@@ -131,8 +131,9 @@ def _pretrain_glyph(parsed: argparse.Namespace) -> None:
 
 
 def _plot(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.config.choices import REGRESSION
     from fl_taskarith.figures.plots import plot_curves, plot_distances
-    from fl_taskarith.figures.run_groups import find_runs, has_regression_data, members
+    from fl_taskarith.figures.run_groups import find_runs, members
     from fl_taskarith.figures.set_plots import plot_set, possible_figures
     from fl_taskarith.storage.files import make_folder, require_new
 
@@ -140,10 +141,10 @@ def _plot(parsed: argparse.Namespace) -> None:
         require_new(possible_figures(parsed.output), parsed.overwrite)
     output, runs = parsed.output or parsed.folders[0] / "curves", find_runs(parsed.folders)
     make_folder(output.parent)
-    if all(map(has_regression_data, runs)):
-        paths = plot_distances(runs, output)
+    if all(run.settings["dataset"] == REGRESSION for run in runs):
+        paths = plot_distances([run.folder for run in runs], output)
     elif len(runs) == 1:
-        paths = plot_curves(runs[0], output)
+        paths = plot_curves(runs[0].folder, output)
     else:
         paths = plot_set(members(runs), output)
     print(*(path.resolve() for path in paths), sep="\n")
@@ -158,22 +159,13 @@ def _study(parsed: argparse.Namespace) -> None:
     if not studies:
         raise ConfigError("Name a study file before the settings, for example conf/study/digits/six-models.toml.")
     root = results_root(parsed.results_dir)
-    from fl_taskarith.study.from_log import LoggedResults
     from fl_taskarith.study.listing import list_study
+    from fl_taskarith.study.pack import pack_runs
     from fl_taskarith.study.results import StudyResults
     from fl_taskarith.study.runner import run_studies
     from fl_taskarith.study.tables import write_tables
 
-    if parsed.log is not None:
-        if len(studies) != 1:
-            raise ConfigError(f"--log is of one study, and {len(studies)} files are named.")
-        if parsed.list or parsed.tables or parsed.budget is not None:
-            raise ConfigError("--log makes tables and runs nothing: leave out --list, --tables and --budget.")
-        logged = LoggedResults.read(studies[0], root, parsed.log)
-        write_tables(logged)
-        print(logged.folder / "README.md")
-        return
-    if not parsed.list and not parsed.tables:
+    if not parsed.list and not parsed.tables and not parsed.pack:
         run_studies(studies, root, jobs=parsed.jobs, budget=parsed.budget)
         return
     for study in studies:
@@ -184,6 +176,9 @@ def _study(parsed: argparse.Namespace) -> None:
         if parsed.tables:
             write_tables(results)
             print(results.folder / "README.md")
+        if parsed.pack:
+            path, number = pack_runs(results.runs)
+            print(f"{number} run folders went into {path}.")
 
 
 def _search(parsed: argparse.Namespace) -> None:
@@ -269,7 +264,8 @@ def _add_study(command: argparse.ArgumentParser) -> None:
     about = "say what is done, what is to do, and how long it takes here, by group (--list all: by run); run nothing"
     command.add_argument("--list", action=ListAction, help=about)
     command.add_argument("--tables", action="store_true", help="write the tables of what is done; run nothing")
-    command.add_argument("--log", type=Path, help="write the tables, with printed lines for lost run folders")
+    about = "move finished runs from their folders into one file, runs.jsonl; run nothing"
+    command.add_argument("--pack", action="store_true", help=about)
     add_sharing(command, "run", "the studies")
 
 

@@ -15,7 +15,7 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.data.sharding import describe_spread, least_spread, make_shards
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.figures.plots import STYLE, save_figure
-from fl_taskarith.figures.run_groups import sharding_words
+from fl_taskarith.figures.setting_words import sharding_words
 from fl_taskarith.storage.files import make_folder, require_new, write_atomically
 from fl_taskarith.storage.paths import resolve, results_root
 from fl_taskarith.storage.run_folder import sharding_name

@@ -1,7 +1,7 @@
-"""Figures from results folders: colour-blind safe, readable in print, PNG and PDF. Plots read CSVs and never train."""
+"""The style of all figures (colour-blind safe, readable in print, PNG and PDF), and the curves of single runs."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any, cast
@@ -14,10 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fl_taskarith.figures.panels import legend_below, match, open_rows, spread
-from fl_taskarith.figures.run_groups import in_words, training_loss
+from fl_taskarith.figures.panels import Row, legend_below, match, open_rows, spread
+from fl_taskarith.figures.run_groups import RunRecord, read_run
 from fl_taskarith.storage.files import write_atomically
-from fl_taskarith.storage.run_folder import Row, read_rounds
 
 # Okabe & Ito (2008): told apart by every common form of colour blindness; line styles tell them apart in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -41,7 +40,7 @@ STYLE: dict[str, Any] = {
 
 
 def line_look(turn: int) -> dict[str, str]:
-    """Colour, line and marker of line number `turn` of a panel; none of them that of `REFERENCE`."""
+    """Return colour, line and marker of line number `turn` of a panel; none of them that of `REFERENCE`."""
     colours = COLOURS[:-1]
     return {
         "color": colours[turn % len(colours)],
@@ -50,81 +49,108 @@ def line_look(turn: int) -> dict[str, str]:
     }
 
 
+def plot_rows(
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    draw: Callable[[Row, Sequence[Axes]], None],
+    output: Path,
+    size: tuple[int, float, float],
+    note: str,
+    **legend: Any,
+) -> list[Path]:
+    """Draw rows of panels with equal axes per column, a title and a legend per row; writes output.png and output.pdf.
+
+    Args:
+        labels: of all lines, to leave room for the legends.
+        draw: draws one row into its panels.
+        size: panels in a row, and the width and height of one in inches.
+        note: stands above all rows.
+        legend: further options of the legends.
+
+    Raises:
+        CheckpointError: the figure cannot be written.
+    """
+    columns, width, height = size
+    with pyplot.rc_context(cast(Any, STYLE)):
+        names = [[labels[place] for place in row.places] for row in rows]
+        figure, parts, panels = open_rows(names, columns, columns * width, height, note)
+        for row, part, axes in zip(rows, parts, panels, strict=True):
+            if row.title:
+                part.suptitle(row.title, fontsize=9)
+            draw(row, axes)
+            legend_below(part, axes[0], columns * width, **legend)
+        for column in range(columns):
+            match((axes[column] for axes in panels), "x", "y")
+        return save_figure(figure, output)
+
+
 def plot_curves(folder: Path, output: Path) -> list[Path]:
-    """Test accuracy and the losses of one run against rounds; writes output.png and output.pdf.
+    """Draw test accuracy and the losses of one run against rounds; writes output.png and output.pdf.
 
     Round 0 is the head on the frozen backbone, before any training: a dotted line marks its accuracy. Where clients
-    minimise something else than the cross-entropy, it has a panel of its own.
+    minimise another loss than the cross-entropy, it has a panel of its own.
 
     Raises:
         CheckpointError: the folder holds no readable rounds.csv, or the output cannot be written.
     """
-    rows, title = read_rounds(folder), in_words(folder) or folder.resolve().name
-    epochs, minimised = all(row.get("clients") in (None, 0) for row in rows), training_loss(folder)
-    number = 2 if minimised == "cross-entropy" else 3
+    run = read_run(folder)
+    epochs = all(row.get("clients") in (None, 0) for row in run.rows)
+    number = 2 if run.training_loss == "cross-entropy" else 3
     with pyplot.rc_context(cast(Any, STYLE)):
         figure, panels = pyplot.subplots(1, number, figsize=(3.6 * number, 3.0), layout="constrained")
         accuracy, loss = panels[:2]
-        _draw(accuracy, rows, "test_accuracy", COLOURS[0], "-", "test", scale=100)
-        if rows and rows[0]["round"] == 0 and rows[0]["test_accuracy"] is not None:
-            before = 100 * rows[0]["test_accuracy"]
+        _draw(accuracy, run, "test_accuracy", "test", {"color": COLOURS[0], "linestyle": "-"}, 100)
+        if run.rows and run.rows[0]["round"] == 0 and run.rows[0]["test_accuracy"] is not None:
+            before = 100 * run.rows[0]["test_accuracy"]
             accuracy.axhline(before, color=COLOURS[0], linewidth=0.8, linestyle=":", label="before training")
         training = "training" if epochs else "training (mean of clients)"
-        _draw(panels[-1], rows, "train_loss", COLOURS[1], "--", training)
-        _draw(loss, rows, "val_loss", COLOURS[2], "-.", "validation")
-        _draw(loss, rows, "test_loss", COLOURS[0], "-", "test")
-        for axes, name in zip(panels, ("test accuracy (%)", "cross-entropy (nats)", f"{minimised} loss"), strict=False):
+        _draw(panels[-1], run, "train_loss", training, {"color": COLOURS[1], "linestyle": "--"})
+        _draw(loss, run, "val_loss", "validation", {"color": COLOURS[2], "linestyle": "-."})
+        _draw(loss, run, "test_loss", "test", {"color": COLOURS[0], "linestyle": "-"})
+        names = ("test accuracy (%)", "cross-entropy (nats)", f"{run.training_loss} loss")
+        for axes, name in zip(panels, names, strict=False):
             axes.set_ylabel(name)
             axes.set_xlabel("epoch" if epochs else "communication round")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if axes.get_legend_handles_labels()[1]:
                 axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, columnspacing=1.0)
-        figure.suptitle(fill(title, TITLE_CHARACTERS), fontsize=9)
+        figure.suptitle(fill(run.title, TITLE_CHARACTERS), fontsize=9)
         return save_figure(figure, output)
 
 
 def plot_distances(folders: Sequence[Path], output: Path) -> list[Path]:
-    """For runs on regression data: distances to the true parameters, and clients in their cluster.
+    """Draw, for runs on regression data, distances to the true parameters, and clients in their cluster.
 
     Raises:
         CheckpointError: a folder holds no readable rounds.csv, or the output cannot be written.
     """
-    tables = [read_rounds(folder) for folder in folders]
-    labels = [in_words(folder) or folder.resolve().name for folder in folders]
-    with pyplot.rc_context(cast(Any, STYLE)):
-        rows = spread(len(tables), reference=0)
-        width = 3.6 * 2
-        figure, parts, panels = open_rows(
-            [[labels[place] for place in row.places] for row in rows],
-            2,
-            width,
-            2.7,
-            labels[0] if len(tables) == 1 else "",
-        )
-        for row, part, (distance, accuracy) in zip(rows, parts, panels, strict=True):
-            for turn, place in enumerate(row.places):
-                look = line_look(turn)
-                colour, style, marker = look["color"], look["linestyle"], look["marker"]
-                if len(tables) == 1:
-                    _draw(distance, tables[0], "largest_distance", COLOURS[1], "--", "largest, matched", marker="s")
-                    _draw(distance, tables[0], "nearest_distance", COLOURS[2], ":", "mean, to the nearest", marker="^")
-                label = "mean, matched" if len(tables) == 1 else labels[place]
-                _draw(distance, tables[place], "matched_distance", colour, style, label, marker=marker)
-                _draw(accuracy, tables[place], "cluster_accuracy", colour, style, label, scale=100, marker=marker)
-            distance.set_yscale("log")
-            distance.set_ylabel("distance to the true parameters")
-            accuracy.set_ylabel("honest clients in their cluster (%)")
-            for axes in (distance, accuracy):
-                axes.set_xlabel("communication round")
-                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            legend_below(part, distance, width)
-        for column in range(2):
-            match((axes[column] for axes in panels), "x", "y")
-        return save_figure(figure, output)
+    runs = [read_run(folder) for folder in folders]
+    labels = [run.title for run in runs]
+    alone = len(runs) == 1
+
+    def draw(row: Row, panels: Sequence[Axes]) -> None:
+        distance, accuracy = panels
+        for turn, place in enumerate(row.places):
+            if alone:
+                look = {"color": COLOURS[1], "linestyle": "--", "marker": "s"}
+                _draw(distance, runs[0], "largest_distance", "largest, matched", look)
+                look = {"color": COLOURS[2], "linestyle": ":", "marker": "^"}
+                _draw(distance, runs[0], "nearest_distance", "mean, to the nearest", look)
+            label = "mean, matched" if alone else labels[place]
+            _draw(distance, runs[place], "matched_distance", label, line_look(turn))
+            _draw(accuracy, runs[place], "cluster_accuracy", label, line_look(turn), 100)
+        distance.set_yscale("log")
+        distance.set_ylabel("distance to the true parameters")
+        accuracy.set_ylabel("honest clients in their cluster (%)")
+        for axes in panels:
+            axes.set_xlabel("communication round")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    return plot_rows(spread(len(runs), reference=0), labels, draw, output, (2, 3.6, 2.7), labels[0] if alone else "")
 
 
 def off_scale(accuracies: Sequence[float]) -> set[int]:
-    """Which of `accuracies` (%) lie so far below the rest that an axis with them would hide how the rest differ.
+    """Return which of `accuracies` (%) lie so far below the rest that an axis with them would hide how the rest differ.
 
     At most a quarter of them; figures name them with their number at the edge instead.
     """
@@ -137,32 +163,15 @@ def off_scale(accuracies: Sequence[float]) -> set[int]:
 
 
 def mark_every(points: int) -> int:
-    """Every how many points of a line one is marked."""
+    """Return every how many points of a line one is marked."""
     return 1 if points <= FEW_POINTS else points // MARKS
 
 
-def _draw(
-    axes: Axes,
-    rows: Sequence[Row],
-    column: str,
-    colour: str,
-    style: str,
-    label: str,
-    scale: float = 1.0,
-    marker: str = "o",
-) -> None:
-    points = [(row["round"], scale * row[column]) for row in rows if row[column] is not None]
+def _draw(axes: Axes, run: RunRecord, column: str, label: str, look: Mapping[str, Any], scale: float = 1.0) -> None:
+    points = [(row["round"], scale * row[column]) for row in run.rows if row[column] is not None]
     if points:
-        axes.plot(
-            *zip(*points, strict=True),
-            color=colour,
-            linestyle=style,
-            marker=marker,
-            markevery=mark_every(len(points)),
-            markersize=3,
-            linewidth=1.4,
-            label=label,
-        )
+        shown = {"marker": "o", "markersize": 3, "linewidth": 1.4, "markevery": mark_every(len(points)), **look}
+        axes.plot(*zip(*points, strict=True), label=label, **shown)
 
 
 def save_figure(figure: Figure, output: Path) -> list[Path]:

@@ -1,10 +1,9 @@
 """Curves of a set of runs against rounds or local steps, and against bytes: means with bands over the seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
-from statistics import fmean
 from typing import Any, cast
 
 import numpy as np
@@ -13,37 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from fl_taskarith.figures.panels import (
-    Row,
-    legend_below,
-    match,
-    numbered,
-    open_rows,
-    pages,
-    seeds_note,
-    spread,
-)
+from fl_taskarith.figures.panels import Row, legend_below, match, numbered, open_rows, pages, seeds_note, spread
 from fl_taskarith.figures.plots import REFERENCE, STYLE, line_look, mark_every, off_scale, save_figure
-from fl_taskarith.figures.run_groups import (
-    Member,
-    Settings,
-    last_test_accuracy,
-    mask_words,
-    mean_local_steps,
-    sharding_words,
-)
+from fl_taskarith.figures.run_groups import Member
+from fl_taskarith.figures.setting_words import Settings, mask_words, mean_local_steps, sharding_words
 from fl_taskarith.figures.statistics import Summary
 
 PERCENT = (0.0, 100.0)
-POSITIVE = (0.0, float("inf"))
+POSITIVE = (0.0, inf)
 TICKS = (1.0, 3.0)  # of a decade of bytes
 WIDTH, HEIGHT = 3.0, 2.3  # inches of a panel
 
-Points = Sequence[tuple[float, Summary]]
-
 
 def plot_bands(members: Sequence[Member], output: Path, reference: str = "") -> list[Path]:
-    """Test accuracy and loss against rounds, accuracy against bytes if any were sent: means, and bands of one sd.
+    """Draw test accuracy and loss against rounds, accuracy against bytes if any were sent: means, and bands of one sd.
 
     Local steps take the place of rounds where members differ in J. Centralised runs, whose rounds are epochs, have
     panels of their own. Runs at a learning rate of 0 are levels, and no curves. Of many members a row of panels shows
@@ -64,7 +46,7 @@ def plot_bands(members: Sequence[Member], output: Path, reference: str = "") -> 
     if all(is_idle(member.settings) for member in members):
         return []
     lines = _lines(members)
-    rows = [row for part in _comparable(members) for row in _rows([members[place] for place in part], part, reference)]
+    rows = [row for epochs in (False, True) for row in _rows(members, epochs, reference)]
     columns = 3 if any(line.sent for line in lines) else 2
     note = seeds_note((len(member.runs) for member in members), "bands")
     figures: list[Figure] = []
@@ -78,7 +60,7 @@ def plot_bands(members: Sequence[Member], output: Path, reference: str = "") -> 
         _draw(drawn, lines, lost=False)
         for row, part, panels_of_row in drawn:
             part.suptitle(row.title, fontsize=9)
-            _name_axes(panels_of_row, [lines[place] for place in row.places])
+            _name_axes(panels_of_row, lines[row.places[0]].x)
         _match(drawn, lines)
         _draw(drawn, lines, lost=True)
         for _, part, panels_of_row in drawn:
@@ -88,45 +70,35 @@ def plot_bands(members: Sequence[Member], output: Path, reference: str = "") -> 
 
 
 def is_idle(settings: Settings) -> bool:
-    """Whether nothing is trained: a learning rate of 0."""
+    """Return whether nothing is trained: a learning rate of 0."""
     return settings["learning-rate"] == 0.0
 
 
-def reference_among(members: Sequence[Member], reference: str = "") -> int | None:
-    """The place of the member called `reference`; without a name that of the first one of all weights, or of the first.
+def _is_centralized(member: Member) -> bool:
+    return member.settings["strategy"] == "centralized"
 
-    None where there is a name and no such member.
-    """
+
+def _rows(members: Sequence[Member], epochs: bool, reference: str) -> list[Row]:
+    """Spread over rows the members whose rounds are epochs, or the others: they share no axis."""
+    places = [place for place, member in enumerate(members) if _is_centralized(member) is epochs]
+    settings = [members[place].settings for place in places]
     if reference:
-        return next((place for place, member in enumerate(members) if member.label == reference), None)
-    return next((place for place, member in enumerate(members) if member.settings["mask-rule"] == "none"), 0)
-
-
-def _comparable(members: Sequence[Member]) -> list[list[int]]:
-    """Places of the members that share an axis of rounds: federated ones, then centralised ones."""
-    parts: dict[bool, list[int]] = {False: [], True: []}
-    for place, member in enumerate(members):
-        parts[member.settings["strategy"] == "centralized"].append(place)
-    return [part for part in parts.values() if part]
-
-
-def _rows(members: Sequence[Member], places: Sequence[int], reference: str) -> list[Row]:
-    """Rows of these members, whose places among all are `places`."""
-    settings = [member.settings for member in members]
+        repeated = next((turn for turn, place in enumerate(places) if members[place].label == reference), None)
+    else:
+        repeated = next((turn for turn, each in enumerate(settings) if each["mask-rule"] == "none"), 0)
     features = (
         [sharding_words(each) for each in settings],
         [mask_words(each) for each in settings],
         [f"J = {mean_local_steps(each):g}" for each in settings],
         [str(each["strategy"]) for each in settings],
     )
-    rows = spread(len(members), features, reference_among(members, reference))
     return [
-        Row(
-            row.title,
-            tuple(places[place] for place in row.places),
-            None if row.reference is None else places[row.reference],
+        replace(
+            row,
+            places=tuple(places[turn] for turn in row.places),
+            reference=None if row.reference is None else places[row.reference],
         )
-        for row in rows
+        for row in spread(len(places), features, repeated)
     ]
 
 
@@ -153,14 +125,14 @@ _Drawn = tuple[Row, SubFigure, list[Axes]]
 
 def _lines(members: Sequence[Member]) -> list[_Line]:
     labels = numbered([member.label for member in members], [len(member.runs) for member in members])
-    ends = {place: end.mean for place, member in enumerate(members) if (end := member.over_runs(last_test_accuracy)).n}
+    ends = {place: end.mean for place, member in enumerate(members) if (end := member.last_percent()).n}
     lost = {list(ends)[place] for place in off_scale(list(ends.values()))}
-    federated = [each.settings for each in members if each.settings["strategy"] != "centralized"]
-    work = {mean_local_steps(settings) for settings in federated if not is_idle(settings)}
+    trained = [member for member in members if not _is_centralized(member) and not is_idle(member.settings)]
+    work = {mean_local_steps(member.settings) for member in trained}
     lines = []
     for place, (member, label) in enumerate(zip(members, labels, strict=True)):
         x, unit = "round", 1.0
-        if member.settings["strategy"] == "centralized":
+        if _is_centralized(member):
             x = "epoch"
         elif len(work) > 1:
             x, unit = "local steps so far (rounds × J)", mean_local_steps(member.settings)
@@ -171,14 +143,13 @@ def _lines(members: Sequence[Member]) -> list[_Line]:
 
 
 def _draw(drawn: Sequence[_Drawn], lines: Sequence[_Line], *, lost: bool) -> None:
-    """The lines that are, or are not, off the scale."""
+    """Draw the lines that are, or are not, off the scale."""
     for row, _, panels in drawn:
         others = [place for place in row.places if place != row.reference]
         for place in row.places:
             if lines[place].lost is lost:
-                _draw_line(
-                    lines[place], panels, REFERENCE if place == row.reference else line_look(others.index(place))
-                )
+                look = REFERENCE if place == row.reference else line_look(others.index(place))
+                _draw_line(lines[place], panels, look)
 
 
 def _draw_line(line: _Line, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
@@ -186,31 +157,33 @@ def _draw_line(line: _Line, panels: Sequence[Axes], look: Mapping[str, Any]) -> 
     if is_idle(line.member.settings):
         for axes, points in zip(panels, (accuracy, loss), strict=False):
             if points:
-                axes.axhline(points[-1][1].mean, color=look["color"], linestyle=look["linestyle"], label=line.label)
+                level = list(points.values())[-1].mean
+                axes.axhline(level, color=look["color"], linestyle=look["linestyle"], label=line.label)
         return
-    draw_band(panels[0], [(line.unit * number, point) for number, point in accuracy], look, line.label, PERCENT)
-    draw_band(panels[1], [(line.unit * number, point) for number, point in loss], look, line.label, POSITIVE)
+    draw_band(panels[0], {line.unit * number: point for number, point in accuracy.items()}, look, line.label, PERCENT)
+    draw_band(panels[1], {line.unit * number: point for number, point in loss.items()}, look, line.label, POSITIVE)
     for axes in panels[2:]:
-        against = [(line.sent[number], point) for number, point in accuracy if line.sent.get(number, 0.0) > 0]
-        draw_band(axes, against, look, "", PERCENT)
+        sent = {number: point for number, point in accuracy.items() if line.sent.get(number, 0.0) > 0}
+        draw_band(axes, {line.sent[number]: point for number, point in sent.items()}, look, "", PERCENT)
 
 
-def draw_band(axes: Axes, points: Points, look: Mapping[str, Any], label: str, limits: tuple[float, float]) -> None:
-    """Means with a band of one sd that ends where no value can be; no band where n = 1."""
+def draw_band(
+    axes: Axes, points: Mapping[float, Summary], look: Mapping[str, Any], label: str, limits: tuple[float, float]
+) -> None:
+    """Draw means with a band of one sd that ends where no value can be; no band where n = 1."""
     if not points:
         return
-    where = [place for place, _ in points]
+    means = [point.mean for point in points.values()]
     every = mark_every(len(points))
-    axes.plot(where, [point.mean for _, point in points], label=label, markevery=every, markersize=3.5, linewidth=1.3,
-              **cast(Any, look))  # fmt: skip
-    if all(point.n > 1 for _, point in points):
-        low, high = np.array([point.band(*limits) for _, point in points]).T
-        axes.fill_between(where, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    axes.plot(list(points), means, label=label, markevery=every, markersize=3.5, linewidth=1.3, **cast(Any, look))
+    if all(point.n > 1 for point in points.values()):
+        low, high = np.array([point.band(*limits) for point in points.values()]).T
+        axes.fill_between(list(points), low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
-def _name_axes(panels: Sequence[Axes], lines: Sequence[_Line]) -> None:
+def _name_axes(panels: Sequence[Axes], x: str) -> None:
     for axes, name in zip(panels, ("test accuracy (%)", "test cross-entropy (nats)"), strict=False):
-        axes.set_xlabel(lines[0].x)
+        axes.set_xlabel(x)
         axes.set_ylabel(name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in panels[2:]:
@@ -226,9 +199,8 @@ def _name_axes(panels: Sequence[Axes], lines: Sequence[_Line]) -> None:
 
 
 def _match(drawn: Sequence[_Drawn], lines: Sequence[_Line]) -> None:
-    """Equal axes in all rows; of accuracies in both panels of a row."""
-    accuracy = [axes for _, _, panels in drawn for axes in (panels[0], *panels[2:])]
-    match(accuracy, "y")
+    """Give all rows equal axes; accuracies have one axis in both panels of a row."""
+    match((axes for _, _, panels in drawn for axes in (panels[0], *panels[2:])), "y")
     match((panels[1] for _, _, panels in drawn), "y")
     for x in dict.fromkeys(line.x for line in lines):
         alike = [panels for row, _, panels in drawn if lines[row.places[0]].x == x]
@@ -237,11 +209,6 @@ def _match(drawn: Sequence[_Drawn], lines: Sequence[_Line]) -> None:
 
 
 def sent_megabytes(member: Member) -> dict[int, float]:
-    """10⁶ bytes sent and received until the end of each round, mean over the runs; empty if nothing was sent."""
-    totals = []
-    for rows in member.runs:
-        sent = accumulate((row.get("uplink_bytes") or 0) + (row.get("downlink_bytes") or 0) for row in rows)
-        totals.append(dict(zip((row["round"] for row in rows), sent, strict=True)))
-    shared = sorted(set.intersection(*(set(total) for total in totals)))
-    means = {number: fmean(total[number] for total in totals) / 1e6 for number in shared}
+    """Return 10⁶ bytes sent and received until the end of each round, mean over runs; empty if nothing was sent."""
+    means = {number: point.mean for number, point in member.curve("sent_megabytes").items()}
     return means if max(means.values(), default=0.0) > 0 and not is_idle(member.settings) else {}

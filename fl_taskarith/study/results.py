@@ -1,7 +1,7 @@
 """What the folder of a study says about each of its runs. Reads, and never trains."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import nan
@@ -11,6 +11,7 @@ from typing import Any
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.files import check_unchanged
+from fl_taskarith.storage.packed_runs import packed_run
 from fl_taskarith.storage.paths import portable, results_root
 from fl_taskarith.storage.run_folder import TIMING_COLUMNS, Row, read_rounds
 from fl_taskarith.study.definition import Arm, Study
@@ -82,14 +83,7 @@ class StudyResults:
     """The folder of a study: README.md, table.csv, search.csv and figures; runs/ has a folder per run.
 
     Studies named "family/part" share the runs of their family: root/family/runs.
-
-    Attributes:
-        origin: a sentence for its tables on where the numbers are from, if not from the folders of its runs.
-        hardware: what runs that do not tell ran on.
     """
-
-    origin = ""
-    hardware: Sequence[str] = ()
 
     def __init__(self, study: Study, root: Path) -> None:
         """`root` is the folder that holds all results."""
@@ -97,6 +91,7 @@ class StudyResults:
         self.folder = root / study.name
         self.runs = root / study.name.partition("/")[0] / "runs"
         self._results_dir = Path(portable(self.runs))  # so that the records of runs may move with the checkout
+        self._settled: dict[str, Outcome] = {}
 
     def final_runs(self, arm: Arm, choice: Choice) -> list[Config]:
         """The runs that are reported, one per seed."""
@@ -115,7 +110,12 @@ class StudyResults:
         Raises:
             CheckpointError: its folder cannot be read, or holds a finished run of other settings.
         """
-        return inspect(run)
+        known = self._settled.get(run.run_name)
+        if known is None:
+            known = inspect(run)
+            if known.state in SETTLED:  # it will not change
+                self._settled[run.run_name] = known
+        return known
 
     def trials(self, arm: Arm) -> dict[Trial, Outcome]:
         """Every trial of the search of `arm` that is done or diverged, rung by rung."""
@@ -174,19 +174,24 @@ def inspect(config: Config) -> Outcome:
 
 
 def read_outcome(folder: Path) -> Outcome:
-    """How far the run in `folder` is.
+    """Return how far the run in `folder` is; where there is none, a pack may hold it.
 
     Raises:
-        CheckpointError: the folder cannot be read.
+        CheckpointError: the folder or the pack cannot be read.
     """
-    record = _read_json(folder / "run.json")
+    record, failure = _read_json(folder / "run.json"), _read_json(folder / FAILURE)
     if record is not None and record.get("status") == "finished":
         return Outcome(State.DONE, tuple(read_rounds(folder)), record, name=folder.name)
-    failure = _read_json(folder / FAILURE)
     if failure is not None:
         state = State.DIVERGED if failure.get("diverged") else State.FAILED
         return Outcome(state, cause=str(failure.get("cause", "")), name=folder.name)
-    return Outcome(State.TO_DO if record is None else State.UNFINISHED, name=folder.name)
+    if record is not None:
+        return Outcome(State.UNFINISHED, name=folder.name)
+    packed = packed_run(folder)
+    if packed is None:
+        return Outcome(State.TO_DO, name=folder.name)
+    state = State.DIVERGED if packed.record is None else State.DONE
+    return Outcome(state, packed.rows, packed.record, packed.cause, folder.name)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -9,11 +9,9 @@ import csv
 import functools
 import hashlib
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.paths import shipped_file
 
 LIST = "study/shipped_runs.json"
@@ -23,7 +21,7 @@ DIGITS = 16  # hexadecimal digits of a run's digest
 
 def is_shipped(name: str, test_percent: float | None, seconds: float | None) -> bool:
     """Whether a run of this folder name, test accuracy (in percent) and seconds of work is one of the project's own."""
-    return bool(name) and _digest(name, test_percent, seconds) in _known()
+    return bool(name) and digest(name, test_percent, seconds) in _known()
 
 
 def line_is_shipped(line: Mapping[str, str]) -> bool:
@@ -58,33 +56,8 @@ def origin_words(shipped: int, finished: int) -> str:
     return f"{runs} shipped with fl_taskarith and run by its authors."
 
 
-def find_runs(results: Path) -> dict[str, list[str]]:
-    """The digests of all finished runs in tables and in run folders under `results`, by the folder right below it."""
-    found: dict[str, set[str]] = {}
-    for path, digest in (*_of_tables(results), *_of_folders(results)):
-        found.setdefault(path.relative_to(results).parts[0], set()).add(digest)
-    return {family: sorted(digests) for family, digests in sorted(found.items())}
-
-
-def _of_tables(results: Path) -> Iterator[tuple[Path, str]]:
-    for path in results.rglob("runs.csv"):
-        with open(path, encoding="utf-8", newline="") as file:
-            for line in csv.DictReader(file):
-                if line.get("run") and line.get("state") == "done":
-                    accuracy, seconds = (float(line[key]) if line[key] else None for key in ("test_percent", "seconds"))
-                    yield path, _digest(line["run"], accuracy, seconds)
-
-
-def _of_folders(results: Path) -> Iterator[tuple[Path, str]]:
-    from fl_taskarith.study.results import read_outcome
-
-    for path in results.rglob("run.json"):
-        outcome = read_outcome(path.parent)
-        if outcome.rows:
-            yield path, _digest(outcome.name, outcome.test_percent, outcome.seconds)
-
-
-def _digest(name: str, test_percent: float | None, seconds: float | None) -> str:
+def digest(name: str, test_percent: float | None, seconds: float | None) -> str:
+    """Return what identifies a finished run in the list."""
     return hashlib.sha256(f"{name} {test_percent!r} {seconds!r}".encode()).hexdigest()[:DIGITS]
 
 
@@ -92,13 +65,3 @@ def _digest(name: str, test_percent: float | None, seconds: float | None) -> str
 def _known() -> frozenset[str]:
     families = json.loads(shipped_file(LIST).read_text(encoding="utf-8"))["runs"]
     return frozenset(digest for digests in families.values() for digest in digests)
-
-
-def main() -> None:
-    """Write the list anew, after results were committed: python -m fl_taskarith.study.shipped results."""
-    record = {"by": "the authors of fl_taskarith", "runs": find_runs(Path(sys.argv[1]))}
-    write_atomically(shipped_file(LIST), json.dumps(record, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

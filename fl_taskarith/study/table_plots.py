@@ -50,7 +50,7 @@ def plot_arms(rows: Sequence[Comparison], title: str, output: Path) -> list[Path
 
 
 def _draw_arm(axes: Axes, place: int, row: Comparison, lost: bool) -> None:
-    values = list(row.results.test.values())
+    values = list(row.accuracies.values())
     if not values:
         _at_the_edge(axes, place, "not run", alpha=0.6)
         return

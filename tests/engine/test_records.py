@@ -12,9 +12,9 @@ from fl_taskarith.config.settings import OPERATIONAL_KEYS
 from fl_taskarith.report.contrasts import twin
 from fl_taskarith.report.read_results import read_study
 from fl_taskarith.storage.run_folder import Row
+from fl_taskarith.study.frame import speed
 from fl_taskarith.study.results import Outcome, State
 from fl_taskarith.study.runner import run_studies
-from fl_taskarith.study.table_records import speed
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from fl_taskarith.errors import CheckpointError
 from fl_taskarith.figures import plots, set_curves, set_plots
 from fl_taskarith.figures.panels import MOST, ROWS, draw_bars, pages, spread
 from fl_taskarith.figures.plots import HIDING, off_scale
-from fl_taskarith.figures.run_groups import find_runs, last_test_accuracy, members
+from fl_taskarith.figures.run_groups import find_runs, members, read_run
 from fl_taskarith.figures.series import draw_line
 from fl_taskarith.figures.set_curves import plot_bands
 from fl_taskarith.figures.set_plots import plot_set
@@ -52,7 +52,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Figure]]:
         shown[output.name] = figure
         return [output]
 
-    for module in (set_plots, set_curves):
+    for module in (plots, set_plots, set_curves):
         monkeypatch.setattr(module, "save_figure", keep)
     yield shown
     pyplot.close("all")
@@ -83,9 +83,9 @@ def test_runs_are_put_together_but_for_their_seeds(grid: Path) -> None:
     assert {len(member.runs) for member in found} == {3}
     assert "Nc = 2, all weights, J = 8" in {member.label for member in found}
     one = next(member for member in found if member.label == "Nc = 2, all weights, J = 8")
-    assert one.over_runs(last_test_accuracy).mean == pytest.approx(71.0)
-    assert one.over_runs(last_test_accuracy).sd == pytest.approx(1.0)
-    assert [(number, round(point.mean, 6)) for number, point in one.curve("test_accuracy")] == [
+    assert one.last_percent().mean == pytest.approx(71.0)
+    assert one.last_percent().sd == pytest.approx(1.0)
+    assert [(number, round(point.mean, 6)) for number, point in one.curve("test_accuracy").items()] == [
         (0, 0.51), (1, 0.61), (2, 0.71),
     ]  # fmt: skip
 
@@ -95,10 +95,10 @@ def test_a_folder_without_runs_and_one_of_an_unreadable_run_are_named(tmp_path: 
     empty.mkdir()
     with pytest.raises(CheckpointError, match="empty"):
         find_runs([empty])
-    damaged = find_runs([grid])[0]
-    (damaged / "run.json").write_text("{")
+    (damaged, *_) = find_runs([grid])
+    (damaged.folder / "run.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"run\.json"):
-        members([damaged])
+        members([read_run(damaged.folder)])
 
 
 def test_every_figure_shows_the_numbers_of_the_runs(grid: Path, figures: dict[str, Figure]) -> None:
@@ -301,7 +301,7 @@ def test_a_sweep_is_drawn_of_what_was_swept_and_nothing_else(tmp_path: Path) -> 
 
 
 def test_plot_takes_one_run_or_many(grid: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    first = find_runs([grid])[0]
+    first = find_runs([grid])[0].folder
     assert main(["plot", str(first), "--output", str(tmp_path / "one")]) == 0
     assert main(["plot", str(grid), "--output", str(tmp_path / "many")]) == 0
     printed = capsys.readouterr().out
@@ -315,7 +315,10 @@ def test_labels_fall_back_to_folder_names_where_settings_do_not_tell(tmp_path: P
         with Logbook(config) as logbook:
             logbook.write_round({"round": 0, "test_accuracy": 0.5})
         folders.append(logbook.folder)
-    assert [member.label for member in members(folders)] == ["num-rounds = 24", "num-rounds = 7"]
+    assert [member.label for member in members([read_run(folder) for folder in folders])] == [
+        "num-rounds = 24",
+        "num-rounds = 7",
+    ]
 
 
 def test_a_seed_that_was_run_twice_counts_once(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from fl_taskarith import simulate
 from fl_taskarith.cli.command import main
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import CheckpointError, ClientFailure, WeightsError
-from fl_taskarith.figures.run_groups import find_runs, members
+from fl_taskarith.figures.run_groups import find_runs, members, read_run
 from fl_taskarith.masking.mask import Mask, load_mask, save_mask
 from fl_taskarith.models.weights import read_tensors
 from fl_taskarith.storage.files import CHECKSUMS
@@ -124,7 +124,7 @@ def test_a_changed_digit_of_a_finished_run_is_told_wherever_it_is_read(
     (run / "rounds.csv").write_text(table)
     (run / "run.json").write_text(record.replace('"seed": 0', '"seed": 1'))
     with pytest.raises(CheckpointError, match=r"run\.json has changed"):
-        members([run])
+        members([read_run(run)])
     (run / "run.json").write_text(record.replace('"finished"', '"finishes"', 1))
     with pytest.raises(CheckpointError, match=r"run\.json has changed"):
         members(find_runs([run.parent]))

@@ -10,11 +10,11 @@ from small_studies import SEARCHED, STUDY, FakeTraining, study_of
 
 from fl_taskarith.storage.paths import shipped_file
 from fl_taskarith.study import shipped
-from fl_taskarith.study.from_log import LoggedResults
 from fl_taskarith.study.listing import list_study
 from fl_taskarith.study.results import StudyResults
 from fl_taskarith.study.runner import run_studies
-from fl_taskarith.study.shipped import LIST, count_shipped, find_runs, is_shipped, origin_words
+from fl_taskarith.study.ship import shipped_digests
+from fl_taskarith.study.shipped import LIST, count_shipped, is_shipped, origin_words
 from fl_taskarith.study.tables import write_tables
 
 pytestmark = pytest.mark.usefixtures("no_table_figures")
@@ -28,14 +28,14 @@ def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ship(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what lies in `results` be what came with the project."""
-    digests = {digest for family in find_runs(results).values() for digest in family}
+    digests = {digest for family in shipped_digests(results).values() for digest in family}
     monkeypatch.setattr(shipped, "_known", lambda: frozenset(digests))
 
 
 def test_every_committed_run_is_listed_and_its_tables_say_so() -> None:
     record = json.loads(shipped_file(LIST).read_text(encoding="utf-8"))
     results = committed_results()
-    found = find_runs(results)
+    found = shipped_digests(results)
     assert "digits" in found and "cifar100" in found
     for family, digests in record["runs"].items():
         missing = set(digests) - set(found.get(family, ()))
@@ -98,20 +98,8 @@ def test_runs_of_ones_own_are_not_marked_and_a_mixture_is_counted(
     assert mixed in list(list_study(own))
 
 
-def test_a_listing_of_shipped_runs_can_be_read_as_a_log(
-    tmp_path: Path, training: FakeTraining, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = study_of(STUDY, tmp_path)
-    run_studies([study], tmp_path / "home")
-    ship(tmp_path / "home", monkeypatch)
-    lines = list(list_study(StudyResults(study, tmp_path / "home"), every_run=True))
-    assert any(line.endswith(" | shipped") for line in lines)
-    write_tables(logged := LoggedResults(study, tmp_path / "log", lines))
-    assert "The 6 final runs took" in (logged.folder / "README.md").read_text()
-
-
 def test_a_run_is_known_by_name_accuracy_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipped, "_known", lambda: frozenset({shipped._digest("a", 97.5, 11.25)}))
+    monkeypatch.setattr(shipped, "_known", lambda: frozenset({shipped.digest("a", 97.5, 11.25)}))
     assert is_shipped("a", 97.5, 11.25)
     assert not any(is_shipped(*run) for run in (("b", 97.5, 11.25), ("a", 97.25, 11.25), ("a", 97.5, 11.5), ("", 1, 1)))
 

@@ -1,6 +1,7 @@
 """Study files, and the tables that are made of their runs."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,17 @@ def test_a_figure_is_drawn_for_every_group(tmp_path: Path, training: FakeTrainin
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert f"({name}.png)" in (folder / "README.md").read_text()
+
+
+def test_tables_are_not_replaced_by_those_of_nothing(
+    tmp_path: Path, training: FakeTraining, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = study_of(STUDY, tmp_path)
+    write_tables(StudyResults(study, tmp_path))
+    run_studies([study], tmp_path)
+    before = (tmp_path / "tiny" / "table.csv").read_bytes()
+    assert b"89.1" in before
+    shutil.rmtree(tmp_path / "tiny" / "runs")
+    with caplog.at_level("WARNING", logger="fl_taskarith"):
+        write_tables(StudyResults(study, tmp_path))
+    assert "left as it is" in caplog.text and (tmp_path / "tiny" / "table.csv").read_bytes() == before

@@ -18,7 +18,7 @@ from fl_taskarith import simulate
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.prefix_cache import open_or_make
 from fl_taskarith.errors import FlTaskarithError
-from fl_taskarith.figures.run_groups import find_runs, members
+from fl_taskarith.figures.run_groups import find_runs, members, read_run
 from fl_taskarith.masking.mask import load_mask
 from fl_taskarith.models.backbone import build_model
 from fl_taskarith.models.weights import backbone_state, load_weights
@@ -180,7 +180,7 @@ def finished_run(folder: Path, trials: int, seed: int) -> list[Tally]:
     config = dataclasses.replace(TINY, results_dir=str(folder), run_name="finished")
     run = simulate(config).folder
     mask, facts = load_mask(run / "mask.safetensors")
-    weights, rows, outcome, member = final_weights(run), numbers(run), inspect(config), members([run])
+    weights, rows, outcome, member = final_weights(run), numbers(run), inspect(config), members([read_run(run)])
 
     def same_mask() -> bool:
         again, told = load_mask(run / "mask.safetensors")

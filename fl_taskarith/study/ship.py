@@ -1,0 +1,41 @@
+"""Write the list of shipped runs, after results were committed: python -m fl_taskarith.study.ship results."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from fl_taskarith.figures.run_groups import find_runs
+from fl_taskarith.storage.files import write_atomically
+from fl_taskarith.storage.paths import shipped_file
+from fl_taskarith.study.results import Outcome, State
+from fl_taskarith.study.shipped import LIST, digest
+
+
+def shipped_digests(results: Path) -> dict[str, list[str]]:
+    """Return digests of all finished runs in tables, run folders and packs, by the folder right below `results`."""
+    found: dict[str, set[str]] = {}
+    for path, each in (*_of_tables(results), *_of_runs(results)):
+        found.setdefault(path.relative_to(results).parts[0], set()).add(each)
+    return {family: sorted(digests) for family, digests in sorted(found.items())}
+
+
+def _of_tables(results: Path) -> Iterator[tuple[Path, str]]:
+    for path in results.rglob("runs.csv"):
+        with open(path, encoding="utf-8", newline="") as file:
+            for line in csv.DictReader(file):
+                if line.get("run") and line.get("state") == "done":
+                    accuracy, seconds = (float(line[key]) if line[key] else None for key in ("test_percent", "seconds"))
+                    yield path, digest(line["run"], accuracy, seconds)
+
+
+def _of_runs(results: Path) -> Iterator[tuple[Path, str]]:
+    for run in find_runs([results]):
+        outcome = Outcome(State.DONE, run.rows, name=run.folder.name)
+        yield run.folder, digest(outcome.name, outcome.test_percent, outcome.seconds)
+
+
+if __name__ == "__main__":
+    record = {"by": "the authors of fl_taskarith", "runs": shipped_digests(Path(sys.argv[1]))}
+    write_atomically(shipped_file(LIST), json.dumps(record, indent=1) + "\n")
