@@ -35,7 +35,7 @@ def test_a_studys_folder_is_read_back_arm_by_arm(tmp_path: Path, training: FakeT
     assert twin(dense, found.arms, {"trainable": "head"}, also=("weights",)) is head
     assert dense.test == {seed: float(line["test_percent"])
                           for seed, line in enumerate(table(tmp_path / "tiny" / "runs.csv")[:3])}  # fmt: skip
-    assert dense.curves[2] == ((0, 50.0), (1, dense.val[2]), (2, dense.val[2]))
+    assert dense.curves["val_percent"][2] == {0: 50.0, 1: dense.val[2], 2: dense.val[2]}
     assert set(dense.states.values()) == {"done"}
     assert dense.seconds == {0: 6.0, 1: 6.0, 2: 6.0}
     assert found.record["seeds"] == [0, 1, 2]

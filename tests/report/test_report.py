@@ -16,7 +16,8 @@ from scipy import stats
 
 from fl_taskarith.cli.command import main
 from fl_taskarith.errors import CheckpointError, ConfigError, ReportError
-from fl_taskarith.report.document import PAGES, read_authors, write_report
+from fl_taskarith.report.authors import read_authors
+from fl_taskarith.report.document import PAGES, write_report
 from fl_taskarith.report.typeset import find_tex, typeset
 from fl_taskarith.storage.paths import shipped_file
 from fl_taskarith.study.study_file import load_study
@@ -313,17 +314,11 @@ def test_unequal_work_is_said_to_be_unequal(tmp_path: Path) -> None:
     assert "Ridge in the loop" not in tex
 
 
-def test_results_without_settings_are_matched_by_their_labels(tmp_path: Path) -> None:
-    rules = {"dense": "none", "least-sensitive": "least-sensitive", "random": "random"}
-    arms = [(f"{word}, {where}", {"mask-rule": rule}) for word, rule in rules.items() for where in ("iid", "Nc = 2")]
-    write_study(tmp_path / "old", arms)
+def test_results_without_settings_are_refused(tmp_path: Path) -> None:
+    write_study(tmp_path / "old", STUDIES["centralized"])
     (tmp_path / "old" / "settings.json").unlink()
-    (tmp_path / "old" / "curves.csv").unlink()
-    tex = prose(report(tmp_path / "old", tmp_path / "report"))
-    for expected in (r"raining at \$N_c = 2\$ \(dense\)", r"asked training \(iid\)", r"asked training \(\$N_c = 2\$\)",
-                     r"andom|least\{-\}sensitive \(iid\) is more or less accurate than the next rule"):  # fmt: skip
-        assert re.search(expected, tex), expected
-    assert r"\notrun{settings not recorded}" in tex
+    with pytest.raises(CheckpointError, match=r"settings\.json.*fl-taskarith study \.\.\. --tables"):
+        report(tmp_path / "old", tmp_path / "report")
 
 
 @pytest.fixture

@@ -1,0 +1,147 @@
+"""The questions on aggregation algorithms and on what helps against label skew: many arms, a table by condition."""
+
+from collections.abc import Mapping
+from math import isnan, nan
+
+from fl_taskarith.config.rule import Scalar
+from fl_taskarith.report.contrasts import (
+    Arms,
+    best_by_validation,
+    difference,
+    first_reaching,
+    gain,
+    identity,
+    mean_course,
+    trained,
+)
+from fl_taskarith.report.latex import Latex
+from fl_taskarith.report.questions import is_federated
+from fl_taskarith.report.read_results import MeasuredArm
+from fl_taskarith.report.sentences import Section, Table, lay_out, say
+from fl_taskarith.report.setting_words import COMPOUND, EQUAL, IID, Condition, condition, load, setting, words
+
+Place = tuple[str, Condition]
+"""What work clients do, and how the data lie: (load, condition)."""
+
+# What tells a method against label skew from its controls: any of these settings away from its default.
+METHOD: Mapping[str, Scalar] = {
+    "local-loss": "cross-entropy",
+    "ridge-refresh": 0,
+    "task-vector-bank": "off",
+    "sampling": "random",
+}
+
+
+def is_method(arm: MeasuredArm) -> bool:
+    """Return whether the arm does anything against label skew that its controls do not."""
+    return arm.settings["strategy"] == "gram-anchored" or any(arm.settings[key] != METHOD[key] for key in METHOD)
+
+
+def is_fine_tuning(arm: MeasuredArm) -> bool:
+    """Return whether the arm trains weights of the backbone, and by no method against label skew."""
+    return trained(arm) and arm.settings["trainable"] != "head" and not is_method(arm)
+
+
+def strategies(section: Section, arms: Arms) -> None:
+    """Compare every aggregation algorithm with FedAvg, by condition and by work."""
+    cells = _by_place(arms)
+    compared: dict[Place, dict[str, MeasuredArm]] = {}
+    for place, members in cells.items():
+        names = dict.fromkeys(str(arm.settings["strategy"]) for arm in members)
+        best = {
+            name: best_by_validation([arm for arm in members if arm.settings["strategy"] == name]) for name in names
+        }
+        measured = {name: arm for name, arm in best.items() if arm is not None}
+        if "fedavg" in measured and len(measured) > 1:
+            compared[place] = measured
+    if not compared:
+        return section.missing("strategies")
+    for place, found in compared.items():
+        reference = found["fedavg"]
+        pairs = {_name(arm): difference(arm, reference) for arm in found.values() if arm is not reference}
+        section.say("sweep", "algorithm", _words(place), _name(reference), reference, pairs)
+    for work in dict.fromkeys(work for work, _ in compared):  # claimed where the data are least alike
+        place = max(each for each in compared if each[0] == work)
+        reference = compared[place]["fedavg"]
+        for arm in compared[place].values():
+            if arm.test != reference.test:  # FedNova under equal work is FedAvg
+                section.claim(say("at", _name(arm), _words(place)), difference(arm, reference), _name(reference))
+    for work in dict.fromkeys(work for work, _ in cells):
+        places = [place for place in cells if place[0] == work]
+        rows = _rows({place: cells[place] for place in places})
+        body = lay_out("places_table", [words("condition", each) for _, each in places], rows.items())
+        section.tables.append(Table(say("algorithms_caption", words("load", work)), body))
+
+
+def label_skew(section: Section, arms: Arms) -> None:
+    """Compare what works against label skew with the ridge head alone and with the controls."""
+    cells = _by_place(arms)
+    hardest = max(cells, key=lambda place: place[1], default=None)
+    if hardest is None or not any(map(is_method, arms)):
+        return section.missing("extension")
+    place, there = _words(hardest), cells[hardest]
+    method = best_by_validation([arm for arm in there if is_method(arm)])
+    control = best_by_validation([arm for arm in there if not is_method(arm) and trained(arm)])
+    if method is None:
+        return section.missing("extension")
+    subject = say("chosen_method", method, place)
+    section.claim(subject, gain(method), say("ridge_head"))
+    if control is not None:
+        section.claim(subject, difference(method, control), say("best_control", control))
+    section.say("skew_gains", place, [pairs for arm in there if trained(arm) and (pairs := gain(arm)).n])
+    iid = cells.get((hardest[0], IID), [])
+    if (share := _kept(method, iid)) is not None:
+        section.say("kept", method, share)
+    goal = nan
+    if control is not None and (course := mean_course(control.curves.get("test_percent", {}))):
+        goal = max(course.values())
+        reached, needed = first_reaching(method, goal), first_reaching(control, goal)
+        section.say("race", method, reached, control, needed, goal)
+    by_label = {arm.label: arm for arm in there}
+    rows = [
+        (label, members, arm, arm and _kept(arm, iid), arm and first_reaching(arm, goal))
+        for label, members in _rows(cells).items()
+        for arm in [by_label.get(label)]
+    ]
+    with_kept, with_race = bool(iid) and hardest[1] != IID, not isnan(goal)
+    caption = say("skew_caption", place, with_kept, control if with_race else None, goal)
+    places = [words("condition", each) for _, each in cells]
+    section.tables.append(Table(caption, lay_out("skew_table", places, rows, with_kept, with_race), wide=True))
+
+
+def _kept(arm: MeasuredArm, iid: Arms) -> float | None:
+    """Return the mean test accuracy as a share, in percent, of that of the same settings over iid clients.
+
+    Over the seeds that both have; None where there is none.
+    """
+    alike = identity(arm, COMPOUND["condition"][1])
+    for other in iid:
+        seeds = arm.test.keys() & other.test.keys()
+        if seeds and identity(other, COMPOUND["condition"][1]) == alike:
+            return 100 * sum(arm.test[seed] for seed in seeds) / sum(other.test[seed] for seed in seeds)
+    return None
+
+
+def _by_place(arms: Arms) -> dict[Place, list[MeasuredArm]]:
+    """Return the federated arms by work and condition, from equal work and from the least heterogeneous on."""
+    cells: dict[Place, list[MeasuredArm]] = {}
+    for arm in arms:
+        if is_federated(arm):
+            cells.setdefault((load(arm.settings) or EQUAL, condition(arm.settings)), []).append(arm)
+    return dict(sorted(cells.items(), key=lambda cell: (cell[0][0] != EQUAL, cell[0])))
+
+
+def _rows(cells: Mapping[Place, Arms]) -> dict[str, list[MeasuredArm | None]]:
+    """Return the arm of every place, or None, by label."""
+    by_label = [{arm.label: arm for arm in members} for members in cells.values()]
+    labels = dict.fromkeys(arm.label for members in cells.values() for arm in members)
+    return {label: [members.get(label) for members in by_label] for label in labels}
+
+
+def _words(place: Place) -> Latex:
+    parts = [words("condition", place[1]), *([] if place[0] == EQUAL else [words("load", place[0])])]
+    return Latex(", ").join(parts)
+
+
+def _name(arm: MeasuredArm) -> Latex:
+    return words("algorithm", setting(arm.settings, "algorithm"))

@@ -1,0 +1,83 @@
+"""What the settings of an arm say together (how the data lie, the algorithm, the clients' work), and their symbols."""
+
+from collections.abc import Callable, Mapping
+
+from fl_taskarith.config.rule import Scalar
+from fl_taskarith.report.latex import Latex, escape, plain
+
+Settings = Mapping[str, Scalar]
+Condition = tuple[float, float]
+Value = Scalar | Condition | tuple[str, float] | None
+
+UNSAID: Condition = (-1, 0.0)
+CENTRALIZED: Condition = (0, 0.0)
+IID: Condition = (1, 0.0)
+EQUAL = "equal J"
+NAMES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fednova": "FedNova", "scaffold": "SCAFFOLD", "fedgma": "FedGMA",
+         "fedavgm": "FedAvgM", "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedbn": "FedBN", "cclip": "CCLIP",
+         "krum": "Krum", "trimmed-mean": "trimmed mean", "geometric-median": "geometric median",
+         "gram-anchored": "Gram-anchored averaging", "none": "dense"}  # fmt: skip
+SYMBOLS = {"classes-per-client": "N_c", "local-steps": "J", "participation": "C", "num-clients": "K",
+           "calibration-rounds": "R", "density": "d", "dirichlet-alpha": r"\alpha"}  # fmt: skip
+
+
+def condition(settings: Settings) -> Condition:
+    """Return how the data lie, which sorts from the most homogeneous on.
+
+    UNSAID < CENTRALIZED < IID < (2, -alpha) < (3, -classes per client), where UNSAID is that `settings` do not say it.
+    """
+    if settings.get("strategy") == "centralized":
+        return CENTRALIZED
+    if settings.get("sharding") == "dirichlet":
+        return 2, -float(settings["dirichlet-alpha"])
+    if settings.get("sharding") == "classes":
+        return 3, -float(settings["classes-per-client"])
+    return IID if "sharding" in settings else UNSAID
+
+
+def algorithm(settings: Settings) -> tuple[str, float] | None:
+    """Return the strategy and the strength of its proximal term; None where `settings` do not say it."""
+    return (str(settings["strategy"]), float(settings.get("proximal-mu", 0))) if "strategy" in settings else None
+
+
+def load(settings: Settings) -> str | None:
+    """Return how much of a round's work clients do: "equal J", "J from 1 to 7", "J from 1 to 7, dropout 0.2"."""
+    if "local-steps-max" not in settings:
+        return None
+    drawn = f"J from {settings['local-steps-min']} to {settings['local-steps-max']}"
+    dropout = settings.get("dropout", 0)
+    return (drawn if settings["local-steps-max"] else EQUAL) + (f", dropout {dropout}" if dropout else "")
+
+
+# Settings that say one thing together, and how it is read from them.
+COMPOUND: dict[str, tuple[Callable[[Settings], Value], frozenset[str]]] = {
+    "condition": (condition, frozenset({"sharding", "classes-per-client", "dirichlet-alpha"})),
+    "load": (load, frozenset({"local-steps-min", "local-steps-max", "dropout"})),
+    "algorithm": (algorithm, frozenset(
+        {"strategy", "server-lr", "server-momentum", "server-beta1", "server-beta2", "server-tau", "proximal-mu"}
+        | {"gma-threshold", "trimmed-share", "clipping-radius", "clipping-iterations", "clipping-start"}
+    )),
+}  # fmt: skip
+
+
+def setting(settings: Settings, key: str) -> Value:
+    """Return `settings[key]`, or what several of them say together; None where they do not say it."""
+    return COMPOUND[key][0](settings) if key in COMPOUND else settings.get(key)
+
+
+def words(key: str, value: Value) -> Latex:
+    """Write one setting in the field's symbols, for example $N_c = 2$, "dense", "cosine"."""
+    if isinstance(value, tuple):
+        name, strength = value
+        if isinstance(name, str):
+            return Latex(words("strategy", name) + (Latex(rf" with $\mu = {strength:g}$") if strength else ""))
+        if value in (CENTRALIZED, IID):
+            return Latex("iid" if value == IID else "centralized")
+        key, value = "classes-per-client" if name == 3 else "dirichlet-alpha", -strength
+    if key in SYMBOLS and isinstance(value, (int, float)):
+        return Latex(f"${SYMBOLS[key]} = {plain(value)}$")
+    if key == "load":
+        return Latex(str(escape(value)).replace("J", "$J$"))
+    if key in ("mask-rule", "strategy", "schedule"):
+        return escape(NAMES.get(str(value), value))
+    return escape(f"weight decay {value:g}" if key == "weight-decay" else f"{key} = {value}")
