@@ -14,6 +14,7 @@ from flwr.app import Context, Message, MessageType
 
 from fl_taskarith import simulate
 from fl_taskarith.client import app as client
+from fl_taskarith.client.local_work import draw_local_steps
 from fl_taskarith.config.settings import Config, load
 from fl_taskarith.data.batches import batch_positions
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
@@ -172,10 +173,10 @@ def test_only_what_is_trainable_changes_and_travels(quick_config: Config, settin
 
 def test_clients_draw_their_own_steps_within_the_bounds() -> None:
     config = load(overrides={"local_steps_min": 2, "local_steps_max": 5})
-    drawn = [client.draw_local_steps(config, server_round, 3) for server_round in range(200)]
+    drawn = [draw_local_steps(config, server_round, 3) for server_round in range(200)]
     assert set(drawn) == {2, 3, 4, 5}
-    assert drawn == [client.draw_local_steps(config, server_round, 3) for server_round in range(200)]
-    assert client.draw_local_steps(load(), 1, 3) == load().local_steps
+    assert drawn == [draw_local_steps(config, server_round, 3) for server_round in range(200)]
+    assert draw_local_steps(load(), 1, 3) == load().local_steps
 
 
 def test_a_server_step_scales_the_first_update(quick_config: Config) -> None:
