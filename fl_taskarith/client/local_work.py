@@ -43,13 +43,13 @@ class Work:
 
     @cached_property
     def frozen(self) -> Frozen:
-        """The frozen tensors and the mask of this round, as its settings name them."""
+        """The frozen tensors, in their shapes, and the mask of this round, as its settings name them."""
         current, home = self.current, self.home
         return _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
 
     @cached_property
     def kept(self) -> Weights:
-        """What this client keeps between rounds, as the message names it."""
+        """What this client keeps between rounds, in the shapes in which it was written, as the message names it."""
         kept = read_client_state(Path(self.current.state_folder), self.partition, self.current.state_name)
         return {name: value.to(self.home.device) for name, value in kept.items()}
 
