@@ -7,8 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
-from fl_taskarith.engine.records import payload_bytes
-from fl_taskarith.engine.replies import check_finite, number, tensors_of
+from fl_taskarith.engine.questions import ask_all
 from fl_taskarith.merging.aggregate import WeightedMean
 from fl_taskarith.merging.gram_matching import GramAnchoredSum, per_entry, total
 from fl_taskarith.strategies.fedavg import FedAvg, Reply
@@ -37,26 +36,12 @@ class GramAnchored(FedAvg):
     def _ask_for_grams(self, server_round: int, arrays: ArrayRecord, grid: PartitionGrid) -> None:
         settings = settings_record(self.config, self.round_settings(server_round, 0))
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
-        partitions = grid.get_node_ids()
         layout = {name: (torch.float32, (shape[1],)) for name, shape in self.context.linear_shapes.items()}
-
-        def read(reply: Message) -> tuple[int, dict[str, Tensor]]:
-            self.traffic.seconds += number(reply, "train-seconds")
-            diagonals = tensors_of(reply, self.arrayrecord_key, self.device, layout)
-            check_finite(reply, diagonals)
-            self.traffic.uplink += payload_bytes(reply.content.array_records[self.arrayrecord_key])
-            return reply.metadata.src_node_id, diagonals
-
-        questions = (Message(content, partition, "query.gram") for partition in partitions)
-        kept = {
-            f"{client}/{name}": value
-            for client, diagonals in self.failures.read(grid.exchange(questions), read)
-            for name, value in diagonals.items()
-        }
+        replies = ask_all(grid, self.failures, content, "query.gram", layout, self.device, self.traffic)
+        kept = {f"{client}/{name}": value for client, diagonals in replies for name, value in diagonals.items()}
         if not kept:
             raise self.failures.of_all("The question for Grams")
         self.keep(GRAM, kept)
-        self.traffic.downlink += len(partitions) * payload_bytes(arrays)
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
         """Return ΔW of every linear layer and the weighted mean of the rest, in the shapes of `weights`.
