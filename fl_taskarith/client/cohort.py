@@ -67,13 +67,13 @@ def _warn(_: Config, reason: str) -> None:
 
 
 def _is_plain(config: Config, current: RoundSettings) -> bool:
-    """Whether clients do what `train_stacked` does, and nothing else."""
+    """Return whether clients do what `train_stacked` does, and nothing else."""
     own_masks = config.mask_source == "own" and current.number > config.head_rounds
     return is_single(config.precision) and config.compile == "off" and not config.clip_norm and not own_masks
 
 
 def _same_arrays(messages: Sequence[Message], key: str) -> bool:
-    """Whether all messages hold the very tensors of the first one, not equal or other ones."""
+    """Return whether all messages hold the same tensor objects, and not only equal ones."""
     first, *others = (message.content.array_records[key] for message in messages)
     return all(other is first or (list(other) == list(first) and all(other[name] is first[name] for name in first))
                for other in others)  # fmt: skip
@@ -118,7 +118,7 @@ def _correct(works: Sequence[Work], optimizer: SparseSGDM, weights: Weights, row
     mu, control, shared = works[0].config.proximal_mu, works[0].received.get("control"), works[0].received["arrays"]
     shift = None
     if control is not None:
-        shifts = [control_shift(control, under(CONTROL, work.kept)) for work in works]
+        shifts = [control_shift(control, under(CONTROL, work.state)) for work in works]
         shift = {name: torch.stack([each[name] for each in shifts]) for name in shared}
     if mu or shift is not None:
         start = {name: value.expand(len(works), *value.shape) for name, value in shared.items()}

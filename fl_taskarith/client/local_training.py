@@ -47,7 +47,7 @@ def _train(work: Work, shared: Weights) -> RecordDict:
     """Train from the tensors `shared`, which are the global ones or those of one cluster."""
     home, config, current, frozen = work.home, work.config, work.current, work.frozen
     control = work.received.get("control")
-    trained = all_trained(work, shared, work.kept)
+    trained = all_trained(work, shared, work.state)
     mask, new_mask = frozen.mask, Weights()
     if config.mask_source == "own" and current.number > config.head_rounds:
         mask, new_mask = _own_mask(work)
@@ -65,7 +65,7 @@ def _train(work: Work, shared: Weights) -> RecordDict:
             None if mask is None else mask.indices,
             start=trained,
             proximal_mu=config.proximal_mu,
-            shift=None if control is None else control_shift(control, under(CONTROL, work.kept)),
+            shift=None if control is None else control_shift(control, under(CONTROL, work.state)),
         )
     loss = train_locally(
         home.compiled_network,
@@ -80,7 +80,7 @@ def _train(work: Work, shared: Weights) -> RecordDict:
         loss_name=config.local_loss,
         logit_scale=current.logit_scale,
     )
-    # The task vector lies in the model's own storage: the next client loads its weights anew.
+    # The task vector lies in the model's own storage: the next client loads its own weights.
     ends = {name: value.detach() for name, value in home.parameters.items()}
     ends = ends if mask is None else mask.gather(ends)
     keeps = {OWN + name: ends[name].clone() for name in trained if name not in shared}
@@ -91,7 +91,7 @@ def _train(work: Work, shared: Weights) -> RecordDict:
     return reply
 
 
-def all_trained(work: Work, shared: Weights, kept: Weights) -> Weights:
+def all_trained(work: Work, shared: Weights, state: Weights) -> Weights:
     """Return all that is trained, in the model's order and in the shapes of `GlobalModel.trained`.
 
     A tensor is the one that was sent, else the client's own of its last round, else θ₀.
@@ -100,14 +100,14 @@ def all_trained(work: Work, shared: Weights, kept: Weights) -> Weights:
     names = list(home.trained_names(work.current.number) if mask is None else mask.indices)
     if shared.keys() >= set(names):
         return shared
-    own = (home.pretrained if mask is None else mask.gather(home.pretrained)) | under(OWN, kept)
+    own = (home.pretrained if mask is None else mask.gather(home.pretrained)) | under(OWN, state)
     return {name: shared[name] if name in shared else own[name] for name in names}
 
 
 def _own_mask(work: Work) -> tuple[Mask, Weights]:
     """Return this client's mask, by the scores of its own shard, and its bits if it is new."""
     home = work.home
-    if bits := under(MASK, work.kept):
+    if bits := under(MASK, work.state):
         # In the model's order, not the file's: norms over tensors are to have the same bits whenever it is read.
         packed = {name: bits[name] for name in home.shapes if name in bits}
         return Mask.unpacked(packed, home.shapes).to(home.device), {}

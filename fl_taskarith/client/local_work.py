@@ -48,10 +48,10 @@ class Work:
         return _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
 
     @cached_property
-    def kept(self) -> Weights:
+    def state(self) -> Weights:
         """What this client keeps between rounds, in the shapes in which it was written, as the message names it."""
-        kept = read_client_state(Path(self.current.state_folder), self.partition, self.current.state_name)
-        return {name: value.to(self.home.device) for name, value in kept.items()}
+        state = read_client_state(Path(self.current.state_folder), self.partition, self.current.state_name)
+        return {name: value.to(self.home.device) for name, value in state.items()}
 
     @cached_property
     def shard(self) -> ImageSet:
@@ -104,7 +104,7 @@ class Work:
         if (control := self.received.get("control")) is not None:
             change = control_change(control, task_vector, self.current.learning_rate * path)
             reply["control"] = to_record(change)
-            own = under(CONTROL, self.kept)
+            own = under(CONTROL, self.state)
             keeps |= {CONTROL + name: own[name] + value if name in own else value for name, value in change.items()}
         if keeps:
             written = write_client_state(Path(self.current.state_folder), self.partition, self.current.number, keeps)

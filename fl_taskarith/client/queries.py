@@ -65,8 +65,8 @@ def evaluate_own(message: Message, partition: int) -> RecordDict:
     home, data = work.home, work.home.data
     classes = data.train.labels[home.shards[partition]].unique()
     metrics: dict[str, MetricValue] = {"num-examples": len(home.shards[partition]), "num-classes": len(classes)}
-    for model, kept in (("own", work.kept), ("global", {})):
-        home.place(GlobalModel(all_trained(work, work.received["arrays"], kept), work.frozen))
+    for model, state in (("own", work.state), ("global", {})):
+        home.place(GlobalModel(all_trained(work, work.received["arrays"], state), work.frozen))
         for split, images in (("val", data.validation), ("test", data.test)):
             own_images = images.take(torch.isin(images.labels, classes).nonzero().flatten())
             measured = home.evaluate(as_seen_by(work.config, partition, own_images))

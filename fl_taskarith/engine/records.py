@@ -40,7 +40,7 @@ class TensorArray(Array):
         return Array(self.tensor).data
 
     def numpy(self) -> np.ndarray:
-        """The tensor as an array on the CPU, sharing its memory where it can."""
+        """Return the tensor as an array on the CPU, sharing its memory where it can."""
         return self.tensor.cpu().numpy()
 
     def __reduce__(self) -> tuple[Any, ...]:

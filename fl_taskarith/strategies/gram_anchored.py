@@ -28,7 +28,7 @@ class GramAnchored(FedAvg):
     ) -> Iterable[Message]:
         """Return FedAvg's messages; before the first round, ask all clients for their Grams."""
         messages = super().configure_train(server_round, arrays, config, grid)
-        layers = {name for kept in self._diagonals().values() for name in kept}
+        layers = {name for grams in self._diagonals().values() for name in grams}
         if layers != set(self.context.linear_shapes):  # none yet, or those of the rounds that trained the head
             self._ask_for_grams(server_round, arrays, grid)
         return messages
@@ -38,10 +38,10 @@ class GramAnchored(FedAvg):
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
         layout = {name: (torch.float32, (shape[1],)) for name, shape in self.context.linear_shapes.items()}
         replies = ask_all(grid, self.failures, content, "query.gram", layout, self.device, self.traffic)
-        kept = {f"{client}/{name}": value for client, diagonals in replies for name, value in diagonals.items()}
-        if not kept:
+        grams = {f"{client}/{name}": value for client, diagonals in replies for name, value in diagonals.items()}
+        if not grams:
             raise self.failures.of_all("The question for Grams")
-        self.keep(GRAM, kept)
+        self.keep(GRAM, grams)
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
         """Return ΔW of every linear layer and the weighted mean of the rest, in the shapes of `weights`.
@@ -70,9 +70,9 @@ class GramAnchored(FedAvg):
 
     def _diagonals(self) -> dict[int, dict[str, Tensor]]:
         """Return the Grams that every client sent, by client and layer."""
-        kept: dict[int, dict[str, Tensor]] = {}
+        grams: dict[int, dict[str, Tensor]] = {}
         for key, value in self._kept.items():
             kind, client, name = (*key.split("/", 2), "", "")[:3]
             if kind == GRAM:
-                kept.setdefault(int(client), {})[name] = value
-        return kept
+                grams.setdefault(int(client), {})[name] = value
+        return grams

@@ -63,7 +63,7 @@ class SparseSGDM(torch.optim.SGD):
             self._indices = [None if len(index) == parameter.numel() else index for parameter, index in pairs]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused after construction: parameters without a mask would train densely unnoticed."""
+        """Refuse any group after construction: parameters without a mask would train densely unnoticed."""
         if self.param_groups:
             raise ValueError("SparseSGDM has one group of parameters: give all of them, with masks, at construction.")
         super().add_param_group(param_group)
