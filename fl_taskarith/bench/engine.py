@@ -12,8 +12,9 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fl_taskarith.bench.harness import CLASSES, Result, measure, medians, round_settings, seconds_of, time_lines
-from fl_taskarith.client.app import answer, tell_partition
+from fl_taskarith.client.app import answer
 from fl_taskarith.client.local_work import MetricValue
+from fl_taskarith.client.queries import tell_partition
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import PartitionGrid, read_settings
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors

@@ -1,101 +1,126 @@
-"""What a client's local steps need of a message, and what it answers, whether it trains alone or with others."""
+"""What a client has for one message, and how it answers: the same whether it trains alone or with others."""
 
-from functools import lru_cache
+import time
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
-from torch import Tensor
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.datasets import ImageSet
-from fl_taskarith.engine.grid import RoundSettings
-from fl_taskarith.engine.records import to_record
+from fl_taskarith.engine.grid import read_settings
+from fl_taskarith.engine.records import to_record, to_tensors
 from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.storage.client_files import CONTROL, read_client_state, read_frozen, under, write_client_state
 from fl_taskarith.training.corrections import control_change
 from fl_taskarith.training.schedules import step_coefficient_sum
+from fl_taskarith.training.stacked import ClientData
 from fl_taskarith.workspace.global_model import Frozen, Weights
-from fl_taskarith.workspace.views import as_trained_on
-from fl_taskarith.workspace.workspace import Workspace
+from fl_taskarith.workspace.views import as_seen_by, as_trained_on
+from fl_taskarith.workspace.workspace import Workspace, workspace
 
 MetricValue = int | float | list[int] | list[float]
 
 
-def read_frozen_of(home: Workspace, current: RoundSettings) -> Frozen:
-    """What is fixed in this round, as its settings name it."""
-    return _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
+class Work:
+    """One message to one client.
+
+    Attributes:
+        home: the workspace of the run.
+        current: what the message says about the round.
+        received: the message's tensors on the device, by the key of their record; "arrays" are the global ones.
+    """
+
+    def __init__(self, content: RecordDict, partition: int) -> None:
+        self.started = time.perf_counter()
+        self.partition = partition
+        config, self.current = read_settings(content.config_records["config"])
+        self.home: Workspace = workspace(config)
+        self.config: Config = self.home.config
+        self.received = {key: to_tensors(record, self.home.device) for key, record in content.array_records.items()}
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """The frozen tensors, in their shapes, and the mask of this round, as its settings name them."""
+        current, home = self.current, self.home
+        return _frozen(current.state_folder, current.frozen_name, tuple(home.shapes.items()), home.device)
+
+    @cached_property
+    def state(self) -> Weights:
+        """What this client keeps between rounds, in the shapes in which it was written, as the message names it."""
+        state = read_client_state(Path(self.current.state_folder), self.partition, self.current.state_name)
+        return {name: value.to(self.home.device) for name, value in state.items()}
+
+    @cached_property
+    def shard(self) -> ImageSet:
+        """The images [n, C, H, W] of this client's shard as it sees them."""
+        data, positions = self.home.data, self.home.shards[self.partition]
+        return as_seen_by(self.config, self.partition, data.train.take(positions))
+
+    @cached_property
+    def local_steps(self) -> int:
+        """The number of local steps."""
+        return draw_local_steps(self.config, self.current.number, self.partition)
+
+    def training_data(self) -> ClientData:
+        """Return what the client trains on: its own view of images, or positions in all images as they are stored."""
+        config, train, shard = self.config, self.home.data.train, self.home.shards[self.partition]
+        generator = random_generator(config.seed, "local training", self.current.number, self.partition)
+        if config.client_groups == "none" and not (config.byzantine_fraction and config.attack == "random-labels"):
+            return ClientData(train, shard, generator)
+        own = as_trained_on(config, self.partition, train.take(shard), len(self.home.data.dataset.classes))
+        return ClientData(own, torch.arange(len(shard), device=shard.device), generator)
+
+    def reply(self, arrays: Weights | None, examples: int, **metrics: MetricValue) -> RecordDict:
+        """Return a reply with these tensors, of any shape, and metrics; it states the seconds since the start."""
+        values: dict[str, MetricValue] = {name.replace("_", "-"): value for name, value in metrics.items()}
+        values |= {"num-examples": examples, "train-seconds": time.perf_counter() - self.started}
+        records = {} if arrays is None else {"arrays": to_record(arrays)}
+        return RecordDict({**records, "metrics": MetricRecord(values)})
+
+    @torch.no_grad()
+    def trained_reply(self, shared: Weights, ends: Weights, keeps: Weights, train_loss: float) -> RecordDict:
+        """Return the reply after local steps, and write what the client keeps.
+
+        Args:
+            shared: the tensors that were sent, in the shapes of the task vector.
+            ends: the trained tensors, detached, in the same shapes; the task vector overwrites those of `shared`.
+            keeps: what else the client keeps, of any shape.
+        """
+        config, steps = self.config, self.local_steps
+        path = step_coefficient_sum(config, steps, self.current.learning_rate)
+        task_vector = {name: ends[name].sub_(start) for name, start in shared.items()}
+        reply = self.reply(
+            task_vector,
+            len(self.home.shards[self.partition]),
+            train_loss=train_loss,
+            update_norm=task_vector_norm(task_vector),
+            local_steps=steps,
+            step_coefficient_sum=path,
+        )
+        reply["frozen"] = ConfigRecord({"name": self.current.frozen_name})
+        if (control := self.received.get("control")) is not None:
+            change = control_change(control, task_vector, self.current.learning_rate * path)
+            reply["control"] = to_record(change)
+            own = under(CONTROL, self.state)
+            keeps |= {CONTROL + name: own[name] + value if name in own else value for name, value in change.items()}
+        if keeps:
+            written = write_client_state(Path(self.current.state_folder), self.partition, self.current.number, keeps)
+            reply["state"] = ConfigRecord({"name": written})
+        return reply
 
 
 @lru_cache(maxsize=1)
 def _frozen(folder: str, name: str, shapes: tuple[tuple[str, torch.Size], ...], device: torch.device) -> Frozen:
-    """What is fixed in this round, on the device: read once per process."""
+    """Read what is frozen, on the device; once per process."""
     return Frozen.of_tensors(read_frozen(Path(folder), name), dict(shapes), device)
 
 
-def read_kept(current: RoundSettings, partition: int, device: torch.device) -> Weights:
-    """What this client keeps between rounds, as the message names it."""
-    kept = read_client_state(Path(current.state_folder), partition, current.state_name)
-    return {name: value.to(device) for name, value in kept.items()}
-
-
-def keep(reply: RecordDict, current: RoundSettings, partition: int, tensors: Weights) -> None:
-    """Write what this client keeps, if anything, and have `reply` name the file."""
-    if tensors:
-        written = write_client_state(Path(current.state_folder), partition, current.number, tensors)
-        reply["state"] = ConfigRecord({"name": written})
-
-
-def move_control(
-    reply: RecordDict,
-    config: Config,
-    current: RoundSettings,
-    control: Weights,
-    kept: Weights,
-    task_vector: Weights,
-    local_steps: int,
-) -> Weights:
-    """Have `reply` carry c_k⁺ − c_k; the new c_k, as it is kept."""
-    path = current.learning_rate * step_coefficient_sum(config, local_steps, current.learning_rate)
-    change = control_change(control, task_vector, path)
-    reply["control"] = to_record(change)
-    own = under(CONTROL, kept)
-    return {CONTROL + name: own[name] + value if name in own else value for name, value in change.items()}
-
-
-def training_examples(home: Workspace, partition: int) -> tuple[ImageSet, Tensor]:
-    """What a client trains on, and its shard's positions in it: its own view of images, or all of them as stored."""
-    config, train, shard = home.config, home.data.train, home.shards[partition]
-    if config.client_groups == "none" and not (config.byzantine_fraction and config.attack == "random-labels"):
-        return train, shard
-    own = as_trained_on(config, partition, train.take(shard), len(home.data.dataset.classes))
-    return own, torch.arange(len(shard), device=shard.device)
-
-
 def draw_local_steps(config: Config, server_round: int, partition: int) -> int:
-    """J, or this client's own number of steps this round, uniform on local-steps-min..max where they are set."""
+    """Return J, or this client's number of steps this round, uniform on local-steps-min..max where they are set."""
     if not config.local_steps_max:
         return config.local_steps
     generator = random_generator(config.seed, "local steps", server_round, partition)
     return int(generator.integers(config.local_steps_min, config.local_steps_max + 1))
-
-
-def trained_reply(
-    config: Config, current: RoundSettings, task_vector: Weights, examples: int, train_loss: float, local_steps: int
-) -> RecordDict:
-    """What a client says after its local steps, but for how long it took ("train-seconds")."""
-    metrics: dict[str, MetricValue] = {
-        "num-examples": examples,
-        "train-loss": train_loss,
-        "update-norm": task_vector_norm(task_vector),
-        "local-steps": local_steps,
-        "step-coefficient-sum": step_coefficient_sum(config, local_steps, current.learning_rate),
-    }
-    return RecordDict(
-        {
-            "arrays": to_record(task_vector),
-            "frozen": ConfigRecord({"name": current.frozen_name}),
-            "metrics": MetricRecord(metrics),
-        }
-    )

@@ -1,7 +1,7 @@
-"""What strategies see of an engine: a Flower Grid whose node ids are the partition ids 0..K-1, and one more method.
+"""The interface of an engine: a Flower Grid whose node ids are the partition ids 0..K-1, with one more method.
 
 Flower draws node ids at random for every run and returns replies in the order of arrival. Both would make results
-depend on chance, so every engine here answers by partition, in the order asked.
+depend on chance, so every engine here addresses partitions and returns replies in the order of the messages.
 """
 
 import dataclasses
@@ -21,30 +21,30 @@ from fl_taskarith.config.settings import Config, from_mapping
 class PartitionGrid(Grid):
     """A Grid addressed by partition id.
 
-    `exchange` is the streaming form of `send_and_receive`: rules that can fold one reply at a time need no more memory
+    `exchange` is the streaming form of `send_and_receive`: rules that add up one reply at a time need no more memory
     for a hundred clients than for one.
     """
 
     @abstractmethod
     def get_node_ids(self) -> range:
-        """The partition ids 0..K-1."""
+        """Return the partition ids 0..K-1."""
 
     @abstractmethod
     def exchange(self, messages: Iterable[Message]) -> Iterator[Message]:
-        """Replies one by one, in the order of `messages`; from a client that raised or did not answer, an error reply.
+        """Yield replies in the order of `messages`; an error reply from a client that raised or did not answer.
 
-        A reply's tensors may be overwritten when the next one is asked for: fold or copy them first. `engine.replies`
-        says what becomes of errors.
+        A reply's tensors may be overwritten when the next one is asked for: use or copy them first. `engine.replies`
+        says what a run does about errors.
         """
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """Flower's older spelling of the Message constructor."""
+        """Construct a Message, as Flower's older interface asks."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def set_run(self, run: Run) -> None:
-        """Nothing to do: the engine belongs to one run from its making."""
+        """Do nothing: the engine belongs to one run from the start."""
 
     @property
     def run(self) -> Run:
@@ -52,11 +52,11 @@ class PartitionGrid(Grid):
         raise NotImplementedError("this engine is not part of a Flower run")
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Not offered: sending and receiving are one step here."""
+        """Raise NotImplementedError: sending and receiving are one step here."""
         raise NotImplementedError("use exchange or send_and_receive")
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Not offered: sending and receiving are one step here."""
+        """Raise NotImplementedError: sending and receiving are one step here."""
         raise NotImplementedError("use exchange or send_and_receive")
 
 
@@ -64,10 +64,10 @@ class PartitionGrid(Grid):
 class RoundSettings:
     """What changes from message to message beside the tensors.
 
-    number: the round, from 1; 0 is before it; of calibration in messages about masks. learning_rate: of this round.
-    state_folder: where clients keep files between rounds. state_name: the receiver's newest state in it; empty if it
-    has none. frozen_name: the file in it of what is fixed in this round; empty if nothing is. logit_scale: the factor
-    between the ridge head's scores and the model's, which a squared loss takes away.
+    number: the round, from 1, or 0 before the first; the calibration round in messages about masks. learning_rate: of
+    this round. state_folder: where clients keep files between rounds. state_name: the receiver's newest file in it;
+    empty if it has none. frozen_name: the file in it with what is frozen in this round; empty if nothing is.
+    logit_scale: the factor between the ridge head's own scores and the model's, which the squared loss removes.
     """
 
     number: int
@@ -79,17 +79,17 @@ class RoundSettings:
 
 
 def settings_record(config: Config, current: RoundSettings) -> ConfigRecord:
-    """All settings of the run and those of the round, as every message carries them.
+    """Return all settings of the run and of the round, as every message carries them.
 
     Clients take their settings from here and not from their own run-config, so that the server's resolved values
-    (threads, for one) hold everywhere, and a client needs to know nothing of how the run was started.
+    (such as threads) hold everywhere, however the run was started.
     """
     of_round = {f"round.{name}": value for name, value in dataclasses.asdict(current).items()}
     return ConfigRecord({**config.to_run_config(), **of_round})
 
 
 def read_settings(record: ConfigRecord) -> tuple[Config, RoundSettings]:
-    """The inverse of `settings_record`."""
+    """Return what `settings_record` was given."""
     values: dict[str, Any] = dict(record)
     of_round = {name: values.pop(name) for name in list(values) if name.startswith("round.")}
     current = RoundSettings(**{name.removeprefix("round."): value for name, value in of_round.items()})
@@ -98,5 +98,5 @@ def read_settings(record: ConfigRecord) -> tuple[Config, RoundSettings]:
 
 @lru_cache(maxsize=4)
 def _checked(settings: tuple[tuple[str, type, Any], ...]) -> Config:
-    """The settings of a run, read and checked once and not with every message; types tell 1 from 1.0 and True."""
+    """Check the settings of a run once and not with every message; types tell 1 from 1.0 and True."""
     return from_mapping({name: value for name, _, value in settings})

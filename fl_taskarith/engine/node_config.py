@@ -1,6 +1,6 @@
-"""What a SuperNode's `--node-config` says: which partition it holds, and where things lie on its own machine.
+"""What a SuperNode's `--node-config` says: its partition, and the paths and the device of its own machine.
 
-A message carries the paths of the server. A SuperNode on another machine, or under another user, has its own.
+A message carries the server's paths. A SuperNode on another machine, or under another user, has its own.
 """
 
 from typing import Any
@@ -10,12 +10,12 @@ from flwr.app import ConfigRecord, Context
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.storage.paths import resolve
 
-OWN_SETTINGS = ("data-dir", "weights", "device")  # settings of the run that a SuperNode may have its own value of
+OWN_SETTINGS = ("data-dir", "weights", "device")  # settings of the run that a SuperNode may override
 STATE_DIR = "state-dir"  # its folder for what clients keep between rounds
 
 
 def partition_of(context: Context) -> int:
-    """The partition that this client holds.
+    """Return the partition that this client holds.
 
     Raises:
         ConfigError: the SuperNode was started without one.

@@ -36,11 +36,11 @@ class TensorArray(Array):
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
-        """The np.save bytes of the tensor, made anew at each call."""
+        """The np.save bytes of the tensor, made at each call."""
         return Array(self.tensor).data
 
     def numpy(self) -> np.ndarray:
-        """The tensor as an array on the CPU, sharing its memory where it can."""
+        """Return the tensor as an array on the CPU, sharing its memory where it can."""
         return self.tensor.cpu().numpy()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -48,7 +48,7 @@ class TensorArray(Array):
 
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """A record of the tensors by reference, in their order."""
+    """Return a record of the tensors, of any shape, by reference and in their order."""
     record = ArrayRecord()
     for name, tensor in tensors.items():
         record[name] = TensorArray(tensor)
@@ -56,7 +56,7 @@ def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def to_tensors(record: ArrayRecord, device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a record on `device`: the very ones where they are held by reference on it, else copies."""
+    """Return the tensors of a record on `device`, in their shapes: those it refers to, or copies."""
     return {
         name: (array.tensor if isinstance(array, TensorArray) else torch.from_numpy(array.numpy())).to(device)
         for name, array in record.items()
@@ -64,9 +64,9 @@ def to_tensors(record: ArrayRecord, device: torch.device) -> dict[str, Tensor]:
 
 
 def payload_bytes(record: ArrayRecord) -> int:
-    """What the record's arrays take when Flower serialises them: Σ (bytes of values + .npy header + name).
+    """Return the bytes of the record's arrays as Flower serialises them: Σ (bytes of values + .npy header + name).
 
-    Equal to `record.count_bytes()`, without making the bytes; the headers are 128 bytes each for usual shapes. Message
+    This is `record.count_bytes()` without making the bytes; the headers are 128 bytes each for usual shapes. Message
     metadata (some hundred bytes) and the configuration sent along are not counted.
     """
     return sum(
@@ -78,7 +78,7 @@ def payload_bytes(record: ArrayRecord) -> int:
 
 
 def metric(record: MetricRecord, name: str) -> float:
-    """One number of a MetricRecord, which may hold lists as well."""
+    """Return one number of a MetricRecord, which may hold lists as well."""
     value = record[name]
     if isinstance(value, list):
         raise TypeError(f"the metric {name} is a list, expected a number")
@@ -87,7 +87,7 @@ def metric(record: MetricRecord, name: str) -> float:
 
 @lru_cache
 def _dtype_name(dtype: torch.dtype) -> str:
-    """For example "float32", as numpy calls it."""
+    """Return numpy's name of the type, for example "float32"."""
     return str(dtype).removeprefix("torch.")
 
 

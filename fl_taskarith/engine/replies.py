@@ -88,11 +88,11 @@ def metrics_of(reply: Message) -> MetricRecord:
     return metrics
 
 
-def number(reply: Message, name: str) -> float:
+def number(reply: Message, name: str, above: float = -math.inf) -> float:
     """Return one finite number of a reply's metrics.
 
     Raises:
-        ClientFailure: it is missing or no number.
+        ClientFailure: it is missing, no number, or not above `above`.
         Divergence: it is NaN or infinite.
     """
     metrics = metrics_of(reply)
@@ -102,19 +102,8 @@ def number(reply: Message, name: str) -> float:
         raise ClientFailure(_complaint(reply, f'whose metric "{name}" is missing or no number')) from error
     if not math.isfinite(value):
         raise Divergence(_complaint(reply, f'whose metric "{name}" is {value}; if it diverged, lower learning-rate'))
-    return value
-
-
-def positive(reply: Message, name: str) -> float:
-    """Return one finite number above 0 of a reply's metrics.
-
-    Raises:
-        ClientFailure: it is missing, no number, or not above 0.
-        Divergence: it is NaN or infinite.
-    """
-    value = number(reply, name)
-    if value <= 0:
-        raise ClientFailure(_complaint(reply, f'whose metric "{name}" is {value:g}, and must be above 0'))
+    if value <= above:
+        raise ClientFailure(_complaint(reply, f'whose metric "{name}" is {value:g}, and must be above {above:g}'))
     return value
 
 

@@ -17,8 +17,7 @@ Together = Callable[[Sequence[Message]], dict[int, Message]]
 class SequentialGrid(PartitionGrid):
     """K virtual clients in this process. `client_app` is the same Flower ClientApp that any other engine runs.
 
-    With `together`, messages are handed to it `at_once` at a time (0: all of a round), and to `client_app` only those
-    that it leaves.
+    `together`, if given, gets `at_once` messages at a time (0: all of a round); `client_app` gets those that it leaves.
     """
 
     def __init__(
@@ -31,11 +30,11 @@ class SequentialGrid(PartitionGrid):
         self._at_once = at_once if together is not None else 1
 
     def get_node_ids(self) -> range:
-        """The partition ids 0..K-1."""
+        """Return the partition ids 0..K-1."""
         return range(self._num_clients)
 
     def exchange(self, messages: Iterable[Message]) -> Iterator[Message]:
-        """Call the clients lazily, in order; replies hold the resident model's own tensors until the next one."""
+        """Call the clients lazily, in order; a reply's tensors may be the model's own, until the next reply."""
         left = iter(messages)
         while cohort := list(islice(left, self._at_once or None)):
             for message in cohort:
@@ -57,7 +56,7 @@ class SequentialGrid(PartitionGrid):
         return self._client_app(message, context)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """All replies at once, each with tensors of its own, for rules that need them together."""
+        """Return all replies, each with tensors of its own, for rules that need all at once."""
         return [_with_own_tensors(reply) for reply in self.exchange(messages)]
 
 
@@ -74,9 +73,9 @@ def _with_own_tensors(reply: Message) -> Message:
 
 
 def ensure_run_identity() -> None:
-    """Flower's Message constructor reads the identity of the current run; outside of one, supply it.
+    """Supply the identity of a run, which Flower's Message constructor reads, outside of a Flower run.
 
-    The class is private to Flower, so its absence is tolerated: then Flower no longer needs it here.
+    The class is private to Flower. A Flower without it does not need it here.
     """
     try:
         from flwr.supercore.task_identity import TaskIdentity

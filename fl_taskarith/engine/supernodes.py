@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 class SuperNodeGrid(PartitionGrid):
     """Wraps the Grid that Flower hands to a ServerApp; translates partition ids to its node ids and back.
 
-    A SuperNode that stops is lost to the run, which counts as a failure of its client (`on-client-failure`), until
-    another one with its partition id connects: a restarted SuperNode has a new node id. One that lacks the frozen head
-    and mask, as after a restart on an empty disk, is sent them again; traffic that such repeats cause is not counted.
+    A SuperNode that stops counts as a failure of its client (`on-client-failure`), until another one with its partition
+    id connects: a restarted SuperNode has a new node id. One that lacks the frozen head and mask, as after a restart on
+    an empty disk, receives them again; the traffic of such repeats is not counted.
     """
 
     def __init__(self, grid: Grid, config: Config, nodes_timeout: float = NODES_TIMEOUT) -> None:
-        """Waits for K SuperNodes and asks each for its partition.
+        """Wait for K SuperNodes and ask each for its partition.
 
         Raises:
             ConfigError: partitions held twice, or missing under `on-client-failure` = "stop"; says how to start them.
@@ -44,7 +44,7 @@ class SuperNodeGrid(PartitionGrid):
         self._wait_for_nodes(nodes_timeout)
 
     def get_node_ids(self) -> range:
-        """The partition ids 0..K-1."""
+        """Return the partition ids 0..K-1."""
         return range(self._config.num_clients)
 
     @property
@@ -53,14 +53,14 @@ class SuperNodeGrid(PartitionGrid):
         return self._grid.run
 
     def exchange(self, messages: Iterable[Message]) -> Iterator[Message]:
-        """Replies in the order of `messages`; all are collected first, since Flower returns them as they arrive."""
+        """Yield replies in the order of `messages`; all are collected first: Flower returns them as they arrive."""
         yield from self.send_and_receive(messages)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """All replies, in the order of `messages`; an error reply in place of one that is not there in time.
+        """Return all replies, in the order of `messages`; an error reply in place of one that is late.
 
-        The time is `timeout` in seconds, or what `client-timeout` gives each client, for those that share a machine
-        take turns. Flower itself answers for a SuperNode that has stopped: it finds out within two of its heartbeats.
+        The limit is `timeout` in seconds, or the sum of each client's `client-timeout`, because clients that share a
+        machine work one after the other. Flower itself answers for a stopped SuperNode, within two of its heartbeats.
         """
         sent = {message.metadata.dst_node_id: message for message in messages}
         if self._lost & sent.keys():
@@ -78,32 +78,32 @@ class SuperNodeGrid(PartitionGrid):
         return [replies[partition] for partition in sent]
 
     def _ask(self, messages: Mapping[int, Message], timeout: float | None) -> dict[int, Message]:
-        """A reply by partition to each message, which is addressed to a partition; notes who was lost or came back."""
+        """Return a reply by partition to each message, which is addressed to a partition; note who is lost or back."""
         if timeout is None and self._config.client_timeout:
             timeout = STARTUP + len(messages) * self._config.client_timeout
         within = f" within {timeout:g} s" if timeout else ""
-        held = {partition: message for partition, message in messages.items() if partition in self._nodes}
-        for partition, message in held.items():
+        reachable = {partition: message for partition, message in messages.items() if partition in self._nodes}
+        for partition, message in reachable.items():
             message.metadata.dst_node_id = self._nodes[partition]
         # Where a SuperNode has stopped it is the SuperLink that answers: only the message tells for whom.
         received = {
             reply.metadata.reply_to_message_id: reply
-            for reply in (self._grid.send_and_receive(list(held.values()), timeout=timeout) if held else ())
+            for reply in (self._grid.send_and_receive(list(reachable.values()), timeout=timeout) if reachable else ())
         }
         replies = {}
         for partition, message in messages.items():
-            reply = received.get(message.metadata.message_id) if partition in held else None
+            reply = received.get(message.metadata.message_id) if partition in reachable else None
             stopped = reply is None or (reply.has_error() and reply.metadata.src_node_id != self._nodes[partition])
             (self._lost.add if stopped else self._lost.discard)(partition)
             if reply is None:
-                reason = "no SuperNode holds its partition" if partition not in held else f"no answer{within}"
+                reason = "no SuperNode holds its partition" if partition not in reachable else f"no answer{within}"
                 reply = Message(Error(CLIENT_ERROR, f"{reason}: did its SuperNode stop?"), reply_to=message)
             reply.metadata.__dict__["_src_node_id"] = partition  # strategies know clients by partition
             replies[partition] = reply
         return replies
 
     def _wait_for_nodes(self, timeout: float) -> None:
-        """Until every partition has its SuperNode, or `timeout` seconds are over and no further ones have connected."""
+        """Wait until every partition has its SuperNode, or `timeout` seconds are over and no further ones connect."""
         deadline = time.monotonic() + timeout
         while missing := [partition for partition in self.get_node_ids() if partition not in self._nodes]:
             strangers, late = self._strangers(), time.monotonic() > deadline
@@ -126,11 +126,11 @@ class SuperNodeGrid(PartitionGrid):
         log.warning("%s The run goes on without them (on-client-failure = skip).", lack)
 
     def _strangers(self) -> list[int]:
-        """Node ids of connected SuperNodes that were not asked for their partition yet."""
+        """Return the node ids of connected SuperNodes that were not asked for their partition yet."""
         return sorted(set(self._grid.get_node_ids()) - self._known)
 
     def _register(self, node_ids: list[int], *, at_start: bool) -> None:
-        """Learn the partitions of these SuperNodes; those with partition ids of K and more are left idle.
+        """Ask these SuperNodes for their partitions; those with partition ids of K and more stay idle.
 
         Raises:
             ConfigError: two hold the same partition; later on a second one is left idle.

@@ -10,7 +10,7 @@ from fl_taskarith.errors import ClientFailure
 
 Result = TypeVar("Result")
 
-PATIENCE = 1.0  # seconds until it is asked again, should the work have swallowed the exception
+PATIENCE = 1.0  # seconds until the next attempt, should the work have swallowed the exception
 
 log = logging.getLogger(__name__)
 
@@ -20,10 +20,10 @@ class _TimeIsUp(BaseException):  # no Exception: work that tolerates errors of i
 
 
 def limited(work: Callable[[], Result], seconds: float) -> Result:
-    """What `work` returns, if it does so within `seconds`; 0 is no limit.
+    """Return what `work` returns, if it does so within `seconds`; 0 is no limit.
 
-    A thread of its own asks the interpreter to raise in this one, again and again until it is heard. That works in any
-    thread and process but reaches Python code only: a call into a library, such as one training step, ends first.
+    A watching thread asks the interpreter to raise an exception in this one, repeatedly until it takes effect. That
+    works in any thread and process but reaches Python code only: a call into a library ends first.
 
     Raises:
         ClientFailure: the time was over.
@@ -45,7 +45,7 @@ def limited(work: Callable[[], Result], seconds: float) -> Result:
 
     def stop_watching() -> None:
         finished.set()
-        with lock:  # from here on the watcher does nothing; what it asked for and has not come yet is taken back
+        with lock:  # from here on the watcher does nothing; an exception that is still pending is cancelled
             _raise_in(thread, None)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -56,12 +56,12 @@ def limited(work: Callable[[], Result], seconds: float) -> Result:
         finally:
             stop_watching()
     except _TimeIsUp:
-        stop_watching()  # it may have struck in the middle of that
+        stop_watching()  # the exception may have come in the middle of that
         raise ClientFailure(f"it did not finish within client-timeout = {seconds:g} s") from None
 
 
 def _raise_in(thread: int, exception: type[BaseException] | None) -> None:
-    """Have the interpreter raise `exception` in a thread at its next instruction; None takes a pending one back."""
+    """Have the interpreter raise `exception` in a thread at its next instruction; None cancels a pending one."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread), None if exception is None else ctypes.py_object(exception)
     )

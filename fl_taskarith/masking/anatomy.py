@@ -43,32 +43,30 @@ class Part:
 
 
 def parts(mask: Mask) -> dict[tuple[str, str], Part]:
-    """By (layer, kind): layers are "embedding", "block 0", ..., "norm"; kinds are among `KINDS`."""
-    found: dict[tuple[str, str], Part] = {}
+    """Return the entries by (layer, kind): layers are "embedding", "block 0", ..., "norm"; kinds are among `KINDS`."""
+    entries: dict[tuple[str, str], Part] = {}
     for name, tensor in mask.tensors.items():
         layer = layer_of(name)
-        for kind, entries in _by_kind(name, tensor).items():
-            part = Part(int(entries.sum()), entries.numel())
-            found[layer, kind] = found[layer, kind] + part if (layer, kind) in found else part
-    return found
+        for kind, part in _by_kind(name, tensor).items():
+            entries[layer, kind] = entries.get((layer, kind), Part(0, 0)) + Part(int(part.sum()), part.numel())
+    return entries
 
 
 def density_by_kind(mask: Mask) -> dict[str, Part]:
-    """Over all layers, in the order of `KINDS`."""
-    return _grouped({kind: [] for kind in KINDS}, {key: part for key, part in parts(mask).items()}, 1)
+    """Return the entries of each kind over all layers, in the order of `KINDS`."""
+    totals = _totals(mask, 1)
+    return {kind: totals[kind] for kind in KINDS if kind in totals}
 
 
 def density_by_layer(mask: Mask) -> dict[str, Part]:
-    """Over all kinds, in the model's order."""
-    found = parts(mask)
-    layers = {layer for layer, _ in found}
-    blocks = sorted((layer for layer in layers if layer.startswith("block ")), key=lambda layer: int(layer[6:]))
-    order = [layer for layer in ("embedding", *blocks, "norm") if layer in layers]
-    return _grouped({layer: [] for layer in order}, found, 0)
+    """Return the entries of each layer over all kinds, in the model's order."""
+    totals = _totals(mask, 0)
+    blocks = sorted((layer for layer in totals if layer.startswith("block ")), key=lambda layer: int(layer[6:]))
+    return {layer: totals[layer] for layer in ("embedding", *blocks, "norm") if layer in totals}
 
 
 def layer_of(name: str) -> str:
-    """The layer of a parameter of timm's VisionTransformer, by its name."""
+    """Return the layer of a parameter of timm's VisionTransformer, by its name."""
     block = re.match(r"blocks\.(\d+)\.", name)
     if block:
         return f"block {block[1]}"
@@ -76,22 +74,21 @@ def layer_of(name: str) -> str:
 
 
 def _by_kind(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
-    """The tensor by kind: a qkv weight [3d, d] or bias [3d] in thirds, anything else whole."""
+    """Return the tensor by kind: a qkv weight [3d, d] or bias [3d] in thirds, any other tensor whole."""
     if ".attn.qkv." in name:
         return dict(zip("qkv", tensor.chunk(3), strict=True))
-    for pattern, kind in _KIND_PATTERNS:
-        if re.search(pattern, name):
-            return {kind: tensor}
-    return {"other": tensor}
+    return {next((kind for pattern, kind in _KIND_PATTERNS if re.search(pattern, name)), "other"): tensor}
 
 
-def _grouped(groups: Mapping[str, list[Part]], found: Mapping[tuple[str, str], Part], position: int) -> dict[str, Part]:
-    for key, part in found.items():
-        groups[key[position]].append(part)
-    return {group: sum(members, Part(0, 0)) for group, members in groups.items() if members}
+def _totals(mask: Mask, position: int) -> dict[str, Part]:
+    """Return the sum of `parts` over all but this element of their keys."""
+    totals: dict[str, Part] = {}
+    for key, part in parts(mask).items():
+        totals[key[position]] = totals.get(key[position], Part(0, 0)) + part
+    return totals
 
 
 def key_biases(mask: Mask) -> int:
-    """Updated entries among the key biases: their gradient is zero, so a least-sensitive rule takes all of them."""
+    """Return the number of updated key biases: their gradient is zero, so a least-sensitive rule keeps all of them."""
     biases = [tensor.chunk(3)[1] for name, tensor in mask.tensors.items() if name.endswith(".attn.qkv.bias")]
     return int(torch.cat(biases).sum()) if biases else 0

@@ -32,17 +32,17 @@ class Mask:
 
     @classmethod
     def full(cls, weights: Mapping[str, Tensor]) -> "Mask":
-        """Every entry of `weights` updated."""
+        """Return a mask of the shapes of `weights` that updates every entry."""
         return cls({name: torch.ones_like(value, dtype=torch.bool) for name, value in weights.items()})
 
     @cached_property
     def size(self) -> int:
-        """Maskable entries."""
+        """The number of maskable entries."""
         return sum(tensor.numel() for tensor in self.tensors.values())
 
     @cached_property
     def updated(self) -> int:
-        """Entries that are updated."""
+        """The number of updated entries."""
         return sum(int(tensor.sum()) for tensor in self.tensors.values())
 
     @property
@@ -53,16 +53,16 @@ class Mask:
     @cached_property
     def indices(self) -> dict[str, Tensor]:
         """Flat positions of the updated entries, int64 [n], ascending, for each tensor that has any."""
-        found = {name: tensor.flatten().nonzero().flatten() for name, tensor in self.tensors.items()}
-        return {name: index for name, index in found.items() if len(index)}
+        positions = {name: tensor.flatten().nonzero().flatten() for name, tensor in self.tensors.items()}
+        return {name: index for name, index in positions.items() if len(index)}
 
     def gather(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The updated entries of `weights` (full tensors), each tensor's as [n], in new storage."""
+        """Return the updated entries of `weights` (full tensors), each tensor's as [n], in new storage."""
         return {name: weights[name].flatten().index_select(0, index) for name, index in self.indices.items()}
 
     @torch.no_grad()
     def scatter_(self, weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-        """Write values as `gather` returns them into contiguous `weights`, in place; other entries stay.
+        """Write values, [n] per tensor as `gather` returns them, into contiguous `weights`; other entries stay.
 
         Raises:
             ValueError: `values` has other names or numbers of entries than this mask: it belongs to another one.
@@ -76,16 +76,16 @@ class Mask:
             weights[name].view(-1).index_copy_(0, index, values[name])
 
     def to(self, device: torch.device) -> "Mask":
-        """The same mask on `device`."""
+        """Return the mask on `device`."""
         return Mask({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     def differing(self, other: "Mask") -> list[str]:
-        """Names of the tensors that only one of the two masks has, or that differ in shape; none for one model."""
+        """Return the names of the tensors that only one of the masks has, or that differ in shape."""
         mine, theirs = ({name: value.shape for name, value in mask.tensors.items()} for mask in (self, other))
         return sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
 
     def jaccard(self, other: "Mask") -> float:
-        """|both| / |either| over updated entries: 1 for equal masks, 0 for disjoint ones, and 1 if both are empty.
+        """Return |both| / |either| over updated entries; 1 if both are empty.
 
         Raises:
             ValueError: the masks are of different models.
@@ -97,14 +97,14 @@ class Mask:
         return both / either if either else 1.0
 
     def packed(self) -> dict[str, Tensor]:
-        """One bit per entry: uint8 [⌈n / 8⌉] per tensor, most significant bit first."""
+        """Return one bit per entry: uint8 [⌈n / 8⌉] per tensor, most significant bit first."""
         return {
             name: torch.from_numpy(np.packbits(tensor.flatten().cpu().numpy())) for name, tensor in self.tensors.items()
         }
 
     @classmethod
     def unpacked(cls, packed: Mapping[str, Tensor], shapes: Shapes) -> "Mask":
-        """The inverse of `packed`, on the CPU, for tensors of these shapes.
+        """Return the inverse of `packed`, on the CPU, for tensors of these shapes.
 
         Raises:
             ValueError: another number of bytes than the shape needs, another dtype, or padding bits that are set.
@@ -133,7 +133,7 @@ def save_mask(path: Path, mask: Mask, facts: Mapping[str, str]) -> None:
 
 
 def load_mask(path: Path) -> tuple[Mask, dict[str, str]]:
-    """A mask that `save_mask` wrote, on the CPU, and its facts.
+    """Return a mask that `save_mask` wrote, on the CPU, and its facts.
 
     Raises:
         CheckpointError: missing, damaged, or not such a file; nothing in it is ever run as code.

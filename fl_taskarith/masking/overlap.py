@@ -17,7 +17,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Of at least one number.
+        """Describe at least one number.
 
         Raises:
             ValueError: there is none.
@@ -28,17 +28,17 @@ class Spread:
 
 
 def chance_overlap(density: float, other: float) -> float:
-    """The Jaccard overlap of independent random masks of many entries: d₁d₂ / (d₁ + d₂ − d₁d₂); 1 if both are empty.
+    """Return the Jaccard overlap of independent random masks: d₁d₂ / (d₁ + d₂ − d₁d₂), and 1 if both are empty.
 
-    Expected |both| over expected |either|: two masks that favour the same layers exceed it without sharing more than
-    those layers.
+    This is expected |both| over expected |either|: two masks that favour the same layers exceed it without sharing more
+    than those layers.
     """
     either = density + other - density * other
     return density * other / either if either else 1.0
 
 
 def jaccard_matrix(masks: Sequence[Mask]) -> list[list[float]]:
-    """|both| / |either| of each pair: symmetric, with ones on the diagonal.
+    """Return |both| / |either| of each pair: [n, n], symmetric, with ones on the diagonal.
 
     Raises:
         ValueError: the masks are of different models.
@@ -50,5 +50,5 @@ def jaccard_matrix(masks: Sequence[Mask]) -> list[list[float]]:
 
 
 def between_pairs(matrix: Sequence[Sequence[float]]) -> list[float]:
-    """The entries above the diagonal, row by row: one for each pair."""
+    """Return the entries of `matrix`, [n, n], above the diagonal, row by row: one for each pair."""
     return [matrix[first][second] for first, second in combinations(range(len(matrix)), 2)]

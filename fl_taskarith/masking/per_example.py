@@ -9,6 +9,7 @@ other parameters go through `torch.func.vmap` over `grad`.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from timm.layers.layer_scale import LayerScale
@@ -115,8 +116,8 @@ class _Layers:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Record the layers' inputs and outputs in a forward pass, and apply the copies of LayerNorm's parameters."""
-        handles = [module.register_forward_hook(self._note(name)) for name, module in self.modules.items()]
-        handles += [module.register_forward_hook(self._affine(name)) for name, module in self.norms.items()]
+        handles = [module.register_forward_hook(partial(self._record, name)) for name, module in self.modules.items()]
+        handles += [module.register_forward_hook(partial(self._affine, name)) for name, module in self.norms.items()]
         try:
             yield
         finally:
@@ -133,29 +134,23 @@ class _Layers:
             return delta.unsqueeze(1), inputs.unsqueeze(1)
         return delta.flatten(1, -2), inputs.flatten(1, -2)
 
-    def _note(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def note(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if name in self.outputs:
-                raise NotImplementedError(f"the layer {name} is used twice in a forward pass")
-            output = output if output.requires_grad else output.detach().requires_grad_()
-            self._inputs[name], self.outputs[name] = arguments[0].detach(), output
-            return output
+    def _record(self, name: str, _: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if name in self.outputs:
+            raise NotImplementedError(f"the layer {name} is used twice in a forward pass")
+        output = output if output.requires_grad else output.detach().requires_grad_()
+        self._inputs[name], self.outputs[name] = arguments[0].detach(), output
+        return output
 
-        return note
-
-    def _affine(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def affine(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            between = [1] * (output.ndim - 2)
-            for own_name, combine in (("weight", torch.mul), ("bias", torch.add)):
-                if (copy := self.copies.get(f"{name}.{own_name}")) is not None:
-                    output = combine(output, copy.view(len(copy), *between, copy.shape[1]))
-            return output
-
-        return affine
+    def _affine(self, name: str, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        between = [1] * (output.ndim - 2)
+        for own_name, combine in (("weight", torch.mul), ("bias", torch.add)):
+            if (copy := self.copies.get(f"{name}.{own_name}")) is not None:
+                output = combine(output, copy.view(len(copy), *between, copy.shape[1]))
+        return output
 
 
 def _is_plain_norm(module: nn.Module, own_name: str, bias_is_scored: bool) -> bool:
-    """Whether this is a LayerNorm over the last axis whose parameter can be applied after it.
+    """Return whether this is a LayerNorm over the last axis whose parameter can be applied after it.
 
     A bias that is not scored stays inside the layer, so a scored weight cannot come after it.
     """
@@ -165,7 +160,7 @@ def _is_plain_norm(module: nn.Module, own_name: str, bias_is_scored: bool) -> bo
 
 
 def _is_patchify(module: nn.Module) -> bool:
-    """Whether this is a convolution whose windows tile the image: a Linear on patches."""
+    """Return whether this is a convolution whose windows tile the image: a Linear on patches."""
     return (
         isinstance(module, nn.Conv2d)
         and module.kernel_size == module.stride

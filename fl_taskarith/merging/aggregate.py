@@ -46,66 +46,6 @@ class WeightedMean:
         return {name: value.div_(self.total_weight) for name, value in self._sums.items()}
 
 
-class NormalisedMean:
-    """(Σ p_k ‖a_k‖₁) · Σ p_k τ_k / ‖a_k‖₁ with p_k = w_k / Σ w (FedNova: Wang et al., NeurIPS 2020).
-
-    ‖a_k‖₁ is the number of plain SGD steps that client k's steps amount to (`training.schedules.step_coefficient_sum`);
-    where it is the same for all clients this is the weighted mean.
-    """
-
-    def __init__(self) -> None:
-        self._per_step = WeightedMean()  # Σ (w/a) τ / Σ (w/a)
-        self._weights = self._steps = 0.0
-
-    def add(self, task_vector: Mapping[str, Tensor], weight: float, step_coefficient_sum: float) -> None:
-        """Add one task vector; no reference to it is kept.
-
-        Raises:
-            ValueError: its names or shapes differ from the first one's, or a number is not positive.
-        """
-        if step_coefficient_sum <= 0:
-            raise ValueError(f"the sum of step coefficients {step_coefficient_sum} is not positive")
-        self._per_step.add(task_vector, weight / step_coefficient_sum)
-        self._weights += weight
-        self._steps += weight * step_coefficient_sum
-
-    def result(self) -> dict[str, Tensor]:
-        """Return the average, in the shapes of the task vectors. It overwrites the sums: call once."""
-        mean = self._per_step.result()
-        scale = self._steps / self._weights * (self._per_step.total_weight / self._weights) if mean else 1.0
-        return {name: value.mul_(scale) for name, value in mean.items()}
-
-
-class SignAgreement:
-    """a = |Σ_k sign τ_k| / n per entry, sign 0 = 0 (FedGMA: Tenison et al., TMLR 2023)."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, task_vector: Mapping[str, Tensor]) -> None:
-        """Add the signs of one task vector of any shapes; no reference to it is kept."""
-        if not self._sums:
-            self._sums = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in task_vector.items()}
-        for name, value in task_vector.items():
-            self._sums[name].add_(value.sign())
-        self.number += 1
-
-    def result(self) -> dict[str, Tensor]:
-        """Return a, float32 in [0, 1], in the shapes of the task vectors. It overwrites the sums: call once."""
-        return {name: value.abs_().div_(self.number) for name, value in self._sums.items()}
-
-
-def damp_disagreement(
-    task_vector: Mapping[str, Tensor], agreement: Mapping[str, Tensor], threshold: float
-) -> dict[str, Tensor]:
-    """Return m ⊙ τ in the shapes of τ: m = 1 where the agreement is at least ρ = `threshold`, else the agreement."""
-    return {
-        name: torch.where(agreement[name] >= threshold, value, agreement[name] * value)
-        for name, value in task_vector.items()
-    }
-
-
 def apply_task_vector(
     weights: Mapping[str, Tensor], task_vector: Mapping[str, Tensor], step: float, *, overwrite: bool = False
 ) -> dict[str, Tensor]:

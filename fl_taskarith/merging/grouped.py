@@ -124,9 +124,9 @@ def _weiszfeld(parts: Sequence[Tensor], groups: Groups, tolerance: float, max_it
             whole[places] = centre
         if not left:
             return final
-        kept = running[groups.owner]
+        still = running[groups.owner]
         places, centres = places[running], [centre[running] for centre in centres]
-        parts, groups = [rows[kept] for rows in parts], Groups((running.cumsum(0) - 1)[groups.owner[kept]], left)
+        parts, groups = [rows[still] for rows in parts], Groups((running.cumsum(0) - 1)[groups.owner[still]], left)
     for whole, centre in zip(final, centres, strict=True):
         whole[places] = centre
     return final

@@ -106,9 +106,9 @@ def centred_clipping(
     centre = dict(start)
     for _ in range(iterations):
         shares = (radius / distances(vectors, centre)).clamp(max=1.0) / len(task_vectors)
-        kept = 1.0 - float(shares.sum())  # v + Σ s_k (τ_k − v) = (1 − Σ s_k) v + Σ s_k τ_k
+        rest = 1.0 - float(shares.sum())  # v + Σ s_k (τ_k − v) = (1 − Σ s_k) v + Σ s_k τ_k
         moves = _combined(vectors, shares)
-        centre = {name: torch.add(move, centre[name], alpha=kept) for name, move in moves.items()}
+        centre = {name: torch.add(move, centre[name], alpha=rest) for name, move in moves.items()}
     return centre
 
 

@@ -16,13 +16,13 @@ from fl_taskarith.storage.run_folder import Logbook, Row
 from fl_taskarith.training.local import set_trained, train_locally
 from fl_taskarith.training.sparse_sgdm import SparseSGDM, sgdm
 from fl_taskarith.workspace.global_model import Weights
-from fl_taskarith.workspace.workspace import Resident
+from fl_taskarith.workspace.workspace import Workspace
 
 
 class CentralizedRun(Run):
     """SGDM over the whole training set; its momentum lives on from epoch to epoch, and in checkpoints."""
 
-    def __init__(self, config: Config, home: Resident, logbook: Logbook, progress: Progress | None) -> None:
+    def __init__(self, config: Config, home: Workspace, logbook: Logbook, progress: Progress | None) -> None:
         super().__init__(config, home, logbook, progress)
         self._momentum: Weights = {}
 

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.sharding import describe_spread, least_spread
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
+from fl_taskarith.engine.questions import ask_all
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
-from fl_taskarith.engine.replies import check_examples, check_finite, metrics_of, number, tensors_of
+from fl_taskarith.engine.replies import Layout, layout_of, metrics_of
 from fl_taskarith.engine.round_context import RoundContext
+from fl_taskarith.engine.round_reply import Traffic
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
 from fl_taskarith.masking.calibration import Sums
@@ -47,7 +50,7 @@ from fl_taskarith.workspace.clusters import clustered
 from fl_taskarith.workspace.global_model import Frozen, Weights
 from fl_taskarith.workspace.machine import available_threads, describe_device, emulated, on_this_machine
 from fl_taskarith.workspace.views import VIEWS, byzantine_clients, group_of
-from fl_taskarith.workspace.workspace import Resident, resident
+from fl_taskarith.workspace.workspace import Workspace, workspace
 
 log = logging.getLogger("fl_taskarith")
 
@@ -82,7 +85,7 @@ def run_federation(
         # Every process of the run, Ray's actors among them, computes with the same number of threads, stated here.
         shared = dataclasses.replace(config, threads=config.threads or available_threads())
         torch.set_num_threads(shared.threads)
-        home = resident(shared) if shared.dataset != REGRESSION else None
+        home = workspace(shared) if shared.dataset != REGRESSION else None
         # Among the facts are the shards: an infeasible request fails here, before a folder is made.
         facts = describe(home) if home is not None else describe_mixture(shared)
         with Logbook(config) as logbook:
@@ -137,13 +140,13 @@ def _resolved(config: Config, *, alone: bool) -> tuple[Config, KnownRate | None]
 
 def make_run(
     config: Config,
-    home: Resident,
+    home: Workspace,
     logbook: Logbook,
     progress: Progress | None,
     client_app: ClientCallable,
     grid: Grid | None = None,
 ) -> Run:
-    """The run of `config` over its resident data and model: federated on its engine, or centralized."""
+    """The run of `config` over its data and model: federated on its engine, or centralized."""
     if config.strategy == "centralized":
         return CentralizedRun(config, home, logbook, progress)
     return FederatedRun(config, home, logbook, progress, _choose_engine(config, client_app, grid))
@@ -153,7 +156,7 @@ class FederatedRun(Run):
     """Rounds of a strategy over the clients of an engine."""
 
     def __init__(
-        self, config: Config, home: Resident, logbook: Logbook, progress: Progress | None, grid: PartitionGrid
+        self, config: Config, home: Workspace, logbook: Logbook, progress: Progress | None, grid: PartitionGrid
     ) -> None:
         super().__init__(config, home, logbook, progress)
         self.grid = grid
@@ -191,28 +194,14 @@ class FederatedRun(Run):
             self.logbook.note(failed_evaluations=failed)
 
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
-        """The sum of all clients' statistics, in partition order."""
-        sent = to_record(self.model.trained)
+        """Return the sum of all clients' statistics, in partition order."""
         current = RoundSettings(row.get("round", 0), 0.0, str(self.logbook.client_states), "", self.frozen_name)
-        content = RecordDict({"config": settings_record(self.config, current), "arrays": sent})
-        partitions = self.grid.get_node_ids()
-        questions = (Message(content, partition, "query.ridge") for partition in partitions)
-        row["downlink_bytes"] += len(partitions) * payload_bytes(sent)
-        classes = self.home.data.dataset.classes
-        shapes = RidgeStatistics.shapes(self.home.model.num_features, len(classes))
-        asked = {name: (torch.float64, shape) for name, shape in shapes.items()}
+        shapes = RidgeStatistics.shapes(self.home.model.num_features, len(self.home.data.dataset.classes))
+        layout = {name: (torch.float64, shape) for name, shape in shapes.items()}
         total: RidgeStatistics | None = None
-
-        def read(reply: Message) -> RidgeStatistics:
-            check_examples(reply, len(self.home.shards[reply.metadata.src_node_id]))
-            statistics = tensors_of(reply, "arrays", self.home.device, asked)
-            check_finite(reply, statistics)
-            row["train_seconds"] += number(reply, "train-seconds")
-            row["uplink_bytes"] += payload_bytes(reply.content.array_records["arrays"])
-            return RidgeStatistics(**statistics)
-
-        replies = self.strategy.failures.read(self.grid.exchange(questions), read)
-        for statistics in tracked(replies, len(partitions), "Ridge head: sums of the clients"):
+        replies = self._ask(current, self.model.trained, "query.ridge", layout, self._shard_size, row)
+        for _, tensors in tracked(replies, self.config.num_clients, "Ridge head: sums of the clients"):
+            statistics = RidgeStatistics(**tensors)
             total = statistics if total is None else total + statistics
             row["clients"] += row.get("round", 0) == 0
         if total is None:
@@ -221,33 +210,14 @@ class FederatedRun(Run):
         return total
 
     def client_sums(self, head: Weights, row: Row) -> Sums:
-        """Scores of all clients, added up in partition order; each calibration round sends them what is still alive."""
+        """Return the scores of all clients, in their tensors' shapes, added up in partition order."""
 
         def sums(calibration_round: int, alive: Mask) -> tuple[Weights, int]:
-            sent = to_record(Frozen(head, alive).tensors())
-            content = RecordDict(
-                {"config": settings_record(self.config, RoundSettings(calibration_round)), "arrays": sent}
-            )
-            partitions = self.grid.get_node_ids()
-            row["downlink_bytes"] += len(partitions) * payload_bytes(sent)
-            questions = (Message(content, partition, "query.sensitivity") for partition in partitions)
             total = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in alive.tensors.items()}
-            examples = 0
-            asked = {name: (torch.float32, tuple(value.shape)) for name, value in alive.tensors.items()}
-
-            def read(reply: Message) -> tuple[Weights, int]:
-                shard = len(self.home.shards[reply.metadata.src_node_id])
-                scored = min(shard, self.config.calibration_per_client or shard)
-                check_examples(reply, scored)
-                scores = tensors_of(reply, "arrays", self.home.device, asked)
-                check_finite(reply, scores)
-                row["train_seconds"] += number(reply, "train-seconds")
-                row["uplink_bytes"] += payload_bytes(reply.content.array_records["arrays"])
-                return scores, scored
-
-            replies = self.strategy.failures.read(self.grid.exchange(questions), read)
-            for scores, scored in tracked(replies, len(partitions), "Calibration: scores of the clients"):
-                examples += scored
+            sent, current, examples = Frozen(head, alive).tensors(), RoundSettings(calibration_round), 0
+            replies = self._ask(current, sent, "query.sensitivity", layout_of(total), self._scored_examples, row)
+            for client, scores in tracked(replies, self.config.num_clients, "Calibration: scores of the clients"):
+                examples += self._scored_examples(client)
                 for name, value in scores.items():
                     total[name] += value
             if not examples:
@@ -255,6 +225,31 @@ class FederatedRun(Run):
             return total, examples
 
         return sums
+
+    def _ask(
+        self,
+        current: RoundSettings,
+        tensors: Weights,
+        message_type: str,
+        layout: Layout,
+        examples_of: Callable[[int], int],
+        row: Row,
+    ) -> Iterator[tuple[int, Weights]]:
+        """Yield the answers of all clients to a question; add its bytes and the clients' seconds to `row`."""
+        content = RecordDict({"config": settings_record(self.config, current), "arrays": to_record(tensors)})
+        failures, traffic = self.strategy.failures, Traffic()
+        yield from ask_all(self.grid, failures, content, message_type, layout, self.home.device, traffic, examples_of)
+        row["downlink_bytes"] += traffic.downlink
+        row["uplink_bytes"] += traffic.uplink
+        row["train_seconds"] += traffic.seconds
+
+    def _shard_size(self, partition: int) -> int:
+        return len(self.home.shards[partition])
+
+    def _scored_examples(self, partition: int) -> int:
+        """The number of examples on which a client scores sensitivities."""
+        shard = self._shard_size(partition)
+        return min(shard, self.config.calibration_per_client or shard)
 
     def distribute(self, row: Row) -> None:
         """The frozen head and the mask to every client, once; later messages only name them."""
@@ -336,7 +331,7 @@ class FederatedRun(Run):
         return cluster_accuracy(clusters, groups, max(self.config.num_clusters, len(VIEWS[self.config.client_groups])))
 
 
-def describe(home: Resident) -> dict[str, dict[str, int] | str]:
+def describe(home: Workspace) -> dict[str, dict[str, int] | str]:
     """Facts about a run for run.json: device, numbers of parameters, examples and shard sizes."""
     trained = home.trained_names(home.config.num_rounds)
     facts: dict[str, dict[str, int] | str] = {

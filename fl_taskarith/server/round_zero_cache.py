@@ -29,7 +29,7 @@ from fl_taskarith.training.local import Evaluation
 from fl_taskarith.workspace.clusters import clustered
 from fl_taskarith.workspace.global_model import Weights
 from fl_taskarith.workspace.machine import describe_device
-from fl_taskarith.workspace.workspace import Resident
+from fl_taskarith.workspace.workspace import Workspace
 
 Found = TypeVar("Found")
 Packed = tuple[Mapping[str, Tensor], Any]
@@ -124,7 +124,7 @@ class Starts:
     def __init__(self) -> None:
         self._kept: dict[str, dict[str, tuple[Any, Row]]] = {}  # by kind and digest, the last one used at the end
 
-    def once(self, home: Resident, kind: Kind[Found], row: Row, find: Callable[[], Found]) -> Found:
+    def once(self, home: Workspace, kind: Kind[Found], row: Row, find: Callable[[], Found]) -> Found:
         """`find()`, which may count traffic in `row`, or what it found for a run whose round 0 has the same bits.
 
         Not kept under head-rounds, whose result depends on the rate, nor where failed clients may be left out.
@@ -192,7 +192,7 @@ def _shareable(config: Config, kind: Kind[Any]) -> bool:
     return config.scored or kind is not MASK
 
 
-def _shared(home: Resident, kind: Kind[Found], stem: str, find: Callable[[], tuple[Found, Row]]) -> tuple[Found, Row]:
+def _shared(home: Workspace, kind: Kind[Found], stem: str, find: Callable[[], tuple[Found, Row]]) -> tuple[Found, Row]:
     """The entry in the file of this stem; found and written by one process, while others that want it wait."""
     folder = resolve(home.config.data_dir, "data-dir") / "round-zero"
 
@@ -213,7 +213,7 @@ def _shared(home: Resident, kind: Kind[Found], stem: str, find: Callable[[], tup
     return entry
 
 
-def _digest(home: Resident, kind: Kind[Any]) -> str:
+def _digest(home: Workspace, kind: Kind[Any]) -> str:
     """Of all that decides the bits: settings, weights, data, shards, device, threads, versions, this package's code."""
     config, ignored = home.config, LATER_KEYS | kind.ignored
     settings = {key: value for key, value in config.to_run_config().items() if key not in ignored}

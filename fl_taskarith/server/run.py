@@ -34,7 +34,7 @@ from fl_taskarith.workspace.clusters import split_clusters, start_clusters
 from fl_taskarith.workspace.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.workspace.make_mask import make_mask, mask_facts, server_sums
 from fl_taskarith.workspace.views import pooled, views
-from fl_taskarith.workspace.workspace import Resident
+from fl_taskarith.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     import pandas
@@ -59,12 +59,12 @@ class History:
 
 
 class Run(ABC):
-    """One run over its resident data and model; `execute` does all of it, or what is left of it.
+    """One run over its data and model; `execute` does all of it, or what is left of it.
 
     A subclass says where the head's statistics come from and how the rounds are trained.
     """
 
-    def __init__(self, config: Config, home: Resident, logbook: Logbook, progress: Progress | None) -> None:
+    def __init__(self, config: Config, home: Workspace, logbook: Logbook, progress: Progress | None) -> None:
         self.config = config
         self.home = home
         self.logbook = logbook
@@ -91,7 +91,7 @@ class Run(ABC):
         """Take that back from a checkpoint, whose tensors are on the device."""
 
     def client_sums(self, head: Weights, row: Row) -> Sums:
-        """Sensitivities scored by clients (`calibrate.Sums`); adds their bytes and seconds to `row`."""
+        """Sensitivities scored by clients (`masking.calibration.Sums`); adds their bytes and seconds to `row`."""
         raise NotImplementedError(f"{type(self).__name__} has no clients")
 
     @abstractmethod

@@ -1,6 +1,6 @@
 """Aggregation algorithms, one per file: a file `fed_x.py` with one subclass of FedAvg is `strategy = "fed-x"`.
 
-One's own needs no file here: `strategy = "module:Class"` names any importable one.
+A strategy of your own needs no file here: `strategy = "module:Class"` names any importable one.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from fl_taskarith.strategies.fedavg import FedAvg
 
 
 def strategy_class(name: str) -> type[FedAvg]:
-    """The class of a configuration's `strategy`.
+    """Return the class of a configuration's `strategy`.
 
     Raises:
         ConfigError: "module:Class" that cannot be imported, or is no strategy.
@@ -23,14 +23,14 @@ def strategy_class(name: str) -> type[FedAvg]:
                    and each.__module__ == module.__name__)  # fmt: skip
         return only
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        own = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f'strategy = "{name}" cannot be imported: {error}. Expected "module:Class" of an installed module, or one '
             "in a folder on PYTHONPATH."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, FedAvg)):
+    if not (isinstance(own, type) and issubclass(own, FedAvg)):
         raise ConfigError(
             f'strategy = "{name}" is no strategy: expected a subclass of fl_taskarith.strategies.fedavg.FedAvg.'
         )
-    return found
+    return own

@@ -26,7 +26,6 @@ from fl_taskarith.engine.replies import (
     layout_of,
     metrics_of,
     number,
-    positive,
     shapes_of,
     state_name,
     tensors_of,
@@ -287,8 +286,8 @@ class FedAvg(FlowerFedAvg):
         reply = Reply(
             client,
             tensors.pop(self.arrayrecord_key),
-            positive(message, "num-examples"),
-            positive(message, "step-coefficient-sum"),
+            number(message, "num-examples", above=0),
+            number(message, "step-coefficient-sum", above=0),
             tensors,
         )
         for name in ("train-loss", "update-norm", "train-seconds"):

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
-from fl_taskarith.merging.server_optimizer import momentum_step
 from fl_taskarith.strategies.fedavg import FedAvg, Reply
 
 
@@ -13,7 +13,8 @@ class FedAvgM(FedAvg):
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
         """Return v, in the shapes of `weights`."""
-        delta = super().aggregate(weights, replies)
-        velocity = momentum_step(delta, self.recalled("velocity", delta), self.config.server_momentum)
+        delta, beta = super().aggregate(weights, replies), self.config.server_momentum
+        last = self.recalled("velocity", delta)
+        velocity = {name: torch.add(value, last[name], alpha=beta) for name, value in delta.items()}
         self.keep("velocity", velocity)
         return velocity

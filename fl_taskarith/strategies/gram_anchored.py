@@ -7,8 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
-from fl_taskarith.engine.records import payload_bytes
-from fl_taskarith.engine.replies import check_finite, number, tensors_of
+from fl_taskarith.engine.questions import ask_all
 from fl_taskarith.merging.aggregate import WeightedMean
 from fl_taskarith.merging.gram_matching import GramAnchoredSum, per_entry, total
 from fl_taskarith.strategies.fedavg import FedAvg, Reply
@@ -29,7 +28,7 @@ class GramAnchored(FedAvg):
     ) -> Iterable[Message]:
         """Return FedAvg's messages; before the first round, ask all clients for their Grams."""
         messages = super().configure_train(server_round, arrays, config, grid)
-        layers = {name for kept in self._diagonals().values() for name in kept}
+        layers = {name for grams in self._diagonals().values() for name in grams}
         if layers != set(self.context.linear_shapes):  # none yet, or those of the rounds that trained the head
             self._ask_for_grams(server_round, arrays, grid)
         return messages
@@ -37,26 +36,12 @@ class GramAnchored(FedAvg):
     def _ask_for_grams(self, server_round: int, arrays: ArrayRecord, grid: PartitionGrid) -> None:
         settings = settings_record(self.config, self.round_settings(server_round, 0))
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
-        partitions = grid.get_node_ids()
         layout = {name: (torch.float32, (shape[1],)) for name, shape in self.context.linear_shapes.items()}
-
-        def read(reply: Message) -> tuple[int, dict[str, Tensor]]:
-            self.traffic.seconds += number(reply, "train-seconds")
-            diagonals = tensors_of(reply, self.arrayrecord_key, self.device, layout)
-            check_finite(reply, diagonals)
-            self.traffic.uplink += payload_bytes(reply.content.array_records[self.arrayrecord_key])
-            return reply.metadata.src_node_id, diagonals
-
-        questions = (Message(content, partition, "query.gram") for partition in partitions)
-        kept = {
-            f"{client}/{name}": value
-            for client, diagonals in self.failures.read(grid.exchange(questions), read)
-            for name, value in diagonals.items()
-        }
-        if not kept:
+        replies = ask_all(grid, self.failures, content, "query.gram", layout, self.device, self.traffic)
+        grams = {f"{client}/{name}": value for client, diagonals in replies for name, value in diagonals.items()}
+        if not grams:
             raise self.failures.of_all("The question for Grams")
-        self.keep(GRAM, kept)
-        self.traffic.downlink += len(partitions) * payload_bytes(arrays)
+        self.keep(GRAM, grams)
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
         """Return ΔW of every linear layer and the weighted mean of the rest, in the shapes of `weights`.
@@ -85,9 +70,9 @@ class GramAnchored(FedAvg):
 
     def _diagonals(self) -> dict[int, dict[str, Tensor]]:
         """Return the Grams that every client sent, by client and layer."""
-        kept: dict[int, dict[str, Tensor]] = {}
+        grams: dict[int, dict[str, Tensor]] = {}
         for key, value in self._kept.items():
             kind, client, name = (*key.split("/", 2), "", "")[:3]
             if kind == GRAM:
-                kept.setdefault(int(client), {})[name] = value
-        return kept
+                grams.setdefault(int(client), {})[name] = value
+        return grams

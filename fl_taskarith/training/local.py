@@ -46,7 +46,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 def is_single(precision: str) -> bool:
-    """Whether all tensors are float32 under `precision`."""
+    """Return whether all tensors are float32 under `precision`."""
     return AUTOCAST_TYPES[precision] is None
 
 

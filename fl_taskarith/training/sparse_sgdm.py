@@ -10,6 +10,8 @@ from torch.optim.sgd import sgd
 from fl_taskarith.config.settings import Config
 from fl_taskarith.masking.mask import Mask
 
+SGD_SETTINGS = ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize", "foreach", "fused")
+
 
 class SparseSGDM(torch.optim.SGD):
     """SGD with momentum on the unmasked entries of each parameter (Iurada et al., ICLR 2025); the others never change.
@@ -27,7 +29,7 @@ class SparseSGDM(torch.optim.SGD):
         masks: a bool tensor of the parameter's shape per name; True = updated. None: all entries of all parameters.
         indices: flat positions of the masks' True entries, int64 [n] per name that has any; computed if None.
         clip_norm: largest 2-norm of the gradient over all unmasked entries together, before weight decay; 0 = off.
-        foreach, fused: as in torch.optim.SGD; both None chooses by device.
+        settings: momentum, dampening, weight_decay, nesterov, foreach and fused of torch.optim.SGD.
 
     Raises:
         ValueError: a parameter has no mask, or one of the wrong shape or dtype; names it.
@@ -40,28 +42,14 @@ class SparseSGDM(torch.optim.SGD):
         *,
         masks: Mapping[str, Tensor] | None = None,
         indices: Mapping[str, Tensor] | None = None,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
         clip_norm: float = 0.0,
-        foreach: bool | None = None,
-        fused: bool | None = None,
+        **settings: Any,
     ) -> None:
         named = list(named_parameters)
         if masks is not None:
             for name, parameter in named:
                 _check_mask(name, parameter, masks)
-        super().__init__(
-            [parameter for _, parameter in named],
-            lr=lr,
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-            foreach=foreach,
-            fused=fused,
-        )
+        super().__init__([parameter for _, parameter in named], lr=lr, **settings)
         self._step_supports_amp_scaling = False  # a GradScaler is to unscale before the step, fused or not
         group = self.param_groups[0]
         group["clip_norm"] = clip_norm
@@ -75,7 +63,7 @@ class SparseSGDM(torch.optim.SGD):
             self._indices = [None if len(index) == parameter.numel() else index for parameter, index in pairs]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused after construction: parameters without a mask would train densely unnoticed."""
+        """Refuse any group after construction: parameters without a mask would train densely unnoticed."""
         if self.param_groups:
             raise ValueError("SparseSGDM has one group of parameters: give all of them, with masks, at construction.")
         super().add_param_group(param_group)
@@ -107,19 +95,7 @@ class SparseSGDM(torch.optim.SGD):
             gradients = _clipped(gradients, group["clip_norm"])
         with_momentum = group["momentum"] != 0
         buffers = [self.state[parameter].get("momentum_buffer") for parameter, _ in selected] if with_momentum else []
-        sgd(
-            values,
-            gradients,
-            buffers,
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            lr=group["lr"],
-            dampening=group["dampening"],
-            nesterov=group["nesterov"],
-            maximize=False,
-            foreach=group["foreach"],
-            fused=group["fused"],
-        )
+        sgd(values, gradients, buffers, **{name: group[name] for name in SGD_SETTINGS})
         for (parameter, _), buffer in zip(selected, buffers, strict=with_momentum):
             self.state[parameter]["momentum_buffer"] = buffer
         for (parameter, index), value in zip(selected, values, strict=True):

@@ -31,7 +31,7 @@ class ClientData:
 
 
 def has_dropout(model: nn.Module) -> bool:
-    """Whether `model` draws random numbers as it trains: clients together would draw other ones than each alone."""
+    """Return whether `model` draws random numbers as it trains: clients together would draw other ones."""
     return any(isinstance(module, nn.Dropout) and module.p for module in model.modules())
 
 

@@ -13,7 +13,7 @@ AMPERE = 8  # major compute capability from which a GPU has units for bfloat16 a
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of `device`; "auto" is the first GPU, or the CPU without one.
+    """Return the torch device of `device`; "auto" is the first GPU, or the CPU without one.
 
     Raises:
         ConfigError: not a device, or not present on this machine.
@@ -31,20 +31,20 @@ def choose_device(name: str) -> torch.device:
 
 
 def available_threads() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_device(device: torch.device) -> str:
-    """For example "NVIDIA T4" or "cpu"."""
+    """Return the name of a device, for example "NVIDIA T4" or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def on_this_machine(config: Config) -> Config:
-    """The same settings with `device`, `precision` and `compile` as they are here.
+    """Return the settings with `device`, `precision` and `compile` as they are on this machine.
 
     A device that "auto" would choose becomes "auto", so that a run on a CPU is the same run under both names. Clients
-    that are computed together (`clients-at-once`) need float32 and uncompiled training.
+    that are trained together (`clients-at-once`) need float32 and uncompiled training.
     """
     device = choose_device(config.device)
     settings: dict[str, str] = {}
@@ -61,7 +61,7 @@ def on_this_machine(config: Config) -> Config:
 
 
 def emulated(config: Config) -> list[str]:
-    """A sentence for each setting that this machine only emulates, from settings that are not "auto" any more."""
+    """Return a sentence for each setting that this machine only emulates; no setting may be "auto" any more."""
     device = choose_device(config.device)
     name, sentences = describe_device(device), []
     if device.type == "cuda" and not _is_recent(device) and config.precision in ("bf16", "tf32"):
@@ -84,12 +84,12 @@ def emulated(config: Config) -> list[str]:
 
 
 def _is_recent(device: torch.device) -> bool:
-    """Whether a GPU has units for bfloat16; torch says so of cards that emulate it, too."""
+    """Return whether a GPU has units for bfloat16; torch itself says so of cards that emulate it, too."""
     return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= AMPERE
 
 
 def _cpu_has(precision: str) -> bool:
-    """Whether this CPU multiplies matrices of the type by itself (AVX-512 or AMX)."""
+    """Return whether this CPU has units for matrices of the type (AVX-512 or AMX)."""
     if not hasattr(torch.cpu, "get_capabilities"):  # a torch that cannot tell
         return True
     capabilities = torch.cpu.get_capabilities()

@@ -288,9 +288,12 @@ class Workspace:
 
 def workspace(config: Config) -> Workspace:
     """Return the process's workspace of `config`, which computes in its precision; it replaces any other one."""
-    config = on_this_machine(config)
+    config = _here(config)
     set_matrix_products(config.precision)
     return _workspace(config)
+
+
+_here = lru_cache(maxsize=4)(on_this_machine)  # it takes as long as a client's step on a small model
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,6 @@ from fl_taskarith.config.fields import STRATEGIES
 from fl_taskarith.config.settings import from_mapping, load
 from fl_taskarith.engine.sequential import SequentialGrid, ensure_run_identity
 from fl_taskarith.masking.mask import Mask
-from fl_taskarith.merging.aggregate import NormalisedMean
 from fl_taskarith.strategies import strategy_class
 from fl_taskarith.strategies.fedavg import FedAvg, Reply
 from fl_taskarith.training.schedules import step_coefficient_sum
@@ -94,14 +93,10 @@ def test_fednova_under_unequal_steps_is_the_hand_computation() -> None:
 def test_the_normalised_mean_is_the_formula(clients: list[tuple[int, float]], seed: int) -> None:
     vectors = drawn(len(clients), seed)
     weights, steps = (np.array(column, dtype=float) for column in zip(*clients, strict=True))
-    mean = NormalisedMean()
-    for vector, weight, step in zip(vectors, weights, steps, strict=True):
-        mean.add(vector, weight, step)
+    found = made("fednova").aggregate(WEIGHTS, replies(vectors, weights.tolist(), steps.tolist()))
     p = weights / weights.sum()
     expected = (p * steps).sum() * ((p / steps)[:, None] * rows(vectors)).sum(0)
-    np.testing.assert_allclose(flat(mean.result()), expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="not positive"):
-        mean.add(vectors[0], 1.0, 0.0)
+    np.testing.assert_allclose(flat(found), expected, rtol=1e-4, atol=1e-5)
 
 
 @given(st.integers(1, 12), st.sampled_from([0.0, 0.3, 0.5, 0.9, 0.95]))

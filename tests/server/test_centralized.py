@@ -13,7 +13,7 @@ from fl_taskarith.config.fields import SCHEDULES
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.datasets import load_dataset
 from fl_taskarith.training.schedules import learning_rate, plateau_learning_rate
-from fl_taskarith.workspace.workspace import Resident
+from fl_taskarith.workspace.workspace import Workspace
 
 FEW = {"strategy": "centralized", "train_subset": 160, "num_rounds": 3, "learning_rate": 0.003, "batch_size": 32}
 
@@ -24,7 +24,7 @@ def test_centralized_training_equals_torchs_own_loop(quick_config: Config) -> No
     history = simulate(quick_config, **settings)
     weights = safetensors.torch.load_file(history.folder / "model.safetensors")
 
-    home = Resident(Config(**{**vars(quick_config), **settings}))
+    home = Workspace(Config(**{**vars(quick_config), **settings}))
     with torch.no_grad():
         for name in ("head.weight", "head.bias"):
             home.parameters[name].copy_(weights[name])

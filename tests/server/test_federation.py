@@ -14,6 +14,7 @@ from flwr.app import Context, Message, MessageType
 
 from fl_taskarith import simulate
 from fl_taskarith.client import app as client
+from fl_taskarith.client.local_work import draw_local_steps
 from fl_taskarith.config.settings import Config, load
 from fl_taskarith.data.batches import batch_positions
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
@@ -25,7 +26,7 @@ from fl_taskarith.server.federated import run_federation
 from fl_taskarith.storage.run_folder import COLUMNS
 from fl_taskarith.training.local import extract_features, set_trained
 from fl_taskarith.workspace.global_model import Frozen
-from fl_taskarith.workspace.workspace import Resident, resident
+from fl_taskarith.workspace.workspace import Workspace, workspace
 
 
 @pytest.mark.figures
@@ -54,7 +55,7 @@ def test_the_rounds_equal_federated_averaging_written_out(quick_config: Config) 
     config = dataclasses.replace(quick_config, num_rounds=2)
     history = simulate(config)
 
-    home = Resident(config)
+    home = Workspace(config)
     statistics = [
         RidgeStatistics.of(
             extract_features(home.model, shard, home.preprocessing, batch_size=256, precision="fp32"), shard.labels, 10
@@ -104,7 +105,7 @@ def test_the_rounds_equal_federated_averaging_written_out(quick_config: Config) 
 
 def test_the_federated_head_equals_the_pooled_one(quick_config: Config) -> None:
     history = simulate(quick_config, num_rounds=1, ridge_lambda=10.0, logit_scale=1.0, trainable_blocks=1)
-    home = Resident(quick_config)
+    home = Workspace(quick_config)
     features = extract_features(home.model, home.data.train, home.preprocessing, batch_size=512, precision="fp32")
     pooled = RidgeSolver(RidgeStatistics.of(features, home.data.train.labels, 10)).solve(10.0)
     weights = final_weights(history.folder)
@@ -152,7 +153,7 @@ def test_rays_simulation_gives_the_same_bits_as_the_sequential_engine(quick_conf
 def test_only_what_is_trainable_changes_and_travels(quick_config: Config, settings: dict[str, object]) -> None:
     history = simulate(quick_config, **settings)
     config = dataclasses.replace(quick_config, **settings)
-    home = resident(dataclasses.replace(config, results_dir="", threads=1))
+    home = workspace(dataclasses.replace(config, results_dir="", threads=1))
     weights = {name: final_weights(history.folder)[name] for name in home.federated_names()}
     trained = set(home.trained_names(1)) | set(home.trained_names(config.num_rounds))
     for name, value in weights.items():
@@ -172,16 +173,16 @@ def test_only_what_is_trainable_changes_and_travels(quick_config: Config, settin
 
 def test_clients_draw_their_own_steps_within_the_bounds() -> None:
     config = load(overrides={"local_steps_min": 2, "local_steps_max": 5})
-    drawn = [client.draw_local_steps(config, server_round, 3) for server_round in range(200)]
+    drawn = [draw_local_steps(config, server_round, 3) for server_round in range(200)]
     assert set(drawn) == {2, 3, 4, 5}
-    assert drawn == [client.draw_local_steps(config, server_round, 3) for server_round in range(200)]
-    assert client.draw_local_steps(load(), 1, 3) == load().local_steps
+    assert drawn == [draw_local_steps(config, server_round, 3) for server_round in range(200)]
+    assert draw_local_steps(load(), 1, 3) == load().local_steps
 
 
 def test_a_server_step_scales_the_first_update(quick_config: Config) -> None:
     def moved(server_lr: float) -> torch.Tensor:
         history = simulate(quick_config, num_rounds=1, server_lr=server_lr)
-        home = resident(dataclasses.replace(quick_config, num_rounds=1, server_lr=server_lr))
+        home = workspace(dataclasses.replace(quick_config, num_rounds=1, server_lr=server_lr))
         return final_weights(history.folder)["blocks.0.mlp.fc1.weight"] - home.pretrained["blocks.0.mlp.fc1.weight"]
 
     assert torch.allclose(moved(0.5), 0.5 * moved(1.0), rtol=1e-3, atol=1e-7)
@@ -311,7 +312,7 @@ def test_a_finished_run_is_freed_without_the_garbage_collector(quick_config: Con
     """Else a study's process holds the models and data of many runs until it happens to collect."""
 
     def residents() -> int:
-        return sum(isinstance(each, Resident) for each in gc.get_objects())
+        return sum(isinstance(each, Workspace) for each in gc.get_objects())
 
     gc.collect()
     gc.disable()

@@ -27,7 +27,7 @@ from fl_taskarith.storage import round_zero_files as files_of_starts
 from fl_taskarith.storage.files import read_verified, write_verified
 from fl_taskarith.storage.round_zero_files import StartFile, read_start, write_start
 from fl_taskarith.storage.run_folder import Row
-from fl_taskarith.workspace.workspace import Resident, resident
+from fl_taskarith.workspace.workspace import Workspace, workspace
 
 MASKED = {"mask_rule": "least-sensitive", "calibration_rounds": 2, "calibration_size": 20}
 CHANGES = {
@@ -242,7 +242,7 @@ def test_every_setting_decides_or_comes_later(shared_config: Config) -> None:
 
 
 def test_code_that_changes_is_another_start(shared_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = resident(shared_config)
+    home = workspace(shared_config)
     before = starts._digest(home, starts.HEAD)
     monkeypatch.setattr(starts, "_surroundings", lambda: ["edited"])
     assert starts._digest(home, starts.HEAD) != before
@@ -250,7 +250,7 @@ def test_code_that_changes_is_another_start(shared_config: Config, monkeypatch: 
 
 def test_other_shards_are_another_start(shared_config: Config) -> None:
     """A benchmark puts its own in place of those that the settings describe."""
-    homes = [Resident(shared_config) for _ in range(2)]
+    homes = [Workspace(shared_config) for _ in range(2)]
     homes[1].shards = list(homes[1].shards)[::-1]
     assert len({starts._digest(home, starts.HEAD) for home in homes}) == 2
 

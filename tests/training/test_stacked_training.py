@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fl_taskarith import simulate
 from fl_taskarith.client import cohort as client_together
+from fl_taskarith.client import local_work
 from fl_taskarith.config.settings import Config, load
 from fl_taskarith.data.batches import Preprocessing
 from fl_taskarith.data.datasets import ImageSet
@@ -187,8 +188,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the groups of clients that were trained together."""
     sizes: list[int] = []
     original = client_together.train_stacked
-    made = client_together.workspace
-    monkeypatch.setattr(client_together, "workspace", lambda config: created.append(made(config)) or created[-1])
+    made = local_work.workspace
+    monkeypatch.setattr(local_work, "workspace", lambda config: created.append(made(config)) or created[-1])
 
     def counting(model: object, weights: object, clients: list[ClientData], *rest: object, **named: object) -> object:
         sizes.append(len(clients))
