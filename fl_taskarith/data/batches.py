@@ -1,4 +1,4 @@
-"""From uint8 images on the device to normalised model inputs, batched, without PIL and without worker processes."""
+"""From uint8 images on the device to batches of normalised model inputs, without PIL and without worker processes."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,9 +11,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is random about one training batch: crop offsets, int64 [B, 2] from 0 to twice the padding, and which images
-    are mirrored, bool [B].
-    """
+    """The random part of a batch: crop offsets, int64 [B, 2] from 0 to twice the padding, and flips, bool [B]."""
 
     offsets: Tensor
     mirrored: Tensor
@@ -22,7 +20,7 @@ class Augmentation:
 def draw_augmentations(
     steps: int, batch: int, padding: int, generator: np.random.Generator, device: torch.device
 ) -> list[Augmentation]:
-    """One for each step, moved to the device together, so that no step waits for the host."""
+    """Draw one for each step, moved to the device together, so that no step waits for the host."""
     draws = [(generator.integers(0, 2 * padding + 1, size=(batch, 2)), generator.random(batch)) for _ in range(steps)]
     offsets = torch.from_numpy(np.stack([offset for offset, _ in draws])).to(device)
     mirrored = torch.from_numpy(np.stack([chance for _, chance in draws]) < 0.5).to(device)
@@ -44,11 +42,11 @@ class Preprocessing:
     flip: bool = False
 
     def evaluation_inputs(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] to float32 [B, 3, input_size, input_size]: resize and normalise."""
+        """Resize and normalise images, uint8 [B, 3, H, W]: float32 [B, 3, input_size, input_size]."""
         return self._normalise(resize(images.float(), self.input_size))
 
     def training_inputs(self, images: Tensor, augmentation: Augmentation) -> Tensor:
-        """The same of images cropped and flipped as drawn."""
+        """Crop and flip images, uint8 [B, 3, H, W], as drawn, then resize and normalise them as for evaluation."""
         if self.crop_padding:
             images = crop(images, augmentation.offsets, self.crop_padding)
         if self.flip:
@@ -61,12 +59,12 @@ class Preprocessing:
 
 @lru_cache
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Of pixel values in [0, 1], as [1, 3, 1, 1] of those in [0, 255]; kept, for copies make the host wait."""
+    """Return channel statistics scaled from [0, 1] to [0, 255], [1, 3, 1, 1]; cached, for copies make the host wait."""
     return torch.tensor(values, device=device).view(1, 3, 1, 1) * 255
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
-    """float32 [B, C, H, W] in [0, 255] to [B, C, size, size]: bicubic, antialiased, as Pillow resizes 8-bit images.
+    """Resize float32 [B, C, H, W] in [0, 255] to [B, C, size, size]: bicubic, antialiased, as Pillow does 8-bit images.
 
     Like Pillow: columns first, clamped after each pass, a = -0.5 (torch's kernel with antialiasing). Unlike it, without
     rounding to whole grey levels.
@@ -90,15 +88,15 @@ def crop(images: Tensor, offsets: Tensor, padding: int) -> Tensor:
 
 
 def flip(images: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirror left to right the images where `mirrored`, bool [B], holds."""
+    """Mirror left to right the images [B, C, H, W] where `mirrored`, bool [B], holds."""
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def batch_positions(shard_size: int, batch_size: int, steps: int, generator: np.random.Generator) -> np.ndarray:
-    """Positions into a shard for each local step: int64 [steps, min(batch_size, shard_size)].
+    """Draw positions into a shard for each local step: int64 [steps, min(batch_size, shard_size)].
 
-    The shard is gone through in random order again and again, so over the steps no example is used more than once more
-    often than another.
+    The steps pass through the shard in one random order after another, so no example is used more than once more often
+    than another.
     """
     batch = min(batch_size, shard_size)
     passes = -(-steps * batch // shard_size)

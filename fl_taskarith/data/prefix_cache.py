@@ -1,14 +1,9 @@
-"""Tokens of the frozen first blocks, once per image and flip, on disk: what a run with few trained blocks reads instead
-of images.
-"""
+"""A file cache of the frozen blocks' tokens per image and flip, which a run with few trained blocks reads."""
 
-import contextlib
 import hashlib
 import io
 import json
 import logging
-import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,16 +16,15 @@ from torch import Tensor
 
 from fl_taskarith.data.batches import Augmentation
 from fl_taskarith.errors import CheckpointError, DataError
-from fl_taskarith.storage.files import A_DAY, make_folder, remove_leftovers, replacement, version_of, write_atomically
+from fl_taskarith.storage.files import make_folder, remove_leftovers, replacement, version_of, write_atomically
 from fl_taskarith.storage.locks import only_maker
 from fl_taskarith.storage.progress import tracked
 
 Compute = Callable[[Tensor], Tensor]
-"""From stored images, uint8 [B, 3, H, W], to tokens [B, T, d]."""
+"""Computes tokens [B, T, d] from stored images, uint8 [B, 3, H, W]."""
 
 DTYPES = {"float16": np.float16, "float32": np.float32}
 CHUNK = {"cpu": 64, "cuda": 512}  # images per pass while the cache is made
-_OLDER = re.compile(r"\.[0-9a-f]{16}\.npy\.\d+\.tmp")
 GPU_SHARE = 0.5  # of a GPU's memory that the caches of a run may take; larger ones stay on the host
 
 log = logging.getLogger(__name__)
@@ -38,11 +32,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CachedInputs:
-    """In place of `Preprocessing`: model inputs are looked up by position instead of computed from images.
+    """What replaces `Preprocessing` under a prefix cache: model inputs are looked up by position.
 
-    tokens: [N, T, d] of every image; mirrored: [M, T, d] of the first M images (the training set) flipped left to
-    right, or None without flips; both on `device`, or both on the host, where they may be memory-mapped files. device:
-    where inputs are wanted.
+    Attributes:
+        tokens: [N, T, d] of every image, on `device`, or on the host, where they may be a memory-mapped file.
+        mirrored: [M, T, d] of the first M images (the training set) flipped left to right, in the same place; None
+            without flips.
+        device: where inputs are wanted.
     """
 
     tokens: Tensor
@@ -51,21 +47,21 @@ class CachedInputs:
     crop_padding: ClassVar[int] = 0
 
     def evaluation_inputs(self, positions: Tensor) -> Tensor:
-        """Positions int64 [B] to tokens float32 [B, T, d]."""
+        """Return the tokens, float32 [B, T, d], of the images at `positions`, int64 [B]."""
         return self.tokens[positions.to(self.tokens.device)].to(self.device).float()
 
     def training_inputs(self, positions: Tensor, augmentation: Augmentation) -> Tensor:
-        """The same, of the flipped image where one is drawn; crops are not offered."""
+        """Return the tokens, float32 [B, T, d], of the flipped images where one is drawn; there are no crops."""
         if self.mirrored is None:
             return self.evaluation_inputs(positions)
         here = self.tokens.device
         positions, flipped = positions.to(here), augmentation.mirrored.to(here).view(-1, 1, 1)
-        # Both are read: to look which are needed, the host would wait for a GPU at every step.
+        # Both are read: to see which are needed, the host would wait for a GPU at every step.
         return torch.where(flipped, self.mirrored[positions], self.tokens[positions]).to(self.device).float()
 
 
 def cache_key(parts: Mapping[str, Tensor | str]) -> str:
-    """16 hexadecimal digits over the exact bits of everything the tokens depend on, by name."""
+    """Return 16 hexadecimal digits of a hash over the bits and shapes of all that the tokens depend on, by name."""
     digest = hashlib.sha256()
     for name, part in parts.items():
         digest.update(f"|{name}:".encode())
@@ -78,15 +74,15 @@ def cache_key(parts: Mapping[str, Tensor | str]) -> str:
 
 
 def open_or_make(folder: Path, key: str, images: Tensor, compute: Compute, dtype: str) -> Tensor:
-    """Tokens [N, T, d] of `images`, memory-mapped from folder/KEY.npy; made there if missing, cut short or damaged.
+    """Return the tokens [N, T, d] of `images`, memory-mapped from folder/KEY.npy; a missing or damaged file is made.
 
     Of several processes that want them at once, one computes them, and the others wait.
 
     Args:
-        folder: of all caches.
-        key: of everything the tokens depend on (`cache_key`).
+        folder: that of all caches.
+        key: the `cache_key` of everything the tokens depend on.
         images: uint8 [N, 3, H, W].
-        compute: tokens of a part of them.
+        compute: returns the tokens of some of the images.
         dtype: "float16" or "float32", as stored.
 
     Raises:
@@ -108,15 +104,15 @@ def open_or_make(folder: Path, key: str, images: Tensor, compute: Compute, dtype
 
 
 def content_of(path: Path) -> str:
-    """The SHA-256 of a cache that `open_or_make` has opened, as recorded when it was made."""
+    """Return the SHA-256 of a cache that `open_or_make` has opened, as recorded when it was made."""
     return str(json.loads(_record(path).read_text())["sha256"])
 
 
 def near(caches: Mapping[Path, Tensor], device: torch.device) -> list[Tensor]:
-    """The tokens of the caches at these paths on a GPU, once per process, if they take little of its memory.
+    """Return the tokens [N, T, d] of the caches at these paths on a GPU, once per process, if they fit `GPU_SHARE`.
 
-    All or none, so that a batch can be put together of them; else as given. From the host, every step would wait for
-    its batch.
+    Either all are on the GPU or all stay as given, so that a batch can be combined from them. From the host, every step
+    would wait for its batch.
     """
     given = list(caches.values())
     if device.type != "cuda":
@@ -137,7 +133,7 @@ def _copied(path: Path, _: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def _sound_tokens(path: Path, count: int, dtype: str) -> Tensor | None:
-    """The tokens in the file, if it is there and its content has the checksum recorded when it was made."""
+    """Return the tokens in the file, if it is there and its content has the checksum recorded when it was made."""
     try:
         recorded = json.loads(_record(path).read_text())["sha256"]
         sound = bool(recorded == _digest(path, version_of(path)))
@@ -147,7 +143,7 @@ def _sound_tokens(path: Path, count: int, dtype: str) -> Tensor | None:
 
 
 def _open(path: Path, count: int, dtype: str) -> Tensor | None:
-    """The tokens in the file; None if it holds anything else, pickled objects among it, which are not loaded."""
+    """Return the tokens in the file; None if it holds anything else, such as pickled objects, which are not loaded."""
     try:
         # Copy-on-write: torch wants a writable array, and nothing written to it may reach the file.
         array = np.lib.format.open_memmap(path, mode="c")
@@ -161,9 +157,8 @@ def _open(path: Path, count: int, dtype: str) -> Tensor | None:
 def _make(path: Path, images: Tensor, compute: Compute, dtype: str) -> None:
     """Compute the tokens and write them to `path`, which is the old file or the new one, whatever happens."""
     if path.exists():
-        log.warning("The cache %s is damaged, or holds no tokens of %d images; it is made anew.", path, len(images))
+        log.warning("The cache %s is damaged, or holds no tokens of %d images; it is rebuilt.", path, len(images))
     remove_leftovers(path.parent)
-    _remove_older_leftovers(path.parent)
     log.info("Computing the tokens of %d images, once: %s", len(images), path)
     digest = hashlib.sha256()
     try:
@@ -179,7 +174,7 @@ def _make(path: Path, images: Tensor, compute: Compute, dtype: str) -> None:
 
 
 def _content(images: Tensor, compute: Compute, dtype: str) -> Iterator[bytes]:
-    """The parts of a .npy file of the tokens: its header, then those of some images at a time.
+    """Yield the parts of a .npy file of the tokens: its header, then those of some images at a time.
 
     Raises:
         DataError: a token does not fit the dtype.
@@ -201,27 +196,11 @@ def _content(images: Tensor, compute: Compute, dtype: str) -> Iterator[bytes]:
         yield stored.tobytes()
 
 
-def _remove_older_leftovers(folder: Path) -> None:
-    """Remove what killed processes of earlier versions left, `.KEY.npy.PID.tmp`, unless it was written to today."""
-    for path in folder.glob(".*.npy.*.tmp"):
-        with contextlib.suppress(OSError):
-            if _OLDER.fullmatch(path.name) and time.time() - path.lstat().st_mtime > A_DAY:
-                path.unlink()
-
-
 def _record(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-@lru_cache(maxsize=4)  # gigabytes, that a study would read anew for each of its runs
+@lru_cache(maxsize=4)  # gigabytes, which a study would otherwise read again for each of its runs
 def _digest(path: Path, _: tuple[int, int]) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        for block in _blocks(file.read):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    while block := read(2**24):
-        yield block
+        return hashlib.file_digest(file, "sha256").hexdigest()

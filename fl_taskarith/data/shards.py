@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Shards(Sequence[Tensor]):
-    """Positions into the training examples per client, int64 [n] each: views of one tensor, made when asked for."""
+    """Positions into the training examples per client, int64 [n] each, as views of one tensor."""
 
     def __init__(self, shards: Sequence[np.ndarray], device: torch.device) -> None:
         self._positions = torch.from_numpy(np.concatenate(shards)).to(device)

@@ -37,7 +37,7 @@ def split_training_set(
 
 
 def _carve(candidates: np.ndarray, labels: np.ndarray, size: int, seed: int, key: str) -> np.ndarray:
-    """`size` of the `candidates`, stratified; errors name `key`."""
+    """Return `size` of the `candidates`, stratified; errors name `key`."""
     classes = len(np.unique(labels))
     if size == 0:
         return candidates[:0]
@@ -51,7 +51,7 @@ def _carve(candidates: np.ndarray, labels: np.ndarray, size: int, seed: int, key
 
 
 def stratified_sample(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Sorted positions of `size` examples, drawn per class in proportion to `labels` [N] (largest remainder)."""
+    """Return sorted positions of `size` examples, drawn per class in proportion to `labels` [N] (largest remainder)."""
     generator = np.random.default_rng([seed, size, len(labels)])
     classes, counts = np.unique(labels, return_counts=True)
     quotas = apportion(size, counts.astype(float), np.zeros_like(counts), counts)
@@ -64,7 +64,7 @@ def stratified_sample(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def apportion(total: int, weights: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """Whole numbers proportional to `weights` [n], between `lower` and `upper` [n], that add up to `total`.
+    """Return whole numbers proportional to `weights` [n], between `lower` and `upper` [n], that add up to `total`.
 
     Largest-remainder apportionment within bounds; ties go to the lower index. Needs sum(lower) <= total <= sum(upper).
     """

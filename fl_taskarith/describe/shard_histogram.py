@@ -12,7 +12,8 @@ from matplotlib import pyplot
 from matplotlib.ticker import MaxNLocator
 
 from fl_taskarith.config.settings import Config
-from fl_taskarith.data.sharding import describe_spread, least_spread, make_shards
+from fl_taskarith.data.class_assignment import describe_spread, least_spread
+from fl_taskarith.data.sharding import make_shards
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.figures.plots import STYLE, save_figure
 from fl_taskarith.figures.setting_words import sharding_words

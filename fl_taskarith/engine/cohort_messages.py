@@ -1,7 +1,7 @@
-"""Messages to several virtual clients at once, for clients whose work is cheaper done together than one by one.
+"""Messages to several virtual clients at once, for clients whose work is cheaper together than one by one.
 
-A message to a cohort goes to its first client and lists all of them; its reply speaks for all. A message without a list
-is to its receiver alone, so clients need one way of answering and not two.
+A message to a cohort goes to its first client and lists all of them; its reply is for all. A message without a list is
+to its receiver alone, so clients have one way of answering.
 """
 
 import math
@@ -13,18 +13,19 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.replies import check_examples, metrics_of, number, numbers
+from fl_taskarith.engine.round_reply import Traffic
 from fl_taskarith.errors import ClientFailure, Divergence
 
 COHORT = "cohort"
 
 
 def cohort_size(config: Config) -> int:
-    """How many clients one message is to, 0 for all: those on images answer one by one."""
+    """Return how many clients one message is to, 0 for all: clients with images answer one by one."""
     return config.clients_at_once if config.dataset == REGRESSION else 1
 
 
 def cohort_messages(content: RecordDict, partitions: Sequence[int], size: int, message_type: str) -> Iterator[Message]:
-    """Messages with the same `content` to cohorts of `size` of the `partitions` each, or with 0 to all of them."""
+    """Yield messages with the same `content` to cohorts of `size` partitions each, or with 0 one message to all."""
     size = size or len(partitions)
     for start in range(0, len(partitions), size):
         cohort = list(partitions[start : start + size])
@@ -33,7 +34,7 @@ def cohort_messages(content: RecordDict, partitions: Sequence[int], size: int, m
 
 
 def addressed(message: Message, partition: int) -> list[int]:
-    """The partitions that a message is to; `partition` is the receiver's."""
+    """Return the partitions that a message is to; `partition` is the receiver's."""
     if COHORT not in message.content.config_records:
         return [partition]
     listed = message.content.config_records[COHORT]["partitions"]
@@ -43,26 +44,27 @@ def addressed(message: Message, partition: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What one reply tells beside tensors, of one client or of each of a cohort; all have as many examples."""
+class CohortReply:
+    """What clients report beside tensors: cluster, loss and number of examples of each, and the seconds of work."""
 
     partitions: list[int]
     clusters: list[int]
     losses: list[float]
-    examples: float
+    examples: list[float]
     seconds: float
 
     @classmethod
-    def of(cls, reply: Message, config: Config, shard_size: Callable[[int], int] | None) -> "Choices":
-        """Of a reply.
+    def read(cls, reply: Message, config: Config, shard_size: Callable[[int], int] | None) -> "CohortReply":
+        """Check the reply of one client, or of a cohort whose members all have the same number of examples.
 
         Raises:
             Divergence: a loss is NaN or infinite.
             ClientFailure: a number is missing, or is not one that the client can have.
         """
-        client, listed = reply.metadata.src_node_id, metrics_of(reply).get("partitions")
+        client, metrics = reply.metadata.src_node_id, metrics_of(reply)
+        listed, losses = metrics.get("partitions"), metrics.get("losses")
         size = len(listed) if isinstance(listed, list) and cohort_size(config) != 1 else 1
-        for loss in _listed(metrics_of(reply).get("losses")):
+        for loss in losses if isinstance(losses, list) else [losses]:
             if isinstance(loss, float) and not math.isfinite(loss):
                 raise Divergence(f"Client {client} diverged: its loss is {loss}. Lower learning-rate.")
         partitions, clusters, losses = (numbers(reply, name, size) for name in ("partitions", "clusters", "losses"))
@@ -73,37 +75,24 @@ class Choices:
             )
         if shard_size is not None:
             check_examples(reply, shard_size(client))
+        examples, seconds = number(reply, "num-examples"), number(reply, "train-seconds")
+        return cls([int(each) for each in partitions], [int(each) for each in clusters], losses,
+                   [examples] * size, seconds)  # fmt: skip
+
+    @classmethod
+    def joined(cls, replies: Sequence["CohortReply"]) -> "CohortReply":
+        """Return the replies of one round as one, in their order."""
         return cls(
-            [int(each) for each in partitions],
-            [int(each) for each in clusters],
-            losses,
-            number(reply, "num-examples"),
-            number(reply, "train-seconds"),
+            [partition for reply in replies for partition in reply.partitions],
+            [cluster for reply in replies for cluster in reply.clusters],
+            [loss for reply in replies for loss in reply.losses],
+            [examples for reply in replies for examples in reply.examples],
+            sum(reply.seconds for reply in replies),
         )
 
-
-class Heard:
-    """What the clients of one round told beside tensors, in order."""
-
-    def __init__(self) -> None:
-        self.partitions: list[int] = []
-        self.clusters: list[int] = []
-        self._losses: list[float] = []
-        self.examples: list[float] = []
-        self._seconds = 0.0
-
-    def add(self, choices: Choices) -> int:
-        """Take in one reply; returns of how many clients."""
-        self.partitions += choices.partitions
-        self.clusters += choices.clusters
-        self._losses += choices.losses
-        self.examples += [choices.examples] * len(choices.losses)
-        self._seconds += choices.seconds
-        return len(choices.losses)
-
-    def metrics(self, client_update_norm: float, update_norm: float, downlink: int, uplink: int) -> MetricRecord:
-        """Of the round: the loss is a mean by numbers of examples."""
-        weighted = sum(loss * examples for loss, examples in zip(self._losses, self.examples, strict=True))
+    def metrics(self, client_update_norm: float, update_norm: float, traffic: Traffic) -> MetricRecord:
+        """Return the metrics of the round; the loss is a mean weighted by numbers of examples."""
+        weighted = sum(loss * examples for loss, examples in zip(self.losses, self.examples, strict=True))
         return MetricRecord(
             {
                 "train-loss": weighted / sum(self.examples),
@@ -112,12 +101,8 @@ class Heard:
                 "clients": len(self.partitions),
                 "partitions": self.partitions,
                 "clusters": self.clusters,
-                "train-seconds": self._seconds,
-                "downlink-bytes": downlink,
-                "uplink-bytes": uplink,
+                "train-seconds": self.seconds,
+                "downlink-bytes": traffic.downlink,
+                "uplink-bytes": traffic.uplink,
             }
         )
-
-
-def _listed(value: object) -> list[object]:
-    return value if isinstance(value, list) else [value]

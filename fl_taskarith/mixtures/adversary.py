@@ -72,9 +72,8 @@ class Adversary:
         if self.attack == "scaled-model":
             predicted: Tensor = inputs @ self._own_theta
             return predicted + mixture.noise * noise
-        spread = float(mixture.truth[mixture.cluster_of(client)].norm().square() + mixture.noise**2) ** 0.5
-        scaled: Tensor = spread * noise
-        return scaled
+        spread: float = float(mixture.truth[mixture.cluster_of(client)].norm().square() + mixture.noise**2) ** 0.5
+        return spread * noise
 
     @cached_property
     def _own_theta(self) -> Tensor:

@@ -1,7 +1,7 @@
-"""The last block of a vision transformer whose head reads the class token alone, without what the head does not read.
+"""The last block of a vision transformer whose head reads the class token alone.
 
-That block's query, projection and MLP of every other token change no score and no gradient, so they are not
-computed: three quarters of that block's arithmetic in training and in evaluation.
+That block's query, projection and MLP of every other token change no score and no gradient, so they are not computed:
+three quarters of the block's arithmetic.
 """
 
 from timm.models.vision_transformer import (  # type: ignore[attr-defined]  # Attention: from timm.layers in later ones
@@ -14,9 +14,9 @@ from torch.nn import functional
 
 
 class ClassTokenBlock(nn.Module):
-    """timm's `Block` on tokens [B, T, d] for the class token's output alone, [B, 1, d]: the same numbers to rounding.
+    """timm's `Block` on tokens [B, T, d] with the class token's output alone, [B, 1, d], equal to rounding.
 
-    Shares the block's modules under the block's own names, so parameters keep theirs.
+    It shares the block's modules under their own names, so parameters keep theirs.
     """
 
     norm1: nn.Module
@@ -34,13 +34,13 @@ class ClassTokenBlock(nn.Module):
             self.add_module(name, module)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """As timm's, of the first token."""
+        """Return the block's output for the first of the tokens [B, T, d]: [B, 1, d]."""
         first = tokens[:, :1] + self.drop_path1(self.ls1(self._attention(self.norm1(tokens))))
         output: Tensor = first + self.drop_path2(self.ls2(self.mlp(self.norm2(first))))
         return output
 
     def _attention(self, tokens: Tensor) -> Tensor:
-        """timm's `Attention` of the class token's query to all keys: [B, 1, d]."""
+        """Attend from the class token to all tokens [B, T, d], as timm's `Attention` does: [B, 1, d]."""
         layer = self.attn
         batch, count, _ = tokens.shape
         parts = layer.qkv(tokens).view(batch, count, 3, layer.num_heads, layer.head_dim)
@@ -56,13 +56,13 @@ class ClassTokenBlock(nn.Module):
 
 
 def compute_class_token_only(model: VisionTransformer) -> None:
-    """Let the model's last block compute what its head reads, where that is the class token; else change nothing."""
+    """Cut the model's last block down to the class token where the head reads that alone; else change nothing."""
     last = model.blocks[-1]
     if model.global_pool == "token" and type(last) is Block and _is_plain(last.attn):
         model.blocks[-1] = ClassTokenBlock(last)
 
 
 def _is_plain(attention: nn.Module) -> bool:
-    """Neither another kind of attention nor one with the gate and norm that releases after timm 1.0.15 may have."""
+    """Whether it is timm's own attention without the gate and norm that releases after timm 1.0.15 may have."""
     added = [getattr(attention, name, None) for name in ("norm", "gate")]
     return type(attention) is Attention and all(isinstance(module, nn.Identity | None) for module in added)

@@ -1,4 +1,4 @@
-"""torch.compile for the networks of a process: compiled once, for every client, round and run of one architecture.
+"""torch.compile, once per process for every client, round and run of one architecture.
 
 Compiling takes up to minutes and belongs to a module, not to its weights; so the module of the first run stays, and
 later runs of the same architecture load their weights into it.
@@ -35,9 +35,9 @@ _kept: _Kept | None = None
 
 
 def shared_model(architecture: Hashable, fresh: VisionTransformer) -> VisionTransformer:
-    """The process's module of this architecture with the weights of `fresh`: `fresh` itself the first time.
+    """Return the process's module of this architecture with the weights of `fresh`: `fresh` itself the first time.
 
-    One architecture is kept at a time; `architecture` is to tell apart whatever differs in more than weights.
+    One architecture is kept at a time; `architecture` must differ wherever more than weights does.
     """
     global _kept
     if _kept is None or _kept.architecture != architecture:
@@ -48,11 +48,10 @@ def shared_model(architecture: Hashable, fresh: VisionTransformer) -> VisionTran
 
 
 def compiled(network: Network, first_block: int, mode: str, device: torch.device) -> Network:
-    """`network`, a part of the shared model from `first_block` on, under torch.compile's `mode`; shares its parameters.
+    """Compile `network`, the shared model from `first_block` on, under torch.compile's `mode`; it keeps its parameters.
 
-    For each size of batch anew: kernels for any size are slower, and a federation has few sizes.
-
-    Where nothing can be compiled (no C++ compiler, no Triton) `network` itself, and a warning says why.
+    It is compiled again for each batch size: kernels for any size are slower, and a federation has few sizes. Where
+    nothing can be compiled (no C++ compiler, no Triton) `network` itself is returned, and a warning says why.
     """
     assert _kept is not None, "shared_model comes first"
     if reason := _obstacle(device):
@@ -67,7 +66,7 @@ def compiled(network: Network, first_block: int, mode: str, device: torch.device
 
 @lru_cache
 def _obstacle(device: torch.device) -> str:
-    """Why the smallest of functions cannot be compiled for `device`; empty if it can."""
+    """Return why a minimal function cannot be compiled for `device`; empty if it can."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
     except Exception as error:  # of the compiler, its back end or the tools they call

@@ -12,8 +12,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 import safetensors.torch
 import torch
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -64,23 +68,17 @@ class GlyphReport:
 def render_alphabet() -> list[Glyph]:
     """Draw every letter of LETTER_CLASSES in every matplotlib font that has it, fonts in alphabetical order.
 
-    Raises WeightsError if matplotlib is absent or its fonts are gone.
+    Raises:
+        WeightsError: matplotlib's fonts are gone.
     """
-    try:
-        import matplotlib
-        from matplotlib.ft2font import FT2Font
-    except ImportError as error:
-        raise WeightsError("Pretraining vit_glyph needs matplotlib's fonts: install matplotlib.") from error
     folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
     glyphs = []
     for path in sorted(folder.glob("*.ttf")):
         present = FT2Font(str(path)).get_charmap()
-        if path.stem in SYMBOL_FONTS or ord("A") not in present:
-            continue
-        for label, word in enumerate(LETTER_CLASSES):
-            glyphs += [
-                Glyph(_draw(letter, path), label, letter, path.stem) for letter in word if ord(letter) in present
-            ]
+        if path.stem not in SYMBOL_FONTS and ord("A") in present:
+            letters = [(label, letter) for label, word in enumerate(LETTER_CLASSES) for letter in word]
+            glyphs += [Glyph(_draw(letter, path), label, letter, path.stem)
+                       for label, letter in letters if ord(letter) in present]  # fmt: skip
     if not glyphs:
         raise WeightsError(f"No font with letters in {folder}: expected the .ttf files that matplotlib ships.")
     return glyphs
@@ -88,13 +86,9 @@ def render_alphabet() -> list[Glyph]:
 
 def _draw(character: str, font_path: Path) -> Tensor:
     """Draw one letter, its ink scaled to INK pixels along the longer side and centred: [1, CANVAS, CANVAS]."""
-    import numpy as np
-    from PIL import Image, ImageDraw, ImageFont, ImageOps
-
     size = 4 * CANVAS
     page = Image.new("L", (3 * size, 3 * size))  # room for what overhangs a letter's box
-    font = ImageFont.truetype(str(font_path), size)
-    ImageDraw.Draw(page).text((size, size), character, fill=255, font=font)
+    ImageDraw.Draw(page).text((size, size), character, fill=255, font=ImageFont.truetype(str(font_path), size))
     box = page.getbbox()
     if box is None:
         raise WeightsError(f"Font {font_path.name} has no ink for {character!r}: reinstall matplotlib.")
@@ -104,7 +98,7 @@ def _draw(character: str, font_path: Path) -> Tensor:
 
 
 def distort(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Vary letters [N, 1, 32, 32] in [0, 1] as handwriting does; gives [N, 1, 8, 8] whole numbers in 0..16."""
+    """Vary letters [N, 1, 32, 32] in [0, 1] as handwriting does; return whole numbers 0..16, [N, 1, 8, 8]."""
     grid = _affine_grid(len(images), generator) + _elastic_shift(len(images), generator)
     warped = functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     inked = _change_thickness(warped, generator)
@@ -115,36 +109,32 @@ def distort(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def to_model_input(levels: Tensor) -> Tensor:
-    """Turn [N, 1, 8, 8] grey levels in 0..16 into the model's input, [N, 3, 16, 16] in [-1, 1].
-
-    The steps are those of the digits' pipeline: bytes, bicubic upsampling, three equal channels, mean and std 0.5.
-    """
+    """Turn grey levels 0..16, [N, 1, 8, 8], into model inputs [N, 3, 16, 16] in [-1, 1], as digits are prepared."""
     pixels = (levels * 255 / GREY_LEVELS).round()
     enlarged = functional.interpolate(pixels, size=(16, 16), mode="bicubic", antialias=True).clamp(0, 255)
     return ((enlarged / 255 - 0.5) / 0.5).expand(-1, 3, -1, -1)
 
 
 def _uniform(images: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """One number per image, [N, 1, 1, 1]."""
+    """Draw one number per image, [N, 1, 1, 1]."""
     return low + (high - low) * torch.rand(len(images), 1, 1, 1, generator=generator)
 
 
 def _affine_grid(count: int, generator: torch.Generator) -> Tensor:
-    """Random rotation, slant, stretch and shift as sampling positions, [N, 32, 32, 2]."""
+    """Draw a rotation, slant, stretch and shift per image, as sampling positions [N, 32, 32, 2]."""
     unit = 2 * torch.rand(6, count, generator=generator) - 1
     angle, slant = unit[0] * math.radians(15), unit[1] * 0.35
     stretch_x, stretch_y = torch.exp(0.3 * unit[2]), torch.exp(0.12 * unit[3])
     cosine, sine = torch.cos(angle), torch.sin(angle)
     # The matrix leads from output to input positions, hence the division: a larger stretch gives a larger letter.
-    first_row = torch.stack([cosine / stretch_x, (slant * cosine - sine) / stretch_y, 0.12 * unit[4]], dim=1)
-    second_row = torch.stack([sine / stretch_x, (slant * sine + cosine) / stretch_y, 0.08 * unit[5]], dim=1)
-    return functional.affine_grid(
-        torch.stack([first_row, second_row], dim=1), [count, 1, CANVAS, CANVAS], align_corners=False
-    )
+    rows = [[cosine / stretch_x, (slant * cosine - sine) / stretch_y, 0.12 * unit[4]],
+            [sine / stretch_x, (slant * sine + cosine) / stretch_y, 0.08 * unit[5]]]  # fmt: skip
+    matrix = torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+    return functional.affine_grid(matrix, [count, 1, CANVAS, CANVAS], align_corners=False)
 
 
 def _elastic_shift(count: int, generator: torch.Generator) -> Tensor:
-    """Smooth random displacements of up to a few pixels, [N, 32, 32, 2] in units of half the canvas."""
+    """Draw smooth displacements of up to a few pixels, [N, 32, 32, 2] in units of half the canvas."""
     strength = 0.12 * torch.rand(count, 1, 1, 1, generator=generator)
     coarse = strength * torch.randn(count, 2, 4, 4, generator=generator)
     return functional.interpolate(coarse, size=(CANVAS, CANVAS), mode="bicubic").permute(0, 2, 3, 1)
@@ -153,7 +143,7 @@ def _elastic_shift(count: int, generator: torch.Generator) -> Tensor:
 def _change_thickness(images: Tensor, generator: torch.Generator) -> Tensor:
     """Thin or thicken strokes by a random amount, from about one pixel less to two pixels more on each side."""
     ink = images.mean(dim=(1, 2, 3), keepdim=True)
-    # Bold letters would fill up and hairlines vanish: neither is changed the way it cannot bear.
+    # Bold letters would fill up and hairlines vanish: the first are not thickened much, the second not thinned.
     amount = torch.where(ink > 0.25, _uniform(images, -0.8, 0.5, generator), _uniform(images, -0.8, 2.0, generator))
     thicker = functional.max_pool2d(images, 3, stride=1, padding=1)
     thickest = functional.max_pool2d(thicker, 3, stride=1, padding=1)
@@ -170,7 +160,11 @@ def pretrain_glyph(
     """Train `vit_glyph` on letters and write its backbone to `output` as safetensors, replacing a file there.
 
     On one machine, equal `seed`, `steps` and `threads` give equal bytes. Expect some minutes on two idle cores and far
-    longer on busy ones. Raises ValueError for `steps` below 1 and WeightsError where the letters cannot be drawn.
+    longer on busy ones.
+
+    Raises:
+        ValueError: `steps` is below 1.
+        WeightsError: the letters cannot be drawn.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
@@ -186,20 +180,20 @@ def pretrain_glyph(
         accuracy = _accuracy(model, held_out, seed)
     finally:
         torch.set_num_threads(threads_before)
-    result = GlyphReport(
-        held_out_accuracy=accuracy,
-        num_classes=len(LETTER_CLASSES),
-        num_fonts=len({glyph.font for glyph in training}),
-        steps=steps,
-        seconds=time.monotonic() - started,
-    )
-    _write(model, output, result, seed)
+    fonts = len({glyph.font for glyph in training})
+    result = GlyphReport(accuracy, len(LETTER_CLASSES), fonts, steps, time.monotonic() - started)
+    facts = asdict(result) | {"seed": seed, "architecture": "vit_glyph", "matplotlib": matplotlib.__version__}
+    del facts["seconds"]  # equal runs give equal bytes
+    # One metadata key, because safetensors writes several in random order.
+    metadata = {"pretraining": json.dumps({name: str(value) for name, value in facts.items()}, sort_keys=True)}
+    backbone = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
+    write_atomically(output, safetensors.torch.save(backbone, metadata))
     report(f"held-out fonts: {accuracy:.1%} right over {result.num_classes} classes; wrote {output}")
     return result
 
 
 def _train(glyphs: list[Glyph], seed: int, steps: int, report: Callable[[str], None]) -> nn.Module:
-    """Cross-entropy with AdamW; the learning rate warms up and decays along cosines."""
+    """Minimise the cross-entropy with AdamW; the learning rate warms up and decays along cosines."""
     with torch.random.fork_rng(devices=[]):  # timm draws initial weights from the global generator
         torch.manual_seed(seed)
         model: nn.Module = vit_glyph(num_classes=len(LETTER_CLASSES))
@@ -225,24 +219,12 @@ def _train(glyphs: list[Glyph], seed: int, steps: int, report: Callable[[str], N
 
 @torch.inference_mode()
 def _accuracy(model: nn.Module, glyphs: list[Glyph], seed: int) -> float:
-    """Fraction of letters named rightly, over HELD_OUT_DRAWS distortions of each glyph."""
+    """Return the share of letters classified rightly, over HELD_OUT_DRAWS distortions of each glyph."""
     images, labels = _stack(glyphs * HELD_OUT_DRAWS)
     inputs = to_model_input(distort(images, torch.Generator().manual_seed(seed + 1)))
     return int((model.eval()(inputs).argmax(dim=1) == labels).sum()) / len(labels)
 
 
 def _stack(glyphs: list[Glyph]) -> tuple[Tensor, Tensor]:
-    """Images [N, 1, 32, 32] and labels [N]."""
+    """Return images [N, 1, 32, 32] and labels [N]."""
     return torch.stack([glyph.image for glyph in glyphs]), torch.tensor([glyph.label for glyph in glyphs])
-
-
-def _write(model: nn.Module, output: Path, result: GlyphReport, seed: int) -> None:
-    """Write the backbone without its head; the metadata's `pretraining` says in JSON how it was made."""
-    import matplotlib
-
-    backbone = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
-    facts = asdict(result) | {"seed": seed, "architecture": "vit_glyph", "matplotlib": matplotlib.__version__}
-    del facts["seconds"]  # equal runs are to give equal bytes
-    # One metadata key, because safetensors writes several in random order.
-    metadata = {"pretraining": json.dumps({name: str(value) for name, value in facts.items()}, sort_keys=True)}
-    write_atomically(output, safetensors.torch.save(backbone, metadata))

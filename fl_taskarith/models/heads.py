@@ -23,10 +23,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RidgeStatistics:
-    """Sufficient statistics of a ridge regression on one-hot targets; d features, c classes, all float64.
+    """Sufficient statistics of a ridge regression of one-hot targets y on features h; d features, c classes, float64.
 
-    count: [1] examples; feature_sum: [d]; gram: [d, d] = sum of h hᵀ; class_sums: [d, c] = sum of h yᵀ;
-    class_counts: [c].
+    count: examples, [1]; feature_sum: Σ h, [d]; gram: Σ h hᵀ, [d, d]; class_sums: Σ h yᵀ, [d, c]; class_counts: [c].
     """
 
     count: Tensor
@@ -37,7 +36,7 @@ class RidgeStatistics:
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, num_classes: int) -> "RidgeStatistics":
-        """The statistics of features [n, d] with labels int64 [n]."""
+        """Sum up features [n, d] with labels int64 [n]."""
         features = features.double()
         targets = functional.one_hot(labels, num_classes).double()
         return cls(
@@ -50,7 +49,7 @@ class RidgeStatistics:
 
     @staticmethod
     def shapes(features: int, classes: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each, by name, for d features and c classes."""
+        """Return the shape of each tensor by its name, for d features and c classes."""
         return {
             "count": (1,),
             "feature_sum": (features,),
@@ -60,7 +59,7 @@ class RidgeStatistics:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, for a message."""
+        """Return the five tensors by name, of the `shapes` given there, for a message."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __add__(self, other: "RidgeStatistics") -> "RidgeStatistics":
@@ -76,16 +75,16 @@ class LinearHead:
     bias: Tensor
 
     def scores(self, features: Tensor) -> Tensor:
-        """[n, d] to [n, c]."""
+        """Return the scores [n, c] of features [n, d]."""
         return features.to(self.weight.dtype) @ self.weight.T + self.bias
 
     def scaled(self, factor: float) -> "LinearHead":
-        """The head whose scores are `factor` times as large."""
+        """Return the head whose scores are `factor` times as large."""
         return LinearHead(self.weight * factor, self.bias * factor)
 
 
 class RidgeSolver:
-    """Solves the ridge head of some statistics for any penalty, from one eigendecomposition."""
+    """Solve the ridge head of some statistics for any penalty, from one eigendecomposition."""
 
     def __init__(self, statistics: RidgeStatistics) -> None:
         count = statistics.count
@@ -103,10 +102,10 @@ class RidgeSolver:
         self.projected = self.eigenvectors.T @ (self.inverse_std[:, None] * correlation)
 
     def solve(self, ridge_lambda: float) -> LinearHead:
-        """argmin_W Σ ‖y − Wᵀz − b‖² + λ‖W‖² over standardised features z and an unpenalised intercept b, folded back.
+        """Return argmin_W Σ ‖y − Wᵀz − b‖² + λ‖W‖² over standardised features z, with an unpenalised intercept b.
 
-        W = (ZᵀZ + λI)⁻¹ ZᵀY with centred Y, then weight = Wᵀ diag(1/std) and bias = ȳ − weight · mean, so that the
-        result acts on raw features. float64.
+        W = (ZᵀZ + λI)⁻¹ ZᵀY with centred Y, then weight = Wᵀ diag(1/std), [c, d], and bias = ȳ − weight · mean, [c], so
+        that the result acts on raw features. float64.
         """
         shrunk = self.projected / (self.eigenvalues.clamp_min(0) + ridge_lambda)[:, None]
         weight = (self.inverse_std[:, None] * (self.eigenvectors @ shrunk)).T
@@ -114,9 +113,9 @@ class RidgeSolver:
 
 
 def choose_ridge_lambda(solver: RidgeSolver, features: Tensor, labels: Tensor) -> float:
-    """The penalty of `RIDGE_GRID` with the best accuracy on validation features [n, d]; ties go to the larger one.
+    """Return the penalty of `RIDGE_GRID` with the best accuracy on validation features [n, d] and labels int64 [n].
 
-    A warning is logged where it lies at an end of the grid.
+    Ties go to the larger one; a warning is logged where it lies at an end of the grid.
     """
 
     def accuracy(ridge_lambda: float) -> float:
@@ -129,38 +128,37 @@ def choose_ridge_lambda(solver: RidgeSolver, features: Tensor, labels: Tensor) -
 
 
 def fit_logit_scale(scores: Tensor, labels: Tensor) -> float:
-    """The factor s > 0 that minimises the cross-entropy of softmax(s · scores), scores [n, c], labels int64 [n].
+    """Return the factor s > 0 that minimises the cross-entropy of softmax(s · scores), scores [n, c], labels int64 [n].
 
-    Ridge scores lie near 0 and 1, so their own softmax is almost uniform; s is the inverse temperature of temperature
-    scaling (Guo et al., ICML 2017). The loss is convex in s, but without an error among the n examples it falls for
-    ever and has no minimum. Then, and where an error is so narrow that the largest scale searched is as good as the
-    minimum to within the tolerance below, s is the smallest scale whose mean loss exceeds the least one by that
-    tolerance: ln((n + 2) / (n + 1)) nats, the loss of a classifier as sure as Laplace's rule of succession allows after
-    n of n right, (n + 1) / (n + 2). A warning is logged then, and where the minimum lies at the smallest scale searched
-    because the scores tell no more than chance.
+    s is the inverse temperature of temperature scaling (Guo et al., ICML 2017): ridge scores lie near 0 and 1, so their
+    own softmax is almost uniform. The loss is convex in s, but has no minimum if all n examples are classified rightly.
+    Then, or if the largest scale searched is as good as the minimum to within the tolerance below, s is the smallest
+    scale whose mean loss is within that tolerance of the least: ln((n + 2) / (n + 1)) nats, the loss at the confidence
+    (n + 1) / (n + 2) that Laplace's rule of succession gives after n successes in n trials. A warning is logged then,
+    and where the minimum lies at the smallest scale because the scores are no better than chance.
     """
     low, high = LOG_SCALE_BOUNDS
 
     def cross_entropy(log_scale: float) -> float:
         return functional.cross_entropy(scores * float(np.exp(log_scale)), labels).item()
 
-    found = minimize_scalar(cross_entropy, bounds=LOG_SCALE_BOUNDS, method="bounded", options={"xatol": 1e-6})
-    if found.x < low + LOG_SCALE_EDGE:
+    optimum = minimize_scalar(cross_entropy, bounds=LOG_SCALE_BOUNDS, method="bounded", options={"xatol": 1e-6})
+    scale = float(np.exp(optimum.x))
+    if optimum.x < low + LOG_SCALE_EDGE:
         log.warning(
             "logit-scale = %.3g lies at the lower edge of the searched range: on the %d validation images the ridge "
             "head's scores tell no more than chance. Raise validation-size, or set ridge-lambda and logit-scale.",
-            np.exp(found.x),
+            scale,
             len(labels),
         )
-        return float(np.exp(found.x))
+        return scale
     tolerance = math.log((len(labels) + 2) / (len(labels) + 1))
-    excess = min(cross_entropy(high), float(found.fun)) + tolerance
-    if cross_entropy(high) > excess:
-        return float(np.exp(found.x))
-    log_scale = low
-    if cross_entropy(low) > excess:
-        log_scale = bisect(lambda log_scale: cross_entropy(log_scale) - excess, low, high)
-    smallest = float(np.exp(log_scale))
+    bound = min(cross_entropy(high), float(optimum.fun)) + tolerance
+    if cross_entropy(high) > bound:
+        return scale
+    if cross_entropy(low) > bound:
+        low = bisect(lambda log_scale: cross_entropy(log_scale) - bound, low, high)
+    smallest = float(np.exp(low))
     log.warning(
         "The %d validation images do not determine logit-scale: the head makes no error on them that would bound it: "
         "%.4g is taken, the smallest scale within %.2g nats of the least loss. Raise validation-size, or set "

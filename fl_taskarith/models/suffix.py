@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class Suffix(nn.Module):
     """The last blocks of a model, its final norm and head, on tokens in place of images.
 
-    Shares the model's modules under the model's own names ("blocks.10.attn.qkv.weight"), so parameters set, trained or
-    replaced by name in one are those of the other. Offers what training, evaluation and scoring use of a model.
+    It shares the model's modules under their own names ("blocks.10.attn.qkv.weight"), so parameters set, trained or
+    replaced by name in one are those of the other.
     """
 
     def __init__(self, model: VisionTransformer, first_block: int) -> None:
@@ -22,14 +22,14 @@ class Suffix(nn.Module):
         self._pool = model.pool
 
     def forward_features(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, T, d] as they enter the first block of the suffix, to normalised tokens [B, T, d]."""
+        """Return normalised tokens [B, T, d] from the tokens [B, T, d] that enter the first block of the suffix."""
         for block in self.blocks.values():
             tokens = block(tokens)
         normalised: Tensor = self.norm(tokens)
         return normalised
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """As timm's: pooled and normalised features [B, d], or logits [B, classes]."""
+        """Return logits [B, classes], or as `pre_logits` the pooled features [B, d], as timm's models do."""
         features: Tensor = self.head_drop(self.fc_norm(self._pool(tokens)))
         if pre_logits:
             return features
@@ -37,13 +37,13 @@ class Suffix(nn.Module):
         return logits
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, T, d] to logits [B, classes]."""
+        """Return the logits [B, classes] of tokens [B, T, d]."""
         return self.forward_head(self.forward_features(tokens))
 
 
 @torch.no_grad()
 def prefix_tokens(model: VisionTransformer, inputs: Tensor, first_block: int) -> Tensor:
-    """What enters block `first_block` for model inputs [B, 3, S, S]: tokens [B, T, d]."""
+    """Return the tokens [B, T, d] that enter block `first_block` for model inputs [B, 3, S, S]."""
     model.eval()
     tokens: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(inputs))))
     for block in model.blocks[:first_block]:
@@ -52,7 +52,7 @@ def prefix_tokens(model: VisionTransformer, inputs: Tensor, first_block: int) ->
 
 
 def prefix_parameters(model: VisionTransformer, first_block: int) -> dict[str, Tensor]:
-    """The parameters that `prefix_tokens` depends on, by name."""
+    """Return the parameters that `prefix_tokens` depends on, by name, each of its own shape."""
     suffix = {f"blocks.{number}." for number in range(first_block, len(model.blocks))}
     return {
         name: parameter.detach()

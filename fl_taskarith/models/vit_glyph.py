@@ -11,13 +11,11 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 
 from fl_taskarith.storage.paths import shipped_file
 
-__all__ = ["VIT_GLYPH_WEIGHTS", "vit_glyph"]
-
 VIT_GLYPH_WEIGHTS: Path = shipped_file("models/vit_glyph.safetensors")
 """The pretrained backbone, without a classifier head, in timm's key layout."""
 
-# timm looks these up by this exact name. `file` makes pretrained=True read the shipped weights: there is no address
-# to download from. `num_classes` 0 says that the file holds no head, so timm starts a new one.
+# timm looks this up by its exact name. `file` makes pretrained=True read the shipped weights: there is no address to
+# download from. `num_classes` 0 says that the file holds no head, so timm initialises one.
 default_cfgs = generate_default_cfgs(
     {
         "vit_glyph.letters": {
@@ -43,22 +41,12 @@ def vit_glyph(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     Input is [N, 3, 16, 16] scaled to [-1, 1] (mean 0.5, std 0.5); output is [N, num_classes], or the normalised
     class token [N, 64] with `num_classes=0`. `kwargs` override the architecture, as for any timm model.
 
-    Raises FileNotFoundError if `pretrained` is true and the shipped weights are gone.
+    Raises:
+        FileNotFoundError: `pretrained` is true and the shipped weights are gone.
     """
-    architecture: dict[str, Any] = {
-        "img_size": 16,
-        "patch_size": 4,
-        "in_chans": 3,
-        "embed_dim": 64,
-        "depth": 4,
-        "num_heads": 4,
-        "global_pool": "token",
-    }
+    architecture = {"img_size": 16, "patch_size": 4, "in_chans": 3, "embed_dim": 64, "depth": 4, "num_heads": 4}
+    options: dict[str, Any] = {**architecture, "global_pool": "token", **kwargs}
     model: VisionTransformer = build_model_with_cfg(
-        VisionTransformer,
-        "vit_glyph",
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        **{**architecture, **kwargs},
+        VisionTransformer, "vit_glyph", pretrained, pretrained_filter_fn=checkpoint_filter_fn, **options
     )
     return model

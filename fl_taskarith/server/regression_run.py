@@ -1,8 +1,6 @@
-"""A run on regression data: K parameter vectors instead of an image model, distances to the truth, not accuracy.
+"""A run on regression data: K parameter vectors in place of an image model, and distances to the truth."""
 
-Its log, checkpoints and resumption are those of every run.
-"""
-
+import math
 import time
 from collections.abc import Callable
 
@@ -58,7 +56,7 @@ class MixtureRun:
         return RoundContext(rate, shard_size=lambda _: self.config.examples_per_client)
 
     def execute(self) -> None:
-        """The start or the last checkpoint, the rounds that are left, and the export of the final θ."""
+        """Start, or go on from the last checkpoint; run the rounds that are left; export the final θ."""
         first_round = 1
         if (restored := self.logbook.restored) is None:
             self._finish({"round": 0, "clients": 0, "uplink_bytes": 0, "downlink_bytes": 0})
@@ -83,11 +81,12 @@ class MixtureRun:
     def _after_round(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> None:
         started = time.perf_counter()
         self.theta = to_tensors(arrays, CPU)["theta"]
+        norm = metric(metrics, "client-update-norm")
         row: Row = {
             "round": server_round,
             "learning_rate": metrics["learning-rate"] if self.config.strategy != "fed-em" else None,
             "train_loss": metrics["train-loss"],
-            "client_update_norm": _known(metric(metrics, "client-update-norm")),
+            "client_update_norm": None if math.isnan(norm) else norm,
             "update_norm": metrics["update-norm"],
             "clients": metrics["clients"],
             "failed_clients": self.strategy.failures.take(),
@@ -100,7 +99,7 @@ class MixtureRun:
         self._finish(row, started)
 
     def _finish(self, row: Row, started: float | None = None) -> None:
-        """Distances to the truth into `row`, the row to the log, and a checkpoint where due."""
+        """Complete `row` by distances to the truth, write it to the log, and save a checkpoint where one is due."""
         truth = self.mixture.truth
         row["largest_distance"] = largest_matched_distance(self.theta, truth)
         row["matched_distance"] = mean_matched_distance(self.theta, truth)
@@ -114,7 +113,7 @@ class MixtureRun:
         )  # fmt: skip
 
     def _accuracy(self, metrics: MetricRecord) -> float:
-        """Share of this round's honest clients whose cluster is theirs."""
+        """Return the share of this round's honest clients that are in their cluster."""
         partitions, clusters = (torch.tensor(metrics[name]) for name in ("partitions", "clusters"))
         honest = ~adversary_of(self.config).byzantine[partitions]
         true = self.mixture.assignment[partitions]
@@ -122,7 +121,7 @@ class MixtureRun:
 
 
 def describe_mixture(config: Config) -> dict[str, dict[str, int | float] | str]:
-    """Facts about a run for run.json: sizes of the clusters, the separation drawn, and the attackers among clients."""
+    """Return facts about a run for run.json: sizes of clusters, least separation, and the number of attackers."""
     mixture, byzantine = mixture_of(config), adversary_of(config).byzantine
     sizes: Tensor = mixture.assignment.bincount(minlength=config.num_clusters)
     return {
@@ -134,8 +133,3 @@ def describe_mixture(config: Config) -> dict[str, dict[str, int | float] | str]:
             "byzantine_clients": int(byzantine.sum()),
         },
     }
-
-
-def _known(value: float) -> float | None:
-    """None in place of NaN: an empty cell."""
-    return None if value != value else value

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
-from fl_taskarith.engine.cohort_messages import Choices, Heard, cohort_messages, cohort_size
+from fl_taskarith.engine.cohort_messages import CohortReply, cohort_messages, cohort_size
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
 from fl_taskarith.engine.records import payload_bytes, to_record
 from fl_taskarith.engine.replies import check_finite, check_frozen, tensors_of
@@ -28,7 +28,7 @@ class BRIFCA(FedAvg):
     """θ_k ← θ_k + η_s · rule{τ_j : client j picked cluster k}; a cluster that nobody picked stays.
 
     The global tensors hold the K cluster models along their first dimension; a client picks the one of least loss on
-    its own data and sends the cluster and its task vector. A robust rule needs all of them at once, so all are held.
+    its own data and sends the cluster and its task vector. A robust rule needs all task vectors at once.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class BRIFCA(FedAvg):
     def configure_train(  # type: ignore[override]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
     ) -> Iterable[Message]:
-        """All K models to every sampled client; of regression data, to cohorts of `clients-at-once` of them."""
+        """Send all K models, [K, ...] each, to every sampled client, or to cohorts of them with regression data."""
         staying, sampled = self.begin_round(server_round, arrays, grid)
         self.traffic = Traffic(downlink=sampled * payload_bytes(arrays))
         settings = settings_record(self.config, self.context.settings(server_round))
@@ -49,53 +49,56 @@ class BRIFCA(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The new models, each from the replies of the clients that picked it.
+        """Return the new models, [K, ...] each, every one from the replies of the clients that picked it.
 
         Raises:
             ClientFailure: a client failed, or sent what cannot be used (by `on-client-failure`).
             AggregateDivergence: an aggregate is NaN or infinite.
         """
-        heard, sent = Heard(), []
+        reports: list[CohortReply] = []
+        sent: list[dict[str, Tensor]] = []
 
-        def read(reply: Message) -> tuple[int, dict[str, Tensor]]:
-            choices = Choices.of(reply, self.config, self.context.shard_size)
-            members = len(choices.partitions)
-            asked = {name: (value.dtype, (members, *value.shape[1:])) for name, value in self._weights.items()}
-            tensors = tensors_of(reply, self.arrayrecord_key, self.device, asked)
+        def read(reply: Message) -> tuple[CohortReply, dict[str, Tensor]]:
+            report = CohortReply.read(reply, self.config, self.context.shard_size)
+            members = len(report.partitions)
+            layout = {name: (value.dtype, (members, *value.shape[1:])) for name, value in self._weights.items()}
+            tensors = tensors_of(reply, self.arrayrecord_key, self.device, layout)
             check_finite(reply, tensors)
             if self.config.dataset != REGRESSION:
                 check_frozen(reply, self.context.frozen_name)
-            heard.add(choices)
-            return members, tensors
+            return report, tensors
 
-        for members, tensors in self.failures.read(replies, read):
+        for report, tensors in self.failures.read(replies, read):
+            members = len(report.partitions)
             one = to_record({name: value[:1] for name, value in tensors.items()})
             self.traffic.uplink += members * payload_bytes(one)  # the same for a cohort as for its members
             sent += [{name: value[place].clone() for name, value in tensors.items()} for place in range(members)]
+            reports.append(report)
         if not sent:
             return None, None
-        update = self._per_cluster(heard, sent)
+        clients = CohortReply.joined(reports)
+        update = self._per_cluster(clients, sent)
         norm = task_vector_norm(update)
         if not torch.isfinite(torch.tensor(norm)):
             raise AggregateDivergence(
                 f"Round {server_round}: an aggregated task vector is not finite. Lower learning-rate."
             )
         mean_norm = sum(task_vector_norm(task_vector) for task_vector in sent) / len(sent)
-        metrics = heard.metrics(mean_norm, self.config.server_lr * norm, self.traffic.downlink, self.traffic.uplink)
+        metrics = clients.metrics(mean_norm, self.config.server_lr * norm, self.traffic)
         return to_record(apply_task_vector(self._weights, update, self.config.server_lr)), metrics
 
-    def _per_cluster(self, heard: Heard, sent: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The aggregate of every cluster, stacked along the first dimension; zero where nobody reported."""
+    def _per_cluster(self, clients: CohortReply, sent: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the aggregate of every cluster, stacked along the first dimension; zero where nobody reported."""
         config = self.config
         update = {name: torch.zeros_like(value) for name, value in self._weights.items()}
         for cluster in range(config.num_clusters):
-            members = [place for place, picked in enumerate(heard.clusters) if picked == cluster]
+            members = [place for place, picked in enumerate(clients.clusters) if picked == cluster]
             if not members:
                 continue
-            byzantine = [bool(self.byzantine[heard.partitions[place]]) for place in members]
+            byzantine = [bool(self.byzantine[clients.partitions[place]]) for place in members]
             reports = corrupted([sent[place] for place in members], byzantine, config.attack, config.attack_scale)
             aggregate = aggregate_by(
-                config.cluster_rule, reports, [heard.examples[place] for place in members], config.trimmed_share
+                config.cluster_rule, reports, [clients.examples[place] for place in members], config.trimmed_share
             )
             for name, value in aggregate.items():
                 update[name][cluster] = value

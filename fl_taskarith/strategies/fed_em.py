@@ -7,7 +7,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fl_taskarith.engine.cohort_messages import Choices, Heard, cohort_messages
+from fl_taskarith.engine.cohort_messages import CohortReply, cohort_messages
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
 from fl_taskarith.engine.records import payload_bytes, to_record
 from fl_taskarith.engine.replies import check_finite, tensors_of
@@ -28,7 +28,7 @@ class FedEM(FedAvg):
     def configure_train(  # type: ignore[override]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
     ) -> Iterable[Message]:
-        """θ to every sampled client, or to cohorts of `clients-at-once` of them."""
+        """Send θ, [K, d], to every sampled client, or to cohorts of `clients-at-once` of them."""
         staying, sampled = self.begin_round(server_round, arrays, grid)
         self.traffic = Traffic(downlink=sampled * payload_bytes(arrays))
         settings = settings_record(self.config, self.context.settings(server_round))
@@ -38,22 +38,26 @@ class FedEM(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The M-step. Sums are added in the order of the clients."""
+        """Do the M-step: return θ, [K, d], from sums added in the order of the clients.
+
+        Raises:
+            ClientFailure: a client failed, or sent what cannot be used (by `on-client-failure`).
+        """
         theta = self._weights["theta"]
         total: Statistics | None = None
-        heard = Heard()
+        reports: list[CohortReply] = []
         clusters, dimension = theta.shape
-        asked = {
+        layout = {
             "grams": (theta.dtype, (clusters, dimension, dimension)),
             "moments": (theta.dtype, (clusters, dimension)),
         }
 
         def read(reply: Message) -> Statistics:
-            sums = tensors_of(reply, self.arrayrecord_key, self.device, asked)
+            sums = tensors_of(reply, self.arrayrecord_key, self.device, layout)
             check_finite(reply, sums)
-            members = heard.add(Choices.of(reply, self.config, self.context.shard_size))
+            reports.append(CohortReply.read(reply, self.config, self.context.shard_size))
             arrays = reply.content.array_records[self.arrayrecord_key]
-            self.traffic.uplink += members * payload_bytes(arrays)  # each sends as much as all of them added up
+            self.traffic.uplink += len(reports[-1].partitions) * payload_bytes(arrays)  # each sends as much as the sum
             return Statistics(**sums)
 
         for sums in self.failures.read(replies, read):
@@ -62,8 +66,7 @@ class FedEM(FedAvg):
             return None, None
         after = maximisation(total, theta)
         self._move = largest_move(after, theta)
-        moved = float((after - theta).norm())
-        metrics = heard.metrics(math.nan, moved, self.traffic.downlink, self.traffic.uplink)
+        metrics = CohortReply.joined(reports).metrics(math.nan, float((after - theta).norm()), self.traffic)
         return to_record({"theta": after}), metrics
 
     @property
@@ -72,9 +75,9 @@ class FedEM(FedAvg):
         return self._move <= self.config.tolerance
 
     def state(self) -> dict[str, Tensor]:
-        """How far the last M-step went."""
+        """Return how far the last M-step moved θ, a scalar, for a checkpoint."""
         return {"move": torch.tensor(self._move, dtype=torch.float64)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Of a checkpoint."""
+        """Restore the scalar that `state` returned."""
         self._move = float(state["move"])

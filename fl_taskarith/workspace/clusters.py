@@ -1,4 +1,4 @@
-"""K models of the same image network, held as one: every trained tensor with a first dimension of clusters."""
+"""K models of the same image network in one: every trained tensor has a first dimension of clusters, [K, ...]."""
 
 import torch
 
@@ -9,7 +9,7 @@ from fl_taskarith.workspace.global_model import GlobalModel, Weights
 
 
 def start_clusters(config: Config, trained: Weights) -> Weights:
-    """`trained` K times over, [K, ...] each, each copy moved by Gaussian noise; as it is without clusters.
+    """Return K copies of `trained`, [K, ...] each, with Gaussian noise added; `trained` itself without clusters.
 
     Equal models would stay equal, for all clients would pick the first. The noise has standard deviation
     `cluster-start-noise` times the root mean square of each tensor.

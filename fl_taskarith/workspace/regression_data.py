@@ -1,4 +1,4 @@
-"""The regression data that settings describe, and the attackers among its clients: kept once per process."""
+"""The regression data that settings describe, and the attackers among its clients, built once per process."""
 
 from functools import lru_cache
 
@@ -9,7 +9,7 @@ from fl_taskarith.mixtures.regression import Mixture
 
 @lru_cache(maxsize=1)
 def mixture_of(config: Config) -> Mixture:
-    """The mixture that the settings describe."""
+    """Return the mixture that the settings describe."""
     return Mixture(
         clients=config.num_clients,
         clusters=config.num_clusters,
@@ -26,5 +26,5 @@ def mixture_of(config: Config) -> Mixture:
 
 @lru_cache(maxsize=1)
 def adversary_of(config: Config) -> Adversary:
-    """The attackers among the clients of that mixture."""
+    """Return the attackers among the clients of that mixture."""
     return Adversary(mixture_of(config), config.byzantine_fraction, config.attack, config.attack_placement)

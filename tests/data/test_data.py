@@ -13,8 +13,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
 from fl_taskarith.data.batches import Preprocessing, batch_positions, crop, flip, resize
+from fl_taskarith.data.class_assignment import least_spread
 from fl_taskarith.data.datasets import load_dataset
-from fl_taskarith.data.sharding import least_spread, make_shards
+from fl_taskarith.data.sharding import make_shards
 from fl_taskarith.data.shards import Shards
 from fl_taskarith.data.splits import apportion, split_training_set, stratified_sample
 from fl_taskarith.errors import ConfigError, DataError
