@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fl_taskarith.config.settings import Config, load
+from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.run_folder import environment
 from fl_taskarith.workspace.machine import available_threads, choose_device, describe_device
@@ -23,6 +25,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 CLASSES = 100  # of the synthetic images
 CLIENTS, LOCAL_STEPS = 10, 4  # of a round, unless a benchmark says otherwise
+STEPS = CLIENTS * LOCAL_STEPS
 LEARNING_RATE = 1e-4
 NEVER = 10**9
 ROUNDS_ALONE: dict[str, object] = {
@@ -68,6 +71,13 @@ def round_settings(options: Namespace, **own: object) -> Config:
     keys = ("model", "input_size", "device", "batch_size", "precision", "compile")
     told = {key: getattr(options, key) for key in keys if hasattr(options, key)}
     return load(overrides=ROUNDS_ALONE | {"threads": available_threads()} | told | own)
+
+
+def random_model(model_name: str, input_size: int, device: torch.device) -> VisionTransformer:
+    """Return a model with random weights, the same every time, under a small random head."""
+    model = build_model(model_name, CLASSES, input_size, weights="none", download=False, seed=0)
+    torch.nn.init.normal_(model.get_parameter(HEAD_PARAMETERS[0]), std=0.05)
+    return model.to(device)
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

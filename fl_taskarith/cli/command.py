@@ -9,7 +9,7 @@ from typing import Any
 
 from fl_taskarith.cli.arguments import LateParser, ListAction, parse_words, positive, seconds
 from fl_taskarith.cli.bench_commands import add_benches
-from fl_taskarith.cli.merge_command import add_merge
+from fl_taskarith.cli.merge_command import add_merge, run_merge
 from fl_taskarith.config import settings as configuration
 from fl_taskarith.config.fields import rules
 from fl_taskarith.config.rule import to_toml
@@ -91,7 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_overwrite(shards)
     shards.set_defaults(run=_shards)
 
-    add_merge(commands)
+    merge = commands.add_parser(
+        "merge",
+        help="merge fine-tuned models, given as .safetensors, into one",
+        description="θ = θ₀ + λ · direction(τ_1, ..., τ_T): one round of federated averaging with T clients. Models "
+        "are read tensor by tensor; any .safetensors of one architecture will do.",
+    )
+    merge.set_defaults(run=run_merge)
+    add_merge(merge)
 
     one_shot = commands.add_parser(
         "one-shot", help="fine-tune a model per task, merge them by every method, and attribute the loss"

@@ -11,16 +11,10 @@ from fl_taskarith.errors import ConfigError
 USUAL = "task-arithmetic"
 
 
-def add_merge(commands: "argparse._SubParsersAction[LateParser]") -> None:
-    """Add the parser; what depends on the rules, which import torch, follows once the command is chosen."""
-    merge = commands.add_parser(
-        "merge",
-        help="merge fine-tuned models, given as .safetensors, into one",
-        description="θ = θ₀ + λ · direction(τ_1, ..., τ_T): one round of federated averaging with T clients. Models "
-        "are read tensor by tensor; any .safetensors of one architecture will do.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    merge.fill = _add_rules
+def add_merge(merge: argparse.ArgumentParser) -> None:
+    """Add the arguments; those that depend on the rules, which import torch, follow once the command is chosen."""
+    assert isinstance(merge, LateParser)
+    merge.fill, merge.formatter_class = _add_rules, argparse.RawDescriptionHelpFormatter
     merge.add_argument("models", nargs="+", type=Path, metavar="MODEL.safetensors", help="fine-tuned models or folders")
     merge.add_argument("--base", type=Path, help="θ₀, the model they were fine-tuned from")
     merge.add_argument("--task-vectors", action="store_true", help="the files hold θ - θ₀ already")
@@ -33,7 +27,6 @@ def add_merge(commands: "argparse._SubParsersAction[LateParser]") -> None:
     merge.add_argument("--output", type=Path, default=Path("merged.safetensors"), help="default: %(default)s; an "
                        "earlier merge there is replaced, an input never")  # fmt: skip
     merge.add_argument("--overwrite", action="store_true", help="replace other files at --output")
-    merge.set_defaults(run=_merge)
 
 
 def _add_rules(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
@@ -54,10 +47,11 @@ def _add_rules(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Non
         parser.add_argument(f"--{name}", type=float, help=f"{each.name}: {each.meaning}")
     parser.set_defaults(rule=rule, parameters=tuple(parameters))
     table = [f"  {each.name:<16} {each.about}{f' ({each.source})' if each.source else ''}" for each in rules.values()]
-    parser.epilog = "rules:\n" + "\n".join(table)
+    parser.epilog = "\n".join(["rules:", *table, "", parser.epilog or ""])
 
 
-def _merge(parsed: argparse.Namespace) -> None:
+def run_merge(parsed: argparse.Namespace) -> None:
+    """Merge as the arguments say."""
     from fl_taskarith.merging.merge_rules import merge_rules
     from fl_taskarith.one_shot.benchmark_file import load_one_shot
     from fl_taskarith.one_shot.merge_checks import check_output

@@ -174,5 +174,6 @@ def backbone_names(home: Resident) -> list[str]:
 
 def _linear(head: LinearHead) -> nn.Linear:
     layer = nn.Linear(head.weight.shape[1], head.weight.shape[0])
-    layer.weight, layer.bias = (nn.Parameter(each, requires_grad=False) for each in (head.weight, head.bias))
+    # contiguous, for products with a transposed matrix round otherwise
+    layer.weight, layer.bias = (nn.Parameter(each.contiguous(), False) for each in (head.weight, head.bias))
     return layer

@@ -34,8 +34,7 @@ from fl_taskarith.one_shot.benchmark_file import OneShot, load_one_shot
 from fl_taskarith.one_shot.finetune import Spread, plan_training
 from fl_taskarith.one_shot.scale_search import search_merge
 from fl_taskarith.one_shot.scoring import TaskScore, Workbench, normalised_accuracy
-from fl_taskarith.one_shot.superclasses import SUPERCLASSES
-from fl_taskarith.one_shot.tasks import SPLITS, folder_tasks, make_tasks
+from fl_taskarith.one_shot.tasks import SPLITS, SUPERCLASSES, folder_tasks, make_tasks
 from fl_taskarith.server.federated import run_federation
 from fl_taskarith.workspace.workspace import Data, resident
 
