@@ -20,6 +20,7 @@ from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.run_folder import environment
 from fl_taskarith.workspace.machine import available_threads, choose_device, describe_device
+from fl_taskarith.workspace.workspace import Resident
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -78,6 +79,11 @@ def random_model(model_name: str, input_size: int, device: torch.device) -> Visi
     model = build_model(model_name, CLASSES, input_size, weights="none", download=False, seed=0)
     torch.nn.init.normal_(model.get_parameter(HEAD_PARAMETERS[0]), std=0.05)
     return model.to(device)
+
+
+def random_head(home: Resident) -> dict[str, Tensor]:
+    """Return a small random classifier under its own names, each tensor in the shape that `home` has it."""
+    return {name: torch.randn_like(home.pretrained[name]) * 0.05 for name in HEAD_PARAMETERS}
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

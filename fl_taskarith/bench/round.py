@@ -20,7 +20,6 @@ from fl_taskarith.data.batches import Augmentation, batch_positions, draw_augmen
 from fl_taskarith.engine.grid import PartitionGrid
 from fl_taskarith.engine.records import metric, to_record
 from fl_taskarith.engine.sequential import SequentialGrid
-from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.storage.client_files import frozen_name, write_frozen
 from fl_taskarith.storage.files import scratch_folder
@@ -43,7 +42,7 @@ def bench_round(options: Namespace) -> harness.Result:
     """
     masked = {"mask_rule": "random", "density": options.density} if options.density else {}
     home = resident(harness.round_settings(options, **masked))
-    head = random_head(home)
+    head = harness.random_head(home)
     mask = make_mask(home, server_sums(home, head)).mask if masked else None
     with scratch_folder() as folder:
         federated, bare = federation_of_clients(home, Frozen(head, mask), folder), Bare(home, head)
@@ -58,11 +57,6 @@ def bench_round(options: Namespace) -> harness.Result:
         **{"seconds": measured, "seconds_per_round": seconds, "seconds_outside_clients": outside},
     }
     return harness.Result(seconds["federated"] / seconds["bare"], figures, lines)
-
-
-def random_head(home: Resident) -> dict[str, Tensor]:
-    """Return a small random classifier under its own names, each tensor in the shape that `home` has it."""
-    return {name: torch.randn_like(home.pretrained[name]) * 0.05 for name in HEAD_PARAMETERS}
 
 
 class Federation:

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from fl_taskarith.bench import harness
 from fl_taskarith.bench.harness import CLIENTS, LOCAL_STEPS, STEPS, Result, measure, medians, round_settings, seconds_of
-from fl_taskarith.bench.round import Bare, federation_of_clients, random_head
+from fl_taskarith.bench.round import Bare, federation_of_clients
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.storage.files import scratch_folder
 from fl_taskarith.training.local import AUTOCAST_TYPES, autocast, evaluate, set_trained
@@ -28,7 +29,7 @@ def bench_throughput(options: Namespace) -> Result:
     backward for training, as torch counts them; shares of the peak are of a large product in the same precision.
     """
     home, precision = resident(round_settings(options)), options.precision
-    head, operations, peak = random_head(home), _operations_per_image(home), _peak(home.device, precision)
+    head, operations, peak = harness.random_head(home), _operations_per_image(home), _peak(home.device, precision)
     batch = home.evaluation_batch
     evaluated = home.data.test.take(torch.arange(batch * EVALUATION_BATCHES) % len(home.data.test))
     with scratch_folder() as folder:
