@@ -22,7 +22,7 @@ from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.workspace.machine import available_threads, choose_device
 
 ROUNDS = 3  # measured together, as rounds follow one another in a federation
-CORES_PER_CLIENT = 2  # what Flower's simulation gives each client unless told otherwise
+CORES_PER_CLIENT = 2  # what Flower's simulation gives each client by default
 
 app = ClientApp()
 

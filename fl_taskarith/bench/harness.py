@@ -40,7 +40,7 @@ ROUNDS_ALONE: dict[str, object] = {
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found.
+    """The result of a benchmark.
 
     Attributes:
         ratio: how many times as long the reference takes as ours, or what the benchmark's docstring says.
@@ -58,8 +58,8 @@ class Result:
         """Write folder/NAME.json with options, versions and machine, and the figure; return the path of the JSON."""
         make_folder(folder)
         machine = {"device": describe_device(choose_device(options.device)), "threads": torch.get_num_threads()}
-        told = {key: value for key, value in vars(options).items() if key != "device"}
-        record = {"bench": name, "ratio": self.ratio, **machine, **environment(), **told, **self.figures}
+        given = {key: value for key, value in vars(options).items() if key != "device"}
+        record = {"bench": name, "ratio": self.ratio, **machine, **environment(), **given, **self.figures}
         path = folder / f"{name}.json"
         write_atomically(path, json.dumps(record, indent=2) + "\n")
         if self.draw is not None:
@@ -70,8 +70,8 @@ class Result:
 def round_settings(options: Namespace, **own: object) -> Config:
     """Return the settings `ROUNDS_ALONE` under the options, on all cores, with `own` in place of the rest."""
     keys = ("model", "input_size", "device", "batch_size", "precision", "compile")
-    told = {key: getattr(options, key) for key in keys if hasattr(options, key)}
-    return load(overrides=ROUNDS_ALONE | {"threads": available_threads()} | told | own)
+    given = {key: getattr(options, key) for key in keys if hasattr(options, key)}
+    return load(overrides=ROUNDS_ALONE | {"threads": available_threads()} | given | own)
 
 
 def random_model(model_name: str, input_size: int, device: torch.device) -> VisionTransformer:

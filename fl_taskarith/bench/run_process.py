@@ -72,10 +72,10 @@ def start(given: Start) -> dict[str, float]:
         home.shards = given.shards(home)
     run = _run = make_run(given.config, home, Logbook(given.config), None, app)
     row: Row = {"clients": 0, "uplink_bytes": 0, "downlink_bytes": 0, "train_seconds": 0.0}
-    asked = {"ridge head": seconds_of(partial(run.ridge_statistics, row), home.device)} if given.ridge else {}
+    sums = {"ridge head": seconds_of(partial(run.ridge_statistics, row), home.device)} if given.ridge else {}
     trained = {name: home.pretrained[name] for name in home.trained_names(1)}
     run.model = GlobalModel(trained, Frozen(random_head(home)))
-    return {**asked, "frozen head": seconds_of(partial(run.distribute, row), home.device)}
+    return {**sums, "frozen head": seconds_of(partial(run.distribute, row), home.device)}
 
 
 def train_round() -> float:

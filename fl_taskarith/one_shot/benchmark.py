@@ -62,7 +62,7 @@ def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | N
             write_tables(one_shot, folder)
         print(f"Tables: {folder / 'README.md'}")
     if failures:
-        raise StudyError(f"{len(failures)} cells failed, the others are kept:\n  " + "\n  ".join(failures))
+        raise StudyError(f"{len(failures)} cells failed, all others were run:\n  " + "\n  ".join(failures))
 
 
 @contextmanager
