@@ -4,14 +4,14 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from fl_taskarith.bench.harness import CLIENTS, LOCAL_STEPS, Result, medians, require_equal, round_settings, time_lines
+from fl_taskarith.bench import harness
 from fl_taskarith.bench.run_process import Start, alternate_runs
 from fl_taskarith.storage.files import scratch_folder
 
-SPLITS = {"train_subset": CLIENTS * 100, "validation_size": 100, "calibration_size": 0, "test_subset": 100}
+SPLITS = {"train_subset": harness.CLIENTS * 100, "validation_size": 100, "calibration_size": 0, "test_subset": 100}
 
 
-def bench_prefix(options: Namespace) -> Result:
+def bench_prefix(options: Namespace) -> harness.Result:
     """Alternate rounds of 10 clients x 4 steps of all blocks, of the last ones, and of those on cached tokens.
 
     Synthetic images, flips as the only augmentation in every arm. Making the cache is not timed.
@@ -23,13 +23,13 @@ def bench_prefix(options: Namespace) -> Result:
     arms = {"all blocks": {**last, "trainable_blocks": 0}, "last blocks": last,
             "cached": {**last, "prefix_cache": "float16"}}  # fmt: skip
     figures, lines = _compare(arms, options)
-    require_equal(figures["train_loss"], "last blocks", "cached", 1e-2)
+    harness.require_equal(figures["train_loss"], "last blocks", "cached", 1e-2)
     seconds = figures["seconds_per_round"]
     lines.append(f"against the last blocks without a cache: {seconds['last blocks'] / seconds['cached']:.2f}")
-    return Result(seconds["all blocks"] / seconds["cached"], figures, lines)
+    return harness.Result(seconds["all blocks"] / seconds["cached"], figures, lines)
 
 
-def bench_together(options: Namespace) -> Result:
+def bench_together(options: Namespace) -> harness.Result:
     """Alternate rounds of 10 clients x 4 steps of all weights, so many `clients` at once; one thread each.
 
     The ratio is that of one by one to the fastest of the others.
@@ -42,21 +42,21 @@ def bench_together(options: Namespace) -> Result:
     figures, lines = _compare(arms, options)
     alone, *others = arms
     for name in others:
-        require_equal(figures["train_loss"], alone, name, 1e-3)
+        harness.require_equal(figures["train_loss"], alone, name, 1e-3)
     seconds = figures["seconds_per_round"]
-    return Result(seconds[alone] / min(seconds[name] for name in others), figures, lines)
+    return harness.Result(seconds[alone] / min(seconds[name] for name in others), figures, lines)
 
 
 def _compare(arms: Mapping[str, Mapping[str, object]], options: Namespace) -> tuple[dict[str, Any], list[str]]:
     """Return figures and lines of runs with the settings of each arm."""
     with scratch_folder() as folder:
         places = {arm: {"data_dir": str(folder), "results_dir": str(folder / arm.replace(" ", "-"))} for arm in arms}
-        starts = {arm: Start(round_settings(options, **places[arm], **SPLITS, **arms[arm])) for arm in arms}
+        starts = {arm: Start(harness.round_settings(options, **places[arm], **SPLITS, **arms[arm])) for arm in arms}
         runs = alternate_runs(starts, options.repeats)
     measured = {arm: run.seconds for arm, run in runs.items()}
     losses = {arm: run.last_row["train_loss"] for arm, run in runs.items()}
-    per_round = medians(measured)
+    per_round = harness.medians(measured)
     notes = {arm: f"loss {loss:.4f}" for arm, loss in losses.items()}
-    figures = {"clients": CLIENTS, "local_steps": LOCAL_STEPS, "seconds": measured, "seconds_per_round": per_round,
-               "train_loss": losses}  # fmt: skip
-    return figures, time_lines(per_round, CLIENTS * LOCAL_STEPS * options.batch_size, notes)
+    figures = {"clients": harness.CLIENTS, "local_steps": harness.LOCAL_STEPS, "seconds": measured,
+               "seconds_per_round": per_round, "train_loss": losses}  # fmt: skip
+    return figures, harness.time_lines(per_round, harness.STEPS * options.batch_size, notes)

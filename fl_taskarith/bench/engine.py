@@ -2,31 +2,28 @@
 
 import os
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from torch import Tensor
 
-from fl_taskarith.bench.harness import CLASSES, Result, measure, medians, round_settings, seconds_of, time_lines
+from fl_taskarith.bench.harness import Result, measure, medians, random_model, round_settings, seconds_of, time_lines
+from fl_taskarith.bench.round import Federation
 from fl_taskarith.client.app import answer
 from fl_taskarith.client.local_work import MetricValue
 from fl_taskarith.client.queries import tell_partition
-from fl_taskarith.config.settings import Config
-from fl_taskarith.engine.grid import PartitionGrid, read_settings
+from fl_taskarith.engine.grid import read_settings
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
-from fl_taskarith.engine.round_context import RoundContext
 from fl_taskarith.engine.sequential import SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
-from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
-from fl_taskarith.strategies.fedavg import FedAvg
+from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.workspace.machine import available_threads, choose_device
 
 ROUNDS = 3  # measured together, as rounds follow one another in a federation
-CORES_PER_CLIENT = 2  # what Flower's simulation gives each client unless told otherwise
+CORES_PER_CLIENT = 2  # what Flower's simulation gives each client by default
 
 app = ClientApp()
 
@@ -69,15 +66,15 @@ def bench_engine(options: Namespace) -> Result:
     def compare(grid: Grid) -> None:
         # All of torch's work is in this thread, which is Flower's: OpenMP threads of two would outnumber the cores.
         torch.set_num_threads(available_threads())
-        model = build_model(config.model, CLASSES, config.input_size, weights="none", download=False, seed=0)
-        weights = {name: parameter.detach().to(device) for name, parameter in model.named_parameters()
+        model = random_model(config.model, config.input_size, device)
+        weights = {name: parameter.detach() for name, parameter in model.named_parameters()
                    if name not in HEAD_PARAMETERS}  # fmt: skip
         figures["parameters"] = sum(value.numel() for value in weights.values())
         figures["payload_bytes"] = payload_bytes(to_record(weights))
         grids = {"ours": SequentialGrid(app, options.clients), "ray": SuperNodeGrid(grid, config)}
-        federations = {name: RoundsOnGrid(each, config, weights, device) for name, each in grids.items()}
+        federations = {name: Federation(each, config, weights, ROUNDS) for name, each in grids.items()}
         figures["first_turn_seconds"] = {name: seconds_of(each, device) for name, each in federations.items()}
-        ours, rays = (federations[name].result for name in ("ours", "ray"))
+        ours, rays = (to_tensors(federations[name].arrays, device) for name in grids)
         if ours.keys() != rays.keys() or not all(torch.equal(ours[name], rays[name]) for name in ours):
             raise RuntimeError("the two engines ended on different weights")
         figures["seconds"] = measure(federations, options.repeats, device)
@@ -89,23 +86,6 @@ def bench_engine(options: Namespace) -> Result:
     payload = f"{figures['parameters']:,} parameters ({figures['payload_bytes'] / 2**20:.0f} MiB) each way"
     lines = [f"{payload}; both end on the same bits; actors: {actors}", *time_lines(per_round, 0, notes)]
     return Result(per_round["ray"] / per_round["ours"], figures, lines)
-
-
-class RoundsOnGrid:
-    """The first rounds of a federation on `grid`, from the same weights every time; `result` is what it ends on."""
-
-    def __init__(
-        self, grid: PartitionGrid, config: Config, weights: Mapping[str, Tensor], device: torch.device
-    ) -> None:
-        """Start every call from `weights`, tensors of any shape by name."""
-        self.grid, self.config, self.weights, self.device = grid, config, weights, device
-        self.result: dict[str, Tensor] = {}
-
-    def __call__(self) -> None:
-        """Run the rounds."""
-        strategy, context = FedAvg(self.config, self.device), RoundContext(self.config.peak_rate)
-        arrays = strategy.start(self.grid, to_record(self.weights), ROUNDS, context_of=lambda _: context).arrays
-        self.result = to_tensors(arrays, self.device)
 
 
 def _with_ray(work: Callable[[Grid], None], clients: int, actors: int, on_gpu: bool) -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_taskarith.bench.harness import CLASSES, Result, measure, medians, peak_bytes, time_lines
+from fl_taskarith.bench.harness import CLASSES, Result, measure, medians, peak_bytes, random_model, time_lines
 from fl_taskarith.bench.run_process import in_new_process
 from fl_taskarith.masking.sensitivity import sensitivity_sums
-from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
+from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.workspace.machine import available_threads, choose_device
 
 MEMORY = 2.0  # GiB, the setting's default
@@ -47,9 +47,7 @@ class Scorer:
 
     def __init__(self, options: Namespace) -> None:
         self.device, size, examples = choose_device(options.device), options.input_size, options.examples
-        model = build_model(options.model, CLASSES, size, weights="none", download=False, seed=0)
-        torch.nn.init.normal_(model.get_parameter("head.weight"), std=0.05)
-        self.model = model.to(self.device).eval()
+        self.model = random_model(options.model, size, self.device).eval()
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (examples, 3, size, size), generator=generator, dtype=torch.uint8)
         self.images = images.to(self.device)

@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fl_taskarith.config.settings import Config, load
+from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.run_folder import environment
 from fl_taskarith.workspace.machine import available_threads, choose_device, describe_device
+from fl_taskarith.workspace.workspace import Resident
 
 Name = TypeVar("Name", bound=Hashable)
 
 CLASSES = 100  # of the synthetic images
 CLIENTS, LOCAL_STEPS = 10, 4  # of a round, unless a benchmark says otherwise
+STEPS = CLIENTS * LOCAL_STEPS
 LEARNING_RATE = 1e-4
 NEVER = 10**9
 ROUNDS_ALONE: dict[str, object] = {
@@ -36,7 +40,7 @@ ROUNDS_ALONE: dict[str, object] = {
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found.
+    """The result of a benchmark.
 
     Attributes:
         ratio: how many times as long the reference takes as ours, or what the benchmark's docstring says.
@@ -54,8 +58,8 @@ class Result:
         """Write folder/NAME.json with options, versions and machine, and the figure; return the path of the JSON."""
         make_folder(folder)
         machine = {"device": describe_device(choose_device(options.device)), "threads": torch.get_num_threads()}
-        told = {key: value for key, value in vars(options).items() if key != "device"}
-        record = {"bench": name, "ratio": self.ratio, **machine, **environment(), **told, **self.figures}
+        given = {key: value for key, value in vars(options).items() if key != "device"}
+        record = {"bench": name, "ratio": self.ratio, **machine, **environment(), **given, **self.figures}
         path = folder / f"{name}.json"
         write_atomically(path, json.dumps(record, indent=2) + "\n")
         if self.draw is not None:
@@ -66,8 +70,20 @@ class Result:
 def round_settings(options: Namespace, **own: object) -> Config:
     """Return the settings `ROUNDS_ALONE` under the options, on all cores, with `own` in place of the rest."""
     keys = ("model", "input_size", "device", "batch_size", "precision", "compile")
-    told = {key: getattr(options, key) for key in keys if hasattr(options, key)}
-    return load(overrides=ROUNDS_ALONE | {"threads": available_threads()} | told | own)
+    given = {key: getattr(options, key) for key in keys if hasattr(options, key)}
+    return load(overrides=ROUNDS_ALONE | {"threads": available_threads()} | given | own)
+
+
+def random_model(model_name: str, input_size: int, device: torch.device) -> VisionTransformer:
+    """Return a model with random weights, the same every time, under a small random head."""
+    model = build_model(model_name, CLASSES, input_size, weights="none", download=False, seed=0)
+    torch.nn.init.normal_(model.get_parameter(HEAD_PARAMETERS[0]), std=0.05)
+    return model.to(device)
+
+
+def random_head(home: Resident) -> dict[str, Tensor]:
+    """Return a small random classifier under its own names, each tensor in the shape that `home` has it."""
+    return {name: torch.randn_like(home.pretrained[name]) * 0.05 for name in HEAD_PARAMETERS}
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

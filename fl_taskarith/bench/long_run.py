@@ -65,14 +65,14 @@ def draw(figures: Mapping[str, Any], output: Path) -> None:
     from fl_taskarith.figures.plots import COLOURS, STYLE, save_figure
 
     with pyplot.rc_context(cast(Any, STYLE)):
-        figure, panels = pyplot.subplots(1, 2, figsize=(7.2, 2.8), layout="constrained")
+        figure, (times, memories) = pyplot.subplots(1, 2, figsize=(7.2, 2.8), layout="constrained")
     for axes, column, scale, look, label in (
-        (panels[0], "seconds_by_round", 1e3, (COLOURS[0], "-"), "ms per round"),
-        (panels[1], "memory_by_round", 2**-20, (COLOURS[1], "--"), "memory of the process (MiB)"),
+        (times, "seconds_by_round", 1e3, {"color": COLOURS[0], "linestyle": "-"}, "ms per round"),
+        (memories, "memory_by_round", 2**-20, {"color": COLOURS[1], "linestyle": "--"}, "memory of the process (MiB)"),
     ):
         values = [scale * value for value in figures[column]]
         rounds = [figures["rounds_of_a_point"] * (index + 1) for index in range(len(values))]
-        axes.plot(rounds, values, color=look[0], linestyle=look[1], linewidth=1.4)
+        axes.plot(rounds, values, linewidth=1.4, **look)
         axes.set(ylim=(0, 1.25 * max(values)), xlabel="communication round", ylabel=label)
     save_figure(figure, output)
 

@@ -2,44 +2,39 @@
 
 import copy
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import cast
 
 import torch
+from flwr.app import ArrayRecord
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl_taskarith.bench.harness import (
-    CLIENTS,
-    LEARNING_RATE,
-    LOCAL_STEPS,
-    Result,
-    measure,
-    medians,
-    round_settings,
-    take_steps,
-    time_lines,
-)
+from fl_taskarith.bench import harness
 from fl_taskarith.client.app import app
+from fl_taskarith.config.settings import Config
 from fl_taskarith.data.batches import Augmentation, batch_positions, draw_augmentations
+from fl_taskarith.engine.grid import PartitionGrid
 from fl_taskarith.engine.records import metric, to_record
 from fl_taskarith.engine.round_context import RoundContext
 from fl_taskarith.engine.sequential import SequentialGrid
-from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.storage.client_files import frozen_name, write_frozen
 from fl_taskarith.storage.files import scratch_folder
 from fl_taskarith.strategies.fedavg import FedAvg
 from fl_taskarith.training.local import autocast, set_trained
 from fl_taskarith.workspace.global_model import Frozen
+from fl_taskarith.workspace.machine import choose_device
 from fl_taskarith.workspace.make_mask import make_mask, server_sums
 from fl_taskarith.workspace.workspace import Resident, resident
 
+Place = tuple[str, str]  # folder and name of a file of the clients
 
-def bench_round(options: Namespace) -> Result:
+
+def bench_round(options: Namespace) -> harness.Result:
     """Alternate 10 clients x 4 steps through strategy, engine and client with 40 steps of torch's SGD.
 
     Both train the backbone under a frozen random head, on synthetic images that lie on the device, with the same
@@ -47,48 +42,62 @@ def bench_round(options: Namespace) -> Result:
     the bare loop still all of them.
     """
     masked = {"mask_rule": "random", "density": options.density} if options.density else {}
-    home = resident(round_settings(options, **masked))
-    head = random_head(home)
+    home = resident(harness.round_settings(options, **masked))
+    head = harness.random_head(home)
     mask = make_mask(home, server_sums(home, head)).mask if masked else None
     with scratch_folder() as folder:
-        federated, bare = Federated(home, Frozen(head, mask), folder), Bare(home, head)
-        measured = measure({"federated": federated, "bare": bare}, options.repeats, home.device)
-    seconds, outside = medians(measured), median(federated.outside[1:])
+        federated, bare = federation_of_clients(home, Frozen(head, mask), folder), Bare(home, head)
+        measured = harness.measure({"federated": federated, "bare": bare}, options.repeats, home.device)
+    seconds, outside = harness.medians(measured), median(federated.outside[1:])
     lines = [
-        *time_lines(seconds, CLIENTS * LOCAL_STEPS * options.batch_size),
+        *harness.time_lines(seconds, harness.STEPS * options.batch_size),
         f"weights updated: {'all' if mask is None else f'{mask.updated:,}'}; outside the clients: {outside:.3f} s",
     ]
     figures = {
-        **{"clients": CLIENTS, "local_steps": LOCAL_STEPS, "density": options.density or 1.0, "seconds": measured},
-        **{"seconds_per_round": seconds, "seconds_outside_clients": outside},
+        **{"clients": harness.CLIENTS, "local_steps": harness.LOCAL_STEPS, "density": options.density or 1.0},
+        **{"seconds": measured, "seconds_per_round": seconds, "seconds_outside_clients": outside},
     }
-    return Result(seconds["federated"] / seconds["bare"], figures, lines)
+    return harness.Result(seconds["federated"] / seconds["bare"], figures, lines)
 
 
-def random_head(home: Resident) -> dict[str, Tensor]:
-    """Return a small random classifier under its own names, each tensor in the shape that `home` has it."""
-    return {name: torch.randn_like(home.pretrained[name]) * 0.05 for name in HEAD_PARAMETERS}
+class Federation:
+    """The first rounds of a federation on `grid`, from the same weights at every call.
 
+    `arrays` is what the last call ended on, `outside` lists the seconds of each one's first round beyond the clients'.
+    """
 
-class Federated:
-    """A round from the starting weights, as in a run; `outside` lists the seconds of each beyond the clients'."""
-
-    def __init__(self, home: Resident, frozen: Frozen, folder: Path) -> None:
-        self.home, self.folder = home, folder
-        trained = {name: home.pretrained[name] for name in home.trained_names(1)}
-        self.start = trained if frozen.mask is None else frozen.mask.gather(trained)
-        self.name = frozen_name(frozen.tensors())
-        write_frozen(folder, self.name, frozen.tensors())
+    def __init__(
+        self,
+        grid: PartitionGrid,
+        config: Config,
+        weights: Mapping[str, Tensor],
+        rounds: int = 1,
+        frozen: tuple[str, str] = ("", ""),
+    ) -> None:
+        """Start from `weights`, tensors of any shape; `frozen` is the file of what is fixed in a round."""
+        self.grid, self.config, self.weights, self.rounds, self.frozen = grid, config, weights, rounds, frozen
+        self.arrays = ArrayRecord()
         self.outside: list[float] = []
 
     def __call__(self) -> None:
-        """Run the round."""
-        strategy = FedAvg(self.home.config, self.home.device)
-        context = RoundContext(LEARNING_RATE, str(self.folder), self.name)
-        grid = SequentialGrid(app, CLIENTS)
-        result = strategy.start(grid, to_record(self.start), 1, context_of=lambda server_round: context)
-        metrics = result.train_metrics_clientapp[1]
+        """Run the rounds."""
+        strategy = FedAvg(self.config, choose_device(self.config.device))
+        context = RoundContext(harness.LEARNING_RATE, *self.frozen)
+        result = strategy.start(self.grid, to_record(self.weights), self.rounds, context_of=lambda _: context)
+        self.arrays, metrics = result.arrays, result.train_metrics_clientapp[1]
         self.outside.append(metric(metrics, "round-seconds") - metric(metrics, "train-seconds"))
+
+
+def federation_of_clients(home: Resident, frozen: Frozen, folder: Path) -> Federation:
+    """Return a round of all our clients from the starting weights, as in a run, its files in `folder`.
+
+    The tensors of `frozen` have the shapes of the model's.
+    """
+    trained = {name: home.pretrained[name] for name in home.trained_names(1)}
+    start = trained if frozen.mask is None else frozen.mask.gather(trained)
+    name = frozen_name(frozen.tensors())
+    write_frozen(folder, name, frozen.tensors())
+    return Federation(SequentialGrid(app, harness.CLIENTS), home.config, start, 1, (str(folder), name))
 
 
 class Bare:
@@ -104,7 +113,7 @@ class Bare:
         if config.compile != "off":
             self.network = cast(nn.Module, torch.compile(self.model, mode=config.compile, dynamic=False))
         generator = random_generator(0, "bench round")
-        positions = batch_positions(len(home.data.train), config.batch_size, CLIENTS * LOCAL_STEPS, generator)
+        positions = batch_positions(len(home.data.train), config.batch_size, harness.STEPS, generator)
         self.batches = torch.from_numpy(positions).to(home.device)
         padding = home.preprocessing.crop_padding
         self.augmentations = draw_augmentations(len(positions), config.batch_size, padding, generator, home.device)
@@ -113,8 +122,8 @@ class Bare:
         """Take the steps."""
         self.model.train()
         fused = True if self.home.device.type == "cpu" else None  # as a client does
-        optimizer = torch.optim.SGD(self.parameters, LEARNING_RATE, self.home.config.momentum, fused=fused)
-        take_steps(self._losses(), optimizer).item()
+        optimizer = torch.optim.SGD(self.parameters, harness.LEARNING_RATE, self.home.config.momentum, fused=fused)
+        harness.take_steps(self._losses(), optimizer).item()
 
     def _losses(self) -> Iterator[Callable[[], Tensor]]:
         images, labels = self.home.data.train.images, self.home.data.train.labels

@@ -1,18 +1,16 @@
 """A run in a process of its own, round by round: for benchmarks whose sides must not share memory."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
-from fl_taskarith.bench.harness import Name, alternate, resident_bytes
+from fl_taskarith.bench.harness import Name, alternate, random_head, resident_bytes, seconds_of
 from fl_taskarith.client.app import app
 from fl_taskarith.config.settings import Config
-from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.server.federated import make_run
 from fl_taskarith.server.run import Run
 from fl_taskarith.storage.processes import worker_pool
@@ -72,28 +70,19 @@ def start(given: Start) -> dict[str, float]:
     home = resident(given.config)
     if given.shards is not None:
         home.shards = given.shards(home)
-    _run = make_run(given.config, home, Logbook(given.config), None, app)
+    run = _run = make_run(given.config, home, Logbook(given.config), None, app)
     row: Row = {"clients": 0, "uplink_bytes": 0, "downlink_bytes": 0, "train_seconds": 0.0}
-    seconds: dict[str, float] = {}
-    if given.ridge:
-        started = time.perf_counter()
-        _run.ridge_statistics(row)
-        seconds["ridge head"] = time.perf_counter() - started
-    head = {name: torch.randn_like(home.pretrained[name]) * 0.05 for name in HEAD_PARAMETERS}
-    _run.model = GlobalModel({name: home.pretrained[name] for name in home.trained_names(1)}, Frozen(head))
-    started = time.perf_counter()
-    _run.distribute(row)
-    seconds["frozen head"] = time.perf_counter() - started
-    return seconds
+    sums = {"ridge head": seconds_of(partial(run.ridge_statistics, row), home.device)} if given.ridge else {}
+    trained = {name: home.pretrained[name] for name in home.trained_names(1)}
+    run.model = GlobalModel(trained, Frozen(random_head(home)))
+    return {**sums, "frozen head": seconds_of(partial(run.distribute, row), home.device)}
 
 
 def train_round() -> float:
     """Return the seconds of the next round of this process's run, from sampling to its row in rounds.csv."""
     assert _run is not None, "start comes first"
     number = len(_run.logbook.rows) + 1
-    started = time.perf_counter()
-    _run.train_rounds(number, number)
-    return time.perf_counter() - started
+    return seconds_of(partial(_run.train_rounds, number, number), _run.home.device)
 
 
 def end() -> tuple[int, Row]:

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from fl_taskarith.bench.harness import CLIENTS, LOCAL_STEPS, Result, measure, medians, round_settings, seconds_of
-from fl_taskarith.bench.round import Bare, Federated, random_head
+from fl_taskarith.bench import harness
+from fl_taskarith.bench.harness import CLIENTS, LOCAL_STEPS, STEPS, Result, measure, medians, round_settings, seconds_of
+from fl_taskarith.bench.round import Bare, federation_of_clients
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.storage.files import scratch_folder
 from fl_taskarith.training.local import AUTOCAST_TYPES, autocast, evaluate, set_trained
@@ -28,11 +29,11 @@ def bench_throughput(options: Namespace) -> Result:
     backward for training, as torch counts them; shares of the peak are of a large product in the same precision.
     """
     home, precision = resident(round_settings(options)), options.precision
-    head, operations, peak = random_head(home), _operations_per_image(home), _peak(home.device, precision)
+    head, operations, peak = harness.random_head(home), _operations_per_image(home), _peak(home.device, precision)
     batch = home.evaluation_batch
     evaluated = home.data.test.take(torch.arange(batch * EVALUATION_BATCHES) % len(home.data.test))
     with scratch_folder() as folder:
-        federated, bare = Federated(home, Frozen(head), folder), Bare(home, head)
+        federated, bare = federation_of_clients(home, Frozen(head), folder), Bare(home, head)
         works: dict[str, Callable[[], object]] = {
             "training, federated": federated,
             "training, bare loop": bare,
@@ -43,7 +44,7 @@ def bench_throughput(options: Namespace) -> Result:
         }
         first = {name: seconds_of(work, home.device) for name, work in works.items()}
         measured = measure(works, options.repeats, home.device)
-    images = {"training": CLIENTS * LOCAL_STEPS * options.batch_size, "evaluation": len(evaluated)}
+    images = {"training": STEPS * options.batch_size, "evaluation": len(evaluated)}
     part_of = {name: name.split(",")[0] for name in works}
     speed = {name: images[part_of[name]] / seconds for name, seconds in medians(measured).items()}
     shares = {name: speed[name] * operations[part_of[name]] / peak for name in works}

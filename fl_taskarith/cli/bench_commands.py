@@ -32,27 +32,25 @@ def add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         parser = names.add_parser(name, help=row.about, description=f"Measure {row.about}.")
         parser.add_argument("--json", action="store_true", help="print the record instead of words")
         parser.add_argument("--results-dir", default="", help="for bench/NAME.json (default: results/ of the checkout)")
-        for option, default in row.defaults.items():
-            first = default[0] if isinstance(default, tuple) else default
-            kind = positive if isinstance(first, int) else type(first)
-            words = {"type": kind, "default": default, **OPTIONS[option]}
+        for option, default in vars(row.with_options()).items():
+            several = isinstance(default, list)
+            first = default[0] if several else default
+            words = {"type": positive if isinstance(first, int) else type(first), **OPTIONS[option]}
             words["help"] += " (default: %(default)s)"
-            if first is not default:
-                words["nargs"] = "+"
-            parser.add_argument(f"--{option.replace('_', '-')}", **words)
+            words |= {"nargs": "+"} if several else {}
+            parser.add_argument(f"--{option.replace('_', '-')}", default=default, **words)
         parser.set_defaults(run=_bench, row=row)
 
 
 def _bench(parsed: argparse.Namespace) -> None:
     row: Benchmark = parsed.row
-    options = row.options(**{option: getattr(parsed, option) for option in row.defaults})
-    bench = getattr(
-        importlib.import_module(f"fl_taskarith.bench.{row.module}"), f"bench_{parsed.name}".replace("-", "_")
-    )
+    options = argparse.Namespace(**{option: getattr(parsed, option) for option in vars(row.with_options())})
+    name = parsed.name.replace("-", "_")
+    bench = getattr(importlib.import_module(f"fl_taskarith.bench.{row.module or name}"), f"bench_{name}")
     from fl_taskarith.storage.paths import results_root
 
     result = bench(options)
     path = result.write(parsed.name, options, results_root(parsed.results_dir) / "bench")
-    told = ", ".join(f"{option.replace('_', ' ')} {value}" for option, value in vars(options).items())
-    print(path.read_text() if parsed.json else "\n".join((told, *result.lines, str(path))))
+    heading = ", ".join(f"{option.replace('_', ' ')} {value}" for option, value in vars(options).items())
+    print(path.read_text() if parsed.json else "\n".join((heading, *result.lines, str(path))))
     print(f"ratio: {result.ratio:.2f}")

@@ -51,7 +51,7 @@ def _add_rules(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Non
 
 
 def run_merge(parsed: argparse.Namespace) -> None:
-    """Merge the models and write the result."""
+    """Merge as the arguments say."""
     from fl_taskarith.merging.merge_rules import merge_rules
     from fl_taskarith.one_shot.benchmark_file import load_one_shot
     from fl_taskarith.one_shot.merge_checks import check_output

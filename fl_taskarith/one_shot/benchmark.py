@@ -19,7 +19,7 @@ from fl_taskarith.merging.merge_rules import scaled_weights
 from fl_taskarith.one_shot.benchmark_file import Cell, OneShot
 from fl_taskarith.one_shot.benchmark_tables import write_tables
 from fl_taskarith.one_shot.cell_results import Record, read_cell, write_cell
-from fl_taskarith.one_shot.finetune import FineTuned, Spread, Training, plan_training
+from fl_taskarith.one_shot.finetune import Spread, Training
 from fl_taskarith.one_shot.scale_search import search_merge
 from fl_taskarith.one_shot.scoring import TaskScore, Workbench, normalised_accuracy
 from fl_taskarith.one_shot.tasks import Task
@@ -28,6 +28,7 @@ from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.processes import worker_pool
 from fl_taskarith.storage.run_folder import environment
 from fl_taskarith.storage.run_log import RUN_LOG, recorded
+from fl_taskarith.training.schedules import step_coefficient_sum
 
 Apply = Callable[..., Iterator[Any]]  # `map`, in this process or in others
 
@@ -61,7 +62,7 @@ def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | N
             write_tables(one_shot, folder)
         print(f"Tables: {folder / 'README.md'}")
     if failures:
-        raise StudyError(f"{len(failures)} cells failed, the others are kept:\n  " + "\n  ".join(failures))
+        raise StudyError(f"{len(failures)} cells failed, all others were run:\n  " + "\n  ".join(failures))
 
 
 @contextmanager
@@ -99,9 +100,9 @@ def run_cell(one_shot: OneShot, cell: Cell) -> Record:
         FlTaskarithError: with the cause.
     """
     bench = Workbench(one_shot, cell.overlap, cell.seed)
-    plans = plan_training(bench.home.config, len(bench.tasks), cell.spread, cell.seed)
-    tuned = bench.fine_tune(plans)
-    vectors, steps = [each.task_vector for each in tuned], [each.step_coefficient_sum for each in tuned]
+    config, plans = bench.home.config, bench.plan(cell.spread)
+    vectors = bench.fine_tune(plans)
+    steps = [step_coefficient_sum(config, plan.local_steps, plan.learning_rate) for plan in plans]
     own, own_test = (bench.own_scores(split, vectors) for split in ("validation", "test"))
     if unusable := [task.name for task, score in zip(bench.tasks, own, strict=True) if not score.accuracy]:
         raise ConfigError(f"The fine-tuned models of {', '.join(unusable)} get nothing right: lower learning-rate.")
@@ -117,22 +118,21 @@ def run_cell(one_shot: OneShot, cell: Cell) -> Record:
             "test_by_task": [each.accuracy for each in test],
         }
     return {
-        "tasks": [_task_record(*each) for each in zip(bench.tasks, plans, tuned, own_test, strict=True)],
+        "tasks": [_task_record(*each) for each in zip(bench.tasks, plans, steps, vectors, own_test, strict=True)],
         "pretrained_test_accuracy": fmean(each.accuracy for each in bench.scores("test", {})),
         "own_test_accuracy": fmean(each.accuracy for each in own_test),
         "mean_cosine": mean_cosine(vectors),
-        "learning_rate": bench.home.config.peak_rate,
+        "learning_rate": config.peak_rate,
         "methods": merges,
     }
 
 
-def _task_record(task: Task, plan: Training, tuned: FineTuned, own: TaskScore) -> Record:
+def _task_record(task: Task, plan: Training, steps: float, vector: Mapping[str, Tensor], own: TaskScore) -> Record:
     return {
         "name": task.name,
         **{f"{split}_examples": len(getattr(task, split)) for split in ("train", "validation", "test")},
         **{"local_steps": plan.local_steps, "learning_rate": plan.learning_rate, "batch_size": plan.batch_size},
-        "step_coefficient_sum": tuned.step_coefficient_sum,
-        "task_vector_norm": task_vector_norm(tuned.task_vector),
+        **{"step_coefficient_sum": steps, "task_vector_norm": task_vector_norm(vector)},
         "own_test_accuracy": own.accuracy,
     }
 
@@ -178,7 +178,7 @@ def _own_accuracy(one_shot: OneShot, overlap: float, spread: Spread) -> float:
     """Return the mean over tasks of the validation accuracy of each task's own model; 0 where one diverges."""
     bench = Workbench(one_shot, overlap, one_shot.seeds[0])
     try:
-        tuned = bench.fine_tune(plan_training(bench.home.config, len(bench.tasks), spread, bench.seed))
+        vectors = bench.fine_tune(bench.plan(spread))
     except Divergence:
         return 0.0
-    return fmean(score.accuracy for score in bench.own_scores("validation", [each.task_vector for each in tuned]))
+    return fmean(score.accuracy for score in bench.own_scores("validation", vectors))

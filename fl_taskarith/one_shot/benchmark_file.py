@@ -117,40 +117,37 @@ def load_one_shot(path: Path, overrides: Mapping[str, Any] | None = None) -> One
 def _one_shot(document: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]) -> OneShot:
     _check_keys(document, KEYS, "benchmark")
     name, seeds = document.get("name"), document.get("seeds")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}", name):
-        raise ConfigError(f"name = {name!r}: expected a plain folder name.")
-    if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
-        raise ConfigError(f"seeds = {seeds!r}: expected a list of whole numbers from 0.")
+    plain = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}", name)
+    _require(plain, f"name = {name!r}: expected a plain folder name.")
+    whole = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
+    _require(whole, f"seeds = {seeds!r}: expected a list of whole numbers from 0.")
     methods, reference = document.get("methods", list(merge_rules())), document.get("reference", "task-arithmetic")
-    if not isinstance(methods, list) or reference not in methods:
-        raise ConfigError(f"methods = {methods!r}, reference = {reference!r}: expected a list, the reference in it.")
+    listed = isinstance(methods, list) and reference in methods
+    _require(listed, f"methods = {methods!r}, reference = {reference!r}: expected a list, the reference in it.")
     for method in methods:
         find_rule(str(method))
-    family, number, shared_head, folders = _tasks(_table(document, "tasks"))
+    tasks = _tasks(_table(document, "tasks"))
     settings = {**_table(document, "settings", {}), **overrides}
     given = {kebab(key) for key in settings}
-    if fixed := sorted(given & (rules().keys() - USED)):
-        raise ConfigError(f"[settings] {', '.join(fixed)}: the benchmark decides that itself; leave it out.")
-    if family == "folders" and (unread := sorted(given & set(SPLITS))):
+    fixed, unread = sorted(given & (rules().keys() - USED)), sorted(given & set(SPLITS))
+    _require(not fixed, f"[settings] {', '.join(fixed)}: the benchmark decides that itself; leave it out.")
+    if tasks["folders"] and unread:
         raise ConfigError(f'[settings] {", ".join(unread)} has no effect under family = "folders": leave it out.')
     one_shot = OneShot(
         title=str(document.get("title", name)),
-        name=name,
+        name=str(name),
         source=path.name if path.is_absolute() else path.as_posix(),
-        seeds=tuple(dict.fromkeys(seeds)),
+        seeds=tuple(dict.fromkeys(document["seeds"])),
         settings=settings,
-        family=family,
-        number=number,
-        shared_head=shared_head,
-        folders=folders,
+        **tasks,
         data={level: _overlap(table, place) for level, place, table in _levels(document, "data")},
         training={level: _spread(table, place) for level, place, table in _levels(document, "training")},
         methods=tuple(methods),
         reference=reference,
         rates=_rates(document, settings),
     )
-    if not one_shot.rates and one_shot.config().learning_rate == AUTO:
-        raise ConfigError("give [settings] a learning-rate, or a [search] that chooses it on validation.")
+    known = one_shot.rates or one_shot.config().learning_rate != AUTO
+    _require(known, "give [settings] a learning-rate, or a [search] that chooses it on validation.")
     for rate in one_shot.rates or [one_shot.config().peak_rate]:
         one_shot.at_rate(rate).config()
     _refuse_idle(one_shot.config(), given)
@@ -171,42 +168,41 @@ def _rates(document: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[fl
         return ()
     table = _table(document, "search")
     _check_keys(table, ("from", "to", "per-decade"), "[search]")
-    if "learning-rate" in settings:
-        raise ConfigError("[settings] learning-rate contradicts [search], which chooses it: leave one out.")
+    contradiction = "[settings] learning-rate contradicts [search], which chooses it: leave one out."
+    _require("learning-rate" not in settings, contradiction)
     try:
         return Search(float(table["from"]), float(table["to"]), table.get("per-decade", 2), (1,), 1, 0).rates
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"[search] needs the numbers from and to, and perhaps per-decade ({error!r}).") from error
 
 
-def _tasks(table: Mapping[str, Any]) -> tuple[str, int, bool, tuple[str, ...]]:
+def _tasks(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of `OneShot` that [tasks] gives."""
     _check_keys(table, TASK_KEYS, "[tasks]")
     for key, value in table.items():
-        if type(value) is not TASK_KEYS[key]:
-            raise ConfigError(f"[tasks] {key} = {value!r}: expected a {TASK_KEYS[key].__name__}.")
+        expected = TASK_KEYS[key]
+        _require(type(value) is expected, f"[tasks] {key} = {value!r}: expected a {expected.__name__}.")
     family, folders = table.get("family", ""), tuple(table.get("folders", ()))
-    if family not in FAMILIES:
-        raise ConfigError(f"[tasks] family = {family!r}: expected one of {', '.join(FAMILIES)}.")
-    if bool(folders) != (family == "folders"):
-        raise ConfigError('[tasks] folders belong to family = "folders", which needs them.')
+    _require(family in FAMILIES, f"[tasks] family = {family!r}: expected one of {', '.join(FAMILIES)}.")
+    in_folders = family == "folders"
+    _require(bool(folders) == in_folders, '[tasks] folders belong to family = "folders", which needs them.')
     number = len(folders) or table.get("number", 0)
-    if number < 2:
-        raise ConfigError(f"[tasks] number = {number}: expected at least 2 tasks.")
+    _require(number >= 2, f"[tasks] number = {number}: expected at least 2 tasks.")
     heads = table.get("heads", "shared" if family in SHARED_HEAD else "own")
-    if heads not in ("shared", "own") or (heads == "shared" and family == "folders"):
-        raise ConfigError(f'[tasks] heads = {heads!r}: expected "shared" or "own" (folders: "own").')
-    return family, number, heads == "shared", folders
+    possible = ("own",) if in_folders else ("shared", "own")
+    _require(heads in possible, f'[tasks] heads = {heads!r}: expected "shared" or "own" (folders: "own").')
+    return {"family": family, "number": number, "shared_head": heads == "shared", "folders": folders}
 
 
 def _levels(document: Mapping[str, Any], kind: str) -> list[tuple[str, str, Mapping[str, Any]]]:
     """Return name, place in the file and table of every level of one heterogeneity."""
     tables = document.get(kind)
-    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError(f"[[{kind}]]: expected at least one level, each with a name.")
-    names = [table.get("name") for table in tables]
-    if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
-        raise ConfigError(f"[[{kind}]] names = {names!r}: expected a different one for each level.")
-    return [(name, f'[[{kind}]] "{name}"', table) for name, table in zip(names, tables, strict=True)]
+    given = isinstance(tables, list) and tables and all(isinstance(table, dict) for table in tables)
+    _require(given, f"[[{kind}]]: expected at least one level, each with a name.")
+    names = [table.get("name") for table in document[kind]]
+    distinct = all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names)
+    _require(distinct, f"[[{kind}]] names = {names!r}: expected a different one for each level.")
+    return [(name, f'[[{kind}]] "{name}"', table) for name, table in zip(names, document[kind], strict=True)]
 
 
 def _overlap(table: Mapping[str, Any], place: str) -> float:
@@ -221,19 +217,23 @@ def _spread(table: Mapping[str, Any], place: str) -> Spread:
     return Spread(*values)
 
 
-def _number(value: object, place: str, low: float, high: float, expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ConfigError(f"{place} = {value!r}: expected {expected}.")
+def _number(value: Any, place: str, low: float, high: float, expected: str) -> float:
+    allowed = type(value) in (int, float) and low <= value <= high
+    _require(allowed, f"{place} = {value!r}: expected {expected}.")
     return float(value)
 
 
 def _table(document: Mapping[str, Any], key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
     table = document.get(key, default)
-    if not isinstance(table, dict):
-        raise ConfigError(f"[{key}]: expected a table.")
-    return table
+    _require(isinstance(table, dict), f"[{key}]: expected a table.")
+    return dict(table or {})
 
 
 def _check_keys(table: Mapping[str, Any], known: Collection[str], place: str) -> None:
-    if unknown := [key for key in table if key not in known]:
-        raise ConfigError(f'{place}: "{unknown[0]}" is not known here; expected {", ".join(known)}.')
+    for key in table:
+        _require(key in known, f'{place}: "{key}" is not known here; expected {", ".join(known)}.')
+
+
+def _require(holds: object, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)

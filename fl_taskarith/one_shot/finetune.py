@@ -18,7 +18,6 @@ from fl_taskarith.models.heads import LinearHead, RidgeSolver, RidgeStatistics, 
 from fl_taskarith.one_shot.tasks import Task
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.training.local import is_single, set_trained, train_locally
-from fl_taskarith.training.schedules import step_coefficient_sum
 from fl_taskarith.training.sparse_sgdm import sgdm
 from fl_taskarith.training.stacked import ClientData, has_dropout, stacked, train_stacked
 from fl_taskarith.workspace.workspace import Resident
@@ -44,14 +43,6 @@ class Training:
     local_steps: int
     learning_rate: float
     batch_size: int
-
-
-@dataclass(frozen=True)
-class FineTuned:
-    """A task's model as its task vector, and ‖a‖₁, the number of plain SGD steps that its training amounts to."""
-
-    task_vector: Weights
-    step_coefficient_sum: float
 
 
 def plan_training(config: Config, number: int, spread: Spread, seed: int) -> list[Training]:
@@ -103,8 +94,8 @@ def _solve(statistics: RidgeStatistics, features: Tensor, labels: Tensor) -> Lin
 
 def fine_tune_all(
     home: Resident, tasks: Sequence[Task], heads: Sequence[LinearHead], plans: Sequence[Training], seed: int
-) -> list[FineTuned]:
-    """Fine-tune a model per task from θ₀, at a constant learning rate, the head frozen.
+) -> list[Weights]:
+    """Fine-tune a model per task from θ₀ at a constant learning rate, the head frozen; return the task vectors.
 
     Under `clients-at-once` above 1 or 0 (all), so many tasks with one head, training and size of batch go together.
 
@@ -117,7 +108,7 @@ def fine_tune_all(
     alike: dict[tuple[int, Training, int], list[int]] = {}
     for index, (task, head, plan) in enumerate(zip(tasks, heads, plans, strict=True)):
         alike.setdefault((id(head), plan, min(plan.batch_size, len(task.train))), []).append(index)
-    tuned: dict[int, FineTuned] = {}
+    tuned: dict[int, Weights] = {}
     for group in (same[first : first + most] for same in alike.values() for first in range(0, len(same), most)):
         tune = partial(_fine_tune, home, heads[group[0]], plans[group[0]], seed)
         try:
@@ -135,8 +126,8 @@ def fine_tune_all(
 
 def _fine_tune(
     home: Resident, head: LinearHead, training: Training, seed: int, tasks: Mapping[int, Task]
-) -> dict[int, FineTuned]:
-    """Fine-tune the tasks, given and returned by their number; several together, one as a client trains."""
+) -> dict[int, Weights]:
+    """Fine-tune the tasks, by their number, several together, one as a client trains; return their task vectors."""
     config, rate = home.config, training.learning_rate
     home.load(home.pretrained)
     home.model.head = _linear(head)
@@ -159,12 +150,11 @@ def _fine_tune(
             precision=config.precision, generator=data[0].generator, **amount,
         )]  # fmt: skip
         ends = [{name: parameter.detach() for name, parameter in parameters.items()}]
-    tuned = {}
-    for (index, task), loss, end in zip(tasks.items(), losses, ends, strict=True):
-        vector = {name: value - home.pretrained[name] for name, value in end.items()}
+    tuned = {index: {name: value - home.pretrained[name] for name, value in end.items()}
+             for index, end in zip(tasks, ends, strict=True)}  # fmt: skip
+    for (index, vector), loss in zip(tuned.items(), losses, strict=True):
         if not (math.isfinite(loss) and all(bool(value.isfinite().all()) for value in vector.values())):
-            raise Divergence(f'Fine-tuning on "{task.name}" diverged at learning-rate {rate:g}.')
-        tuned[index] = FineTuned(vector, step_coefficient_sum(config, training.local_steps, rate))
+            raise Divergence(f'Fine-tuning on "{tasks[index].name}" diverged at learning-rate {rate:g}.')
     return tuned
 
 
@@ -175,5 +165,6 @@ def backbone_names(home: Resident) -> list[str]:
 
 def _linear(head: LinearHead) -> nn.Linear:
     layer = nn.Linear(head.weight.shape[1], head.weight.shape[0])
-    layer.weight, layer.bias = (nn.Parameter(each, requires_grad=False) for each in (head.weight, head.bias))
+    # contiguous, for products with a transposed matrix round otherwise
+    layer.weight, layer.bias = (nn.Parameter(each.contiguous(), False) for each in (head.weight, head.bias))
     return layer

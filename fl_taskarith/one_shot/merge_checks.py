@@ -43,35 +43,22 @@ def is_merged(path: Path) -> bool:
         return False
 
 
-def check_files(base: Path | None, models: Sequence[Path]) -> None:
-    """Check that no two of the models are one file, and none is the base; reads nothing.
-
-    Raises:
-        ConfigError: two are; names them all.
-    """
-    same = [pair for pair in combinations(models, 2) if _ids(pair[0]) and _ids(pair[0]) == _ids(pair[1])]
-    problems = [f"{one} and {other} are one file: leave one of them out." for one, other in same]
-    if base is not None and (own := _ids(base)):
-        problems += [_is_base(path, base) for path in models if _ids(path) == own]
-    _refuse(problems)
-
-
-def check_contents(base: ModelFile | None, models: Sequence[ModelFile]) -> None:
-    """Check that no model is an earlier merge, and no two files hold the same tensors, the base's included.
+def check_models(base: ModelFile | None, models: Sequence[ModelFile]) -> None:
+    """Check that no model is an earlier merge or the base, and no two are one file or hold the same tensors.
 
     Of files with equal names and shapes, tensor after tensor is read only as long as they are equal.
 
     Raises:
         ConfigError: a model should be left out; names all such.
     """
-    problems = [
-        f"{model.path} is the result of an earlier merge: leave it out of the models."
-        for model in models
-        if MERGING in model.metadata
-    ]
+    ids = [_ids(model.path) for model in models]
+    pairs = [(models[a].path, models[b].path) for a, b in combinations(range(len(models)), 2) if ids[a] == ids[b]]
+    _refuse([f"{one} and {other} are one file: leave one of them out." for one, other in pairs])
+    earlier = [model.path for model in models if MERGING in model.metadata]
+    problems = [f"{path} is the result of an earlier merge: leave it out of the models." for path in earlier]
     for same in _equal([*models, *([base] if base is not None else [])]):
         if base is not None and base is same[-1]:
-            problems += [_is_base(file.path, base.path) for file in same[:-1]]
+            problems += [f"{file.path} is the base, {base.path}: leave it out of the models." for file in same[:-1]]
         else:
             names = ", ".join(str(model.path) for model in same)
             problems.append(f"{names} hold the same tensors: leave all but one of them out.")
@@ -100,10 +87,6 @@ def _groups(files: Sequence[ModelFile], key: Callable[[ModelFile], Hashable]) ->
 def _digest(file: ModelFile, name: str) -> Hashable:
     tensor = file[name]
     return tensor.dtype, hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).digest()
-
-
-def _is_base(model: Path, base: Path) -> str:
-    return f"{model} is the base, {base}: leave it out of the models."
 
 
 def _refuse(problems: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fl_taskarith.errors import ConfigError, WeightsError
 from fl_taskarith.merging.merge_rules import find_rule, merge_rules, scaled_weights
-from fl_taskarith.one_shot.merge_checks import MERGING, check_contents, check_files
+from fl_taskarith.one_shot.merge_checks import MERGING, check_models
 from fl_taskarith.one_shot.model_files import LazyTensors, ModelFile, merged_names, task_vector
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.tensor_file import sealed
@@ -55,10 +55,9 @@ def open_sources(base: Path | None, models: Sequence[Path], are_task_vectors: bo
     """
     if are_task_vectors and base is None:
         raise ConfigError("Task vectors are added to a model: give it with --base.")
-    check_files(base, models)
     files = [ModelFile(path) for path in models]
     start = ModelFile(base) if base is not None else files[0]
-    check_contents(start if base is not None else None, files)
+    check_models(start if base is not None else None, files)
     if are_task_vectors:  # they may hold the trained tensors only
         names = [name for name in start if all(name in file for file in files)]
         if unknown := sorted({name for file in files for name in file} - set(names)):

@@ -12,7 +12,7 @@ from fl_taskarith.errors import ConfigError
 from fl_taskarith.merging.merge_rules import scaled_weights
 from fl_taskarith.models.heads import LinearHead
 from fl_taskarith.one_shot.benchmark_file import OneShot
-from fl_taskarith.one_shot.finetune import FineTuned, Training, fine_tune_all, solve_heads
+from fl_taskarith.one_shot.finetune import Spread, Training, fine_tune_all, plan_training, solve_heads
 from fl_taskarith.one_shot.tasks import Task, folder_tasks, make_tasks
 from fl_taskarith.storage.paths import resolve
 from fl_taskarith.workspace.workspace import Resident
@@ -46,8 +46,12 @@ class Workbench:
             self.tasks = folder_tasks(folders, config.input_size, self.home.device, seed)
         self.heads: list[LinearHead] = solve_heads(self.home, self.tasks, one_shot.shared_head)
 
-    def fine_tune(self, plans: Sequence[Training]) -> list[FineTuned]:
-        """Fine-tune a model per task, each as its plan says."""
+    def plan(self, spread: Spread) -> list[Training]:
+        """Plan the training of every task."""
+        return plan_training(self.home.config, len(self.tasks), spread, self.seed)
+
+    def fine_tune(self, plans: Sequence[Training]) -> list[dict[str, Tensor]]:
+        """Fine-tune a model per task as its plan says; return the task vectors, in the model's shapes."""
         return fine_tune_all(self.home, self.tasks, self.heads, plans, self.seed)
 
     def scores(self, split: str, weights: Mapping[str, Tensor]) -> list[TaskScore]:

@@ -1,10 +1,11 @@
-"""Tasks made from the data at hand, with a knob for how unlike each other they are.
+"""Tasks made from the data at hand, more or less unlike each other.
 
 `overlap` is the share of every task's examples that come from what all tasks have in common: for class groups, from all
 classes; for rotations and inversions, untransformed images. At 1 the tasks are iid parts of one data set, at 0 they
 have no class, or no transformation, in common.
 """
 
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from torchvision.transforms.functional import InterpolationMode, rotate
 
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.errors import ConfigError, DataError
-from fl_taskarith.one_shot.superclasses import SUPERCLASSES
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.workspace.workspace import Data
 
@@ -24,6 +24,10 @@ FAMILIES = ("class-groups", "superclasses", "rotations", "inversions", "folders"
 SPLITS = ("train", "validation", "test")
 FOLDER_VALIDATION = 0.1  # share of a folder's training images on which choices are made
 FULL_TURN = 360.0
+
+SUPERCLASSES: dict[str, list[str]] = tomllib.loads(
+    Path(__file__).with_name("superclasses.toml").read_text(encoding="utf-8")
+)
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -33,14 +37,14 @@ class Task:
     """One task: its examples, and what their labels mean."""
 
     name: str
+    classes: tuple[str, ...]
     train: ImageSet
     validation: ImageSet
     test: ImageSet
-    classes: tuple[str, ...]
 
 
 def make_tasks(data: Data, family: str, number: int, overlap: float, seed: int) -> list[Task]:
-    """T tasks of a family from the splits of one data set; a function of (family, T, overlap, seed).
+    """Make T tasks of a family from the splits of one data set; a function of (family, T, overlap, seed).
 
     Training examples have one owner each. Class groups divide validation and test images as well; every rotation or
     inversion is evaluated on all of them.
@@ -54,22 +58,22 @@ def make_tasks(data: Data, family: str, number: int, overlap: float, seed: int) 
     group_of = torch.empty(len(data.dataset.classes), dtype=torch.int64)
     for index, labels in enumerate(groups.values()):
         group_of[torch.tensor(labels)] = index
-    owned = {split: _owners(getattr(data, split).labels.cpu(), group_of, number, overlap, seed, split)
-             for split in SPLITS}  # fmt: skip
-    tasks = []
-    for index, name in enumerate(groups):
-        parts = [getattr(data, split).take((owned[split] == index).nonzero().flatten()) for split in SPLITS]
-        tasks.append(Task(name, parts[0], parts[1], parts[2], data.dataset.classes))
-    return tasks
+    parts: list[list[ImageSet]] = [[] for _ in groups]
+    for split in SPLITS:
+        examples: ImageSet = getattr(data, split)
+        owners = _owners(examples.labels.cpu(), group_of, number, overlap, seed, split)
+        for index, part in enumerate(parts):
+            part.append(examples.take((owners == index).nonzero().flatten()))
+    return [Task(name, data.dataset.classes, *part) for name, part in zip(groups, parts, strict=True)]
 
 
 def folder_tasks(folders: Sequence[Path], size: int, device: torch.device, seed: int) -> list[Task]:
-    """A task per folder, which holds train/CLASS/* and test/CLASS/* (torchvision's ImageFolder), images at `size` px.
+    """Make a task per folder, which holds train/CLASS/* and test/CLASS/* (torchvision's ImageFolder), at `size` px.
 
     The shorter side is resized to `size` and the centre kept. A tenth of the training images are for validation.
 
     Raises:
-        DataError: a folder is not so.
+        DataError: a folder lacks them, or both have not the same classes.
     """
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
@@ -87,8 +91,8 @@ def folder_tasks(folders: Sequence[Path], size: int, device: torch.device, seed:
         order = random_generator(seed, f"folder validation {folder.name}").permutation(len(examples))
         held_out = torch.from_numpy(np.sort(order[: max(1, round(FOLDER_VALIDATION * len(order)))]))
         rest = torch.from_numpy(np.sort(order[len(held_out) :]))
-        parts = [part.to(device) for part in (examples.take(rest), examples.take(held_out), _read(test))]
-        tasks.append(Task(folder.name, parts[0], parts[1], parts[2], tuple(train.classes)))
+        parts = (part.to(device) for part in (examples.take(rest), examples.take(held_out), _read(test)))
+        tasks.append(Task(folder.name, tuple(train.classes), *parts))
     return tasks
 
 
@@ -98,7 +102,7 @@ def _read(folder: Sequence[tuple[Tensor, int]]) -> ImageSet:
 
 
 def _class_groups(data: Data, number: int, seed: int) -> dict[str, list[int]]:
-    """All classes, in random order, in T groups of equal size ±1."""
+    """Return the labels of all classes, in random order, in T groups of equal size ±1, by the group's name."""
     classes = data.dataset.classes
     if not 2 <= number <= len(classes):
         raise ConfigError(f"{number} tasks from {len(classes)} classes: expected 2 to {len(classes)}.")
@@ -117,7 +121,7 @@ def _superclass_groups(data: Data, number: int) -> dict[str, list[int]]:
 
 
 def _owners(labels: Tensor, group_of: Tensor, number: int, overlap: float, seed: int, split: str) -> Tensor:
-    """Which task owns each example: by its class's group, or for a share `overlap` of every class dealt out evenly."""
+    """Return the task of each example, int64 [n]: its class's group, or evenly for a share `overlap` of every class."""
     generator = random_generator(seed, f"task overlap {split}")
     owners = group_of[labels]
     for label in labels.unique().tolist():
@@ -129,7 +133,7 @@ def _owners(labels: Tensor, group_of: Tensor, number: int, overlap: float, seed:
 
 
 def _transforms(family: str, number: int) -> dict[str, Transform]:
-    """T rotations by equal parts of a full turn; or quarter turns, each also with inverted brightness, T up to 8."""
+    """Return T rotations by equal parts of a full turn; or quarter turns and their inversions in brightness, T <= 8."""
     if family == "rotations":
         if number < 2:
             raise ConfigError(f"number = {number}: expected at least 2 rotations.")
@@ -151,9 +155,8 @@ def _rotation(angle: float) -> Transform:
 
 
 def _transformed(data: Data, transforms: dict[str, Transform], overlap: float, seed: int) -> list[Task]:
-    labels = data.train.labels.cpu()
-    owners = _owners(labels, torch.zeros(len(data.dataset.classes), dtype=torch.int64), len(transforms), 1.0, seed,
-                     "train")  # fmt: skip
+    no_group = torch.zeros(len(data.dataset.classes), dtype=torch.int64)
+    owners = _owners(data.train.labels.cpu(), no_group, len(transforms), 1.0, seed, "train")
     tasks = []
     for index, (name, transform) in enumerate(transforms.items()):
         parts = []
@@ -166,5 +169,5 @@ def _transformed(data: Data, transforms: dict[str, Transform], overlap: float, s
             images = transform(examples.images)
             images[plain.to(images.device)] = examples.images[plain.to(images.device)]
             parts.append(ImageSet(images, examples.labels))
-        tasks.append(Task(name, parts[0], parts[1], parts[2], data.dataset.classes))
+        tasks.append(Task(name, data.dataset.classes, *parts))
     return tasks

@@ -17,6 +17,7 @@ from fl_taskarith.bench import round as bench_round
 from fl_taskarith.bench.harness import peak_bytes
 from fl_taskarith.cli.command import main
 from fl_taskarith.data import datasets
+from fl_taskarith.engine.records import to_tensors
 from fl_taskarith.engine.sequential import SequentialGrid
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.training.sparse_sgdm import SparseSGDM
@@ -41,7 +42,7 @@ def test_the_fisher_bench_refuses_to_compare_different_work(monkeypatch: pytest.
     loop = fisher.Scorer.loop
     monkeypatch.setattr(fisher.Scorer, "loop", lambda each: {name: 1.01 * value for name, value in loop(each).items()})
     with pytest.raises(RuntimeError, match="differ by a share"):
-        fisher.bench_fisher(BENCHMARKS["fisher"].options(model="vit_glyph", input_size=16, examples=2, repeats=1))
+        fisher.bench_fisher(BENCHMARKS["fisher"].with_options(model="vit_glyph", input_size=16, examples=2, repeats=1))
 
 
 def test_a_process_does_not_count_its_parents_memory_as_its_own_peak() -> None:
@@ -54,10 +55,11 @@ def test_a_process_does_not_count_its_parents_memory_as_its_own_peak() -> None:
 def test_the_engine_benchs_clients_send_the_weights_back(quick_config: Config) -> None:
     config = dataclasses.replace(quick_config, num_clients=3, participation=1.0, sharding="iid")
     weights = {"a": torch.randn(4, 3), "b": torch.randn(5)}
-    rounds = engine.RoundsOnGrid(SequentialGrid(engine.app, 3), config, weights, torch.device("cpu"))
-    rounds()
-    assert rounds.result.keys() == weights.keys()
-    assert all(torch.allclose(rounds.result[name], 2**engine.ROUNDS * value) for name, value in weights.items())
+    federation = bench_round.Federation(SequentialGrid(engine.app, 3), config, weights, engine.ROUNDS)
+    federation()
+    result = to_tensors(federation.arrays, torch.device("cpu"))
+    assert result.keys() == weights.keys()
+    assert all(torch.allclose(result[name], 2**engine.ROUNDS * value) for name, value in weights.items())
 
 
 @pytest.mark.slow
@@ -129,7 +131,7 @@ def test_drawn_shards_are_a_function_of_the_client() -> None:
 
 def test_a_round_of_the_scale_bench_is_one_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "SYNTHETIC_SIZES", {"train": 600, "test": 100})
-    options = BENCHMARKS["scale"].options(device="cpu")
+    options = BENCHMARKS["scale"].with_options(device="cpu")
     parts = [run_process.start(dataclasses.replace(scale.run_start(options, clients, tmp_path), ridge=asked))
              for clients, asked in ((20, True), (700, False))]  # fmt: skip
     assert [sorted(each) for each in parts] == [["frozen head", "ridge head"], ["frozen head"]]
@@ -199,7 +201,7 @@ def test_the_long_run_bench_compares_its_last_rounds_with_its_first(
 
 def test_a_long_run_is_timed_round_by_round(tmp_path: Path) -> None:
     seconds, memory = long_run.times_and_memory(
-        long_run.digits_settings(BENCHMARKS["long-run"].options(rounds=3, device="cpu"), tmp_path)
+        long_run.digits_settings(BENCHMARKS["long-run"].with_options(rounds=3, device="cpu"), tmp_path)
     )
     assert len(seconds) == len(memory) == 3
     assert min(seconds) > 0 < min(memory)

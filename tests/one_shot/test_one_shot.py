@@ -34,8 +34,7 @@ from fl_taskarith.one_shot.benchmark_file import OneShot, load_one_shot
 from fl_taskarith.one_shot.finetune import Spread, plan_training
 from fl_taskarith.one_shot.scale_search import search_merge
 from fl_taskarith.one_shot.scoring import TaskScore, Workbench, normalised_accuracy
-from fl_taskarith.one_shot.superclasses import SUPERCLASSES
-from fl_taskarith.one_shot.tasks import SPLITS, folder_tasks, make_tasks
+from fl_taskarith.one_shot.tasks import SPLITS, SUPERCLASSES, folder_tasks, make_tasks
 from fl_taskarith.server.federated import run_federation
 from fl_taskarith.workspace.workspace import Data, resident
 
@@ -388,7 +387,7 @@ def test_a_wrong_benchmark_file_is_named(tmp_path: Path, old: str, new: str, exp
 
 def task_vectors(one_shot: OneShot) -> list[dict[str, torch.Tensor]]:
     bench = Workbench(one_shot, 0.0, 0)
-    return [each.task_vector for each in bench.fine_tune(plan_training(bench.home.config, 2, Spread(), 0))]
+    return bench.fine_tune(bench.plan(Spread()))
 
 
 @pytest.mark.parametrize("at_once", [0, 2])
@@ -432,13 +431,13 @@ def test_files_are_merged_at_what_validation_chooses(
 ) -> None:
     bench = Workbench(tiny, 0.0, 0)
     home, tasks, heads = bench.home, bench.tasks, bench.heads
-    plan = plan_training(home.config, 2, Spread(), 0)[0]
+    plan = bench.plan(Spread())[0]
     base = {name: value.detach().clone() for name, value in home.model.state_dict().items()}
     paths = [tmp_path / f"{name}.safetensors" for name in ("base", "first", "second")]
     safetensors.torch.save_file(base, paths[0])
     both = bench.fine_tune([plan, plan])
     for index, (tuned, path) in enumerate(zip(both, paths[1:], strict=True)):
-        model = base | scaled_weights(home.pretrained, tuned.task_vector, 1.0)
+        model = base | scaled_weights(home.pretrained, tuned, 1.0)
         head = {"head.weight": heads[index].weight, "head.bias": heads[index].bias}
         safetensors.torch.save_file({name: value.contiguous() for name, value in (model | head).items()}, path)
     output, words = tmp_path / "merged.safetensors", ["merge", "--base", str(paths[0]), *map(str, paths[1:])]
