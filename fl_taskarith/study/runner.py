@@ -1,13 +1,14 @@
-"""Runs studies: for every arm its search, then its seeds. What is done stays done; what stopped half-way goes on."""
+"""Runs studies: for every arm its search, then its seeds. Finished runs are not repeated; interrupted ones resume."""
 
 import multiprocessing
 import time
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import FlTaskarithError, StudyError
@@ -57,14 +58,14 @@ def run_studies(studies: Sequence[Study], root: Path, jobs: int = 1, budget: flo
 
 
 def run_what_is_left(everything: Sequence[StudyResults], jobs: int = 1, budget: float | None = None) -> None:
-    """The runs of `run_studies`, without tables."""
+    """Run what is left of the studies as `run_studies` does, without tables."""
     deadline = None if budget is None else time.time() + budget
     schedule = _Schedule([(results, arm) for results in everything for arm in results.study.in_turn])
     with Monitor(everything, jobs) as monitor:
         for results in everything:
             monitor.say(f"{results.study.title}: {results.folder}")
-        with _workers(jobs) as submit:
-            cut = _work(schedule, submit, jobs, deadline, monitor)
+        with _workers(jobs) as executor:
+            cut = _work(schedule, executor, jobs, deadline, monitor)
         if cut:
             monitor.say("The budget is spent. The same command goes on from here. What is left:")
             for results in everything:
@@ -75,14 +76,15 @@ def run_what_is_left(everything: Sequence[StudyResults], jobs: int = 1, budget: 
             raise StudyError(f"{len(schedule.failures)} failed, the others are kept:\n  {failures}")
 
 
-def _work(schedule: "_Schedule", submit: "_Submit", jobs: int, deadline: float | None, monitor: Monitor) -> bool:
-    """Keep `jobs` runs going until none is left; whether the deadline ended that."""
+def _work(schedule: "_Schedule", executor: Executor, jobs: int, deadline: float | None, monitor: Monitor) -> bool:
+    """Keep `jobs` runs going until none is left; return whether the deadline ended that."""
+    run = run_once if isinstance(executor, Here) else _run_in_worker
     running: dict[Future[Outcome], Task] = {}
     while True:
         late = deadline is not None and time.time() >= deadline
         while len(running) < jobs and not late and (task := schedule.next_task()) is not None:
             monitor.begins(task.arm, task.run)
-            running[submit(task.run, deadline)] = task
+            running[executor.submit(run, task.run, deadline)] = task
         if not running:
             return schedule.next_task() is not None or schedule.cut
         done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -103,7 +105,7 @@ class _OpenArm:
 
 
 class _Schedule:
-    """Which run comes next: the first, in the order of studies and arms, that no other depends on and nobody runs."""
+    """Chooses the next run: the first, in the order of studies and arms, that waits for no other and is not running."""
 
     def __init__(self, arms: Sequence[tuple[StudyResults, Arm]]) -> None:
         self.failures: list[str] = []
@@ -113,7 +115,7 @@ class _Schedule:
         self._open = [_OpenArm(arm.title, [], _batches(results, arm, self._outcomes)) for results, arm in arms]
 
     def next_task(self) -> Task | None:
-        """A run to start now; None while all that is known is done or running."""
+        """Return a run to start now; None while all that are known are done or running."""
         for arm in list(self._open):
             self._advance(arm)
             for task in arm.tasks if arm in self._open else ():
@@ -153,7 +155,7 @@ class _Schedule:
 
 
 def _batches(results: StudyResults, arm: Arm, outcomes: dict[Path, Outcome]) -> Generator[list[Task], None, list[str]]:
-    """Runs of an arm that can go on side by side: its search rung by rung, then its seeds. Returns lines of failures.
+    """Yield runs of an arm that can run side by side: its search rung by rung, then its seeds; return the failures.
 
     Raises:
         StudyError: a run of the search failed, or all of them diverged.
@@ -179,29 +181,25 @@ def _batches(results: StudyResults, arm: Arm, outcomes: dict[Path, Outcome]) -> 
     ]
 
 
-class _Submit:
-    """Called with a run and a deadline: starts it, here or in another process."""
+class Here(Executor):
+    """An executor that runs what is submitted in this process, before `submit` returns."""
 
-    def __init__(self, executor: ProcessPoolExecutor | None) -> None:
-        self._executor = executor
-
-    def __call__(self, run: Config, deadline: float | None) -> Future[Outcome]:
-        if self._executor is not None:
-            return self._executor.submit(_run_in_worker, run, deadline)
-        future: Future[Outcome] = Future()
-        future.set_result(run_once(run, deadline))
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """Call the function; its errors are raised here."""
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments, **named))
         return future
 
 
 @contextmanager
-def _workers(jobs: int) -> Iterator[_Submit]:
-    """This process for one job, else as many others, which keep data and models from one run to the next."""
+def _workers(jobs: int) -> Iterator[Executor]:
+    """Yield this process for one job, else as many others, which keep data and models from one run to the next."""
     if jobs == 1:
-        yield _Submit(None)
+        yield Here()
         return
     executor = worker_pool(jobs)
     try:
-        yield _Submit(executor)
+        yield executor
     except KeyboardInterrupt:  # which this process alone may have heard of
         print("Waiting for the rounds under way, which are saved first.", flush=True)
         for worker in multiprocessing.active_children():
@@ -217,7 +215,7 @@ def _workers(jobs: int) -> Iterator[_Submit]:
 
 
 def _run_in_worker(run: Config, deadline: float | None) -> Outcome:
-    """A signal ends the run after its round, and not the process: it would take the pool's others with it."""
+    """Run in a worker, where a signal ends the run after its round and not the process, nor the pool with it."""
     with ending_until_idle():
         try:
             return run_once(run, deadline)
