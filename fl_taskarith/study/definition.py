@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fl_taskarith.config import settings as configuration
@@ -136,9 +136,7 @@ class Study:
             settings["num-rounds"] = rounds
         config, _ = with_known_rate(on_this_machine(configuration.from_mapping(settings)))
         name = f"{run_name(config)}-lr{config.peak_rate:g}-r{config.num_rounds}"
-        return configuration.from_mapping(
-            config.to_run_config() | {"run-name": name.replace("+", ""), "results-dir": str(runs)}
-        )
+        return replace(config, run_name=name.replace("+", ""), results_dir=str(runs))
 
     def _corners(self, arm: Arm) -> list[tuple[int, float | None, int | None]]:
         """Return (seed, rate, rounds) of runs that show whether every run of `arm` has a valid configuration."""

@@ -152,9 +152,12 @@ def test_the_time_left_is_that_of_the_images_at_the_measured_speed(
         study_of("images-per-second = 2\n" + STUDY, tmp_path)
 
 
-def test_a_summary_fits_on_a_screen_however_many_arms_there_are(tmp_path: Path) -> None:
+def test_a_summary_fits_on_a_screen_however_many_arms_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "speed_of", lambda run, seconds: Speed(training=2.0, evaluation=1e9))
     arms = "".join(f'[[arm]]\nname = "arm {n}"\nsettings = {{ learning-rate = {n}.5 }}\n' for n in range(3))
-    groups = "".join(f'[[group]]\nname = "group {n}"\nsettings = {{ batch-size = {n + 1} }}\n' for n in range(40))
+    groups = "".join(f'[[group]]\nname = "group {n}"\nsettings = {{ batch-size = {n + 1} }}\n' for n in range(33))
     lines = list(list_study(StudyResults(study_of(STUDY + groups + arms, tmp_path), tmp_path)))
     assert len(lines) <= 40
     assert lines[2].split()[:3] == ["group", "0", "5"], "two arms of the study and three more"
