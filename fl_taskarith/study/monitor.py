@@ -15,7 +15,8 @@ from fl_taskarith.errors import FlTaskarithError
 from fl_taskarith.server.speed import duration
 from fl_taskarith.storage.run_log import RunLog
 from fl_taskarith.study.definition import Arm
-from fl_taskarith.study.listing import Plan, last_round, measure, plan_of, runs_left, seconds_left
+from fl_taskarith.study.listing import last_round, measure, runs_left, seconds_left
+from fl_taskarith.study.plan import Plan, plan_of
 from fl_taskarith.study.results import StudyResults, run_folder
 
 STUDY_LOG = "study.log"  # in a study's folder

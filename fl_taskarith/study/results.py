@@ -92,17 +92,23 @@ class StudyResults:
         self.runs = root / study.name.partition("/")[0] / "runs"
         self._results_dir = Path(portable(self.runs))  # so that the records of runs may move with the checkout
         self._settled: dict[str, Outcome] = {}
+        self._runs: dict[tuple[str, float, int | None, int], Config] = {}
 
     def final_runs(self, arm: Arm, choice: Choice) -> list[Config]:
         """Return the runs that are reported, one per seed."""
-        return [self.study.config(arm, choice.rate, None, seed, self._results_dir) for seed in self.study.seeds]
+        return [self._run(arm, choice.rate, None, seed) for seed in self.study.seeds]
 
     def trial_run(self, arm: Arm, trial: Trial) -> Config:
         """Return the run behind one trial of the search of `arm`."""
         search = self.study.search
         assert search is not None
-        rate, rounds = trial
-        return self.study.config(arm, rate, rounds, search.seed, self._results_dir)
+        return self._run(arm, *trial, search.seed)
+
+    def _run(self, arm: Arm, rate: float, rounds: int | None, seed: int) -> Config:
+        key = (arm.title, rate, rounds, seed)
+        if key not in self._runs:
+            self._runs[key] = self.study.config(arm, rate, rounds, seed, self._results_dir)
+        return self._runs[key]
 
     def outcome(self, run: Config) -> Outcome:
         """Return how far a run is; a settled run is read once.

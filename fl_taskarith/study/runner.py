@@ -2,11 +2,11 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.listing import list_study
 from fl_taskarith.study.monitor import Monitor
 from fl_taskarith.study.one_run import describe_run, run_once
+from fl_taskarith.study.plan import Plan, plan_of
 from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect, run_folder
-from fl_taskarith.study.search import open_trials
 from fl_taskarith.study.tables import write_tables
 
 
@@ -95,90 +95,60 @@ def _work(schedule: "_Schedule", executor: Executor, jobs: int, deadline: float 
             monitor.say(describe_run(task.arm, task.run, outcome, reported=task.reported))
 
 
-@dataclass
-class _OpenArm:
-    """An arm that is not finished: the tasks it waits for, and how it finds the next ones."""
-
-    title: str
-    tasks: list[Task]
-    following: Iterator[list[Task]] = field(repr=False)
-
-
 class _Schedule:
     """Chooses the next run: the first, in the order of studies and arms, that waits for no other and is not running."""
 
     def __init__(self, arms: Sequence[tuple[StudyResults, Arm]]) -> None:
         self.failures: list[str] = []
         self.cut = False  # whether a run was stopped before its end
-        self._outcomes: dict[Path, Outcome] = {}
+        self._open = list(arms)
         self._taken: set[Path] = set()
-        self._open = [_OpenArm(arm.title, [], _batches(results, arm, self._outcomes)) for results, arm in arms]
+        self._outcomes: dict[Path, Outcome] = {}  # of the runs that ended in this command
 
     def next_task(self) -> Task | None:
         """Return a run to start now; None while all that are known are done or running."""
-        for arm in list(self._open):
-            self._advance(arm)
-            for task in arm.tasks if arm in self._open else ():
+        for place in list(self._open):
+            results, arm = place
+            try:
+                plan = plan_of(results, arm)
+            except FlTaskarithError as error:
+                self._close(place, [f"{arm.title}: {error}"])
+                continue
+            tasks = [Task(arm, run, reported) for run, _, reported in plan.known]
+            outcomes = [
+                self._outcomes.get(task.folder, each) for task, (_, each, _) in zip(tasks, plan.known, strict=True)
+            ]
+            waiting = [task for task, outcome in zip(tasks, outcomes, strict=True)
+                       if outcome.state not in SETTLED and task.folder not in self._outcomes]  # fmt: skip
+            for task in waiting:
                 if task.folder not in self._taken:
                     self._taken.add(task.folder)
                     return task
+            if not waiting:
+                self._go_on(place, plan, list(zip(tasks, outcomes, strict=True)))
         return None
 
     def settle(self, task: Task, outcome: Outcome) -> None:
         """Note how a run that was handed out ended."""
         self._outcomes[task.folder] = outcome
 
-    def _advance(self, arm: _OpenArm) -> None:
-        """Go on to the arm's next tasks while those it waits for are settled; it leaves the schedule at its end."""
-        try:
-            # Every task is looked at, or one that is done would be handed out while one before it is open.
-            while all([self._is_settled(task) for task in arm.tasks]):
-                if any(self._outcomes[task.folder].state is State.UNFINISHED for task in arm.tasks):
-                    self._open.remove(arm)  # its time was up: what needs it is left for the next command
-                    self.cut = True
-                    return
-                arm.tasks = next(arm.following)
-        except StopIteration as ended:
-            self._open.remove(arm)
-            self.failures += ended.value or []
-        except FlTaskarithError as error:
-            self._open.remove(arm)
-            self.failures.append(f"{arm.title}: {error}")
+    def _go_on(self, place: tuple[StudyResults, Arm], plan: Plan, ended: Sequence[tuple[Task, Outcome]]) -> None:
+        """Close an arm, all known runs of which ended; but let it wait where it takes the rate of another arm."""
+        title = plan.arm.title
+        stopped = [f"{title}: the search stopped at learning-rate = {task.run.peak_rate:g}: {outcome.cause}"
+                   for task, outcome in ended if not task.reported and outcome.state not in SETTLED]  # fmt: skip
+        if any(outcome.state is State.UNFINISHED for _, outcome in ended):  # what needs it is left for the next command
+            self.cut = True
+            self._close(place, [])
+        elif stopped or plan.problem:
+            self._close(place, stopped[:1] or [f"{title}: {plan.problem}"])
+        elif not plan.later:
+            self._close(place, [f"{title}, seed {task.run.seed}: {outcome.cause}" for task, outcome in ended
+                                if task.reported and outcome.state is not State.DONE])  # fmt: skip
 
-    def _is_settled(self, task: Task) -> bool:
-        if task.folder not in self._outcomes and task.folder not in self._taken:
-            outcome = inspect(task.run)
-            if outcome.state in SETTLED:
-                self._outcomes[task.folder] = outcome
-                self._taken.add(task.folder)
-        return task.folder in self._outcomes
-
-
-def _batches(results: StudyResults, arm: Arm, outcomes: dict[Path, Outcome]) -> Generator[list[Task], None, list[str]]:
-    """Yield runs of an arm that can run side by side: its search rung by rung, then its seeds; return the failures.
-
-    Raises:
-        StudyError: a run of the search failed, or all of them diverged.
-    """
-    study = results.study
-    source = study.rate_arm(arm)
-    search = study.searched(source)
-    while search is not None and (trials := open_trials(search, results.scores(source))):
-        tasks = [Task(source, results.trial_run(source, trial), reported=False) for trial in trials]
-        yield tasks
-        for task in tasks:
-            if outcomes[task.folder].state not in SETTLED:
-                cause = outcomes[task.folder].cause
-                raise StudyError(f"the search stopped at learning-rate = {task.run.peak_rate:g}: {cause}")
-    choice = results.choice(arm)
-    assert choice is not None
-    tasks = [Task(arm, run, reported=True) for run in results.final_runs(arm, choice)]
-    yield tasks
-    return [
-        f"{arm.title}, seed {task.run.seed}: {outcomes[task.folder].cause}"
-        for task in tasks
-        if outcomes[task.folder].state is not State.DONE
-    ]
+    def _close(self, place: tuple[StudyResults, Arm], failures: Sequence[str]) -> None:
+        self._open.remove(place)
+        self.failures += failures
 
 
 class Here(Executor):
