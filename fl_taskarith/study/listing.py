@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fl_taskarith.config.settings import Config
-from fl_taskarith.server.speed import SPEED_KEYS, Speed, device_line, duration, speed_of, work_of
+from fl_taskarith.server.speed import SPEED_KEYS, Speed, device_line, speed_of, work_of
+from fl_taskarith.storage.progress import duration
 from fl_taskarith.study.one_run import describe_run
 from fl_taskarith.study.plan import Plan, plan_of
 from fl_taskarith.study.results import State, StudyResults, run_folder

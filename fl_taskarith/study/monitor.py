@@ -12,7 +12,7 @@ from typing import Self
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import FlTaskarithError
-from fl_taskarith.server.speed import duration
+from fl_taskarith.storage.progress import duration
 from fl_taskarith.storage.run_log import RunLog
 from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.listing import last_round, measure, runs_left, seconds_left
