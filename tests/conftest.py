@@ -169,6 +169,7 @@ def no_table_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """Tables without their figures, but in tests marked `figures`."""
     if "figures" not in request.keywords:
         monkeypatch.setattr("fl_taskarith.study.tables.plot_arms", lambda rows, title, output: [])
+        monkeypatch.setattr("fl_taskarith.study.tables._figures", lambda *_: [])
 
 
 @pytest.fixture(autouse=True)

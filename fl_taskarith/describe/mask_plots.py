@@ -1,4 +1,4 @@
-"""The anatomy of a mask as a figure: which layers and which kinds of tensor it lets be updated."""
+"""Draws which layers and which kinds of tensor a mask lets be updated."""
 
 from pathlib import Path
 from textwrap import fill
@@ -21,7 +21,7 @@ DECADES = 1.5  # from here on between the smallest and the largest density, the 
 
 
 def plot_anatomy(described: DescribedMask, output: Path) -> list[Path]:
-    """Density by layer and kind as a heat map, and by kind below it; writes output.png and output.pdf.
+    """Draw density by layer and kind as a heat map, and by kind below it; writes output.png and output.pdf.
 
     Hatched: the layer has no such tensor. White: it has, and nothing of it is updated. The scale is logarithmic where
     densities span decades, with points in place of bars.
@@ -52,7 +52,7 @@ def plot_anatomy(described: DescribedMask, output: Path) -> list[Path]:
 
 
 def _limits(percents: np.ndarray) -> Limits:
-    """Of the colours: 0 to the largest, or from the smallest that is not zero if the scale is to be logarithmic."""
+    """Return the ends of the colours: 0, or the smallest positive one on a logarithmic scale, and the largest."""
     positive = percents[percents > 0]
     largest = positive.max(initial=1e-9)
     smallest = positive.min(initial=largest)
@@ -112,7 +112,7 @@ def _draw_bars(axes: Axes, bars: list[float], kinds: list[str], whole: float, li
 
 
 def _short(percent: float) -> str:
-    """Three significant digits; what is not 0 or 100 never reads as such."""
+    """Return three significant digits; only 0 reads as 0, and only 100 as 100."""
     if not percent or percent == 100:
         return f"{percent:.0f}"
     return "<0.01" if percent < 0.01 else ">99.9" if percent >= 99.95 else f"{percent:#.3g}"

@@ -1,4 +1,4 @@
-"""What is known of a mask, as JSON values and as text for a terminal."""
+"""Describes a mask as JSON values and as text for a terminal."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ CELL = 9  # characters of a column
 
 @dataclass(frozen=True)
 class DescribedMask:
-    """A mask, the model it is for, and the facts of its making (`calibrate.mask_facts`), as its file holds them."""
+    """A mask, the model it is for, and how it was made, as its file holds them."""
 
     mask: Mask
     model: str
@@ -31,7 +31,7 @@ class DescribedMask:
 
 
 def read_mask(path: Path) -> DescribedMask:
-    """The mask in a file that a run or `fl-taskarith mask` wrote.
+    """Read the mask in a file that a run or `fl-taskarith mask` wrote.
 
     Raises:
         CheckpointError: missing, damaged, or another kind of file.
@@ -43,15 +43,15 @@ def read_mask(path: Path) -> DescribedMask:
             raise ValueError("a table of facts was expected")
     except ValueError as error:
         raise CheckpointError(
-            f"The description of the mask in {path} is damaged ({error}). Make the mask anew."
+            f"The description of the mask in {path} is damaged ({error}). Make the mask again."
         ) from error
     if not mask.size:
-        raise CheckpointError(f"{path} holds a mask of no tensors at all. Make the mask anew.")
+        raise CheckpointError(f"{path} holds a mask of no tensors at all. Make the mask again.")
     return DescribedMask(mask, metadata.get("model", "unknown model"), facts)
 
 
 def summarise(described: DescribedMask) -> dict[str, Any]:
-    """The facts, and densities by layer, by kind of tensor and by both (JSON values)."""
+    """Return how the mask was made, and densities by layer, by kind of tensor and by both (JSON values)."""
     mask = described.mask
     both: dict[str, dict[str, float]] = {}
     for (layer, kind), part in parts(mask).items():
@@ -70,12 +70,12 @@ def summarise(described: DescribedMask) -> dict[str, Any]:
 
 
 def anatomy_table(described: DescribedMask) -> str:
-    """Lines for a terminal: the share of updated weights in %, by layer (rows) and kind of tensor (columns)."""
-    mask, found = described.mask, parts(described.mask)
+    """Return lines for a terminal: the share of updated weights in %, by layer (rows) and kind of tensor (columns)."""
+    mask, cells = described.mask, parts(described.mask)
     by_layer, by_kind = density_by_layer(mask), density_by_kind(mask)
     kinds = [kind for kind in KINDS if kind in by_kind]
     whole = Part(mask.updated, mask.size)
-    rows = [(layer, [found.get((layer, kind)) for kind in kinds] + [part]) for layer, part in by_layer.items()]
+    rows = [(layer, [cells.get((layer, kind)) for kind in kinds] + [part]) for layer, part in by_layer.items()]
     rows.append(("all", [*by_kind.values(), whole]))
     lines = [
         f"{described.title}: {mask.updated:,} of {mask.size:,} maskable weights are updated",
@@ -83,12 +83,17 @@ def anatomy_table(described: DescribedMask) -> str:
         "",
         "% updated".ljust(CELL + 2) + "".join(name.rjust(CELL) for name in [*kinds, "all"]),
     ]
-    lines += [name.ljust(CELL + 2) + "".join(_percent(part).rjust(CELL) for part in cells) for name, cells in rows]
+    lines += [name.ljust(CELL + 2) + "".join(_percent(part).rjust(CELL) for part in row) for name, row in rows]
     return "\n".join(lines)
 
 
 def overlap_table(names: Sequence[str], matrix: Sequence[Sequence[float]], by_chance: Sequence[Sequence[float]]) -> str:
-    """Lines for a terminal: the Jaccard overlap of numbered masks above, and what chance would give below it."""
+    """Return lines for a terminal: the Jaccard overlap of numbered masks, and below it what chance would give.
+
+    Args:
+        names: of n masks.
+        matrix, by_chance: n lists of n overlaps in [0, 1].
+    """
     numbers = [f"({number})" for number in range(1, len(names) + 1)]
     lines = [f"{number} {name}" for number, name in zip(numbers, names, strict=True)]
     for title, values in (("Jaccard", matrix), ("by chance", by_chance)):
@@ -99,7 +104,7 @@ def overlap_table(names: Sequence[str], matrix: Sequence[Sequence[float]], by_ch
 
 
 def _percent(part: Part | None) -> str:
-    """Two decimals; what is not zero never reads as zero, and what is not all never reads as all."""
+    """Return two decimals; only zero reads as zero, and only all reads as all."""
     if part is None:
         return "-"
     text = f"{100 * part.density:.2f}"

@@ -1,4 +1,4 @@
-"""The mask that a run would use, without the run; and masks from files, side by side."""
+"""Makes the mask that a run would use, without the run; and describes masks in files, side by side."""
 
 import dataclasses
 import json
@@ -126,7 +126,7 @@ def compare_masks(files: Sequence[Path], output: Path | None = None, overwrite: 
 
 
 def _of_clients(home: Resident, head: Weights, mask: Mask, clients: int) -> dict[str, Any]:
-    """Masks of the first clients, each from its own shard: their overlap with one another and with `mask`."""
+    """Make masks of the first clients from their own shards; report their overlap with one another and with `mask`."""
     started = time.perf_counter()
     masks = []
     for partition in range(clients):
@@ -143,23 +143,18 @@ def _of_clients(home: Resident, head: Weights, mask: Mask, clients: int) -> dict
         "pairwise": None,
         "seconds": time.perf_counter() - started,
     }
-    lines = [f"\nJaccard overlap of {clients} clients' own masks".ljust(47) + "     mean      min      max  by chance"]
-    lines.append(_spread_line("with the mask above", Spread.of(overlaps), report["with_mask_by_chance"]))
+    print(f"\nJaccard overlap of {clients} clients' own masks".ljust(47) + "     mean      min      max  by chance")
+    _print_spread("with the mask above", Spread.of(overlaps), report["with_mask_by_chance"])
     if clients > 1:
         pairs = Spread.of(between_pairs(matrix))
         chance = Spread.of(between_pairs([[chance_overlap(one, other) for other in densities] for one in densities]))
         report["pairwise"] = {**dataclasses.asdict(pairs), "by_chance": chance.mean, "matrix": matrix}
-        lines.append(_spread_line("with one another", pairs, chance.mean))
-    print("\n".join(lines))
+        _print_spread("with one another", pairs, chance.mean)
     return report
 
 
-def _spread_line(name: str, spread: Spread, by_chance: float) -> str:
-    return (
-        name.ljust(46)
-        + "".join(f"{value:9.4f}" for value in (spread.mean, spread.min, spread.max))
-        + f"{by_chance:11.4f}"
-    )
+def _print_spread(name: str, spread: Spread, by_chance: float) -> None:
+    print(f"{name:46}{spread.mean:9.4f}{spread.min:9.4f}{spread.max:9.4f}{by_chance:11.4f}")
 
 
 def _check(config: Config, clients: int) -> None:
@@ -189,7 +184,7 @@ def _check_comparable(path: Path, mask: Mask, other_path: Path, other: Mask) -> 
 
 
 def _mask_name(config: Config) -> str:
-    """Model, rule, how much of it, calibration rounds, and the fingerprint of all settings that decide numbers."""
+    """Return model, rule, density or threshold, calibration rounds, and the fingerprint of all decisive settings."""
     threshold = config.sensitivity_threshold
     words = [config.model, config.mask_rule]
     if config.mask_rule != "file":

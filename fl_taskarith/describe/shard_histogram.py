@@ -1,7 +1,5 @@
-"""Which client owns how many examples of each class: printed, as CSV, and as a figure."""
+"""Shows which client owns how many examples of each class: printed, as CSV, and as a figure."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +15,7 @@ from fl_taskarith.data.sharding import make_shards
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.figures.plots import STYLE, save_figure
 from fl_taskarith.figures.setting_words import sharding_words
+from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.files import make_folder, require_new, write_atomically
 from fl_taskarith.storage.paths import resolve, results_root
 from fl_taskarith.storage.run_folder import sharding_name
@@ -60,14 +59,21 @@ def show_shards(config: Config, output: Path | None = None, overwrite: bool = Fa
             of_class = counts.sum(0)[counts.any(0)]
             least = least_spread(of_class, config.num_clients, config.classes_per_client)
             print(f"examples per client: {describe_spread(spread, least)}")
-        write_atomically(folder / "histogram.csv", _csv(counts, classes))
+        lines = [{"client": client, "examples": sum(row), **dict(zip(classes, row, strict=True))}
+                 for client, row in enumerate(counts.tolist())]  # fmt: skip
+        write_atomically(folder / "histogram.csv", csv_text(lines))
         for path in (folder / "histogram.csv", *plot_histogram(counts, classes, title, folder / "histogram")):
             print(path)
     return folder
 
 
 def class_histogram(config: Config) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Examples of each class that each client owns, int [K, classes], and the names of the classes."""
+    """Return the examples of each class that each client owns, int64 [K, classes], and the names of the classes.
+
+    Raises:
+        DataError: the data set is not to be had.
+        ConfigError: the shards are arithmetically impossible.
+    """
     sizes = (config.calibration_size, config.validation_size, config.train_subset, config.test_subset)
     data = load_data(config.dataset, resolve(config.data_dir, "data-dir"), config.download, sizes, torch.device("cpu"))
     labels = data.train.labels.numpy()
@@ -84,7 +90,12 @@ def class_histogram(config: Config) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def describe_histogram(counts: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """Sizes, classes per client, owners per class, distance from the whole; then the first clients, a line each."""
+    """Return sizes, classes per client, owners per class and distance from the whole; then a line per client.
+
+    Args:
+        counts: examples of each class that each client owns, int64 [K, classes].
+        classes: the names of the classes.
+    """
     sizes, present = counts.sum(1), counts > 0
     shares, whole = counts / sizes[:, None], counts.sum(0) / counts.sum()
     distance = np.abs(shares - whole).sum(1).mean() / 2
@@ -107,7 +118,15 @@ def describe_histogram(counts: np.ndarray, classes: Sequence[str]) -> list[str]:
 
 
 def plot_histogram(counts: np.ndarray, classes: Sequence[str], title: str, output: Path) -> list[Path]:
-    """A heat map of clients × classes, darker for more examples and white for none: output.png and output.pdf."""
+    """Draw clients × classes, darker for more examples and white for none; writes output.png and output.pdf.
+
+    Args:
+        counts: examples of each class that each client owns, int64 [K, classes].
+        classes: the names of the classes.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
     shown = np.ma.masked_equal(counts, 0)
     height = min(8.0, max(2.4, 0.11 * len(counts) + 1.0))
     with pyplot.rc_context(cast(Any, STYLE | {"axes.grid": False})):
@@ -134,12 +153,3 @@ def _range(values: np.ndarray) -> str:
 def _largest(row: np.ndarray, classes: Sequence[str]) -> str:
     order = [label for label in np.argsort(-row, kind="stable")[:LARGEST_CLASSES] if row[label]]
     return f"{int((row > 0).sum())}: " + ", ".join(f"{classes[label]} {row[label]}" for label in order)
-
-
-def _csv(counts: np.ndarray, classes: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["client", "examples", *classes])
-    for client, row in enumerate(counts.tolist()):
-        writer.writerow([client, sum(row), *row])
-    return text.getvalue()

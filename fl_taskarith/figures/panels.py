@@ -1,4 +1,4 @@
-"""Lines of many runs spread over rows of panels, few enough in each to be told apart, on axes that can be compared."""
+"""Spreads lines of many runs over rows of panels, few enough in each to be told apart, on axes that are comparable."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,11 +38,11 @@ class Row:
 def spread(
     count: int, features: Sequence[Sequence[str]] = (), reference: int | None = None, most: int = MOST
 ) -> list[Row]:
-    """`count` lines in as many rows as they need, at most `most` in each, the reference first in every one.
+    """Spread `count` lines over as many rows as they need, at most `most` in each, the reference first in every one.
 
     Args:
-        features: what lines may be put together by, in words, a value per line; the first that needs fewest rows,
-            and splits fewest groups, is taken. Without one that suits, the lines are put together in their order.
+        features: what lines may be grouped by, in words, a value per line; the first that needs fewest rows, and
+            splits fewest groups, is taken. Without one that suits, the lines are grouped in their order.
         reference: the line that is repeated in every row.
     """
     if count <= most:
@@ -50,39 +50,45 @@ def spread(
     again = () if reference is None else (reference,)
     others = [place for place in range(count) if place != reference]
     room = most - len(again)
-    plain = _in_turn({"": others}, room)
-    found: list[tuple[int, int, list[Row]]] = []  # rows, groups that are split, ...
+    plain = _evenly({"": others}, room)
+    candidates: list[tuple[int, int, list[Row]]] = []  # rows, groups that are split, ...
     for values in features:
         groups: dict[str, list[int]] = {}
         for place in others:
             groups.setdefault(values[place], []).append(place)
-        rows = _in_turn(groups, room)
+        rows = _evenly(groups, room)
         if len(groups) > 1 and len(rows) <= EXCESS * len(plain):
-            found.append((len(rows), sum(len(group) > room for group in groups.values()), rows))
-    *_, best = min(found, key=lambda each: each[:2], default=(0, 0, plain))
+            candidates.append((len(rows), sum(len(group) > room for group in groups.values()), rows))
+    *_, best = min(candidates, key=lambda each: each[:2], default=(0, 0, plain))
     return [Row(row.title, again + row.places, reference) for row in best]
 
 
-def _in_turn(groups: dict[str, list[int]], room: int) -> list[Row]:
-    """Rows of about equal length for each group."""
-    rows = []
-    for title, places in groups.items():
-        for part in np.array_split(places, ceil(len(places) / room)):
-            rows.append(Row(title, tuple(int(place) for place in part)))
-    return rows
+def _evenly(groups: dict[str, list[int]], room: int) -> list[Row]:
+    """Return rows of about equal length for each group."""
+    return [
+        Row(title, tuple(part.tolist()))
+        for title, places in groups.items()
+        for part in np.array_split(places, ceil(len(places) / room))
+    ]
 
 
 def pages(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows of each figure, at most `ROWS` and about as many in each."""
+    """Return the rows of each figure, at most `ROWS` and about as many in each."""
     return [[rows[place] for place in part] for part in np.array_split(range(len(rows)), ceil(len(rows) / ROWS))]
 
 
 def open_rows(
     labels: Sequence[Sequence[str]], columns: int, width: float, height: float, note: str
 ) -> tuple[Figure, list[SubFigure], list[list[Axes]]]:
-    """A figure with a row of `columns` panels, `height` inches high, for each entry of `labels`, those of its lines.
+    """Open a figure with a row of panels for each entry of `labels`, which are the labels of its lines.
 
-    `note` stands above all of them. Returns the figure, and the part and the panels of each row.
+    Args:
+        columns: panels in a row.
+        width, height: inches of the figure, and of a row without its legend.
+        note: stands above all rows.
+
+    Returns:
+        The figure, and the part and the panels of each row.
     """
     heights = [height + LINE * ceil(len(row) / legend_columns(row, width)) for row in labels]
     figure = pyplot.figure(figsize=(width, sum(heights) + TITLE), layout="constrained")
@@ -92,13 +98,13 @@ def open_rows(
 
 
 def legend_columns(labels: Sequence[str], width: float) -> int:
-    """How many columns a legend of `labels` has below a figure that is `width` inches wide."""
+    """Return how many columns a legend of `labels` has below a figure that is `width` inches wide."""
     longest = max(map(len, labels), default=0)
     return max(1, min(LEGEND_COLUMNS, len(labels), int(width / (HANDLE + CHARACTER * longest))))
 
 
 def legend_below(part: Figure | SubFigure, axes: Axes, width: float, **options: Any) -> None:
-    """The legend of `axes`, below all panels of its row."""
+    """Draw the legend of `axes` below all panels of its row."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         columns = legend_columns(labels, width)
@@ -106,7 +112,7 @@ def legend_below(part: Figure | SubFigure, axes: Axes, width: float, **options: 
 
 
 def match(panels: Iterable[Axes], *directions: str) -> None:
-    """Give panels the same limits, which hold all that each of them shows; what is drawn later does not move them."""
+    """Give panels the same limits, which hold all that each of them shows; later lines do not move them."""
     panels = [axes for axes in panels if axes.has_data()]
     for direction in directions:
         ends = [getattr(axes, f"get_{direction}lim")() for axes in panels]
@@ -117,7 +123,7 @@ def match(panels: Iterable[Axes], *directions: str) -> None:
 def draw_bars(
     axes: Axes, places: Sequence[float], points: Sequence[Summary], limits: tuple[float, float], **look: Any
 ) -> None:
-    """Means with bars of one sd that end where no value can be; no bar where n = 1."""
+    """Draw means with bars of one sd that end where no value can be; no bar where n = 1."""
     means = np.array([point.mean for point in points])
     low, high = np.array([point.band(*limits) for point in points]).T
     axes.errorbar(
@@ -133,18 +139,17 @@ def draw_bars(
 
 
 def seeds_note(counts: Iterable[int], spread_as: str) -> str:
-    """How many seeds means are over, and what shows their spread ("bands" or "bars")."""
-    found = sorted(set(counts))
-    if not found or found == [1]:
+    """Say how many seeds means are over, and what shows their spread ("bands" or "bars")."""
+    seeds = sorted(set(counts)) or [1]
+    if seeds == [1]:
         return f"one seed (n = 1), no {spread_as}"
-    if len(found) == 1:
-        return f"means over n = {found[0]} seeds; {spread_as}: ± 1 sd"
-    none = ", none where n = 1" if found[0] == 1 else ""
-    return f"means over n = {found[0]} to {found[-1]} seeds; {spread_as}: ± 1 sd{none}"
+    number = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    none = ", none where n = 1" if seeds[0] == 1 else ""
+    return f"means over n = {number} seeds; {spread_as}: ± 1 sd{none}"
 
 
 def numbered(labels: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """The labels, with n where it is not the same for all."""
+    """Return the labels, with n where it is not the same for all."""
     if len(set(counts)) < 2:
         return list(labels)
     return [f"{label} (n = {count})" for label, count in zip(labels, counts, strict=True)]

@@ -38,10 +38,10 @@ from fl_taskarith.server.personal_accuracy import evaluate_clients
 from fl_taskarith.server.regression_run import MixtureRun, describe_mixture
 from fl_taskarith.server.round_zero_cache import Starts
 from fl_taskarith.server.run import History, Progress, Run, overhead, scheduled_rate, solved_logit_scale
-from fl_taskarith.server.speed import device_line, duration, speed_of, work_of
+from fl_taskarith.server.speed import device_line, speed_of, work_of
 from fl_taskarith.storage.checkpoint import Checkpoint
 from fl_taskarith.storage.client_files import frozen_name
-from fl_taskarith.storage.progress import tracked
+from fl_taskarith.storage.progress import duration, tracked
 from fl_taskarith.storage.run_folder import PRETRAINED, Logbook, Row
 from fl_taskarith.storage.run_log import RUN_LOG, RunLog
 from fl_taskarith.storage.trackers import require_trackers

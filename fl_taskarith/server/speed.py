@@ -116,13 +116,6 @@ def work_of(config: Config) -> Work | None:
     return Work(trained, (config.validation_size + test) * evaluations + ridge, scored, frozen)
 
 
-def duration(seconds: float) -> str:
-    """For example "40 s", "12 minutes" or "3.4 hours"."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
-
-
 class _Probe:
     """A model of random weights under the settings of a run, and inputs for it."""
 

@@ -34,13 +34,12 @@ def tracked(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         if done and now - told >= LINE_EVERY:
             told = now
             left = (now - started) * max(0, total - done) / done
-            log.info("%s: %.0f %% done, about %s left.", what, 100 * done / max(done, total), _spoken(left))
+            log.info("%s: %.0f %% done, about %s left.", what, 100 * done / max(done, total), duration(left))
         yield item
 
 
-def _spoken(seconds: float) -> str:
-    """For example "40 s", "12 min" or "2 h 5 min"."""
-    if seconds < 90:
+def duration(seconds: float) -> str:
+    """Return, for example, "40 s", "12 minutes" or "3.4 hours"."""
+    if seconds < 120:
         return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fl_taskarith.config import settings as configuration
@@ -42,12 +42,12 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """Name and variant."""
+        """The name and the variant."""
         return ", ".join(word for word in (self.name, self.variant) if word)
 
     @property
     def title(self) -> str:
-        """Label and group, which tell it from every other arm of the study."""
+        """The label and the group, which tell it from every other arm of the study."""
         return f"{self.group}: {self.label}" if self.group else self.label
 
 
@@ -105,23 +105,23 @@ class Study:
         return [key for key in values[0] if len({repr(each[key]) for each in values}) > 1]
 
     def rate_arm(self, arm: Arm) -> Arm:
-        """The arm whose learning rate `arm` runs at: itself, or the one that same-rate-as names."""
+        """Return the arm whose learning rate `arm` runs at: itself, or the one that same-rate-as names."""
         return self._find(arm.same_rate_as, arm, "same-rate-as") if arm.same_rate_as else arm
 
     def reference_of(self, arm: Arm) -> Arm | None:
-        """The arm that `arm` is compared with: in its own group and variant where there is one of that name."""
+        """Return the arm that `arm` is compared with: in its own group and variant where there is one of that name."""
         name = self.references.get(arm.group, self.reference)
         return self._find(name, arm, "reference") if name else None
 
     def searched(self, arm: Arm) -> Search | None:
-        """The search that finds the rate of `arm` (or of the arm it follows); None if the settings give the rate."""
+        """Return the search for the rate of `arm` (or of the arm it follows); None if the settings give the rate."""
         source = self.rate_arm(arm)
         if "learning-rate" in source.settings or self.search is None:
             return None
         return source.search or self.search
 
     def config(self, arm: Arm, rate: float | None, rounds: int | None, seed: int, runs: Path) -> Config:
-        """The run of `arm` with `seed` under the folder `runs`. Equal settings have equal names, in any arm and study.
+        """Return the run of `arm` with `seed` in the folder `runs`; equal settings have equal names in any study.
 
         Args:
             rate: learning rate; None for that of the settings, or the lowest of a search.
@@ -136,12 +136,10 @@ class Study:
             settings["num-rounds"] = rounds
         config, _ = with_known_rate(on_this_machine(configuration.from_mapping(settings)))
         name = f"{run_name(config)}-lr{config.peak_rate:g}-r{config.num_rounds}"
-        return configuration.from_mapping(
-            config.to_run_config() | {"run-name": name.replace("+", ""), "results-dir": str(runs)}
-        )
+        return replace(config, run_name=name.replace("+", ""), results_dir=str(runs))
 
     def _corners(self, arm: Arm) -> list[tuple[int, float | None, int | None]]:
-        """(seed, rate, rounds) of runs that show whether every run of `arm` has a valid configuration."""
+        """Return (seed, rate, rounds) of runs that show whether every run of `arm` has a valid configuration."""
         search = self.searched(arm)
         if search is None:
             return [(seed, None, None) for seed in self.seeds]
@@ -150,29 +148,29 @@ class Study:
         return [*((seed, rate, None) for seed in self.seeds for rate in ends), *trials]
 
     def _check_rate(self, arm: Arm) -> None:
-        if arm.search is not None and (arm.same_rate_as or "learning-rate" in arm.settings):
-            given = f'same-rate-as = "{arm.same_rate_as}"' if arm.same_rate_as else "its learning-rate"
-            raise ConfigError(f'arm "{arm.title}": search has no effect beside {given}: leave one of them out.')
-        if arm.same_rate_as:
-            if "learning-rate" in arm.settings:
-                raise ConfigError(f'arm "{arm.title}": give same-rate-as or learning-rate, not both.')
-            if self.rate_arm(arm).same_rate_as:
-                raise ConfigError(
-                    f'arm "{arm.title}": same-rate-as = "{arm.same_rate_as}" names an arm that takes its own rate from '
-                    "elsewhere: name an arm with a rate of its own."
-                )
-        if self.searched(arm) is not None and arm.settings.get("dataset") == REGRESSION:
-            raise ConfigError(f'arm "{arm.title}": dataset = "{REGRESSION}" has no validation accuracy to search by.')
-        if self.searched(arm) is not None and arm.settings.get("validation-size") == 0:
-            raise ConfigError(f'arm "{arm.title}": [search] chooses on validation: set validation-size above 0.')
-        if self.searched(arm) is not None and arm.settings.get("on-client-failure") == "skip":
-            raise ConfigError(
-                f'arm "{arm.title}": on-client-failure = "skip" would let [search] score the clients that a rate has '
-                'not made diverge: leave it at "stop".'
-            )
+        same, own_rate = f'same-rate-as = "{arm.same_rate_as}"', "learning-rate" in arm.settings
+        given = same if arm.same_rate_as else "its learning-rate"
+        searched = self.searched(arm) is not None
+        problems = [
+            (arm.search is not None and bool(arm.same_rate_as or own_rate),
+             f"search has no effect beside {given}: leave one of them out."),
+            (bool(arm.same_rate_as) and own_rate, "give same-rate-as or learning-rate, not both."),
+            (bool(arm.same_rate_as) and bool(self.rate_arm(arm).same_rate_as),
+             f"{same} names an arm that takes its own rate from elsewhere: name an arm with a rate of its own."),
+            (searched and arm.settings.get("dataset") == REGRESSION,
+             f'dataset = "{REGRESSION}" has no validation accuracy to search by.'),
+            (searched and arm.settings.get("validation-size") == 0,
+             "[search] chooses on validation: set validation-size above 0."),
+            (searched and arm.settings.get("on-client-failure") == "skip",
+             'on-client-failure = "skip" would let [search] score only the clients that did not diverge: leave it at '
+             '"stop".'),
+        ]  # fmt: skip
+        for problem, message in problems:
+            if problem:
+                raise ConfigError(f'arm "{arm.title}": {message}')
 
     def _find(self, name: str, arm: Arm, key: str) -> Arm:
-        """The arm called `name` that is nearest to `arm`: in its group and variant, else in its group, else anywhere.
+        """Return the arm called `name` nearest to `arm`: in its group and variant, else in its group, else anywhere.
 
         Raises:
             ConfigError: none, or several equally near; names `key`.

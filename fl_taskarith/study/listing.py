@@ -1,47 +1,23 @@
-"""What of a study is done and what is to do, and about how long the rest will take on this machine."""
+"""Lists what of a study is done and what is to do, and about how long the rest will take on this machine."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from fl_taskarith.config.settings import Config, from_mapping
-from fl_taskarith.errors import StudyError
-from fl_taskarith.server.speed import SPEED_KEYS, Speed, device_line, duration, speed_of, work_of
-from fl_taskarith.study.definition import Arm
+from fl_taskarith.config.settings import Config
+from fl_taskarith.server.speed import SPEED_KEYS, Speed, device_line, speed_of, work_of
+from fl_taskarith.storage.progress import duration
 from fl_taskarith.study.one_run import describe_run
-from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect, run_folder
-from fl_taskarith.study.search import open_trials, trials_left
+from fl_taskarith.study.plan import Plan, plan_of
+from fl_taskarith.study.results import State, StudyResults, run_folder
 from fl_taskarith.study.shipped import MARK, count_shipped, origin_words
-from fl_taskarith.workspace.machine import on_this_machine
 
 MEASUREMENT = 20.0  # seconds in which the speeds of a study's runs are measured, all together
 LARGEST_TABLE = 30  # lines, so that a listing fits on a screen
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The runs of one arm: those that are known by now, and the rounds of those whose rate is not."""
-
-    arm: Arm
-    known: tuple[tuple[Config, Outcome, bool], ...]  # (run, outcome, whether it is reported)
-    later: tuple[int, ...]
-    problem: str = ""
-
-    @property
-    def settled(self) -> int:
-        """Runs that are not to be run again."""
-        return sum(outcome.state in SETTLED for _, outcome, _ in self.known)
-
-    def left(self) -> list[Config]:
-        """The runs that are left; of those whose rate is not known, the settings without it."""
-        config = on_this_machine(from_mapping(self.arm.settings))
-        return [run for run, outcome, _ in self.known if outcome.state not in SETTLED] + [
-            replace(config, num_rounds=rounds) for rounds in self.later
-        ]
-
-
 def list_study(results: StudyResults, *, every_run: bool = False) -> Iterator[str]:
-    """A line per group of arms, or per run, and one with the time left at the speed that is measured here and now."""
+    """Yield a line per group of arms, or per run, and one with the time left at the speed that is measured now."""
     plans = [plan_of(results, arm) for arm in results.study.arms]
     yield f"{results.study.title}: {results.folder}"
     left = runs_left(plans)
@@ -52,7 +28,7 @@ def list_study(results: StudyResults, *, every_run: bool = False) -> Iterator[st
                 line = describe_run(plan.arm, run, outcome, reported=reported)
                 yield f"{line} | {MARK}" if outcome.shipped else line
             if plan.later:
-                later = f"up to {len(plan.later)} more runs once the search has got there"
+                later = f"up to {len(plan.later)} more runs once the search has chosen"
                 yield f"{plan.arm.title} | {later}: {State.TO_DO}"
     else:
         yield from _table(plans, speeds)
@@ -69,7 +45,7 @@ def list_study(results: StudyResults, *, every_run: bool = False) -> Iterator[st
 
 
 def _origins(results: StudyResults, plans: Sequence[Plan]) -> Iterator[str]:
-    """On the runs that were shipped with the project: those in folders, and those in the study's tables."""
+    """Say how many runs were shipped with the project: of those in folders, and of those in the study's tables."""
     done = {outcome.name: outcome.shipped for plan in plans for _, outcome, _ in plan.known
             if outcome.state is State.DONE}  # fmt: skip
     if words := origin_words(sum(done.values()), len(done)):
@@ -79,25 +55,25 @@ def _origins(results: StudyResults, plans: Sequence[Plan]) -> Iterator[str]:
 
 
 def measure(runs: Sequence[Config], seconds: float) -> dict[tuple[object, ...], Speed]:
-    """The speed of this machine for each kind of run, in about `seconds` for all of them together."""
+    """Measure this machine's speed for each kind of run, in about `seconds` for all of them together."""
     kinds = {_kind(run): run for run in runs}
     measured = {kind: speed_of(run, seconds / len(kinds)) for kind, run in kinds.items()}
     return {kind: speed for kind, speed in measured.items() if speed is not None}
 
 
 def runs_left(plans: Sequence[Plan]) -> list[Config]:
-    """Of all plans; a run that several arms ask for once."""
+    """Return the runs left in all plans; one that several arms ask for counts once."""
     left = [run for plan in plans for run in plan.left()]
     return list({run.run_name or number: run for number, run in enumerate(left)}.values())
 
 
 def share_left(run: Config) -> float:
-    """Of a run's rounds: 1 if it has not begun."""
+    """Return the share of a run's rounds that is left; 1 if it has not begun."""
     return 1 - max(0, last_round(run_folder(run))) / run.num_rounds if run.run_name else 1.0
 
 
 def last_round(folder: Path) -> int:
-    """The round of the last whole line of rounds.csv; -1 before there is one."""
+    """Return the round of the last whole line of rounds.csv; -1 before there is one."""
     try:
         lines = (folder / "rounds.csv").read_text(encoding="utf-8").splitlines()[1:]
         return int(lines[-1].partition(",")[0]) if lines else -1
@@ -106,7 +82,7 @@ def last_round(folder: Path) -> int:
 
 
 def seconds_left(plans: Sequence[Plan], speeds: dict[tuple[object, ...], Speed]) -> float:
-    """Of one process, for all runs that are left; the runs of an arm find its mask, and those of a kind its cache."""
+    """Estimate the seconds of one process for all runs left; an arm's runs share its mask, a kind's runs its cache."""
     total, cached, counted = 0.0, set(), set()
     for plan in plans:
         for number, run in enumerate(plan.left()):
@@ -120,57 +96,30 @@ def seconds_left(plans: Sequence[Plan], speeds: dict[tuple[object, ...], Speed])
     return total
 
 
-def plan_of(results: StudyResults, arm: Arm) -> Plan:
-    """What is known of an arm's runs from their folders."""
-    study = results.study
-    runs: dict[str, tuple[Config, bool]] = {}
-    later: list[int] = []
-    if (search := study.searched(arm)) is not None and study.rate_arm(arm) is arm:
-        scores = results.scores(arm)
-        still_open = open_trials(search, scores)
-        for trial in sorted({*scores, *still_open}, key=lambda trial: (trial[1], trial[0])):
-            run = results.trial_run(arm, trial)
-            runs[run.run_name] = (run, False)
-        later += trials_left(search, scores)[len(still_open) :]
-    problem = ""
-    try:
-        choice = results.choice(arm)
-    except StudyError as error:
-        choice, problem = None, str(error)
-    if choice is not None:
-        for run in results.final_runs(arm, choice):
-            runs[run.run_name] = (run, True)
-    elif not problem:
-        later += [from_mapping(arm.settings).num_rounds for _ in study.seeds]
-    known = tuple((run, inspect(run), reported) for run, reported in runs.values())
-    return Plan(arm, known, tuple(later), problem)
-
-
 def _kind(run: Config) -> tuple[object, ...]:
     return tuple(getattr(run, name) for name in SPEED_KEYS)
 
 
 def _table(plans: Sequence[Plan], speeds: dict[tuple[object, ...], Speed]) -> Iterator[str]:
-    """Runs done and to do, and time left, by group; by arm where there are no groups and few arms."""
-    groups = list(dict.fromkeys(plan.arm.group for plan in plans))
-    by_arm = len(groups) == 1 and len(plans) <= LARGEST_TABLE
-    names = [plan.arm.label for plan in plans] if by_arm else [group or "all arms" for group in groups]
-    parts = [[plan] for plan in plans] if by_arm else [[plan for plan in plans if plan.arm.group == group]
-                                                       for group in groups]  # fmt: skip
+    """List runs done and to do, and time left, by group; by arm where there are no groups and few arms."""
+    by_arm = len({plan.arm.group for plan in plans}) == 1 and len(plans) <= LARGEST_TABLE
+    parts: dict[str, list[Plan]] = {}
+    for plan in plans:
+        parts.setdefault(plan.arm.label if by_arm else plan.arm.group or "all arms", []).append(plan)
     rows = [("arm" if by_arm else "group", "arms", "runs done", "to do", "time left")]
-    for name, part in list(zip(names, parts, strict=True))[:LARGEST_TABLE]:
+    for name, part in list(parts.items())[:LARGEST_TABLE]:
         to_do = sum(len(plan.left()) for plan in part)
         seconds = seconds_left(part, speeds)
         done = str(sum(plan.settled for plan in part))
         rows.append((name, str(len(part)), done, str(to_do), duration(seconds) if seconds else "–"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     yield from ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    if len(names) > LARGEST_TABLE:
-        yield f"... and {len(names) - LARGEST_TABLE} more groups; --list all names every run"
+    if len(parts) > LARGEST_TABLE:
+        yield f"... and {len(parts) - LARGEST_TABLE} more groups; --list all names every run"
 
 
 def _measured_lines(runs: Sequence[Config], speeds: dict[tuple[object, ...], Speed]) -> Iterator[str]:
-    """What was measured: a line per kind of run, three at most."""
+    """Say what was measured: a line per kind of run, three at most."""
     kinds = {_kind(run): run for run in runs if _kind(run) in speeds}
     for kind, run in list(kinds.items())[:3]:
         part = "all blocks" if not run.trainable_blocks else f"last {run.trainable_blocks} blocks"

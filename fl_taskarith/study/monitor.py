@@ -12,10 +12,11 @@ from typing import Self
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import FlTaskarithError
-from fl_taskarith.server.speed import duration
+from fl_taskarith.storage.progress import duration
 from fl_taskarith.storage.run_log import RunLog
 from fl_taskarith.study.definition import Arm
-from fl_taskarith.study.listing import Plan, last_round, measure, plan_of, runs_left, seconds_left
+from fl_taskarith.study.listing import last_round, measure, runs_left, seconds_left
+from fl_taskarith.study.plan import Plan, plan_of
 from fl_taskarith.study.results import StudyResults, run_folder
 
 STUDY_LOG = "study.log"  # in a study's folder
@@ -25,7 +26,7 @@ GLANCE = 2.0  # seconds in which the speeds of a study's runs are measured
 
 @dataclass
 class _Training:
-    """A run under way: when this command began with it, and after which round."""
+    """A run in progress: when this command began it, and after which round."""
 
     arm: Arm
     run: Config
@@ -34,7 +35,7 @@ class _Training:
 
 
 class Monitor:
-    """A context manager: prints lines, to the output of its beginning (runs redirect theirs) and to each study.log."""
+    """A context manager that prints lines to the output of its start (runs redirect theirs) and to each study.log."""
 
     def __init__(self, everything: Sequence[StudyResults], jobs: int) -> None:
         self._everything, self._jobs = everything, jobs
@@ -55,18 +56,18 @@ class Monitor:
             log.write(line)
 
     def begins(self, arm: Arm, run: Config) -> None:
-        """A run begins, or goes on."""
+        """Note that a run begins or resumes."""
         folder = run_folder(run)
         with self._lock:
             self._training[folder] = _Training(arm, run, time.time(), last_round(folder))
 
     def ends(self, run: Config) -> None:
-        """It ends, however it does."""
+        """Note that a run ended, in whatever way."""
         with self._lock:
             self._training.pop(run_folder(run), None)
 
     def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._tell_every_minute, daemon=True)
+        self._thread = threading.Thread(target=self._report_every_minute, daemon=True)
         self._thread.start()
         return self
 
@@ -79,7 +80,7 @@ class Monitor:
             for log in self._logs:
                 log.write(f"{type(error).__name__}: {error}")
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Say where every run that trains is, and how long the study will take."""
         with self._lock:
             training = list(self._training.values())
@@ -87,15 +88,15 @@ class Monitor:
         for each in training:
             self.say(f"{self._line(each)}; study: {left}")
 
-    def _tell_every_minute(self) -> None:
+    def _report_every_minute(self) -> None:
         while not self._ended.wait(EVERY):
             try:
-                self.tell()
+                self.report()
             except Exception as error:  # a folder read while it was written, a full disk: the runs themselves go on
-                self.say(f"Progress cannot be told now: {error}")
+                self.say(f"No progress report now: {error}")
 
     def _line(self, training: _Training) -> str:
-        """Which arm of how many, which round of how many, and the time that this run has left."""
+        """Say which arm and round a run is at, of how many, and the time that it has left."""
         run, done = training.run, last_round(run_folder(training.run))
         words = f"arm {self._arms.index(training.arm.title) + 1} of {len(self._arms)} ({training.arm.title}"
         words += f", rate {run.peak_rate:g}, seed {run.seed}): round {max(done, 0)} of {run.num_rounds}"
@@ -105,13 +106,13 @@ class Monitor:
         return words
 
     def _study_left(self) -> str:
-        """Of the whole study, by the speed measured here; what is shared out to processes counts once."""
+        """Say how much of the whole study is left, by the speed measured here, divided by the number of processes."""
         plans = self._plans()
         left, seconds = runs_left(plans), seconds_left(plans, self._speeds) / self._jobs
         return f"about {duration(seconds)} left for {len(left)} runs" if seconds else f"{len(left)} runs left"
 
     def _plans(self) -> list[Plan]:
-        """Of all arms but those of which a folder cannot be read, which the study itself reports."""
+        """Return the plans of all arms, but for unreadable folders, which the study itself reports."""
         plans = []
         for results in self._everything:
             for arm in results.study.arms:

@@ -1,4 +1,4 @@
-"""One run of a study, from whatever its folder holds to its end or the deadline, and a line about it."""
+"""Do one run of a study, from what its folder holds to its end or the deadline, and describe it in a line."""
 
 import contextlib
 import json
@@ -14,11 +14,11 @@ from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.results import FAILURE, Outcome, State, inspect, run_folder
 
-_starts = Starts()  # of this process: it gets the runs of a search one after the other
+_starts = Starts()  # of this process, which does the runs of a search one after the other
 
 
 def run_once(run: Config, deadline: float | None) -> Outcome:
-    """Do or continue `run`; at `deadline` (of time.time) it stops with a checkpoint. It prints to its run.log alone."""
+    """Start or resume `run`; at `deadline` (of time.time) it stops with a checkpoint. It prints to run.log alone."""
     before = inspect(run)
     if before.state in (State.DONE, State.DIVERGED):
         return before
@@ -50,7 +50,7 @@ def run_once(run: Config, deadline: float | None) -> Outcome:
 
 
 def describe_run(arm: Arm, run: Config, outcome: Outcome, *, reported: bool) -> str:
-    """One line; test accuracy only of runs that are reported, since the search is not to see it."""
+    """Return one line; test accuracy only of runs that are reported, since the search must not see it."""
     words = [arm.title, f"rate {run.peak_rate:g}", f"seed {run.seed}", f"rounds {run.num_rounds}"]
     if outcome.state is not State.DONE:
         return " | ".join([*words, f"{outcome.state}: {outcome.cause}" if outcome.cause else str(outcome.state)])

@@ -21,13 +21,14 @@ SEARCH_KEYS = (*RUNNER_KEYS, "learning-rate", "num-rounds")  # what a search dec
 def search_rate(
     config: Config, search: Search, root: Path, jobs: int = 1, budget: float | None = None
 ) -> tuple[Path, Choice | None]:
-    """Search and write search.csv under root/search/<name of the run>; the file, and the choice once there is one.
-
-    The same call goes on where an earlier one stopped.
+    """Search for a rate and write search.csv under root/search/<name of the run>; the same call resumes.
 
     Args:
         config: of `SEARCH_KEYS` its values do not matter.
-        root, jobs, budget: as of `run_studies`.
+        root, jobs, budget: see `run_studies`.
+
+    Returns:
+        The file, and the choice once there is one.
 
     Raises:
         StudyError: a run failed, or every rate diverged.

@@ -1,4 +1,4 @@
-"""What the folder of a study says about each of its runs. Reads, and never trains."""
+"""How far each run of a study is, from its folder or a pack. Reads, and never trains."""
 
 import json
 from collections.abc import Mapping
@@ -53,12 +53,12 @@ class Outcome:
 
     @property
     def seconds(self) -> float:
-        """Of work on the run, over all sittings."""
+        """Work on the run, over all sittings."""
         return sum(row.get(column) or 0.0 for row in self.rows for column in TIMING_COLUMNS)
 
     @property
     def test_percent(self) -> float | None:
-        """Test accuracy of the last round in percent, None where it is not told."""
+        """Test accuracy of the last round in percent, None where it was not measured."""
         value = self.rows[-1].get("test_accuracy") if self.rows else None
         return None if value is None else 100 * float(value)
 
@@ -71,7 +71,7 @@ class Outcome:
     def score(self) -> Score:
         """Validation accuracy and minus loss of the last round, by which rates are chosen; worst if it diverged.
 
-        NaN stands for what the row does not tell.
+        NaN stands for what was not measured.
         """
         if self.state is State.DIVERGED:
             return DIVERGED
@@ -92,20 +92,26 @@ class StudyResults:
         self.runs = root / study.name.partition("/")[0] / "runs"
         self._results_dir = Path(portable(self.runs))  # so that the records of runs may move with the checkout
         self._settled: dict[str, Outcome] = {}
+        self._runs: dict[tuple[str, float, int | None, int], Config] = {}
 
     def final_runs(self, arm: Arm, choice: Choice) -> list[Config]:
-        """The runs that are reported, one per seed."""
-        return [self.study.config(arm, choice.rate, None, seed, self._results_dir) for seed in self.study.seeds]
+        """Return the runs that are reported, one per seed."""
+        return [self._run(arm, choice.rate, None, seed) for seed in self.study.seeds]
 
     def trial_run(self, arm: Arm, trial: Trial) -> Config:
-        """The run behind one trial of the search of `arm`."""
+        """Return the run behind one trial of the search of `arm`."""
         search = self.study.search
         assert search is not None
-        rate, rounds = trial
-        return self.study.config(arm, rate, rounds, search.seed, self._results_dir)
+        return self._run(arm, *trial, search.seed)
+
+    def _run(self, arm: Arm, rate: float, rounds: int | None, seed: int) -> Config:
+        key = (arm.title, rate, rounds, seed)
+        if key not in self._runs:
+            self._runs[key] = self.study.config(arm, rate, rounds, seed, self._results_dir)
+        return self._runs[key]
 
     def outcome(self, run: Config) -> Outcome:
-        """How far a run is.
+        """Return how far a run is; a settled run is read once.
 
         Raises:
             CheckpointError: its folder cannot be read, or holds a finished run of other settings.
@@ -118,7 +124,7 @@ class StudyResults:
         return known
 
     def trials(self, arm: Arm) -> dict[Trial, Outcome]:
-        """Every trial of the search of `arm` that is done or diverged, rung by rung."""
+        """Return every trial of the search of `arm` that is done or diverged, rung by rung."""
         search = self.study.searched(arm)
         settled: dict[Trial, Outcome] = {}
         while search is not None and (trials := open_trials(search, _scores(settled))):
@@ -131,11 +137,11 @@ class StudyResults:
         return settled
 
     def scores(self, arm: Arm) -> dict[Trial, Score]:
-        """The score of each of `trials`."""
+        """Return the score of each of `trials`."""
         return _scores(self.trials(arm))
 
     def choice(self, arm: Arm) -> Choice | None:
-        """The rate that `arm` runs at; None while the search is not over.
+        """Return the rate that `arm` runs at; None while the search is not over.
 
         Raises:
             StudyError: every rate of the search diverged.
@@ -153,12 +159,12 @@ def _scores(trials: Mapping[Trial, Outcome]) -> dict[Trial, Score]:
 
 
 def run_folder(config: Config) -> Path:
-    """The folder of a study's run, whether it exists or not."""
+    """Return the folder of a study's run, whether it exists or not."""
     return results_root(config.results_dir) / config.run_name
 
 
 def inspect(config: Config) -> Outcome:
-    """How far the run of `config` is.
+    """Return how far the run of `config` is.
 
     Raises:
         CheckpointError: its folder cannot be read, or holds a finished run of other settings.
@@ -195,7 +201,7 @@ def read_outcome(folder: Path) -> Outcome:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None if there is no such file."""
+    """Return the object in a JSON file, or None if there is no such file."""
     try:
         content = path.read_bytes()
         record = json.loads(content)

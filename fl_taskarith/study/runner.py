@@ -1,13 +1,14 @@
-"""Runs studies: for every arm its search, then its seeds. What is done stays done; what stopped half-way goes on."""
+"""Runs studies: for every arm its search, then its seeds. Finished runs are not repeated; interrupted ones resume."""
 
 import multiprocessing
 import time
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import FlTaskarithError, StudyError
@@ -17,8 +18,8 @@ from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.listing import list_study
 from fl_taskarith.study.monitor import Monitor
 from fl_taskarith.study.one_run import describe_run, run_once
+from fl_taskarith.study.plan import Plan, plan_of
 from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect, run_folder
-from fl_taskarith.study.search import open_trials
 from fl_taskarith.study.tables import write_tables
 
 
@@ -57,14 +58,14 @@ def run_studies(studies: Sequence[Study], root: Path, jobs: int = 1, budget: flo
 
 
 def run_what_is_left(everything: Sequence[StudyResults], jobs: int = 1, budget: float | None = None) -> None:
-    """The runs of `run_studies`, without tables."""
+    """Run what is left of the studies as `run_studies` does, without tables."""
     deadline = None if budget is None else time.time() + budget
     schedule = _Schedule([(results, arm) for results in everything for arm in results.study.in_turn])
     with Monitor(everything, jobs) as monitor:
         for results in everything:
             monitor.say(f"{results.study.title}: {results.folder}")
-        with _workers(jobs) as submit:
-            cut = _work(schedule, submit, jobs, deadline, monitor)
+        with _workers(jobs) as executor:
+            cut = _work(schedule, executor, jobs, deadline, monitor)
         if cut:
             monitor.say("The budget is spent. The same command goes on from here. What is left:")
             for results in everything:
@@ -75,14 +76,15 @@ def run_what_is_left(everything: Sequence[StudyResults], jobs: int = 1, budget: 
             raise StudyError(f"{len(schedule.failures)} failed, the others are kept:\n  {failures}")
 
 
-def _work(schedule: "_Schedule", submit: "_Submit", jobs: int, deadline: float | None, monitor: Monitor) -> bool:
-    """Keep `jobs` runs going until none is left; whether the deadline ended that."""
+def _work(schedule: "_Schedule", executor: Executor, jobs: int, deadline: float | None, monitor: Monitor) -> bool:
+    """Keep `jobs` runs going until none is left; return whether the deadline ended that."""
+    run = run_once if isinstance(executor, Here) else _run_in_worker
     running: dict[Future[Outcome], Task] = {}
     while True:
         late = deadline is not None and time.time() >= deadline
         while len(running) < jobs and not late and (task := schedule.next_task()) is not None:
             monitor.begins(task.arm, task.run)
-            running[submit(task.run, deadline)] = task
+            running[executor.submit(run, task.run, deadline)] = task
         if not running:
             return schedule.next_task() is not None or schedule.cut
         done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -93,115 +95,81 @@ def _work(schedule: "_Schedule", submit: "_Submit", jobs: int, deadline: float |
             monitor.say(describe_run(task.arm, task.run, outcome, reported=task.reported))
 
 
-@dataclass
-class _OpenArm:
-    """An arm that is not finished: the tasks it waits for, and how it finds the next ones."""
-
-    title: str
-    tasks: list[Task]
-    following: Iterator[list[Task]] = field(repr=False)
-
-
 class _Schedule:
-    """Which run comes next: the first, in the order of studies and arms, that no other depends on and nobody runs."""
+    """Chooses the next run: the first, in the order of studies and arms, that waits for no other and is not running."""
 
     def __init__(self, arms: Sequence[tuple[StudyResults, Arm]]) -> None:
         self.failures: list[str] = []
         self.cut = False  # whether a run was stopped before its end
-        self._outcomes: dict[Path, Outcome] = {}
+        self._open = list(arms)
         self._taken: set[Path] = set()
-        self._open = [_OpenArm(arm.title, [], _batches(results, arm, self._outcomes)) for results, arm in arms]
+        self._outcomes: dict[Path, Outcome] = {}  # of the runs that ended in this command
 
     def next_task(self) -> Task | None:
-        """A run to start now; None while all that is known is done or running."""
-        for arm in list(self._open):
-            self._advance(arm)
-            for task in arm.tasks if arm in self._open else ():
+        """Return a run to start now; None while all that are known are done or running."""
+        for place in list(self._open):
+            results, arm = place
+            try:
+                plan = plan_of(results, arm)
+            except FlTaskarithError as error:
+                self._close(place, [f"{arm.title}: {error}"])
+                continue
+            tasks = [Task(arm, run, reported) for run, _, reported in plan.known]
+            outcomes = [
+                self._outcomes.get(task.folder, each) for task, (_, each, _) in zip(tasks, plan.known, strict=True)
+            ]
+            waiting = [task for task, outcome in zip(tasks, outcomes, strict=True)
+                       if outcome.state not in SETTLED and task.folder not in self._outcomes]  # fmt: skip
+            for task in waiting:
                 if task.folder not in self._taken:
                     self._taken.add(task.folder)
                     return task
+            if not waiting:
+                self._go_on(place, plan, list(zip(tasks, outcomes, strict=True)))
         return None
 
     def settle(self, task: Task, outcome: Outcome) -> None:
         """Note how a run that was handed out ended."""
         self._outcomes[task.folder] = outcome
 
-    def _advance(self, arm: _OpenArm) -> None:
-        """Go on to the arm's next tasks while those it waits for are settled; it leaves the schedule at its end."""
-        try:
-            # Every task is looked at, or one that is done would be handed out while one before it is open.
-            while all([self._is_settled(task) for task in arm.tasks]):
-                if any(self._outcomes[task.folder].state is State.UNFINISHED for task in arm.tasks):
-                    self._open.remove(arm)  # its time was up: what needs it is left for the next command
-                    self.cut = True
-                    return
-                arm.tasks = next(arm.following)
-        except StopIteration as ended:
-            self._open.remove(arm)
-            self.failures += ended.value or []
-        except FlTaskarithError as error:
-            self._open.remove(arm)
-            self.failures.append(f"{arm.title}: {error}")
+    def _go_on(self, place: tuple[StudyResults, Arm], plan: Plan, ended: Sequence[tuple[Task, Outcome]]) -> None:
+        """Close an arm, all known runs of which ended; but let it wait where it takes the rate of another arm."""
+        title = plan.arm.title
+        stopped = [f"{title}: the search stopped at learning-rate = {task.run.peak_rate:g}: {outcome.cause}"
+                   for task, outcome in ended if not task.reported and outcome.state not in SETTLED]  # fmt: skip
+        if any(outcome.state is State.UNFINISHED for _, outcome in ended):  # what needs it is left for the next command
+            self.cut = True
+            self._close(place, [])
+        elif stopped or plan.problem:
+            self._close(place, stopped[:1] or [f"{title}: {plan.problem}"])
+        elif not plan.later:
+            self._close(place, [f"{title}, seed {task.run.seed}: {outcome.cause}" for task, outcome in ended
+                                if task.reported and outcome.state is not State.DONE])  # fmt: skip
 
-    def _is_settled(self, task: Task) -> bool:
-        if task.folder not in self._outcomes and task.folder not in self._taken:
-            outcome = inspect(task.run)
-            if outcome.state in SETTLED:
-                self._outcomes[task.folder] = outcome
-                self._taken.add(task.folder)
-        return task.folder in self._outcomes
+    def _close(self, place: tuple[StudyResults, Arm], failures: Sequence[str]) -> None:
+        self._open.remove(place)
+        self.failures += failures
 
 
-def _batches(results: StudyResults, arm: Arm, outcomes: dict[Path, Outcome]) -> Generator[list[Task], None, list[str]]:
-    """Runs of an arm that can go on side by side: its search rung by rung, then its seeds. Returns lines of failures.
+class Here(Executor):
+    """An executor that runs what is submitted in this process, before `submit` returns."""
 
-    Raises:
-        StudyError: a run of the search failed, or all of them diverged.
-    """
-    study = results.study
-    source = study.rate_arm(arm)
-    search = study.searched(source)
-    while search is not None and (trials := open_trials(search, results.scores(source))):
-        tasks = [Task(source, results.trial_run(source, trial), reported=False) for trial in trials]
-        yield tasks
-        for task in tasks:
-            if outcomes[task.folder].state not in SETTLED:
-                cause = outcomes[task.folder].cause
-                raise StudyError(f"the search stopped at learning-rate = {task.run.peak_rate:g}: {cause}")
-    choice = results.choice(arm)
-    assert choice is not None
-    tasks = [Task(arm, run, reported=True) for run in results.final_runs(arm, choice)]
-    yield tasks
-    return [
-        f"{arm.title}, seed {task.run.seed}: {outcomes[task.folder].cause}"
-        for task in tasks
-        if outcomes[task.folder].state is not State.DONE
-    ]
-
-
-class _Submit:
-    """Called with a run and a deadline: starts it, here or in another process."""
-
-    def __init__(self, executor: ProcessPoolExecutor | None) -> None:
-        self._executor = executor
-
-    def __call__(self, run: Config, deadline: float | None) -> Future[Outcome]:
-        if self._executor is not None:
-            return self._executor.submit(_run_in_worker, run, deadline)
-        future: Future[Outcome] = Future()
-        future.set_result(run_once(run, deadline))
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """Call the function; its errors are raised here."""
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments, **named))
         return future
 
 
 @contextmanager
-def _workers(jobs: int) -> Iterator[_Submit]:
-    """This process for one job, else as many others, which keep data and models from one run to the next."""
+def _workers(jobs: int) -> Iterator[Executor]:
+    """Yield this process for one job, else as many others, which keep data and models from one run to the next."""
     if jobs == 1:
-        yield _Submit(None)
+        yield Here()
         return
     executor = worker_pool(jobs)
     try:
-        yield _Submit(executor)
+        yield executor
     except KeyboardInterrupt:  # which this process alone may have heard of
         print("Waiting for the rounds under way, which are saved first.", flush=True)
         for worker in multiprocessing.active_children():
@@ -217,7 +185,7 @@ def _workers(jobs: int) -> Iterator[_Submit]:
 
 
 def _run_in_worker(run: Config, deadline: float | None) -> Outcome:
-    """A signal ends the run after its round, and not the process: it would take the pool's others with it."""
+    """Run in a worker, where a signal ends the run after its round and not the process, nor the pool with it."""
     with ending_until_idle():
         try:
             return run_once(run, deadline)

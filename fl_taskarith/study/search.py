@@ -76,7 +76,7 @@ class Choice:
 
 
 def open_trials(search: Search, scores: Scores) -> list[Trial]:
-    """The trials of the first rung that is not complete, in order of the rate; empty once the search is over."""
+    """Return the trials of the first incomplete rung, in order of the rate; none once the search is over."""
     for rung in _rungs(search, scores):
         if missing := [trial for trial in rung if trial not in scores]:
             return missing
@@ -84,7 +84,7 @@ def open_trials(search: Search, scores: Scores) -> list[Trial]:
 
 
 def choose(search: Search, scores: Scores) -> Choice:
-    """The best rate of the last rung; ties go to the smaller validation loss, then to the smaller rate.
+    """Return the best rate of the last rung; ties go to the smaller validation loss, then to the smaller rate.
 
     Raises:
         ValueError: trials are still open.
@@ -103,7 +103,7 @@ def choose(search: Search, scores: Scores) -> Choice:
 
 
 def trials_left(search: Search, scores: Scores) -> list[int]:
-    """Rounds of each trial that is still to come, as many as if none diverged: for estimates of time."""
+    """Return the rounds of each trial still to come, as many as if none diverged: for estimates of time."""
     complete = [all(trial in scores for trial in rung) for rung in _rungs(search, scores)]
     left = [rounds for _, rounds in open_trials(search, scores)]
     if left:
@@ -112,21 +112,20 @@ def trials_left(search: Search, scores: Scores) -> list[int]:
 
 
 def _rungs(search: Search, scores: Scores) -> list[list[Trial]]:
-    """The rungs that are known: the first, and each whose predecessor is complete and left a rate standing."""
+    """Return the known rungs: the first, and each after a complete one in which not every rate diverged."""
     rungs = [[(rate, search.rounds[0]) for rate in search.rates]]
     for rounds in search.rounds[1:]:
         if not all(trial in scores for trial in rungs[-1]):
             break
-        kept = sorted(_best(rungs[-1], scores, search.keep))
-        if not kept:
+        best = sorted(_best(rungs[-1], scores, search.keep))
+        if not best:
             break
-        rungs.append([(rate, rounds) for rate in kept])
+        rungs.append([(rate, rounds) for rate in best])
     return rungs
 
 
 def _best(rung: list[Trial], scores: Scores, count: int) -> list[float]:
-    """The `count` best rates of a rung that did not diverge, best first."""
-    standing = [trial for trial in rung if scores[trial] > DIVERGED]
-    return [
-        rate for rate, _ in sorted(standing, key=lambda trial: (-scores[trial][0], -scores[trial][1], trial[0]))[:count]
-    ]
+    """Return the `count` best rates of a rung that did not diverge, best first."""
+    converged = [trial for trial in rung if scores[trial] > DIVERGED]
+    ranked = sorted(converged, key=lambda trial: (-scores[trial][0], -scores[trial][1], trial[0]))
+    return [rate for rate, _ in ranked[:count]]

@@ -20,12 +20,12 @@ DIGITS = 16  # hexadecimal digits of a run's digest
 
 
 def is_shipped(name: str, test_percent: float | None, seconds: float | None) -> bool:
-    """Whether a run of this folder name, test accuracy (in percent) and seconds of work is one of the project's own."""
+    """Return whether a run of this name, test accuracy (in percent) and seconds of work is one of the project's own."""
     return bool(name) and digest(name, test_percent, seconds) in _known()
 
 
 def line_is_shipped(line: Mapping[str, str]) -> bool:
-    """The same of a line of runs.csv."""
+    """Return whether the run in a line of runs.csv is one of the project's own."""
     try:
         accuracy, seconds = (float(cell) if (cell := line.get(key)) else None for key in ("test_percent", "seconds"))
     except ValueError:
@@ -34,7 +34,7 @@ def line_is_shipped(line: Mapping[str, str]) -> bool:
 
 
 def count_shipped(table: Path) -> tuple[int, int]:
-    """Shipped and finished runs in a runs.csv, each run once; (0, 0) where there is none to be read."""
+    """Count shipped and finished runs in a runs.csv, each run once; (0, 0) where it cannot be read."""
     try:
         with open(table, encoding="utf-8", newline="") as file:
             finished = {line.get("run"): line for line in csv.DictReader(file) if line.get("state") == "done"}
@@ -44,7 +44,7 @@ def count_shipped(table: Path) -> tuple[int, int]:
 
 
 def origin_words(shipped: int, finished: int) -> str:
-    """A sentence on how many of the finished runs were shipped; empty if none was."""
+    """Return a sentence on how many of the finished runs were shipped; "" if none was."""
     if not shipped:
         return ""
     if shipped < finished:

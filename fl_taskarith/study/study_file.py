@@ -3,7 +3,7 @@
 import difflib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,23 @@ Table = Mapping[str, Any]
 
 # What the runner itself decides for every run.
 RUNNER_KEYS = ("seed", "shard-seed", "results-dir", "run-name", "resume", "save-model", "draw-curves")
-STUDY_KEYS = (
-    "title", "name", "seeds", "reference", "settings", "search", "grid", "group", "arm"
-)  # fmt: skip
+STUDY_KEYS = ("title", "name", "seeds", "reference", "settings", "search", "grid", "group", "arm")
 SEARCH_KEYS = ("from", "to", "per-decade", "rounds", "keep", "seed")
-
-
+TEXT, INTEGER, NUMBER, TABLE, LIST = "a string", "a whole number", "a number", "a table", "a list"
+INTEGERS = "whole numbers, for example [0, 1, 2]"
+KINDS: Mapping[str, Callable[[Any], bool]] = {
+    TEXT: lambda value: isinstance(value, str),
+    INTEGER: lambda value: type(value) is int,
+    NUMBER: lambda value: type(value) in (int, float),
+    TABLE: lambda value: isinstance(value, dict),
+    LIST: lambda value: isinstance(value, list),
+    INTEGERS: lambda value: isinstance(value, list) and all(type(each) is int for each in value),
+}
 PATH_KEYS = ("data-dir", "weights", "mask-file")  # what lies where differs from machine to machine
 
 
 def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
-    """`load_studies` of one file."""
+    """Read one study file; see `load_studies`."""
     return load_studies([path], overrides)[0]
 
 
@@ -68,7 +74,7 @@ def _load(path: Path, overrides: Mapping[str, Any]) -> Study:
 
 
 def shown_setting(key: str, value: Scalar) -> str:
-    """`key = value` for readers elsewhere: of a path, the file's name alone."""
+    """Return `key = value` for readers elsewhere: of a path, the file's name alone."""
     if key in PATH_KEYS and isinstance(value, str) and "/" in value:
         value = "DATA" if key == "data-dir" else f"DATA/{Path(value).name}"
     return f"{key}={to_toml(value)}"
@@ -78,33 +84,33 @@ def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
     if "images-per-second" in document:
         raise ConfigError("images-per-second is measured where a study is listed or run: leave it out.")
     _check_keys(document, STUDY_KEYS, "study")
-    name = _value(document, "name", str, "study")
+    name = _value(document, "name", TEXT, "study")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,100})?", name):
         raise ConfigError(
             f'name = "{name}" is no plain folder name: use letters, digits, ".", "_" and "-", beginning with a letter, '
             'digit or underscore, or two such names as in "family/part" for studies that share runs.'
         )
-    seeds = _whole_numbers(document, "seeds", "study")
+    seeds = tuple(_value(document, "seeds", INTEGERS, "study"))
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds = {list(seeds)}: expected at least one seed, each once.")
     given = _settings({"settings": dict(overrides)}, "command line")
     in_file = _settings(document, "study")
     shared = in_file | given
     words = [path.name if path.is_absolute() else path.as_posix(), *(shown_setting(*item) for item in given.items())]
-    search = _search(_value(document, "search", dict, "study"), "[search]") if "search" in document else None
+    search = _search(_value(document, "search", TABLE, "study"), "[search]") if "search" in document else None
     if search is not None and "learning-rate" in shared:
         raise ConfigError(
             "[settings] learning-rate contradicts [search], which chooses it: leave one out, or give a learning-rate "
             "to the arms that are not to be searched."
         )
     study = Study(
-        title=_value(document, "title", str, "study", name),
+        title=_value(document, "title", TEXT, "study", name),
         name=name,
         source=" ".join(words),
         seeds=seeds,
-        reference=_value(document, "reference", str, "study", ""),
+        reference=_value(document, "reference", TEXT, "study", ""),
         references={
-            table["name"]: _value(table, "reference", str, "[[group]]")
+            table["name"]: _value(table, "reference", TEXT, "[[group]]")
             for table in _tables(document, "group")
             if "reference" in table and "name" in table
         },
@@ -133,12 +139,12 @@ def _search(table: Table, place: str) -> Search:
     _check_keys(table, SEARCH_KEYS, place)
     try:
         return Search(
-            low=_number(table, "from", place),
-            high=_number(table, "to", place),
-            per_decade=_value(table, "per-decade", int, place, 2),
-            rounds=_whole_numbers(table, "rounds", place),
-            keep=_value(table, "keep", int, place, 2),
-            seed=_value(table, "seed", int, place, 0),
+            low=float(_value(table, "from", NUMBER, place)),
+            high=float(_value(table, "to", NUMBER, place)),
+            per_decade=_value(table, "per-decade", INTEGER, place, 2),
+            rounds=tuple(_value(table, "rounds", INTEGERS, place)),
+            keep=_value(table, "keep", INTEGER, place, 2),
+            seed=_value(table, "seed", INTEGER, place, 0),
         )
     except ConfigError as error:
         message = str(error)
@@ -146,10 +152,10 @@ def _search(table: Table, place: str) -> Search:
 
 
 def _own_search(arm: Table, document: Table, place: str) -> Search | None:
-    """The study's [search] with what the arm's own says instead; the seed is the same for all arms."""
+    """Return the study's [search], overridden by the arm's own; the seed is the same for all arms."""
     if "search" not in arm:
         return None
-    own = _value(arm, "search", dict, place)
+    own = _value(arm, "search", TABLE, place)
     if "search" not in document:
         raise ConfigError(f"{place}: search changes the study's [search], and there is none: add it.")
     if "seed" in own:
@@ -158,11 +164,11 @@ def _own_search(arm: Table, document: Table, place: str) -> Search | None:
 
 
 def _arms(document: Table, shared: Mapping[str, Scalar]) -> tuple[Arm, ...]:
-    """Every arm in every group (an arm that names its group, or several: in those), times the grid, group by group."""
+    """Return every arm in every group (or in those that it names), times the grid, group by group."""
     groups: dict[str, Mapping[str, Scalar]] = {}
     for table in _tables(document, "group"):
         _check_keys(table, ("name", "settings", "reference"), "[[group]]")
-        name = _value(table, "name", str, "[[group]]")
+        name = _value(table, "name", TEXT, "[[group]]")
         if name in groups:
             raise ConfigError(f'[[group]] "{name}" is given twice.')
         groups[name] = _settings(table, f'[[group]] "{name}"')
@@ -171,9 +177,9 @@ def _arms(document: Table, shared: Mapping[str, Scalar]) -> tuple[Arm, ...]:
     arms = []
     for table in _tables(document, "arm") or ([{"name": ""}] if "grid" in document else []):
         _check_keys(table, ("name", "group", "settings", "same-rate-as", "search"), "[[arm]]")
-        name = _value(table, "name", str, "[[arm]]")
+        name = _value(table, "name", TEXT, "[[arm]]")
         place = f'[[arm]] "{name}"'
-        settings, same_rate_as = _settings(table, place), _value(table, "same-rate-as", str, place, "")
+        settings, same_rate_as = _settings(table, place), _value(table, "same-rate-as", TEXT, place, "")
         search = _own_search(table, document, place)
         for group in _groups(table, place) if "group" in table else everywhere:
             for variant, varied in variants:
@@ -189,7 +195,7 @@ def _arms(document: Table, shared: Mapping[str, Scalar]) -> tuple[Arm, ...]:
 
 
 def _groups(table: Table, place: str) -> list[str]:
-    """The groups that an arm names: a string, or a list of them."""
+    """Return the groups that an arm names: a string, or a list of strings."""
     named = table["group"]
     groups = named if isinstance(named, list) else [named]
     if not groups or any(not isinstance(group, str) for group in groups):
@@ -198,8 +204,8 @@ def _groups(table: Table, place: str) -> list[str]:
 
 
 def _variants(document: Table) -> list[tuple[str, dict[str, Scalar]]]:
-    """The cartesian product of the [grid]'s lists, each with its label; one empty variant without a grid."""
-    grid = _value(document, "grid", dict, "study", {})
+    """Return the cartesian product of the [grid]'s lists with labels; one empty variant without a grid."""
+    grid = _value(document, "grid", TABLE, "study", {})
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"[grid] {key} = {values!r}: expected a list of values, for example [4, 8].")
@@ -214,8 +220,8 @@ def _plain(value: object) -> str:
 
 
 def _settings(table: Table, place: str) -> dict[str, Scalar]:
-    """The `settings` of a table in kebab-case; their values are checked with the runs they make."""
-    settings = _value(table, "settings", dict, place, {})
+    """Return the `settings` of a table in kebab-case; their values are checked with the runs they make."""
+    settings = _value(table, "settings", TABLE, place, {})
     for key in settings:
         _refuse_runner_key(kebab(key), f"{place} settings")
     return {kebab(key): value for key, value in settings.items()}
@@ -229,7 +235,7 @@ def _refuse_runner_key(key: str, place: str) -> None:
 
 
 def _tables(document: Table, key: str) -> list[Table]:
-    tables = _value(document, key, list, "study", [])
+    tables = _value(document, key, LIST, "study", [])
     if not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f"{key}: expected tables, each beginning with a line [[{key}]].")
     return list(tables)
@@ -243,31 +249,16 @@ def _check_keys(table: Table, known: tuple[str, ...], place: str) -> None:
             raise ConfigError(f'{place}: "{key}" is not a key; {hint}')
 
 
-def _value(table: Table, key: str, kind: type, place: str, default: Any = None) -> Any:
-    """table[key] if it is of `kind`, else an error that names both; `default` if the key is absent and may be."""
-    if key not in table and default is not None:
-        return default
-    words = {str: "a string", int: "a whole number", dict: "a table", list: "a list"}[kind]
+def _value(table: Table, key: str, kind: str, place: str, default: Any = None) -> Any:
+    """Return table[key] if it is of that kind (a key of `KINDS`); `default` if the key is absent and may be.
+
+    Raises:
+        ConfigError: names the place, the key and the kind.
+    """
     if key not in table:
-        raise ConfigError(f"{place}: {key} is missing; expected {words}.")
-    if type(table[key]) is not kind:
-        raise ConfigError(f"{place}: {key} = {table[key]!r}: expected {words}.")
+        if default is None:
+            raise ConfigError(f"{place}: {key} is missing; expected {kind}.")
+        return default
+    if not KINDS[kind](table[key]):
+        raise ConfigError(f"{place}: {key} = {table[key]!r}: expected {kind}.")
     return table[key]
-
-
-def _number(table: Table, key: str, place: str) -> float:
-    value = table.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(
-            f"{place}: {key} = {value!r}: expected a number."
-            if key in table
-            else f"{place}: {key} is missing; expected a number."
-        )
-    return float(value)
-
-
-def _whole_numbers(table: Table, key: str, place: str) -> tuple[int, ...]:
-    values = _value(table, key, list, place)
-    if any(type(value) is not int for value in values):
-        raise ConfigError(f"{place}: {key} = {values!r}: expected whole numbers, for example [0, 1, 2].")
-    return tuple(values)

@@ -16,10 +16,7 @@ from fl_taskarith.study.frame import speed
 from fl_taskarith.study.results import Outcome, State
 from fl_taskarith.study.runner import run_studies
 
-
-@pytest.fixture(autouse=True)
-def _no_table_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_taskarith.study.tables.plot_arms", lambda rows, title, output: [])
+pytestmark = pytest.mark.usefixtures("no_table_figures")
 
 
 def test_a_studys_folder_is_read_back_arm_by_arm(tmp_path: Path, training: FakeTraining) -> None:

@@ -62,10 +62,3 @@ def test_an_error_in_the_pass_is_the_passs_own() -> None:
     with pytest.raises(ZeroDivisionError):
         for _ in tracked((1 / number for number in (1, 0)), 2, "Tokens"):
             pass
-
-
-@pytest.mark.parametrize(
-    ("seconds", "spoken"), [(0.4, "0 s"), (89.4, "89 s"), (90, "2 min"), (3570, "1 h 0 min"), (7500, "2 h 5 min")]
-)
-def test_times_are_spoken(seconds: float, spoken: str) -> None:
-    assert progress._spoken(seconds) == spoken

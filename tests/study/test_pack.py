@@ -21,9 +21,8 @@ pytestmark = pytest.mark.usefixtures("no_table_figures")
 
 
 @pytest.fixture
-def results(tmp_path: Path, training: FakeTraining, monkeypatch: pytest.MonkeyPatch) -> StudyResults:
+def results(tmp_path: Path, training: FakeTraining) -> StudyResults:
     """A finished study with a search, one rate of which diverged."""
-    monkeypatch.setattr("fl_taskarith.study.tables._figures", lambda *_: [])
     usual = training.accuracy
 
     def accuracy(run: Config) -> float:

@@ -20,12 +20,6 @@ from fl_taskarith.study.tables import write_tables
 pytestmark = pytest.mark.usefixtures("no_table_figures")
 
 
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures over runs take most of the time that tables take."""
-    monkeypatch.setattr("fl_taskarith.study.tables._figures", lambda *_: [])
-
-
 def ship(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what lies in `results` be what came with the project."""
     digests = {digest for family in shipped_digests(results).values() for digest in family}

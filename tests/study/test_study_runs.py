@@ -152,9 +152,12 @@ def test_the_time_left_is_that_of_the_images_at_the_measured_speed(
         study_of("images-per-second = 2\n" + STUDY, tmp_path)
 
 
-def test_a_summary_fits_on_a_screen_however_many_arms_there_are(tmp_path: Path) -> None:
+def test_a_summary_fits_on_a_screen_however_many_arms_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "speed_of", lambda run, seconds: Speed(training=2.0, evaluation=1e9))
     arms = "".join(f'[[arm]]\nname = "arm {n}"\nsettings = {{ learning-rate = {n}.5 }}\n' for n in range(3))
-    groups = "".join(f'[[group]]\nname = "group {n}"\nsettings = {{ batch-size = {n + 1} }}\n' for n in range(40))
+    groups = "".join(f'[[group]]\nname = "group {n}"\nsettings = {{ batch-size = {n + 1} }}\n' for n in range(33))
     lines = list(list_study(StudyResults(study_of(STUDY + groups + arms, tmp_path), tmp_path)))
     assert len(lines) <= 40
     assert lines[2].split()[:3] == ["group", "0", "5"], "two arms of the study and three more"
@@ -169,7 +172,7 @@ def test_a_study_says_a_line_a_minute_where_it_is(tmp_path: Path, capsys: pytest
         folder = run_folder(run)
         folder.mkdir(parents=True)
         (folder / "rounds.csv").write_text("round,x\n0,\n1,\n")
-        monitor.tell()
+        monitor.report()
     line = capsys.readouterr().out.strip()
     assert line.startswith("arm 1 of 2 (dense, rate 0.01, seed 0): round 1 of 2, ")
     assert re.search(r"left; study: about \d+ s left for 6 runs$", line), line
@@ -184,7 +187,7 @@ def test_what_is_done_is_not_run_again_beside_what_is_open(
     for record in (tmp_path / "tiny" / "runs").glob("*-s0-*/run.json"):  # seed 0 of both arms was interrupted
         record.write_text(record.read_text().replace('"finished"', '"interrupted"', 1))
         (record.parent / "SHA256SUMS").unlink()
-    monkeypatch.setattr("fl_taskarith.study.runner._workers", lambda jobs: contextlib.nullcontext(runner._Submit(None)))
+    monkeypatch.setattr("fl_taskarith.study.runner._workers", lambda jobs: contextlib.nullcontext(runner.Here()))
     run_studies([study], tmp_path, jobs=2)
     assert [run.seed for run in training.runs[6:]] == [0, 0]
     assert len(list((tmp_path / "tiny" / "runs").iterdir())) == 6
@@ -205,7 +208,7 @@ def test_a_spent_budget_is_no_failure_and_is_said(
         raise BudgetSpent("over")
 
     training.accuracy = cut
-    monkeypatch.setattr("fl_taskarith.study.runner._workers", lambda jobs: contextlib.nullcontext(runner._Submit(None)))
+    monkeypatch.setattr("fl_taskarith.study.runner._workers", lambda jobs: contextlib.nullcontext(runner.Here()))
     twins = STUDY + '\n[[arm]]\nname = "follower"\nsame-rate-as = "dense"\nsettings = { local-steps = 1 }\n'
     run_studies([study_of(twins, tmp_path), study_of(SEARCHED, tmp_path)], tmp_path, jobs=jobs)
     assert "budget is spent" in capsys.readouterr().out

@@ -9,7 +9,8 @@ import torch
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.datasets import image_source, load_dataset
 from fl_taskarith.server import speed
-from fl_taskarith.server.speed import Speed, Work, device_line, duration, speed_of, work_of
+from fl_taskarith.server.speed import Speed, Work, device_line, speed_of, work_of
+from fl_taskarith.storage.progress import duration
 from fl_taskarith.workspace import machine
 from fl_taskarith.workspace.machine import emulated, on_this_machine
 

@@ -1,0 +1,68 @@
+"""The runs of one arm: those that are known by now, with how far they are, and how many are still to be chosen."""
+
+from dataclasses import dataclass, replace
+
+from fl_taskarith.config.settings import Config, from_mapping
+from fl_taskarith.errors import StudyError
+from fl_taskarith.study.definition import Arm
+from fl_taskarith.study.results import SETTLED, Outcome, StudyResults
+from fl_taskarith.study.search import open_trials, trials_left
+from fl_taskarith.workspace.machine import on_this_machine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of one arm.
+
+    Attributes:
+        known: (run, outcome, whether it is reported) of the runs whose rate is known by now.
+        later: the rounds of the others.
+        problem: why the arm cannot go on.
+    """
+
+    arm: Arm
+    known: tuple[tuple[Config, Outcome, bool], ...]
+    later: tuple[int, ...]
+    problem: str = ""
+
+    @property
+    def settled(self) -> int:
+        """The number of runs that are not to be run again."""
+        return sum(outcome.state in SETTLED for _, outcome, _ in self.known)
+
+    def left(self) -> list[Config]:
+        """Return the runs that are left; a run whose rate is not known has no name and any rate."""
+        config = on_this_machine(from_mapping(self.arm.settings))
+        return [run for run, outcome, _ in self.known if outcome.state not in SETTLED] + [
+            replace(config, num_rounds=rounds) for rounds in self.later
+        ]
+
+
+def plan_of(results: StudyResults, arm: Arm) -> Plan:
+    """Return the plan of an arm, from the folders of its runs.
+
+    Raises:
+        CheckpointError: a folder cannot be read.
+    """
+    study = results.study
+    runs: dict[str, tuple[Config, bool]] = {}
+    later: list[int] = []
+    if (search := study.searched(arm)) is not None and study.rate_arm(arm) is arm:
+        scores = results.scores(arm)
+        still_open = open_trials(search, scores)
+        for trial in sorted({*scores, *still_open}, key=lambda trial: (trial[1], trial[0])):
+            run = results.trial_run(arm, trial)
+            runs[run.run_name] = (run, False)
+        later += trials_left(search, scores)[len(still_open) :]
+    problem = ""
+    try:
+        choice = results.choice(arm)
+    except StudyError as error:
+        choice, problem = None, str(error)
+    if choice is not None:
+        for run in results.final_runs(arm, choice):
+            runs[run.run_name] = (run, True)
+    elif not problem:
+        later += [from_mapping(arm.settings).num_rounds for _ in study.seeds]
+    known = tuple((run, results.outcome(run), reported) for run, reported in runs.values())
+    return Plan(arm, known, tuple(later), problem)
