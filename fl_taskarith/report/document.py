@@ -12,12 +12,12 @@ from fl_taskarith.config.settings import RECORDED_DEFAULTS
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.report import label_skew, questions
 from fl_taskarith.report.authors import TITLE, Author, read_authors
-from fl_taskarith.report.contrasts import Arms, distinct, trained
+from fl_taskarith.report.contrasts import Arms, distinct
 from fl_taskarith.report.figure_files import Figure, figures_of
 from fl_taskarith.report.generated import write_generated, write_product, write_unless_there
 from fl_taskarith.report.latex import Latex, escape
 from fl_taskarith.report.read_results import StudyFolder, read_studies
-from fl_taskarith.report.sentences import Section, Status, lay_out, render, say, sentence
+from fl_taskarith.report.sentences import Section, Status, lay_out, render, say, sentence, wording
 from fl_taskarith.report.typeset import find_tex, typeset
 from fl_taskarith.storage.paths import shipped_file
 from fl_taskarith.study.shipped import origin_words
@@ -169,10 +169,10 @@ def answer(studies: Sequence[StudyFolder]) -> list[Section]:
         "extension": studies[most].arms if methods[most] else [],
     }
     named = {study.name: study.arms for study in studies}
-    sections = [Section(name) for name in asked]
+    sections = [Section(name, *wording("SECTIONS")[name]) for name in asked]
     for section, question in zip(sections, asked.values(), strict=True):
         arms = named.get(section.name) or others.get(section.name, fine_tuned)
-        question(section, distinct([arm for arm in arms if section.name in others or trained(arm)]))
+        question(section, distinct([arm for arm in arms if section.name in others or arm.trained]))
     return sections
 
 
@@ -231,8 +231,8 @@ def settings_table(known: Sequence[Mapping[str, Scalar]]) -> Latex:
         values = sorted({each[key] for each in known if key in each}, key=lambda value: (str(type(value)), value))
         if values and (key in STATED_KEYS or values != [default]):
             shown = values if len(values) <= MANY else [values[0], "...", values[-1]]
-            rows.append([key, Latex(", ").join(_shown(value) for value in shown)])
-    return lay_out("grid", ["setting", "values in the studies"], rows, 1)
+            rows.append((key, list(map(_shown, shown))))
+    return lay_out("settings", rows)
 
 
 def _shown(value: Scalar) -> str:

@@ -12,12 +12,11 @@ from fl_taskarith.report.contrasts import (
     gain,
     identity,
     mean_course,
-    trained,
 )
 from fl_taskarith.report.latex import Latex
 from fl_taskarith.report.questions import is_federated
 from fl_taskarith.report.read_results import MeasuredArm
-from fl_taskarith.report.sentences import Section, Table, lay_out, say
+from fl_taskarith.report.sentences import Section, say
 from fl_taskarith.report.setting_words import COMPOUND, EQUAL, IID, Condition, condition, load, setting, words
 
 Place = tuple[str, Condition]
@@ -39,7 +38,7 @@ def is_method(arm: MeasuredArm) -> bool:
 
 def is_fine_tuning(arm: MeasuredArm) -> bool:
     """Return whether the arm trains weights of the backbone, and by no method against label skew."""
-    return trained(arm) and arm.settings["trainable"] != "head" and not is_method(arm)
+    return arm.trained and arm.settings["trainable"] != "head" and not is_method(arm)
 
 
 def strategies(section: Section, arms: Arms) -> None:
@@ -69,8 +68,8 @@ def strategies(section: Section, arms: Arms) -> None:
     for work in dict.fromkeys(work for work, _ in cells):
         places = [place for place in cells if place[0] == work]
         rows = _rows({place: cells[place] for place in places})
-        body = lay_out("places_table", [words("condition", each) for _, each in places], rows.items())
-        section.tables.append(Table(say("algorithms_caption", words("load", work)), body))
+        columns = [words("condition", each) for _, each in places]
+        section.lay_out(say("algorithms_caption", words("load", work)), "matrix", columns, rows.items())
 
 
 def label_skew(section: Section, arms: Arms) -> None:
@@ -81,14 +80,14 @@ def label_skew(section: Section, arms: Arms) -> None:
         return section.missing("extension")
     place, there = _words(hardest), cells[hardest]
     method = best_by_validation([arm for arm in there if is_method(arm)])
-    control = best_by_validation([arm for arm in there if not is_method(arm) and trained(arm)])
+    control = best_by_validation([arm for arm in there if not is_method(arm) and arm.trained])
     if method is None:
         return section.missing("extension")
     subject = say("chosen_method", method, place)
     section.claim(subject, gain(method), say("ridge_head"))
     if control is not None:
         section.claim(subject, difference(method, control), say("best_control", control))
-    section.say("skew_gains", place, [pairs for arm in there if trained(arm) and (pairs := gain(arm)).n])
+    section.say("skew_gains", place, [pairs for arm in there if arm.trained and (pairs := gain(arm)).n])
     iid = cells.get((hardest[0], IID), [])
     if (share := _kept(method, iid)) is not None:
         section.say("kept", method, share)
@@ -106,7 +105,7 @@ def label_skew(section: Section, arms: Arms) -> None:
     with_kept, with_race = bool(iid) and hardest[1] != IID, not isnan(goal)
     caption = say("skew_caption", place, with_kept, control if with_race else None, goal)
     places = [words("condition", each) for _, each in cells]
-    section.tables.append(Table(caption, lay_out("skew_table", places, rows, with_kept, with_race), wide=True))
+    section.lay_out(caption, "skew_table", places, rows, with_kept, with_race, wide=True)
 
 
 def _kept(arm: MeasuredArm, iid: Arms) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import CHOSEN_KEYS, OPERATIONAL_KEYS, Config
@@ -47,9 +47,23 @@ class MeasuredArm:
     seconds: BySeed = field(default_factory=dict)
     shipped: frozenset[int] = frozenset()
 
+    @property
+    def masked(self) -> bool:
+        """Whether only a part of the weights is updated."""
+        return self.settings["mask-rule"] != "none"
 
-@dataclass(frozen=True)
-class StudyFolder:
+    @property
+    def trained(self) -> bool:
+        """Whether the arm trains at all; at a learning rate of 0 it is its start, the ridge head alone."""
+        return self.rate != 0.0
+
+    @property
+    def ended_early(self) -> list[str]:
+        """How runs ended that did not finish."""
+        return sorted({state for state in self.states.values() if state in ("diverged", "failed")})
+
+
+class StudyFolder(NamedTuple):
     """The folder of a study; `record` is its settings.json."""
 
     name: str

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from scipy import stats
 
-from fl_taskarith.figures.statistics import Paired, paired, summarise
+from fl_taskarith.figures.statistics import Paired, paired
 from fl_taskarith.report.contrasts import (
     best_by_validation,
     distinct,
@@ -22,7 +22,7 @@ from fl_taskarith.report.contrasts import (
     twin,
     verdict,
 )
-from fl_taskarith.report.latex import NOT_RUN, Latex, escape, interval, number, spread
+from fl_taskarith.report.latex import Latex, escape, number
 from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.report.sentences import Section, lay_out, say, sentence
 from fl_taskarith.report.setting_words import IID, condition, load, setting, words
@@ -74,11 +74,11 @@ def test_numbers_by_hand() -> None:
     assert number(98.70370) == "98.70"
     assert number(-0.001, sign=True) == "$+0.00$", "no -0.00"
     assert number(math.nan) == "--"
-    assert spread(summarise([1.0, 2.0, 3.0])) == r"2.00\,$\pm$\,1.00"
-    assert spread(summarise([2.0])) == "2.00", "one seed has no spread"
-    assert spread(summarise([])) == NOT_RUN
-    assert interval(pair([1.0, 3.0, 2.0])) == "$+2.00$ [$-0.48$,~$+4.48$]"
-    assert lay_out("grid", ["a", "b"], [["x_y", 1]], 0).count(r"\\") == 2
+    assert say("spread", {0: 1.0, 1: 2.0, 2: 3.0}) == r"2.00\,$\pm$\,1.00"
+    assert say("spread", {0: 2.0}) == "2.00", "one seed has no spread"
+    assert say("spread", {}) == r"\notrun{}"
+    assert say("interval", pair([1.0, 3.0, 2.0])) == "$+2.00$ [$-0.48$,~$+4.48$]"
+    assert lay_out("settings", [["x_y", [1, 2]]]).count(r"\\") == 2
 
 
 @given(st.lists(st.floats(-5, 5).map(lambda value: round(value, 3)), min_size=2, max_size=6))
@@ -115,7 +115,7 @@ def test_holm_against_its_adjusted_p_values(samples: list[list[float]]) -> None:
     ],
 )
 def test_claims_are_worded_by_the_interval(values: list[float], expected: str, status: str) -> None:
-    section = Section("sparsity")
+    section = Section("name", "title", "question")
     section.claim("A", pair(values), "B")
     made = section.claims[0]
     assert expected in made.text
