@@ -62,6 +62,11 @@ def identity(arm: MeasuredArm, without: Collection[str] = ()) -> dict[str, Scala
     return {key: value for key, value in arm.settings.items() if key not in left_out}
 
 
+def agree(arm: MeasuredArm, other: MeasuredArm, free: Collection[str]) -> bool:
+    """Return whether two arms have the same settings, but for those in `free`."""
+    return identity(arm, free) == identity(other, free)
+
+
 def distinct(arms: Arms) -> list[MeasuredArm]:
     """Return `arms` without those that stand in a second table, with the settings and results of an earlier one."""
     seen: dict[object, MeasuredArm] = {}
@@ -72,9 +77,8 @@ def distinct(arms: Arms) -> list[MeasuredArm]:
 
 def twin(arm: MeasuredArm, arms: Arms, changed: Mapping[str, Scalar], also: Collection[str] = ()) -> MeasuredArm | None:
     """Return the arm with the settings of `arm` but for `changed`; settings in `also` may differ too."""
-    alike = identity(arm, {*changed, *also})
     among = (other for other in arms if changed.items() <= other.settings.items())
-    return next((other for other in among if identity(other, {*changed, *also}) == alike), None)
+    return next((other for other in among if agree(arm, other, {*changed, *also})), None)
 
 
 def dense_twin(arm: MeasuredArm, arms: Arms) -> MeasuredArm | None:
@@ -99,6 +103,12 @@ def best_by_validation(arms: Arms) -> MeasuredArm | None:
     """
     measured = [arm for arm in arms if arm.val and arm.test]
     return max(measured, key=lambda arm: (not arm.ended_early, fmean(arm.val.values())), default=None)
+
+
+def best_by_strategy(arms: Arms) -> dict[str, MeasuredArm | None]:
+    """Return the best arm by validation of every strategy; None where no arm of it has results."""
+    names = dict.fromkeys(str(arm.settings["strategy"]) for arm in arms)
+    return {name: best_by_validation([arm for arm in arms if arm.settings["strategy"] == name]) for name in names}
 
 
 def verdict(pairs: Paired) -> Literal["higher", "lower", "undecided"]:

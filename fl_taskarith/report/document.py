@@ -111,8 +111,8 @@ def _generated(
 
 
 def _refuse_shipped(root: Path, studies: Sequence[StudyFolder]) -> None:
-    runs = _finished(studies)
-    number = sum(shipped for *_, shipped in runs)
+    runs = [run for study in studies for run in study.finished]
+    number = sum(run.shipped for run in runs)
     if number:
         raise ConfigError(
             f"{number} of the {len(runs)} finished runs in {root} were shipped with fl_taskarith and run by its "
@@ -131,14 +131,6 @@ def _warn_of_text(tex: Path, variables: Mapping[str, Any]) -> None:
         log.warning(r"%s does not \input{numbers}: numbers in it stay those of the template it was filled from.", tex)
     if variables["origin"] and r"\reportOrigin" not in text and escape(variables["origin"]) not in text:
         log.warning(r"%s does not say that runs were shipped with fl_taskarith: add \reportOrigin to its text.", tex)
-
-
-def _finished(studies: Sequence[StudyFolder]) -> set[tuple[str, int, float, float, bool]]:
-    """Return the finished runs, each with whether it was shipped; an arm that a study has in two tables counts once."""
-    return {
-        (arm.study, seed, test, arm.seconds.get(seed, 0.0), seed in arm.shipped)
-        for study in studies for arm in study.arms for seed, test in arm.test.items()
-    }  # fmt: skip
 
 
 def answer(studies: Sequence[StudyFolder]) -> list[Section]:
@@ -187,7 +179,7 @@ def context(
     records = [study.record for study in studies]
     known = [arm["settings"] for record in records for arm in record["arms"]]
     datasets = dict.fromkeys(str(each["dataset"]) for each in known)
-    runs = _finished(studies)
+    runs = [run for study in studies for run in study.finished]
 
     def claims(status: Status) -> list[tuple[str, Latex]]:
         texts = {section.title: [each.open_question or each.text for each in section.claims if each.status == status]
@@ -216,8 +208,8 @@ def context(
         "seeds": sorted({seed for record in records for seed in record["seeds"]}),
         "machines": list(dict.fromkeys(name for record in records for name in record["machines"])),
         "runs": len(runs),
-        "duration": say("duration", sum(seconds for *_, seconds, _ in runs)),
-        "origin": origin_words(sum(shipped for *_, shipped in runs), len(runs)),
+        "duration": say("duration", sum(run.seconds for run in runs)),
+        "origin": origin_words(sum(run.shipped for run in runs), len(runs)),
         "searches": _search_words([each["search"] for record in records for each in (record, *record["arms"])
                                    if each.get("search")]),
         "edges": list(dict.fromkeys(arm.label for study in studies for arm in study.arms if arm.edge)),

@@ -6,15 +6,15 @@ from math import isnan, nan
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.report.contrasts import (
     Arms,
+    agree,
+    best_by_strategy,
     best_by_validation,
     difference,
     first_reaching,
     gain,
-    identity,
     mean_course,
 )
 from fl_taskarith.report.latex import Latex
-from fl_taskarith.report.questions import is_federated
 from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.report.sentences import Section, say
 from fl_taskarith.report.setting_words import COMPOUND, EQUAL, IID, Condition, condition, load, setting, words
@@ -46,11 +46,7 @@ def strategies(section: Section, arms: Arms) -> None:
     cells = _by_place(arms)
     compared: dict[Place, dict[str, MeasuredArm]] = {}
     for place, members in cells.items():
-        names = dict.fromkeys(str(arm.settings["strategy"]) for arm in members)
-        best = {
-            name: best_by_validation([arm for arm in members if arm.settings["strategy"] == name]) for name in names
-        }
-        measured = {name: arm for name, arm in best.items() if arm is not None}
+        measured = {name: arm for name, arm in best_by_strategy(members).items() if arm is not None}
         if "fedavg" in measured and len(measured) > 1:
             compared[place] = measured
     if not compared:
@@ -113,10 +109,9 @@ def _kept(arm: MeasuredArm, iid: Arms) -> float | None:
 
     Over the seeds that both have; None where there is none.
     """
-    alike = identity(arm, COMPOUND["condition"][1])
     for other in iid:
         seeds = arm.test.keys() & other.test.keys()
-        if seeds and identity(other, COMPOUND["condition"][1]) == alike:
+        if seeds and agree(arm, other, COMPOUND["condition"][1]):
             return 100 * sum(arm.test[seed] for seed in seeds) / sum(other.test[seed] for seed in seeds)
     return None
 
@@ -125,7 +120,7 @@ def _by_place(arms: Arms) -> dict[Place, list[MeasuredArm]]:
     """Return the federated arms by work and condition, from equal work and from the least heterogeneous on."""
     cells: dict[Place, list[MeasuredArm]] = {}
     for arm in arms:
-        if is_federated(arm):
+        if arm.federated:
             cells.setdefault((load(arm.settings) or EQUAL, condition(arm.settings)), []).append(arm)
     return dict(sorted(cells.items(), key=lambda cell: (cell[0][0] != EQUAL, cell[0])))
 

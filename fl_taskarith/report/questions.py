@@ -4,6 +4,7 @@ Most are a row of SWEEPS: arms that differ in one setting alone, compared with o
 """
 
 from collections.abc import Callable, Collection, Sequence
+from operator import attrgetter
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -11,18 +12,19 @@ from fl_taskarith.report.contrasts import (
     WORK_KEYS,
     Arms,
     Family,
+    agree,
+    best_by_strategy,
     best_by_validation,
     dense_twin,
     difference,
     enough_rounds,
     families,
     gain,
-    identity,
 )
 from fl_taskarith.report.latex import Latex, escape
 from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.report.sentences import Claim, Section, say, wording
-from fl_taskarith.report.setting_words import CENTRALIZED, COMPOUND, EQUAL, IID, Settings, condition, setting, words
+from fl_taskarith.report.setting_words import COMPOUND, EQUAL, IID, Settings, condition, setting, words
 
 # What may tell one family of a question from another, in the order it is told.
 PLACE = (
@@ -31,21 +33,10 @@ PLACE = (
 )  # fmt: skip
 MOST, DENSE = object(), object()  # references: the arm of the largest value; the arm that trains all weights
 NOTHING, FIRST, LAST = slice(0), slice(1), slice(-1, None)
+FEDAVG = ("fedavg", 0.0)
+federated, masked = attrgetter("federated"), attrgetter("masked")
 
 Families = Sequence[Family]
-
-
-def is_federated(arm: MeasuredArm) -> bool:
-    """Return whether clients train, each on its own data."""
-    return condition(arm.settings) != CENTRALIZED
-
-
-def _is_fedavg(arm: MeasuredArm) -> bool:
-    return setting(arm.settings, "algorithm") == ("fedavg", 0.0)
-
-
-def _is_masked(arm: MeasuredArm) -> bool:
-    return arm.masked
 
 
 def _hardest(family: Family) -> Any:
@@ -89,16 +80,17 @@ SWEEPS = {
         Sweep("schedule", reference="constant", claimed=NOTHING),
         Sweep("weight-decay", reference=0.0, claimed=NOTHING),
         Sweep("num-rounds", reference=MOST),
-        Sweep("condition", is_federated, reference=IID, required=True, claimed=FIRST,
+        Sweep("condition", federated, reference=IID, required=True, claimed=FIRST,
               order=lambda family: family.common["local-steps"]),
-        Sweep("local-steps", is_federated, WORK_KEYS, claimed=LAST, told=False,
+        Sweep("local-steps", federated, WORK_KEYS, claimed=LAST, told=False,
               order=lambda family: (condition(family.common), not family.masked)),
-        Sweep("density", _is_masked, reference=DENSE, far=0),
-        Sweep("calibration-rounds", _is_masked),
-        Sweep("participation", is_federated, pool=True, claimed=LAST, claim_order=_hardest),
-        Sweep("num-clients", is_federated, pool=True, claimed=LAST, claim_order=_hardest),
-        Sweep("algorithm", reference=("fedavg", 0.0), required=True, claimed=NOTHING),
-        Sweep("load", _is_fedavg, reference=EQUAL, required=True, claimed=NOTHING),
+        Sweep("density", masked, reference=DENSE, far=0),
+        Sweep("calibration-rounds", masked),
+        Sweep("participation", federated, pool=True, claimed=LAST, claim_order=_hardest),
+        Sweep("num-clients", federated, pool=True, claimed=LAST, claim_order=_hardest),
+        Sweep("algorithm", reference=FEDAVG, required=True, claimed=NOTHING),
+        Sweep("load", lambda arm: setting(arm.settings, "algorithm") == FEDAVG, reference=EQUAL, required=True,
+              claimed=NOTHING),
     )
 }  # fmt: skip
 
@@ -110,7 +102,7 @@ def sweep(section: Section, key: str, arms: Arms) -> Families:
         The families; where there is none, it is said to be missing if sentences.tex has a word for it.
     """
     row = SWEEPS[key]
-    found = [family for family in families([arm for arm in arms if row.among(arm)], key, row.also)
+    found = [family for family in families(list(filter(row.among, arms)), key, row.also)
              if not row.required or row.reference in family.members]  # fmt: skip
     found.sort(key=row.order)
     claimed = sorted(found, key=row.claim_order)[row.claimed]
@@ -172,7 +164,7 @@ def setting_words(settings: Settings, keys: Sequence[str]) -> Latex:
 
 def centralized(section: Section, arms: Arms) -> None:
     """Answer which schedule and weight decay are best, and how many epochs are enough."""
-    chosen = [arm for arm in arms if not is_federated(arm) and not arm.masked]
+    chosen = [arm for arm in arms if not arm.federated and not arm.masked]
     best = best_by_validation(chosen)
     if best is None:
         return section.missing("centralized")
@@ -193,7 +185,7 @@ def fedavg_iid(section: Section, arms: Arms, everything: Arms) -> None:
     """Compare FedAvg on iid shards with the ridge head and with centralized training."""
     dense = [arm for arm in arms if arm.settings["strategy"] == "fedavg" and not arm.masked]
     best = best_by_validation([arm for arm in dense if condition(arm.settings) == IID])
-    pooled = best_by_validation([arm for arm in everything if not is_federated(arm) and not arm.masked])
+    pooled = best_by_validation([arm for arm in everything if not arm.federated and not arm.masked])
     if best is None:
         return section.missing("fedavg-iid")
     section.say("fedavg", best)
@@ -205,7 +197,7 @@ def fedavg_iid(section: Section, arms: Arms, everything: Arms) -> None:
 
 def heterogeneity(section: Section, arms: Arms) -> None:
     """Answer what non-iid data cost, and whether more local work hurts."""
-    arms = [arm for arm in arms if is_federated(arm)]
+    arms = list(filter(federated, arms))
     sweep(section, "condition", arms)
     found = sweep(section, "local-steps", arms)
     equal = all(
@@ -225,7 +217,7 @@ def heterogeneity(section: Section, arms: Arms) -> None:
         cells = {
             (condition(arm.settings), arm.settings["local-steps"]): arm
             for arm in reversed(of_rule)
-            if identity(arm, varied) == identity(of_rule[0], varied)  # another algorithm would stand in a gap unnoticed
+            if agree(arm, of_rule[0], varied)  # another algorithm would stand in a gap unnoticed
         }
         if len(cells) > 1:
             steps = sorted({column for _, column in cells})
@@ -236,7 +228,7 @@ def heterogeneity(section: Section, arms: Arms) -> None:
 
 def sparsity(section: Section, arms: Arms) -> None:
     """Compare mask rules at equal density, densities, and rounds of calibration."""
-    found = families([arm for arm in arms if arm.masked], "mask-rule")
+    found = families(list(filter(masked, arms)), "mask-rule")
     found.sort(key=lambda family: condition(family.common))
     if not found:
         section.missing("mask-rule")
@@ -261,7 +253,7 @@ def sparsity(section: Section, arms: Arms) -> None:
 def six_models(section: Section, arms: Arms) -> None:
     """Compare all weights with masked ones, on centralized, iid and non-iid data."""
     rows: dict[Latex, tuple[object, ...]] = {}
-    for arm in sorted(filter(_is_masked, arms), key=lambda each: condition(each.settings)):
+    for arm in sorted(filter(masked, arms), key=lambda each: condition(each.settings)):
         dense = dense_twin(arm, arms)
         name = words("condition", condition(arm.settings))
         if dense is not None and name not in rows:
@@ -287,10 +279,9 @@ def systems(section: Section, arms: Arms) -> None:
     """Compare FedAvg with other algorithms where clients do unequal work."""
     found = sweep(section, "algorithm", arms)
     for family in found:
-        reference = family.members["fedavg", 0.0]
+        reference = family.members[FEDAVG]
         others = [arm for arm in family.members.values() if arm is not reference]
-        for strategy in dict.fromkeys(arm.settings["strategy"] for arm in others):
-            best = best_by_validation([arm for arm in others if arm.settings["strategy"] == strategy])
+        for strategy, best in best_by_strategy(others).items():
             if best is None:
                 section.missing("systems", strategy)
             else:

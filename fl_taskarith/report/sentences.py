@@ -109,12 +109,6 @@ def sentence(text: str) -> Latex:
     return Latex(words[:1].upper() + words[1:] + ".")
 
 
-def after_a_colon(text: str) -> Latex:
-    """Write LaTeX with a small first letter."""
-    words = " ".join(text.split())
-    return Latex(words[:1].lower() + words[1:])
-
-
 def join(items: Iterable[Any], separator: str = ", ") -> Latex:
     """Write the items with LaTeX between them."""
     return Latex(separator).join(items)
@@ -137,7 +131,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         loader=jinja2.FileSystemLoader(shipped_file("report/sentences.tex").parent),
     )
-    functions = (difference, gain, verdict, surviving_holm, number, plain, sentence, after_a_colon, join)
+    functions = (difference, gain, verdict, surviving_holm, number, plain, sentence, join)
     environment.filters |= {function.__name__: function for function in functions}
     environment.filters |= {"summary": lambda by_seed: summarise(list(by_seed.values())), "latex": Latex}
     return environment

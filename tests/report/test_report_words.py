@@ -34,7 +34,7 @@ ESCAPED = re.compile(  # what TeX may see of a user's text: letters, escaped sig
 
 def arm(tests: dict[int, float], label: str = "arm", **settings: object) -> MeasuredArm:
     kebab = {key.replace("_", "-"): value for key, value in settings.items()}
-    return MeasuredArm("study", "", label, kebab, 0.1, False, tests)  # type: ignore[arg-type]
+    return MeasuredArm(label, kebab, 0.1, False, tests)  # type: ignore[arg-type]
 
 
 def pair(values: list[float]) -> Paired:
@@ -139,11 +139,11 @@ def test_several_differences_are_sorted_by_what_can_be_told() -> None:
 
 
 def test_an_arm_whose_seeds_diverged_is_chosen_only_where_no_other_is_whole() -> None:
-    survivor = MeasuredArm("s", "", "survivor", {}, test={0: 99.0}, val={0: 99.0},
+    survivor = MeasuredArm("survivor", {}, test={0: 99.0}, val={0: 99.0},
                            states={0: "done", 1: "diverged", 2: "diverged"})  # fmt: skip
-    whole = MeasuredArm("s", "", "whole", {}, test={0: 90.0, 1: 90.0}, val={0: 90.0, 1: 90.0},
+    whole = MeasuredArm("whole", {}, test={0: 90.0, 1: 90.0}, val={0: 90.0, 1: 90.0},
                         states={0: "done", 1: "done"})  # fmt: skip
-    better = MeasuredArm("s", "", "better", {}, test={0: 80.0}, val={0: 91.0}, states={0: "done"})
+    better = MeasuredArm("better", {}, test={0: 80.0}, val={0: 91.0}, states={0: "done"})
     assert best_by_validation([survivor, whole, better]) is better
     assert best_by_validation([survivor]) is survivor
     assert best_by_validation([]) is None
@@ -186,24 +186,24 @@ def test_settings_that_say_one_thing_together() -> None:
 
 def test_enough_epochs_by_hand() -> None:
     curves = {seed: {0: 99.0, 1: 80.0 + seed, 2: 89.5 + seed, 3: 90.0 + seed, 4: 89.9 + seed} for seed in (0, 1)}
-    measured = MeasuredArm("s", "", "a", {}, curves={"val_percent": curves, "test_percent": curves})
+    measured = MeasuredArm("a", {}, curves={"val_percent": curves, "test_percent": curves})
     enough = enough_rounds(measured)
     assert enough is not None
     # Means 80.5, 90.0, 90.5, 90.4; the best is 90.5 with standard error (1/√2)/√2 = 0.5: epoch 2 reaches 90.0.
     assert (enough.round, enough.last, enough.val) == (2, 4, 90.0)
     assert enough.lost.mean == pytest.approx(0.4)
-    one_seed = MeasuredArm("s", "", "a", {}, curves={"val_percent": {0: curves[0]}, "test_percent": {0: curves[0]}})
+    one_seed = MeasuredArm("a", {}, curves={"val_percent": {0: curves[0]}, "test_percent": {0: curves[0]}})
     assert enough_rounds(one_seed) is None, "one seed has no standard error"
 
 
 def test_the_first_round_that_gets_to_an_accuracy_is_that_of_the_mean_over_seeds() -> None:
     curves = {0: {0: 99.0, 2: 80.0, 4: 90.0}, 1: {0: 99.0, 2: 90.0, 3: 99.0, 4: 92.0}}
     sent = {0: {0: 1.0, 2: 2.0, 4: 3.0}, 1: {0: 1.0, 2: 4.0, 4: 7.0}}
-    measured = MeasuredArm("study", "", "arm", {}, curves={"test_percent": curves, "uplink_megabytes": sent})
+    measured = MeasuredArm("arm", {}, curves={"test_percent": curves, "uplink_megabytes": sent})
     assert first_reaching(measured, 85.0) == (2, 3.0)
     assert first_reaching(measured, 85.0 + 1e-6) == (4, 5.0)
     assert first_reaching(measured, 91.1) is None, "round 0 is untrained, and seed 0 has no round 3"
-    reached = first_reaching(MeasuredArm("study", "", "arm", {}, curves={"test_percent": curves}), 85.0)
+    reached = first_reaching(MeasuredArm("arm", {}, curves={"test_percent": curves}), 85.0)
     assert reached is not None
     assert reached.round == 2
     assert math.isnan(reached.megabytes)
