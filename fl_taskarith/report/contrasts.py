@@ -13,7 +13,7 @@ from fl_taskarith.figures.statistics import Paired, paired, summarise
 from fl_taskarith.report.read_results import BySeed, Curves, MeasuredArm
 from fl_taskarith.report.setting_words import CENTRALIZED, COMPOUND, IID, Value, condition, setting
 
-# Of a run, not of an arm; or without a say in what is compared.
+# Settings of a run rather than of an arm, and those that change no result.
 UNCOMPARED = OPERATIONAL_KEYS | CHOSEN_KEYS | {"evaluate-every", "threads", "device", "clients-at-once"}
 MASK_KEYS = frozenset(
     {"mask-rule", "density", "sensitivity-threshold", "calibration-rounds", "soft-zero", "mask-source", "mask-exclude"}
@@ -37,19 +37,19 @@ class Family(NamedTuple):
         return self.common["mask-rule"] != "none"
 
 
-def families(arms: Arms, key: str, also: Collection[str] = ()) -> list[Family]:
+def find_families(arms: Arms, key: str, also: Collection[str] = ()) -> list[Family]:
     """Return every family of at least two arms that differ in the setting `key` alone, or in `also` with it.
 
     `key` may be one of COMPOUND: what several settings say together, such as "condition": iid, Nc = 1, ...
     """
-    found: dict[frozenset[tuple[str, Scalar]], dict[Value, MeasuredArm]] = {}
+    members_of: dict[frozenset[tuple[str, Scalar]], dict[Value, MeasuredArm]] = {}
     changing = {*(COMPOUND[key][1] if key in COMPOUND else {key}), *also}
     for arm in arms:
         common = frozenset(identity(arm, changing).items())
-        found.setdefault(common, {}).setdefault(setting(arm.settings, key), arm)
+        members_of.setdefault(common, {}).setdefault(setting(arm.settings, key), arm)
     return [
         Family(dict(common), dict(sorted(members.items(), key=lambda item: _natural(item[0]))))
-        for common, members in found.items()
+        for common, members in members_of.items()
         if len(members) > 1
     ]
 
@@ -122,7 +122,7 @@ def verdict(pairs: Paired) -> Literal["higher", "lower", "undecided"]:
 
 
 def surviving_holm(pairs: Sequence[Paired], level: float = 0.05) -> int:
-    """Return how many of the differences are told from 0 when all are judged together at `level`.
+    """Return how many of the differences differ from 0 significantly when all are judged together at `level`.
 
     Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979: the
     i-th smallest of m p-values is compared with level / (m - i + 1), until one fails. Differences of one seed, or

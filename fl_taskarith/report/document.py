@@ -35,7 +35,7 @@ STATED_KEYS = (
     "validation-size", "calibration-size",
 )  # fmt: skip
 MANY = 6  # values of a setting that are listed; of more, the least and the largest
-LISTED_SEARCHES = 3  # of more only what they have in common is told
+LISTED_SEARCHES = 3  # of more, only what they have in common is described
 
 
 def write_report(
@@ -84,10 +84,10 @@ def write_report(
     if program is None:
         log.warning("No TeX is installed (latexmk, tectonic or pdflatex), so no PDF is made: %s is all.", tex)
         return [tex]
-    made = typeset(tex, program, filled.resolve().parent)
-    write_product(output, PDF, made.content)
-    if made.text_pages is not None and made.text_pages > PAGES:
-        log.warning("The text has %d pages, more than %d: take something out of %s.", made.text_pages, PAGES, tex)
+    result = typeset(tex, program, filled.resolve().parent)
+    write_product(output, PDF, result.content)
+    if result.text_pages is not None and result.text_pages > PAGES:
+        log.warning("The text has %d pages, more than %d: take something out of %s.", result.text_pages, PAGES, tex)
     return [tex, output / PDF]
 
 
@@ -122,7 +122,7 @@ def _refuse_shipped(root: Path, studies: Sequence[StudyFolder]) -> None:
 
 
 def _warn_of_text(tex: Path, variables: Mapping[str, Any]) -> None:
-    """Warn of a main.tex that does not say what the results are, or has them from a time before."""
+    """Warn about a main.tex that does not say what the results are, or has them from a time before."""
     try:
         text = tex.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -141,7 +141,7 @@ def answer(studies: Sequence[StudyFolder]) -> list[Section]:
     """
     everything = [arm for study in studies for arm in study.arms]
     fine_tuned = [arm for arm in everything if label_skew.is_fine_tuning(arm)] or everything
-    asked: dict[str, Callable[[Section, Arms], None]] = {
+    answers: dict[str, Callable[[Section, Arms], None]] = {
         "centralized": questions.centralized,
         "fedavg-iid": partial(questions.fedavg_iid, everything=everything),
         "heterogeneity": questions.heterogeneity,
@@ -161,8 +161,8 @@ def answer(studies: Sequence[StudyFolder]) -> list[Section]:
         "extension": studies[most].arms if methods[most] else [],
     }
     named = {study.name: study.arms for study in studies}
-    sections = [Section(name, *wording("SECTIONS")[name]) for name in asked]
-    for section, question in zip(sections, asked.values(), strict=True):
+    sections = [Section(name, *wording("SECTIONS")[name]) for name in answers]
+    for section, question in zip(sections, answers.values(), strict=True):
         arms = named.get(section.name) or others.get(section.name, fine_tuned)
         question(section, distinct([arm for arm in arms if section.name in others or arm.trained]))
     return sections
@@ -177,8 +177,8 @@ def context(
 ) -> dict[str, Any]:
     """Return the template's variables; README.md describes them. Strings are escaped where they are inserted."""
     records = [study.record for study in studies]
-    known = [arm["settings"] for record in records for arm in record["arms"]]
-    datasets = dict.fromkeys(str(each["dataset"]) for each in known)
+    settings = [arm["settings"] for record in records for arm in record["arms"]]
+    datasets = dict.fromkeys(str(each["dataset"]) for each in settings)
     runs = [run for study in studies for run in study.finished]
 
     def claims(status: Status) -> list[tuple[str, Latex]]:
@@ -204,7 +204,7 @@ def context(
         "undecided": claims("undecided"),
         "not_run": claims("not run"),
         "headlines": [(section.title, sentence(section.claims[0].text)) for section in sections if section.claims],
-        "settings": settings_table(known),
+        "settings": settings_table(settings),
         "seeds": sorted({seed for record in records for seed in record["seeds"]}),
         "machines": list(dict.fromkeys(name for record in records for name in record["machines"])),
         "runs": len(runs),
@@ -216,11 +216,11 @@ def context(
     }  # fmt: skip
 
 
-def settings_table(known: Sequence[Mapping[str, Scalar]]) -> Latex:
+def settings_table(settings: Sequence[Mapping[str, Scalar]]) -> Latex:
     """Lay out the main settings, and every other one that is not the default somewhere, with the values they take."""
     rows = []
     for key, default in RECORDED_DEFAULTS.items():
-        values = sorted({each[key] for each in known if key in each}, key=lambda value: (str(type(value)), value))
+        values = sorted({each[key] for each in settings if key in each}, key=lambda value: (str(type(value)), value))
         if values and (key in STATED_KEYS or values != [default]):
             shown = values if len(values) <= MANY else [values[0], "...", values[-1]]
             rows.append((key, list(map(_shown, shown))))

@@ -25,14 +25,14 @@ class Figure(NamedTuple):
 
 def figures_of(section: str, studies: Sequence[StudyFolder]) -> list[Figure]:
     """Return the figures of a section, from the study of its name: one of each kind before a second of any."""
-    drawn = [path for study in studies if study.name == section for path in sorted(study.folder.glob("*.pdf"))]
-    found: dict[Path, tuple[int, int, str]] = {}
+    pdfs = [path for study in studies if study.name == section for path in sorted(study.folder.glob("*.pdf"))]
+    choices: dict[Path, tuple[int, int, str]] = {}
     for order, (pattern, caption) in enumerate(wording("FIGURES").get(section, ())):
-        for place, path in enumerate(path for path in drawn if fnmatch(path.name, f"{pattern}.pdf")):
-            found.setdefault(path, (place, order, caption))
+        for place, path in enumerate(path for path in pdfs if fnmatch(path.name, f"{pattern}.pdf")):
+            choices.setdefault(path, (place, order, caption))
     return [
         Figure(Latex(_plain_name(f"{section}-{path.stem}")), path, caption, _width(path) > COLUMN)
-        for path, (_, _, caption) in sorted(found.items(), key=lambda item: item[1])[:LIMIT]
+        for path, (_, _, caption) in sorted(choices.items(), key=lambda item: item[1])[:LIMIT]
     ]
 
 

@@ -23,12 +23,12 @@ def write_generated(folder: Path, files: Mapping[str, bytes]) -> None:
         CheckpointError: a file cannot be written, or the folder or its manifest cannot be read.
     """
     known = _read_manifest(folder)
-    kept = [name for name, content in files.items() if not _replaceable(folder / name, content, known.get(name, []))]
-    if kept:
+    changed = [name for name, content in files.items() if not _replaceable(folder / name, content, known.get(name, []))]
+    if changed:
         raise ConfigError(
             f"In {folder} these files were changed since they were generated, or this command did not write them: "
-            f"{', '.join(kept)}. Nothing was written. To keep your version, rename it and name it so in main.tex (your "
-            "references belong in own.bib); else delete it, and it is generated again. Or give another --output."
+            f"{', '.join(changed)}. Nothing was written. To keep your version, rename it and use that name in main.tex "
+            "(your references belong in own.bib); else delete it, and it is generated again. Or give another --output."
         )
     known = _write(folder, files)
     for name in [name for name in known if name not in files and Path(name).parent in FOLDERS]:

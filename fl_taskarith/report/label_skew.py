@@ -44,21 +44,21 @@ def is_fine_tuning(arm: MeasuredArm) -> bool:
 def strategies(section: Section, arms: Arms) -> None:
     """Compare every aggregation algorithm with FedAvg, by condition and by work."""
     cells = _by_place(arms)
-    compared: dict[Place, dict[str, MeasuredArm]] = {}
+    best_at: dict[Place, dict[str, MeasuredArm]] = {}
     for place, members in cells.items():
         measured = {name: arm for name, arm in best_by_strategy(members).items() if arm is not None}
         if "fedavg" in measured and len(measured) > 1:
-            compared[place] = measured
-    if not compared:
+            best_at[place] = measured
+    if not best_at:
         return section.missing("strategies")
-    for place, found in compared.items():
-        reference = found["fedavg"]
-        pairs = {_name(arm): difference(arm, reference) for arm in found.values() if arm is not reference}
+    for place, best in best_at.items():
+        reference = best["fedavg"]
+        pairs = {_name(arm): difference(arm, reference) for arm in best.values() if arm is not reference}
         section.say("sweep", "algorithm", _words(place), _name(reference), reference, pairs)
-    for work in dict.fromkeys(work for work, _ in compared):  # claimed where the data are least alike
-        place = max(each for each in compared if each[0] == work)
-        reference = compared[place]["fedavg"]
-        for arm in compared[place].values():
+    for work in dict.fromkeys(work for work, _ in best_at):  # claimed where the data are least alike
+        place = max(each for each in best_at if each[0] == work)
+        reference = best_at[place]["fedavg"]
+        for arm in best_at[place].values():
             if arm.test != reference.test:  # FedNova under equal work is FedAvg
                 section.claim(say("at", _name(arm), _words(place)), difference(arm, reference), _name(reference))
     for work in dict.fromkeys(work for work, _ in cells):
@@ -85,26 +85,26 @@ def label_skew(section: Section, arms: Arms) -> None:
         section.claim(subject, difference(method, control), say("best_control", control))
     section.say("skew_gains", place, [pairs for arm in there if arm.trained and (pairs := gain(arm)).n])
     iid = cells.get((hardest[0], IID), [])
-    if (share := _kept(method, iid)) is not None:
-        section.say("kept", method, share)
+    if (share := _share_of_iid(method, iid)) is not None:
+        section.say("share_of_iid", method, share)
     goal = nan
     if control is not None and (course := mean_course(control.curves.get("test_percent", {}))):
         goal = max(course.values())
-        reached, needed = first_reaching(method, goal), first_reaching(control, goal)
-        section.say("race", method, reached, control, needed, goal)
+        method_at, control_at = first_reaching(method, goal), first_reaching(control, goal)
+        section.say("race", method, method_at, control, control_at, goal)
     by_label = {arm.label: arm for arm in there}
     rows = [
-        (label, members, arm, arm and _kept(arm, iid), arm and first_reaching(arm, goal))
+        (label, members, arm, arm and _share_of_iid(arm, iid), arm and first_reaching(arm, goal))
         for label, members in _rows(cells).items()
         for arm in [by_label.get(label)]
     ]
-    with_kept, with_race = bool(iid) and hardest[1] != IID, not isnan(goal)
-    caption = say("skew_caption", place, with_kept, control if with_race else None, goal)
+    with_share, with_race = bool(iid) and hardest[1] != IID, not isnan(goal)
+    caption = say("skew_caption", place, with_share, control if with_race else None, goal)
     places = [words("condition", each) for _, each in cells]
-    section.lay_out(caption, "skew_table", places, rows, with_kept, with_race, wide=True)
+    section.lay_out(caption, "skew_table", places, rows, with_share, with_race, wide=True)
 
 
-def _kept(arm: MeasuredArm, iid: Arms) -> float | None:
+def _share_of_iid(arm: MeasuredArm, iid: Arms) -> float | None:
     """Return the mean test accuracy as a share, in percent, of that of the same settings over iid clients.
 
     Over the seeds that both have; None where there is none.

@@ -18,7 +18,7 @@ from fl_taskarith.report.contrasts import (
     dense_twin,
     difference,
     enough_rounds,
-    families,
+    find_families,
     gain,
 )
 from fl_taskarith.report.latex import Latex, escape
@@ -26,7 +26,7 @@ from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.report.sentences import Claim, Section, say, wording
 from fl_taskarith.report.setting_words import COMPOUND, EQUAL, IID, Settings, condition, setting, words
 
-# What may tell one family of a question from another, in the order it is told.
+# What may tell one family of a question from another, in the order it is written.
 PLACE = (
     "condition", "mask-rule", "density", "calibration-rounds", "strategy", "local-steps", "load",
     "num-clients", "participation", "num-rounds", "schedule", "weight-decay",
@@ -55,7 +55,7 @@ class Sweep(NamedTuple):
         among: the arms that it is put to. also: settings that change with `key`.
         reference: what the others are compared with: MOST, DENSE, or a value of `key`; else the least value.
         required: whether a family needs an arm of that value; where it does not, the least stands in for it.
-        order: sorts the families. told: whether every family has a paragraph.
+        order: sorts the families. paragraphs: whether every family has one.
         pool: whether families that have the same two values share one.
         claimed: the families that something is claimed of, in `claim_order`.
         far: which of the members beside the reference the claim is about: the first or the last.
@@ -67,7 +67,7 @@ class Sweep(NamedTuple):
     reference: Any = None
     required: bool = False
     order: Callable[[Family], Any] = lambda family: 0
-    told: bool = True
+    paragraphs: bool = True
     pool: bool = False
     claimed: slice = slice(None)
     claim_order: Callable[[Family], Any] = lambda family: 0
@@ -82,7 +82,7 @@ SWEEPS = {
         Sweep("num-rounds", reference=MOST),
         Sweep("condition", federated, reference=IID, required=True, claimed=FIRST,
               order=lambda family: family.common["local-steps"]),
-        Sweep("local-steps", federated, WORK_KEYS, claimed=LAST, told=False,
+        Sweep("local-steps", federated, WORK_KEYS, claimed=LAST, paragraphs=False,
               order=lambda family: (condition(family.common), not family.masked)),
         Sweep("density", masked, reference=DENSE, far=0),
         Sweep("calibration-rounds", masked),
@@ -102,18 +102,18 @@ def sweep(section: Section, key: str, arms: Arms) -> Families:
         The families; where there is none, it is said to be missing if sentences.tex has a word for it.
     """
     row = SWEEPS[key]
-    found = [family for family in families(list(filter(row.among, arms)), key, row.also)
+    families = [family for family in find_families(list(filter(row.among, arms)), key, row.also)
              if not row.required or row.reference in family.members]  # fmt: skip
-    found.sort(key=row.order)
-    claimed = sorted(found, key=row.claim_order)[row.claimed]
-    pooled = row.pool and [len(values) for values in {tuple(family.members) for family in found}] == [2]
-    if not found and key in wording("MISSING"):
+    families.sort(key=row.order)
+    claimed = sorted(families, key=row.claim_order)[row.claimed]
+    pooled = row.pool and [len(values) for values in {tuple(family.members) for family in families}] == [2]
+    if not families and key in wording("MISSING"):
         section.missing(key)
     if pooled:
-        section.say("against", *pooled_pairs(key, found))
+        section.say("against", *pooled_pairs(key, families))
     rows = []
-    for family in found:
-        place, values = where(family, found), list(family.members)
+    for family in families:
+        place, values = where(family, families), list(family.members)
         names = {value: say("epochs", value) if key == "num-rounds" else words(key, value) for value in values}
         value = values[-1] if row.reference in (MOST, DENSE) else values[0]
         value = row.reference if row.reference in values else value
@@ -122,7 +122,7 @@ def sweep(section: Section, key: str, arms: Arms) -> Families:
             reference, name = dense, say("all_weights")
         pairs = {names[each]: difference(arm, reference)
                  for each, arm in family.members.items() if arm is not reference}  # fmt: skip
-        if row.told and not pooled:
+        if row.paragraphs and not pooled:
             section.say("sweep", key, place, name, reference, pairs)
         if any(family is each for each in claimed):
             far = list(pairs)[row.far]
@@ -130,16 +130,16 @@ def sweep(section: Section, key: str, arms: Arms) -> Families:
         rows += [(say("at", names[each], place), arm) for each, arm in family.members.items()]
     if rows and key in wording("GAINS"):
         section.lay_out(say("gains_caption", key), "arms_table", rows, None)
-    return found
+    return families
 
 
-def pooled_pairs(key: str, found: Families) -> tuple[Latex, dict[Latex, Any]]:
+def pooled_pairs(key: str, families: Families) -> tuple[Latex, dict[Latex, Any]]:
     """Return the name of the least value of `key`, which is that of all families, and every difference to it."""
     pairs = {}
-    for family in found:
+    for family in families:
         (least, reference), *others = family.members.items()
         for value, arm in others:
-            name = say("and_place", words(key, value), where(family, found))
+            name = say("and_place", words(key, value), where(family, families))
             pairs[name] = difference(arm, reference)
     return words(key, least), pairs
 
@@ -164,19 +164,19 @@ def setting_words(settings: Settings, keys: Sequence[str]) -> Latex:
 
 def centralized(section: Section, arms: Arms) -> None:
     """Answer which schedule and weight decay are best, and how many epochs are enough."""
-    chosen = [arm for arm in arms if not arm.federated and not arm.masked]
-    best = best_by_validation(chosen)
+    arms = [arm for arm in arms if not arm.federated and not arm.masked]
+    best = best_by_validation(arms)
     if best is None:
         return section.missing("centralized")
-    keys = varying([arm.settings for arm in chosen], ("schedule", "weight-decay", "num-rounds"))
-    rows = [(setting_words(arm.settings, keys) or escape(arm.label), arm) for arm in chosen]
+    keys = varying([arm.settings for arm in arms], ("schedule", "weight-decay", "num-rounds"))
+    rows = [(setting_words(arm.settings, keys) or escape(arm.label), arm) for arm in arms]
     section.say("chosen", next(name for name, arm in rows if arm is best), best)
-    sweep(section, "schedule", chosen)
-    sweep(section, "weight-decay", chosen)
+    sweep(section, "schedule", arms)
+    sweep(section, "weight-decay", arms)
     section.lay_out(say("gains_caption", "centralized"), "arms_table", rows, None)
     enough = enough_rounds(best)
     if enough is None:
-        sweep(section, "num-rounds", chosen)
+        sweep(section, "num-rounds", arms)
     else:
         section.claims.append(Claim(say("enough", enough), "told" if enough.round < enough.last else "undecided"))
 
@@ -185,29 +185,29 @@ def fedavg_iid(section: Section, arms: Arms, everything: Arms) -> None:
     """Compare FedAvg on iid shards with the ridge head and with centralized training."""
     dense = [arm for arm in arms if arm.settings["strategy"] == "fedavg" and not arm.masked]
     best = best_by_validation([arm for arm in dense if condition(arm.settings) == IID])
-    pooled = best_by_validation([arm for arm in everything if not arm.federated and not arm.masked])
+    central = best_by_validation([arm for arm in everything if not arm.federated and not arm.masked])
     if best is None:
         return section.missing("fedavg-iid")
     section.say("fedavg", best)
     section.claim(say("fedavg_iid"), gain(best), say("ridge_head"))
-    if pooled is None:
+    if central is None:
         return section.missing("pooled")
-    section.claim(say("fedavg_iid"), difference(best, pooled), say("centralized_training"))
+    section.claim(say("fedavg_iid"), difference(best, central), say("centralized_training"))
 
 
 def heterogeneity(section: Section, arms: Arms) -> None:
     """Answer what non-iid data cost, and whether more local work hurts."""
     arms = list(filter(federated, arms))
     sweep(section, "condition", arms)
-    found = sweep(section, "local-steps", arms)
+    families = sweep(section, "local-steps", arms)
     equal = all(
         len({int(arm.settings["num-rounds"]) * int(arm.settings["local-steps"]) for arm in family.members.values()})
         == 1
-        for family in found
+        for family in families
     )
-    rules = list(dict.fromkeys(family.common["mask-rule"] for family in found))
+    rules = list(dict.fromkeys(family.common["mask-rule"] for family in families))
     for rule in rules:
-        alike = [family for family in found if family.common["mask-rule"] == rule]
+        alike = [family for family in families if family.common["mask-rule"] == rule]
         named = words("mask-rule", rule) if len(rules) > 1 else None
         section.say("local_steps", named, equal, *pooled_pairs("local-steps", alike))
     places = sorted({condition(arm.settings) for arm in arms})
@@ -228,12 +228,12 @@ def heterogeneity(section: Section, arms: Arms) -> None:
 
 def sparsity(section: Section, arms: Arms) -> None:
     """Compare mask rules at equal density, densities, and rounds of calibration."""
-    found = families(list(filter(masked, arms)), "mask-rule")
-    found.sort(key=lambda family: condition(family.common))
-    if not found:
+    families = find_families(list(filter(masked, arms)), "mask-rule")
+    families.sort(key=lambda family: condition(family.common))
+    if not families:
         section.missing("mask-rule")
-    for family in found:
-        place = where(family, found)
+    for family in families:
+        place = where(family, families)
         ranked = sorted(family.members.values(), key=lambda arm: -fmean(arm.test.values()) if arm.test else 101.0)
         if not ranked[1].test:
             section.missing("ranking", place)
@@ -267,8 +267,8 @@ def six_models(section: Section, arms: Arms) -> None:
 
 def participation(section: Section, arms: Arms) -> None:
     """Answer what the share of clients per round changes, and their number."""
-    found = [*sweep(section, "participation", arms), *sweep(section, "num-clients", arms)]
-    shown = list({id(arm): arm for family in found for arm in family.members.values()}.values())
+    families = [*sweep(section, "participation", arms), *sweep(section, "num-clients", arms)]
+    shown = list({id(arm): arm for family in families for arm in family.members.values()}.values())
     if shown:
         keys = varying([arm.settings for arm in shown], ("mask-rule", "condition", "num-clients", "participation"))
         rows = [(setting_words(arm.settings, keys), arm) for arm in shown]
@@ -277,15 +277,15 @@ def participation(section: Section, arms: Arms) -> None:
 
 def systems(section: Section, arms: Arms) -> None:
     """Compare FedAvg with other algorithms where clients do unequal work."""
-    found = sweep(section, "algorithm", arms)
-    for family in found:
+    families = sweep(section, "algorithm", arms)
+    for family in families:
         reference = family.members[FEDAVG]
         others = [arm for arm in family.members.values() if arm is not reference]
         for strategy, best in best_by_strategy(others).items():
             if best is None:
                 section.missing("systems", strategy)
             else:
-                subject = say("at", setting_words(best.settings, ["algorithm"]), where(family, found))
+                subject = say("at", setting_words(best.settings, ["algorithm"]), where(family, families))
                 section.claim(subject, difference(best, reference), words("strategy", "fedavg"))
-    if found:
+    if families:
         sweep(section, "load", arms)

@@ -109,7 +109,7 @@ def read_study(folder: Path) -> StudyFolder:
     own = OPERATIONAL_KEYS | CHOSEN_KEYS
     defaults = {key: value for key, value in Config().to_run_config().items() if key not in own}
     with _reading(folder / "settings.json") as path:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = {"seeds": [], "machines": []} | json.loads(path.read_text(encoding="utf-8"))
         settings = {(arm["group"], arm["arm"]): defaults | arm["settings"] for arm in record["arms"]}
     runs = _lines(folder / "runs.csv", "seed", "state", "test_percent", "val_percent")
     courses = folder / "curves.csv"

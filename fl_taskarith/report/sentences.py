@@ -1,6 +1,6 @@
 """Words from numbers: every sentence is a macro of sentences.tex, every table one of tables.tex.
 
-A difference is told only where its interval excludes 0.
+A difference is stated only where its interval excludes 0.
 """
 
 import functools
@@ -21,7 +21,7 @@ Status = Literal["told", "undecided", "not run"]
 
 
 class Claim(NamedTuple):
-    """One answer; `detail` is left out of the abstract, the conclusion lists `open_question` if nothing is told."""
+    """One answer; `detail` is left out of the abstract, the conclusion lists `open_question` where it is undecided."""
 
     text: Latex
     status: Status

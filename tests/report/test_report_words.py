@@ -15,7 +15,7 @@ from fl_taskarith.report.contrasts import (
     best_by_validation,
     distinct,
     enough_rounds,
-    families,
+    find_families,
     first_reaching,
     p_value,
     surviving_holm,
@@ -152,8 +152,8 @@ def test_an_arm_whose_seeds_diverged_is_chosen_only_where_no_other_is_whole() ->
 def test_families_differ_in_one_setting_alone() -> None:
     arms = [arm({}, local_steps=steps, num_rounds=16 // steps, sharding=sharding, classes_per_client=2, seed=steps)
             for steps in (4, 8) for sharding in ("iid", "classes")]  # fmt: skip
-    assert not families(arms, "local-steps"), "the number of rounds differs too"
-    found = families(arms, "local-steps", also=("num-rounds",))
+    assert not find_families(arms, "local-steps"), "the number of rounds differs too"
+    found = find_families(arms, "local-steps", also=("num-rounds",))
     assert [list(family.members) for family in found] == [[4, 8], [4, 8]]
     assert {family.common["sharding"] for family in found} == {"iid", "classes"}
     masked = arm({}, mask_rule="random", density=0.1, sharding="iid")
@@ -180,7 +180,7 @@ def test_settings_that_say_one_thing_together() -> None:
     assert words("algorithm", ("fedprox", 0.1)) == r"FedProx with $\mu = 0.1$"
     arms = [arm({seed: 1.0 for seed in range(3)}, strategy=name, proximal_mu=mu)
             for name, mu in (("fedprox", 1.0), ("fedavg", 0.0), ("fedprox", 0.1))]  # fmt: skip
-    assert list(families(arms, "algorithm")[0].members) == [("fedavg", 0.0), ("fedprox", 0.1), ("fedprox", 1.0)]
+    assert list(find_families(arms, "algorithm")[0].members) == [("fedavg", 0.0), ("fedprox", 0.1), ("fedprox", 1.0)]
     assert len(distinct([*arms, arms[0]])) == 3
 
 
