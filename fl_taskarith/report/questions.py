@@ -49,15 +49,15 @@ def _hardest(family: Family) -> Any:
 
 
 class Sweep(NamedTuple):
-    """A question to families of arms that differ in `key` alone; its words are in sentences.tex.
+    """A question answered by families of arms that differ in `key` alone; its words are in sentences.tex.
 
     Attributes:
-        among: the arms that it is put to. also: settings that change with `key`.
+        among: the arms that can answer it. also: settings that change with `key`.
         reference: what the others are compared with: MOST, DENSE, or a value of `key`; else the least value.
         required: whether a family needs an arm of that value; where it does not, the least stands in for it.
         order: sorts the families. paragraphs: whether every family has one.
         pool: whether families that have the same two values share one.
-        claimed: the families that something is claimed of, in `claim_order`.
+        claimed: the families that get a claim, in `claim_order`.
         far: which of the members beside the reference the claim is about: the first or the last.
     """
 
@@ -99,7 +99,7 @@ def sweep(section: Section, key: str, arms: Arms) -> Families:
     """Compare the arms of every family that differs in `key`, in paragraphs, claims and, where it has one, a table.
 
     Returns:
-        The families; where there is none, it is said to be missing if sentences.tex has a word for it.
+        The families. Where there is none, the section says so, if sentences.tex has words for it in MISSING.
     """
     row = SWEEPS[key]
     families = [family for family in find_families(list(filter(row.among, arms)), key, row.also)
@@ -134,14 +134,14 @@ def sweep(section: Section, key: str, arms: Arms) -> Families:
 
 
 def pooled_pairs(key: str, families: Families) -> tuple[Latex, dict[Latex, Any]]:
-    """Return the name of the least value of `key`, which is that of all families, and every difference to it."""
+    """Return the name of the least value of `key`, which all families share, and every difference to it."""
     pairs = {}
     for family in families:
-        (least, reference), *others = family.members.items()
+        (_, reference), *others = family.members.items()
         for value, arm in others:
             name = say("and_place", words(key, value), where(family, families))
             pairs[name] = difference(arm, reference)
-    return words(key, least), pairs
+    return words(key, next(iter(families[0].members))), pairs
 
 
 def where(family: Family, among: Families) -> Latex:
