@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.config.rule import Scalar, to_toml
+from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import RECORDED_DEFAULTS
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.report import label_skew, questions
@@ -102,12 +102,7 @@ def _generated(
     contents = {f"{name}.tex": f"{text}\n".encode() for name, text in floats.items()}
     contents["numbers.tex"] = render(shipped_file("report/numbers.tex"), variables).encode()
     contents["references.bib"] = shipped_file("report/references.bib").read_bytes()
-    for figure in itertools.chain(*figures.values()):
-        try:
-            contents[f"figures/{figure.name}.pdf"] = figure.source.read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"Cannot read the figure {figure.source}: {error.strerror}.") from error
-    return contents
+    return contents | {f"figures/{figure.name}.pdf": figure.pdf for each in figures.values() for figure in each}
 
 
 def _refuse_shipped(root: Path, studies: Sequence[StudyFolder]) -> None:
@@ -218,17 +213,12 @@ def context(
 
 def settings_table(settings: Sequence[Mapping[str, Scalar]]) -> Latex:
     """Lay out the main settings, and every other one that is not the default somewhere, with the values they take."""
-    rows = []
+    rows = {}
     for key, default in RECORDED_DEFAULTS.items():
         values = sorted({each[key] for each in settings if key in each}, key=lambda value: (str(type(value)), value))
         if values and (key in STATED_KEYS or values != [default]):
-            shown = values if len(values) <= MANY else [values[0], "...", values[-1]]
-            rows.append((key, list(map(_shown, shown))))
-    return lay_out("settings", rows)
-
-
-def _shown(value: Scalar) -> str:
-    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else to_toml(value)
+            rows[key] = values if len(values) <= MANY else [values[0], "...", values[-1]]
+    return lay_out("settings", rows.items())
 
 
 def _search_words(searches: Sequence[Mapping[str, Any]]) -> list[Latex]:
