@@ -1,7 +1,6 @@
 """Arms that differ in one setting alone, and how far apart they are. Pure: no words, no files."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from math import nan, sqrt
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
@@ -10,11 +9,11 @@ from scipy.stats import t as student
 
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import CHOSEN_KEYS, OPERATIONAL_KEYS
-from fl_taskarith.figures.statistics import Paired, Summary, paired, summarise
-from fl_taskarith.report.read_results import Curves, MeasuredArm
+from fl_taskarith.figures.statistics import Paired, paired, summarise
+from fl_taskarith.report.read_results import BySeed, Curves, MeasuredArm
 from fl_taskarith.report.setting_words import CENTRALIZED, COMPOUND, IID, Value, condition, setting
 
-# Of a run, not of an arm; or without a say in what is compared.
+# Settings of a run rather than of an arm, and those that change no result.
 UNCOMPARED = OPERATIONAL_KEYS | CHOSEN_KEYS | {"evaluate-every", "threads", "device", "clients-at-once"}
 MASK_KEYS = frozenset(
     {"mask-rule", "density", "sensitivity-threshold", "calibration-rounds", "soft-zero", "mask-source", "mask-exclude"}
@@ -26,31 +25,31 @@ NO_WIDTH = 1e-9  # points; below it the seeds' differences are the same number
 Arms = Sequence[MeasuredArm]
 
 
-@dataclass(frozen=True)
-class Family:
-    """Arms that agree on `common`, every setting but the varied one and those that change with it.
-
-    Attributes:
-        members: the arm of each value of the varied setting, in rising order.
-    """
+class Family(NamedTuple):
+    """The `members` of each value of a setting, in rising order, that agree on `common`: every other setting."""
 
     common: Mapping[str, Scalar]
     members: Mapping[Value, MeasuredArm]
 
+    @property
+    def masked(self) -> bool:
+        """Whether the members update only a part of the weights."""
+        return self.common["mask-rule"] != "none"
 
-def families(arms: Arms, key: str, also: Collection[str] = ()) -> list[Family]:
+
+def find_families(arms: Arms, key: str, also: Collection[str] = ()) -> list[Family]:
     """Return every family of at least two arms that differ in the setting `key` alone, or in `also` with it.
 
     `key` may be one of COMPOUND: what several settings say together, such as "condition": iid, Nc = 1, ...
     """
-    found: dict[frozenset[tuple[str, Scalar]], dict[Value, MeasuredArm]] = {}
+    members_of: dict[frozenset[tuple[str, Scalar]], dict[Value, MeasuredArm]] = {}
     changing = {*(COMPOUND[key][1] if key in COMPOUND else {key}), *also}
     for arm in arms:
-        if (value := setting(arm.settings, key)) is not None:
-            found.setdefault(frozenset(identity(arm, changing).items()), {}).setdefault(value, arm)
+        common = frozenset(identity(arm, changing).items())
+        members_of.setdefault(common, {}).setdefault(setting(arm.settings, key), arm)
     return [
         Family(dict(common), dict(sorted(members.items(), key=lambda item: _natural(item[0]))))
-        for common, members in found.items()
+        for common, members in members_of.items()
         if len(members) > 1
     ]
 
@@ -63,6 +62,11 @@ def identity(arm: MeasuredArm, without: Collection[str] = ()) -> dict[str, Scala
     return {key: value for key, value in arm.settings.items() if key not in left_out}
 
 
+def agree(arm: MeasuredArm, other: MeasuredArm, free: Collection[str]) -> bool:
+    """Return whether two arms have the same settings, but for those in `free`."""
+    return identity(arm, free) == identity(other, free)
+
+
 def distinct(arms: Arms) -> list[MeasuredArm]:
     """Return `arms` without those that stand in a second table, with the settings and results of an earlier one."""
     seen: dict[object, MeasuredArm] = {}
@@ -73,32 +77,13 @@ def distinct(arms: Arms) -> list[MeasuredArm]:
 
 def twin(arm: MeasuredArm, arms: Arms, changed: Mapping[str, Scalar], also: Collection[str] = ()) -> MeasuredArm | None:
     """Return the arm with the settings of `arm` but for `changed`; settings in `also` may differ too."""
-    free = {*changed, *also}
-    for other in arms:
-        if changed.items() <= other.settings.items() and identity(other, free) == identity(arm, free):
-            return other
-    return None
+    among = (other for other in arms if changed.items() <= other.settings.items())
+    return next((other for other in among if agree(arm, other, {*changed, *also})), None)
 
 
 def dense_twin(arm: MeasuredArm, arms: Arms) -> MeasuredArm | None:
     """Return the arm that trains all weights where `arm` trains masked ones, all else equal."""
     return twin(arm, arms, {"mask-rule": "none"}, also=MASK_KEYS)
-
-
-def masked(arm: MeasuredArm | Family) -> bool:
-    """Return whether only a part of the weights is updated."""
-    settings = arm.settings if isinstance(arm, MeasuredArm) else arm.common
-    return settings.get("mask-rule", "none") != "none"
-
-
-def trained(arm: MeasuredArm) -> bool:
-    """Return whether the arm trains at all; at a learning rate of 0 it is its start, the ridge head alone."""
-    return arm.rate != 0.0
-
-
-def federated(arms: Arms) -> list[MeasuredArm]:
-    """Return the arms that are not centralized."""
-    return [arm for arm in arms if condition(arm.settings) != CENTRALIZED]
 
 
 def difference(arm: MeasuredArm, reference: MeasuredArm) -> Paired:
@@ -111,28 +96,19 @@ def gain(arm: MeasuredArm) -> Paired:
     return paired(arm.test, arm.ridge)
 
 
-def accuracy(arm: MeasuredArm) -> Summary:
-    """Return the test accuracy in percent over the seeds."""
-    return summarise(list(arm.test.values()))
-
-
-def validation(arm: MeasuredArm) -> Summary:
-    """Return the validation accuracy in percent over the seeds."""
-    return summarise(list(arm.val.values()))
-
-
-def ended_early(arm: MeasuredArm) -> list[str]:
-    """Return how runs of the arm ended that did not finish."""
-    return sorted({state for state in arm.states.values() if state in ("diverged", "failed")})
-
-
 def best_by_validation(arms: Arms) -> MeasuredArm | None:
     """Return the arm with the highest mean validation accuracy; the earlier one of equals, None of none.
 
     An arm some of whose seeds diverged or failed comes after all whose seeds are there: its mean is one of survivors.
     """
     measured = [arm for arm in arms if arm.val and arm.test]
-    return max(measured, key=lambda arm: (not ended_early(arm), validation(arm).mean), default=None)
+    return max(measured, key=lambda arm: (not arm.ended_early, fmean(arm.val.values())), default=None)
+
+
+def best_by_strategy(arms: Arms) -> dict[str, MeasuredArm | None]:
+    """Return the best arm by validation of every strategy; None where no arm of it has results."""
+    names = dict.fromkeys(str(arm.settings["strategy"]) for arm in arms)
+    return {name: best_by_validation([arm for arm in arms if arm.settings["strategy"] == name]) for name in names}
 
 
 def verdict(pairs: Paired) -> Literal["higher", "lower", "undecided"]:
@@ -146,17 +122,14 @@ def verdict(pairs: Paired) -> Literal["higher", "lower", "undecided"]:
 
 
 def surviving_holm(pairs: Sequence[Paired], level: float = 0.05) -> int:
-    """Return how many of the differences are told from 0 when all are judged together at `level`.
+    """Return how many of the differences differ from 0 significantly when all are judged together at `level`.
 
     Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979: the
     i-th smallest of m p-values is compared with level / (m - i + 1), until one fails. Differences of one seed, or
     without a spread, count as p = 1.
     """
-    values = sorted(p_value(each) for each in pairs)
-    for rank, value in enumerate(values):
-        if value > level / (len(values) - rank):
-            return rank
-    return len(values)
+    ranked = enumerate(sorted(p_value(each) for each in pairs))
+    return next((rank for rank, value in ranked if value > level / (len(pairs) - rank)), len(pairs))
 
 
 def p_value(pairs: Paired) -> float:
@@ -178,7 +151,7 @@ class Enough(NamedTuple):
     round: int
     last: int
     val: float
-    test: Summary
+    test: BySeed
     lost: Paired
 
 
@@ -188,7 +161,7 @@ def enough_rounds(arm: MeasuredArm) -> Enough | None:
     The one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984, over rounds in place of
     models; the standard error is over seeds, so at least two are needed. None where curves are missing.
     """
-    curves, tests = (arm.curves.get(column, {}) for column in ("val_percent", "test_percent"))
+    curves = arm.curves.get("val_percent", {})
     means = mean_course(curves)
     if len(curves) < 2 or len(means) < 2:
         return None
@@ -196,9 +169,10 @@ def enough_rounds(arm: MeasuredArm) -> Enough | None:
     error = summarise([curve[best] for curve in curves.values()]).sd / sqrt(len(curves))
     first = next(each for each in means if means[each] >= means[best] - error)
     test, final = (
-        {seed: curve[each] for seed, curve in tests.items() if each in curve} for each in (first, max(means))
+        {seed: curve[each] for seed, curve in arm.curves["test_percent"].items() if each in curve}
+        for each in (first, max(means))
     )
-    return Enough(first, max(means), means[first], summarise(list(test.values())), paired(final, test))
+    return Enough(first, max(means), means[first], test, paired(final, test))
 
 
 def mean_course(curves: Curves) -> dict[int, float]:
@@ -217,10 +191,8 @@ class Reached(NamedTuple):
 def first_reaching(arm: MeasuredArm, percent: float) -> Reached | None:
     """Return the first evaluated round whose mean test accuracy is at least `percent`; None where there is none."""
     sent = mean_course(arm.curves.get("uplink_megabytes", {}))
-    courses = mean_course(arm.curves.get("test_percent", {}))
-    return next(
-        (Reached(each, sent.get(each, nan)) for each, mean in courses.items() if mean >= percent - NO_WIDTH), None
-    )
+    course = mean_course(arm.curves.get("test_percent", {}))
+    return next((Reached(each, sent.get(each, nan)) for each in course if course[each] >= percent - NO_WIDTH), None)
 
 
 def _natural(value: object) -> Any:

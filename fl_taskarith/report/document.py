@@ -7,18 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.config.rule import Scalar, to_toml
+from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import RECORDED_DEFAULTS
 from fl_taskarith.data.datasets import dataset_words
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.report import label_skew, questions
 from fl_taskarith.report.authors import TITLE, Author, read_authors
-from fl_taskarith.report.contrasts import Arms, distinct, trained
+from fl_taskarith.report.contrasts import Arms, distinct
 from fl_taskarith.report.figure_files import Figure, figures_of
 from fl_taskarith.report.generated import write_generated, write_product, write_unless_there
 from fl_taskarith.report.latex import Latex, escape
 from fl_taskarith.report.read_results import StudyFolder, read_studies
-from fl_taskarith.report.sentences import Section, Status, lay_out, render, say, sentence
+from fl_taskarith.report.sentences import Section, Status, lay_out, render, say, sentence, wording
 from fl_taskarith.report.typeset import find_tex, typeset
 from fl_taskarith.storage.paths import shipped_file
 from fl_taskarith.study.shipped import origin_words
@@ -35,7 +35,7 @@ STATED_KEYS = (
     "validation-size", "calibration-size",
 )  # fmt: skip
 MANY = 6  # values of a setting that are listed; of more, the least and the largest
-LISTED_SEARCHES = 3  # of more only what they have in common is told
+LISTED_SEARCHES = 3  # of more, only what they have in common is described
 
 
 def write_report(
@@ -84,10 +84,10 @@ def write_report(
     if program is None:
         log.warning("No TeX is installed (latexmk, tectonic or pdflatex), so no PDF is made: %s is all.", tex)
         return [tex]
-    made = typeset(tex, program, filled.resolve().parent)
-    write_product(output, PDF, made.content)
-    if made.text_pages is not None and made.text_pages > PAGES:
-        log.warning("The text has %d pages, more than %d: take something out of %s.", made.text_pages, PAGES, tex)
+    result = typeset(tex, program, filled.resolve().parent)
+    write_product(output, PDF, result.content)
+    if result.text_pages is not None and result.text_pages > PAGES:
+        log.warning("The text has %d pages, more than %d: take something out of %s.", result.text_pages, PAGES, tex)
     return [tex, output / PDF]
 
 
@@ -102,17 +102,12 @@ def _generated(
     contents = {f"{name}.tex": f"{text}\n".encode() for name, text in floats.items()}
     contents["numbers.tex"] = render(shipped_file("report/numbers.tex"), variables).encode()
     contents["references.bib"] = shipped_file("report/references.bib").read_bytes()
-    for figure in itertools.chain(*figures.values()):
-        try:
-            contents[f"figures/{figure.name}.pdf"] = figure.source.read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"Cannot read the figure {figure.source}: {error.strerror}.") from error
-    return contents
+    return contents | {f"figures/{figure.name}.pdf": figure.pdf for each in figures.values() for figure in each}
 
 
 def _refuse_shipped(root: Path, studies: Sequence[StudyFolder]) -> None:
-    runs = _finished(studies)
-    number = sum(shipped for *_, shipped in runs)
+    runs = [run for study in studies for run in study.finished]
+    number = sum(run.shipped for run in runs)
     if number:
         raise ConfigError(
             f"{number} of the {len(runs)} finished runs in {root} were shipped with fl_taskarith and run by its "
@@ -122,7 +117,7 @@ def _refuse_shipped(root: Path, studies: Sequence[StudyFolder]) -> None:
 
 
 def _warn_of_text(tex: Path, variables: Mapping[str, Any]) -> None:
-    """Warn of a main.tex that does not say what the results are, or has them from a time before."""
+    """Warn about a main.tex that does not say what the results are, or has them from a time before."""
     try:
         text = tex.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -133,14 +128,6 @@ def _warn_of_text(tex: Path, variables: Mapping[str, Any]) -> None:
         log.warning(r"%s does not say that runs were shipped with fl_taskarith: add \reportOrigin to its text.", tex)
 
 
-def _finished(studies: Sequence[StudyFolder]) -> set[tuple[str, int, float, float, bool]]:
-    """Return the finished runs, each with whether it was shipped; an arm that a study has in two tables counts once."""
-    return {
-        (arm.study, seed, test, arm.seconds.get(seed, 0.0), seed in arm.shipped)
-        for study in studies for arm in study.arms for seed, test in arm.test.items()
-    }  # fmt: skip
-
-
 def answer(studies: Sequence[StudyFolder]) -> list[Section]:
     """Answer the questions in the report's order; each from the study of its name, else from whatever arms there are.
 
@@ -149,7 +136,7 @@ def answer(studies: Sequence[StudyFolder]) -> list[Section]:
     """
     everything = [arm for study in studies for arm in study.arms]
     fine_tuned = [arm for arm in everything if label_skew.is_fine_tuning(arm)] or everything
-    asked: dict[str, Callable[[Section, Arms], None]] = {
+    answers: dict[str, Callable[[Section, Arms], None]] = {
         "centralized": questions.centralized,
         "fedavg-iid": partial(questions.fedavg_iid, everything=everything),
         "heterogeneity": questions.heterogeneity,
@@ -169,10 +156,10 @@ def answer(studies: Sequence[StudyFolder]) -> list[Section]:
         "extension": studies[most].arms if methods[most] else [],
     }
     named = {study.name: study.arms for study in studies}
-    sections = [Section(name) for name in asked]
-    for section, question in zip(sections, asked.values(), strict=True):
+    sections = [Section(name, *wording("SECTIONS")[name]) for name in answers]
+    for section, question in zip(sections, answers.values(), strict=True):
         arms = named.get(section.name) or others.get(section.name, fine_tuned)
-        question(section, distinct([arm for arm in arms if section.name in others or trained(arm)]))
+        question(section, distinct([arm for arm in arms if section.name in others or arm.trained]))
     return sections
 
 
@@ -185,9 +172,9 @@ def context(
 ) -> dict[str, Any]:
     """Return the template's variables; README.md describes them. Strings are escaped where they are inserted."""
     records = [study.record for study in studies]
-    known = [arm["settings"] for record in records for arm in record["arms"]]
-    datasets = dict.fromkeys(str(each["dataset"]) for each in known)
-    runs = _finished(studies)
+    settings = [arm["settings"] for record in records for arm in record["arms"]]
+    datasets = dict.fromkeys(str(each["dataset"]) for each in settings)
+    runs = [run for study in studies for run in study.finished]
 
     def claims(status: Status) -> list[tuple[str, Latex]]:
         texts = {section.title: [each.open_question or each.text for each in section.claims if each.status == status]
@@ -212,31 +199,26 @@ def context(
         "undecided": claims("undecided"),
         "not_run": claims("not run"),
         "headlines": [(section.title, sentence(section.claims[0].text)) for section in sections if section.claims],
-        "settings": settings_table(known),
+        "settings": settings_table(settings),
         "seeds": sorted({seed for record in records for seed in record["seeds"]}),
         "machines": list(dict.fromkeys(name for record in records for name in record["machines"])),
         "runs": len(runs),
-        "duration": say("duration", sum(seconds for *_, seconds, _ in runs)),
-        "origin": origin_words(sum(shipped for *_, shipped in runs), len(runs)),
+        "duration": say("duration", sum(run.seconds for run in runs)),
+        "origin": origin_words(sum(run.shipped for run in runs), len(runs)),
         "searches": _search_words([each["search"] for record in records for each in (record, *record["arms"])
                                    if each.get("search")]),
         "edges": list(dict.fromkeys(arm.label for study in studies for arm in study.arms if arm.edge)),
     }  # fmt: skip
 
 
-def settings_table(known: Sequence[Mapping[str, Scalar]]) -> Latex:
+def settings_table(settings: Sequence[Mapping[str, Scalar]]) -> Latex:
     """Lay out the main settings, and every other one that is not the default somewhere, with the values they take."""
-    rows = []
+    rows = {}
     for key, default in RECORDED_DEFAULTS.items():
-        values = sorted({each[key] for each in known if key in each}, key=lambda value: (str(type(value)), value))
+        values = sorted({each[key] for each in settings if key in each}, key=lambda value: (str(type(value)), value))
         if values and (key in STATED_KEYS or values != [default]):
-            shown = values if len(values) <= MANY else [values[0], "...", values[-1]]
-            rows.append([key, Latex(", ").join(_shown(value) for value in shown)])
-    return lay_out("grid", ["setting", "values in the studies"], rows, 1)
-
-
-def _shown(value: Scalar) -> str:
-    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else to_toml(value)
+            rows[key] = values if len(values) <= MANY else [values[0], "...", values[-1]]
+    return lay_out("settings", rows.items())
 
 
 def _search_words(searches: Sequence[Mapping[str, Any]]) -> list[Latex]:

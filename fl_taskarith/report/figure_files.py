@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
+from fl_taskarith.errors import CheckpointError
 from fl_taskarith.report.latex import Latex
 from fl_taskarith.report.read_results import StudyFolder
 from fl_taskarith.report.sentences import wording
@@ -18,29 +19,32 @@ class Figure(NamedTuple):
     """A PDF of a study; `name` is that of its copy, without ending; `wide` ones span both columns."""
 
     name: Latex
-    source: Path
+    pdf: bytes
     caption: str
     wide: bool
 
 
 def figures_of(section: str, studies: Sequence[StudyFolder]) -> list[Figure]:
-    """Return the figures of a section, from the study of its name: one of each kind before a second of any."""
-    drawn = [path for study in studies if study.name == section for path in sorted(study.folder.glob("*.pdf"))]
-    found: dict[Path, tuple[int, int, str]] = {}
+    """Return the figures of a section, from the study of its name: one of each kind before a second of any.
+
+    Raises:
+        CheckpointError: one cannot be read.
+    """
+    pdfs = [path for study in studies if study.name == section for path in sorted(study.folder.glob("*.pdf"))]
+    choices: dict[Path, tuple[int, int, str]] = {}
     for order, (pattern, caption) in enumerate(wording("FIGURES").get(section, ())):
-        for place, path in enumerate(path for path in drawn if fnmatch(path.name, f"{pattern}.pdf")):
-            found.setdefault(path, (place, order, caption))
+        for place, path in enumerate(path for path in pdfs if fnmatch(path.name, f"{pattern}.pdf")):
+            choices.setdefault(path, (place, order, caption))
     return [
-        Figure(Latex(_plain_name(f"{section}-{path.stem}")), path, caption, _width(path) > COLUMN)
-        for path, (_, _, caption) in sorted(found.items(), key=lambda item: item[1])[:LIMIT]
+        _figure(section, path, choices[path][2]) for path in sorted(choices, key=lambda path: choices[path])[:LIMIT]
     ]
 
 
-def _plain_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
-
-
-def _width(path: Path) -> float:
-    """Return the width of the first page in points; 0 where the PDF does not say it in plain."""
-    box = re.search(rb"/MediaBox\s*\[\s*([\d.]+)\s+[\d.]+\s+([\d.]+)", path.read_bytes())
-    return float(box[2]) - float(box[1]) if box else 0.0
+def _figure(section: str, path: Path, caption: str) -> Figure:
+    try:
+        pdf = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"Cannot read the figure {path}: {error.strerror}.") from error
+    box = re.search(rb"/MediaBox\s*\[\s*([\d.]+)\s+[\d.]+\s+([\d.]+)", pdf)  # of the first page, if it is in plain text
+    name = re.sub(r"[^A-Za-z0-9]+", "-", f"{section}-{path.stem}").strip("-")
+    return Figure(Latex(name), pdf, caption, box is not None and float(box[2]) - float(box[1]) > COLUMN)

@@ -6,18 +6,17 @@ from math import isnan, nan
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.report.contrasts import (
     Arms,
+    agree,
+    best_by_strategy,
     best_by_validation,
     difference,
     first_reaching,
     gain,
-    identity,
     mean_course,
-    trained,
 )
 from fl_taskarith.report.latex import Latex
-from fl_taskarith.report.questions import is_federated
 from fl_taskarith.report.read_results import MeasuredArm
-from fl_taskarith.report.sentences import Section, Table, lay_out, say
+from fl_taskarith.report.sentences import Section, say
 from fl_taskarith.report.setting_words import COMPOUND, EQUAL, IID, Condition, condition, load, setting, words
 
 Place = tuple[str, Condition]
@@ -39,38 +38,34 @@ def is_method(arm: MeasuredArm) -> bool:
 
 def is_fine_tuning(arm: MeasuredArm) -> bool:
     """Return whether the arm trains weights of the backbone, and by no method against label skew."""
-    return trained(arm) and arm.settings["trainable"] != "head" and not is_method(arm)
+    return arm.trained and arm.settings["trainable"] != "head" and not is_method(arm)
 
 
 def strategies(section: Section, arms: Arms) -> None:
     """Compare every aggregation algorithm with FedAvg, by condition and by work."""
     cells = _by_place(arms)
-    compared: dict[Place, dict[str, MeasuredArm]] = {}
+    best_at: dict[Place, dict[str, MeasuredArm]] = {}
     for place, members in cells.items():
-        names = dict.fromkeys(str(arm.settings["strategy"]) for arm in members)
-        best = {
-            name: best_by_validation([arm for arm in members if arm.settings["strategy"] == name]) for name in names
-        }
-        measured = {name: arm for name, arm in best.items() if arm is not None}
+        measured = {name: arm for name, arm in best_by_strategy(members).items() if arm is not None}
         if "fedavg" in measured and len(measured) > 1:
-            compared[place] = measured
-    if not compared:
+            best_at[place] = measured
+    if not best_at:
         return section.missing("strategies")
-    for place, found in compared.items():
-        reference = found["fedavg"]
-        pairs = {_name(arm): difference(arm, reference) for arm in found.values() if arm is not reference}
+    for place, best in best_at.items():
+        reference = best["fedavg"]
+        pairs = {_name(arm): difference(arm, reference) for arm in best.values() if arm is not reference}
         section.say("sweep", "algorithm", _words(place), _name(reference), reference, pairs)
-    for work in dict.fromkeys(work for work, _ in compared):  # claimed where the data are least alike
-        place = max(each for each in compared if each[0] == work)
-        reference = compared[place]["fedavg"]
-        for arm in compared[place].values():
+    for work in dict.fromkeys(work for work, _ in best_at):  # claimed where the data are least alike
+        place = max(each for each in best_at if each[0] == work)
+        reference = best_at[place]["fedavg"]
+        for arm in best_at[place].values():
             if arm.test != reference.test:  # FedNova under equal work is FedAvg
                 section.claim(say("at", _name(arm), _words(place)), difference(arm, reference), _name(reference))
     for work in dict.fromkeys(work for work, _ in cells):
         places = [place for place in cells if place[0] == work]
         rows = _rows({place: cells[place] for place in places})
-        body = lay_out("places_table", [words("condition", each) for _, each in places], rows.items())
-        section.tables.append(Table(say("algorithms_caption", words("load", work)), body))
+        columns = [words("condition", each) for _, each in places]
+        section.lay_out(say("algorithms_caption", words("load", work)), "matrix", columns, rows.items())
 
 
 def label_skew(section: Section, arms: Arms) -> None:
@@ -81,43 +76,42 @@ def label_skew(section: Section, arms: Arms) -> None:
         return section.missing("extension")
     place, there = _words(hardest), cells[hardest]
     method = best_by_validation([arm for arm in there if is_method(arm)])
-    control = best_by_validation([arm for arm in there if not is_method(arm) and trained(arm)])
+    control = best_by_validation([arm for arm in there if not is_method(arm) and arm.trained])
     if method is None:
         return section.missing("extension")
     subject = say("chosen_method", method, place)
     section.claim(subject, gain(method), say("ridge_head"))
     if control is not None:
         section.claim(subject, difference(method, control), say("best_control", control))
-    section.say("skew_gains", place, [pairs for arm in there if trained(arm) and (pairs := gain(arm)).n])
+    section.say("skew_gains", place, [pairs for arm in there if arm.trained and (pairs := gain(arm)).n])
     iid = cells.get((hardest[0], IID), [])
-    if (share := _kept(method, iid)) is not None:
-        section.say("kept", method, share)
+    if (share := _share_of_iid(method, iid)) is not None:
+        section.say("share_of_iid", method, share)
     goal = nan
     if control is not None and (course := mean_course(control.curves.get("test_percent", {}))):
         goal = max(course.values())
-        reached, needed = first_reaching(method, goal), first_reaching(control, goal)
-        section.say("race", method, reached, control, needed, goal)
+        method_at, control_at = first_reaching(method, goal), first_reaching(control, goal)
+        section.say("race", method, method_at, control, control_at, goal)
     by_label = {arm.label: arm for arm in there}
     rows = [
-        (label, members, arm, arm and _kept(arm, iid), arm and first_reaching(arm, goal))
+        (label, members, arm, arm and _share_of_iid(arm, iid), arm and first_reaching(arm, goal))
         for label, members in _rows(cells).items()
         for arm in [by_label.get(label)]
     ]
-    with_kept, with_race = bool(iid) and hardest[1] != IID, not isnan(goal)
-    caption = say("skew_caption", place, with_kept, control if with_race else None, goal)
+    with_share, with_race = bool(iid) and hardest[1] != IID, not isnan(goal)
+    caption = say("skew_caption", place, with_share, control if with_race else None, goal)
     places = [words("condition", each) for _, each in cells]
-    section.tables.append(Table(caption, lay_out("skew_table", places, rows, with_kept, with_race), wide=True))
+    section.lay_out(caption, "skew_table", places, rows, with_share, with_race, wide=True)
 
 
-def _kept(arm: MeasuredArm, iid: Arms) -> float | None:
+def _share_of_iid(arm: MeasuredArm, iid: Arms) -> float | None:
     """Return the mean test accuracy as a share, in percent, of that of the same settings over iid clients.
 
     Over the seeds that both have; None where there is none.
     """
-    alike = identity(arm, COMPOUND["condition"][1])
     for other in iid:
         seeds = arm.test.keys() & other.test.keys()
-        if seeds and identity(other, COMPOUND["condition"][1]) == alike:
+        if seeds and agree(arm, other, COMPOUND["condition"][1]):
             return 100 * sum(arm.test[seed] for seed in seeds) / sum(other.test[seed] for seed in seeds)
     return None
 
@@ -126,7 +120,7 @@ def _by_place(arms: Arms) -> dict[Place, list[MeasuredArm]]:
     """Return the federated arms by work and condition, from equal work and from the least heterogeneous on."""
     cells: dict[Place, list[MeasuredArm]] = {}
     for arm in arms:
-        if is_federated(arm):
+        if arm.federated:
             cells.setdefault((load(arm.settings) or EQUAL, condition(arm.settings)), []).append(arm)
     return dict(sorted(cells.items(), key=lambda cell: (cell[0][0] != EQUAL, cell[0])))
 

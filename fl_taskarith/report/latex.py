@@ -5,8 +5,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fl_taskarith.figures.statistics import Paired, Summary
-
 ASCII = {"\\": "textbackslash", "~": "textasciitilde", "^": "textasciicircum", "<": "textless", ">": "textgreater",
          "|": "textbar", '"': "textquotedbl", "`": "textasciigrave", "–": "textendash", "—": "textemdash",
          "…": "ldots"}  # fmt: skip
@@ -45,7 +43,6 @@ class Latex(Markup):
 
 escape = Latex.escape
 UNKNOWN = Latex("--")  # an en dash for what is not known
-NOT_RUN = Latex(r"\notrun{}")  # the visible mark of a missing result; \notrun is defined in numbers.tex
 
 
 def number(value: float, digits: int = DIGITS, sign: bool = False) -> Latex:
@@ -60,17 +57,3 @@ def number(value: float, digits: int = DIGITS, sign: bool = False) -> Latex:
 def plain(value: float) -> Latex:
     """Write `value` in its shortest form, for settings such as learning rates."""
     return Latex(f"{value:g}" if value >= 0 else f"${value:g}$")
-
-
-def spread(summary: Summary) -> Latex:
-    """Write mean ± standard deviation, only the mean of a single seed, or "not run" for none."""
-    if not summary.n:
-        return NOT_RUN
-    deviation = "" if math.isnan(summary.sd) else rf"\,$\pm$\,{number(summary.sd)}"
-    return Latex(number(summary.mean) + Latex(deviation))
-
-
-def interval(pairs: Paired) -> Latex:
-    """Write a mean difference with its 95 % interval, where it has one."""
-    mean, low, high = (number(value, sign=True) for value in (pairs.mean, pairs.low, pairs.high))
-    return mean if math.isnan(pairs.low) else Latex(f"{mean} [{low},~{high}]")

@@ -1,10 +1,10 @@
 """Words from numbers: every sentence is a macro of sentences.tex, every table one of tables.tex.
 
-A difference is told only where its interval excludes 0.
+A difference is stated only where its interval excludes 0.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,17 +12,16 @@ from typing import Any, Literal, NamedTuple
 import jinja2
 
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.figures.statistics import Paired
-from fl_taskarith.report.contrasts import accuracy, difference, ended_early, gain, surviving_holm, validation, verdict
-from fl_taskarith.report.latex import UNKNOWN, Latex, escape, interval, number, plain, spread
-from fl_taskarith.report.read_results import MeasuredArm
+from fl_taskarith.figures.statistics import Paired, summarise
+from fl_taskarith.report.contrasts import difference, gain, surviving_holm, verdict
+from fl_taskarith.report.latex import Latex, escape, number, plain
 from fl_taskarith.storage.paths import shipped_file
 
 Status = Literal["told", "undecided", "not run"]
 
 
 class Claim(NamedTuple):
-    """One answer; `detail` is left out of the abstract, the conclusion lists `open_question` if nothing is told."""
+    """One answer; `detail` is left out of the abstract, the conclusion lists `open_question` where it is undecided."""
 
     text: Latex
     status: Status
@@ -43,23 +42,19 @@ class Section:
     """The answer to a question of the report: claims first, then the paragraphs and tables they rest on."""
 
     name: str
+    title: str
+    question: str
     paragraphs: list[Latex] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
 
-    @property
-    def title(self) -> str:
-        """The section's title."""
-        return str(wording("SECTIONS")[self.name][0])
-
-    @property
-    def question(self) -> str:
-        """The question that the section answers."""
-        return str(wording("SECTIONS")[self.name][1])
-
     def say(self, macro: str, *values: object) -> None:
         """Add a paragraph."""
         self.paragraphs.append(say(macro, *values))
+
+    def lay_out(self, caption: Latex, macro: str, *values: object, wide: bool = False) -> None:
+        """Add a table."""
+        self.tables.append(Table(caption, lay_out(macro, *values), wide))
 
     def claim(self, subject: object, pairs: Paired, than: object) -> None:
         """Add "SUBJECT is more accurate than THAN: +1.39 [+0.19, +2.58] points (n = 3)", as far as the data tell."""
@@ -69,24 +64,25 @@ class Section:
         else:
             self.claims.append(Claim(text, "told" if pairs.n else "not run"))
 
-    def missing(self, key: str, place: object = "") -> None:
+    def missing(self, key: str, what: object = "") -> None:
         """Say visibly that what `key` stands for in sentences.tex was not run."""
-        self.claims.append(Claim(say("missing", key, place), "not run"))
+        self.claims.append(Claim(say("missing", key, what), "not run"))
 
 
 def say(macro: str, *values: object) -> Latex:
-    """Fill a macro of sentences.tex."""
+    """Fill a macro of sentences.tex; white space of any kind is one space."""
     return Latex(" ".join(str(wording(macro)(*values)).split()))
 
 
 def lay_out(macro: str, *values: object) -> Latex:
     """Fill a macro of tables.tex."""
-    return Latex(getattr(_module("tables.tex"), macro)(*values).strip())
+    return Latex(wording(macro, "tables.tex")(*values).strip())
 
 
-def wording(name: str) -> Any:
-    """Return a macro or a table of words of sentences.tex."""
-    return getattr(_module("sentences.tex"), name)
+@functools.cache
+def wording(name: str, template: str = "sentences.tex") -> Any:
+    """Return a macro or a table of words of a template."""
+    return getattr(_environment().get_template(template).module, name)
 
 
 def render(template: Path, variables: Mapping[str, Any]) -> str:
@@ -107,37 +103,15 @@ def render(template: Path, variables: Mapping[str, Any]) -> str:
         ) from error
 
 
-def rate(arm: MeasuredArm) -> Latex:
-    """Write the learning rate, marked where its search ended at an edge of the grid."""
-    return UNKNOWN if arm.rate is None else Latex(plain(arm.rate) + Latex(r"$^\dagger$" if arm.edge else ""))
-
-
-def tested(arm: MeasuredArm) -> Latex:
-    """Write the test accuracy, mean ± sd; how its runs ended where none is done."""
-    ended = ended_early(arm)
-    return Latex(", ").join(ended) if ended and not arm.test else spread(accuracy(arm))
-
-
 def sentence(text: str) -> Latex:
     """Write LaTeX with a capital and a full stop."""
     words = " ".join(text.split())
     return Latex(words[:1].upper() + words[1:] + ".")
 
 
-def _lower_first(text: str) -> Latex:
-    words = " ".join(text.split())
-    return Latex(words[:1].lower() + words[1:])
-
-
-def _join(items: Iterable[object], separator: str = ", ") -> Latex:
-    return Latex(separator).join(items)  # type: ignore[arg-type]
-
-
-FILTERS: dict[str, Callable[..., Any]] = {
-    "difference": difference, "gain": gain, "validation": validation, "verdict": verdict,
-    "surviving_holm": surviving_holm, "interval": interval, "number": number, "spread": spread, "rate": rate,
-    "tested": tested, "sentence": sentence, "lower_first": _lower_first, "join": _join, "latex": Latex,
-}  # fmt: skip
+def join(items: Iterable[Any], separator: str = ", ") -> Latex:
+    """Write the items with LaTeX between them."""
+    return Latex(separator).join(items)
 
 
 @functools.cache
@@ -157,10 +131,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         loader=jinja2.FileSystemLoader(shipped_file("report/sentences.tex").parent),
     )
-    environment.filters |= FILTERS
+    functions = (difference, gain, verdict, surviving_holm, number, plain, sentence, join)
+    environment.filters |= {function.__name__: function for function in functions}
+    environment.filters |= {"summary": lambda by_seed: summarise(list(by_seed.values())), "latex": Latex}
     return environment
-
-
-@functools.cache
-def _module(name: str) -> Any:
-    return _environment().get_template(name).module

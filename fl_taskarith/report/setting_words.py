@@ -44,9 +44,9 @@ def load(settings: Settings) -> str | None:
     """Return how much of a round's work clients do: "equal J", "J from 1 to 7", "J from 1 to 7, dropout 0.2"."""
     if "local-steps-max" not in settings:
         return None
-    drawn = f"J from {settings['local-steps-min']} to {settings['local-steps-max']}"
+    steps = f"J from {settings['local-steps-min']} to {settings['local-steps-max']}"
     dropout = settings.get("dropout", 0)
-    return (drawn if settings["local-steps-max"] else EQUAL) + (f", dropout {dropout}" if dropout else "")
+    return (steps if settings["local-steps-max"] else EQUAL) + (f", dropout {dropout}" if dropout else "")
 
 
 # Settings that say one thing together, and how it is read from them.

@@ -4,8 +4,8 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fl_taskarith.errors import ReportError
 from fl_taskarith.storage.files import scratch_folder
@@ -21,8 +21,7 @@ LONGEST = 300  # seconds of one command
 END_OF_TEXT = "end-of-text"  # main.tex's \label before the references
 
 
-@dataclass(frozen=True)
-class Typeset:
+class Typeset(NamedTuple):
     """The PDF, and the pages of its text: those up to the references, or None if the source does not mark them."""
 
     content: bytes
@@ -30,13 +29,13 @@ class Typeset:
 
 
 def find_tex() -> str | None:
-    """The first of latexmk, tectonic and pdflatex that is installed."""
+    """Return the first of latexmk, tectonic and pdflatex that is installed."""
     usable = (name for name in COMMANDS if shutil.which(name))
     return next((name for name in usable if name != "latexmk" or shutil.which("pdflatex")), None)
 
 
 def typeset(tex: Path, program: str, inputs: Path) -> Typeset:
-    """The PDF of `tex`. What it inputs lies beside it or below, figures and references too: nothing is written there.
+    """Typeset `tex`. What it inputs lies beside it or below, figures and references too: nothing is written there.
 
     Args:
         program: one of COMMANDS.
@@ -46,18 +45,16 @@ def typeset(tex: Path, program: str, inputs: Path) -> Typeset:
         ReportError: TeX fails, and what it says is quoted; or a file cannot be copied.
     """
     with scratch_folder() as folder:
+        pdf, log, aux = (folder / f"{tex.stem}.{ending}" for ending in ("pdf", "log", "aux"))
         hidden = shutil.ignore_patterns(".*")
         try:
             shutil.copytree(tex.parent, folder, dirs_exist_ok=True, ignore=hidden, ignore_dangling_symlinks=True)
         except OSError as error:
             raise ReportError(f"Cannot copy {tex.parent} to typeset {tex.name}, which is kept: {error}.") from error
-        (folder / f"{tex.stem}.pdf").unlink(missing_ok=True)
-        environment = os.environ | {
-            "TEXINPUTS": f".{os.pathsep}{inputs}{os.pathsep}",
-            "BIBINPUTS": f".{os.pathsep}{inputs}{os.pathsep}",
-            "SOURCE_DATE_EPOCH": "0",  # so that equal results give equal bytes
-            "FORCE_SOURCE_DATE": "1",
-        }
+        pdf.unlink(missing_ok=True)
+        # Equal results give equal bytes, whatever the time.
+        environment = os.environ | {"SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1"}
+        environment |= dict.fromkeys(("TEXINPUTS", "BIBINPUTS"), f".{os.pathsep}{inputs}{os.pathsep}")
         for command in COMMANDS[program]:
             target = tex.stem if command[0] == "bibtex" else tex.name
             try:
@@ -67,24 +64,18 @@ def typeset(tex: Path, program: str, inputs: Path) -> Typeset:
             except (OSError, subprocess.SubprocessError) as error:
                 raise ReportError(f"{command[0]} did not end well on {tex}: {error}.") from error
             if done.returncode and command[0] != "bibtex":  # without a citation, bibtex complains
-                said = _complaint(folder / f"{tex.stem}.log", done.stdout)
+                said = _complaint(_text(log) or done.stdout.decode(errors="replace"))
                 raise ReportError(f"{command[0]} failed on {tex}, which is kept: {said}")
-        return Typeset((folder / f"{tex.stem}.pdf").read_bytes(), _text_pages(folder / f"{tex.stem}.aux"))
+        pages = re.search(rf"\\newlabel\{{{END_OF_TEXT}\}}\{{\{{[^}}]*\}}\{{(\d+)\}}", _text(aux))
+        return Typeset(pdf.read_bytes(), int(pages[1]) if pages else None)
 
 
-def _complaint(log: Path, printed: bytes) -> str:
-    """TeX's own error with the lines that follow it."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = printed.decode(errors="replace").splitlines()
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def _complaint(log: str) -> str:
+    """Return TeX's own error with the lines that follow it."""
+    lines = log.splitlines()
     begun = next((index for index, line in enumerate(lines) if line.startswith("!")), max(0, len(lines) - 5))
     return " ".join(" ".join(lines[begun : begun + 5]).split())
-
-
-def _text_pages(aux: Path) -> int | None:
-    try:
-        found = re.search(rf"\\newlabel\{{{END_OF_TEXT}\}}\{{\{{[^}}]*\}}\{{(\d+)\}}", aux.read_text(errors="replace"))
-    except OSError:
-        return None
-    return int(found[1]) if found else None

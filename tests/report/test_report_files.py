@@ -132,7 +132,7 @@ def test_a_figure_that_is_not_of_the_results_any_more_goes_unless_it_was_edited(
         assert (out / "figures" / "sparsity-density.pdf").exists() == bool(number)
 
 
-@pytest.mark.parametrize("writes", range(0, 27, 3))
+@pytest.mark.parametrize("writes", (0, 1, 5, 13, 24))
 def test_a_command_that_dies_while_it_writes_is_run_again(
     writes: int, root: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

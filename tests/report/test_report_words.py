@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from scipy import stats
 
-from fl_taskarith.figures.statistics import Paired, paired, summarise
+from fl_taskarith.figures.statistics import Paired, paired
 from fl_taskarith.report.contrasts import (
     best_by_validation,
     distinct,
     enough_rounds,
-    families,
+    find_families,
     first_reaching,
     p_value,
     surviving_holm,
     twin,
     verdict,
 )
-from fl_taskarith.report.latex import NOT_RUN, Latex, escape, interval, number, spread
+from fl_taskarith.report.latex import Latex, escape, number
 from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.report.sentences import Section, lay_out, say, sentence
 from fl_taskarith.report.setting_words import IID, condition, load, setting, words
@@ -34,7 +34,7 @@ ESCAPED = re.compile(  # what TeX may see of a user's text: letters, escaped sig
 
 def arm(tests: dict[int, float], label: str = "arm", **settings: object) -> MeasuredArm:
     kebab = {key.replace("_", "-"): value for key, value in settings.items()}
-    return MeasuredArm("study", "", label, kebab, 0.1, False, tests)  # type: ignore[arg-type]
+    return MeasuredArm(label, kebab, 0.1, False, tests)  # type: ignore[arg-type]
 
 
 def pair(values: list[float]) -> Paired:
@@ -74,11 +74,11 @@ def test_numbers_by_hand() -> None:
     assert number(98.70370) == "98.70"
     assert number(-0.001, sign=True) == "$+0.00$", "no -0.00"
     assert number(math.nan) == "--"
-    assert spread(summarise([1.0, 2.0, 3.0])) == r"2.00\,$\pm$\,1.00"
-    assert spread(summarise([2.0])) == "2.00", "one seed has no spread"
-    assert spread(summarise([])) == NOT_RUN
-    assert interval(pair([1.0, 3.0, 2.0])) == "$+2.00$ [$-0.48$,~$+4.48$]"
-    assert lay_out("grid", ["a", "b"], [["x_y", 1]], 0).count(r"\\") == 2
+    assert say("spread", {0: 1.0, 1: 2.0, 2: 3.0}) == r"2.00\,$\pm$\,1.00"
+    assert say("spread", {0: 2.0}) == "2.00", "one seed has no spread"
+    assert say("spread", {}) == r"\notrun{}"
+    assert say("interval", pair([1.0, 3.0, 2.0])) == "$+2.00$ [$-0.48$,~$+4.48$]"
+    assert lay_out("settings", [["x_y", [1, 2]]]).count(r"\\") == 2
 
 
 @given(st.lists(st.floats(-5, 5).map(lambda value: round(value, 3)), min_size=2, max_size=6))
@@ -115,7 +115,7 @@ def test_holm_against_its_adjusted_p_values(samples: list[list[float]]) -> None:
     ],
 )
 def test_claims_are_worded_by_the_interval(values: list[float], expected: str, status: str) -> None:
-    section = Section("sparsity")
+    section = Section("name", "title", "question")
     section.claim("A", pair(values), "B")
     made = section.claims[0]
     assert expected in made.text
@@ -139,11 +139,11 @@ def test_several_differences_are_sorted_by_what_can_be_told() -> None:
 
 
 def test_an_arm_whose_seeds_diverged_is_chosen_only_where_no_other_is_whole() -> None:
-    survivor = MeasuredArm("s", "", "survivor", {}, test={0: 99.0}, val={0: 99.0},
+    survivor = MeasuredArm("survivor", {}, test={0: 99.0}, val={0: 99.0},
                            states={0: "done", 1: "diverged", 2: "diverged"})  # fmt: skip
-    whole = MeasuredArm("s", "", "whole", {}, test={0: 90.0, 1: 90.0}, val={0: 90.0, 1: 90.0},
+    whole = MeasuredArm("whole", {}, test={0: 90.0, 1: 90.0}, val={0: 90.0, 1: 90.0},
                         states={0: "done", 1: "done"})  # fmt: skip
-    better = MeasuredArm("s", "", "better", {}, test={0: 80.0}, val={0: 91.0}, states={0: "done"})
+    better = MeasuredArm("better", {}, test={0: 80.0}, val={0: 91.0}, states={0: "done"})
     assert best_by_validation([survivor, whole, better]) is better
     assert best_by_validation([survivor]) is survivor
     assert best_by_validation([]) is None
@@ -152,8 +152,8 @@ def test_an_arm_whose_seeds_diverged_is_chosen_only_where_no_other_is_whole() ->
 def test_families_differ_in_one_setting_alone() -> None:
     arms = [arm({}, local_steps=steps, num_rounds=16 // steps, sharding=sharding, classes_per_client=2, seed=steps)
             for steps in (4, 8) for sharding in ("iid", "classes")]  # fmt: skip
-    assert not families(arms, "local-steps"), "the number of rounds differs too"
-    found = families(arms, "local-steps", also=("num-rounds",))
+    assert not find_families(arms, "local-steps"), "the number of rounds differs too"
+    found = find_families(arms, "local-steps", also=("num-rounds",))
     assert [list(family.members) for family in found] == [[4, 8], [4, 8]]
     assert {family.common["sharding"] for family in found} == {"iid", "classes"}
     masked = arm({}, mask_rule="random", density=0.1, sharding="iid")
@@ -180,30 +180,30 @@ def test_settings_that_say_one_thing_together() -> None:
     assert words("algorithm", ("fedprox", 0.1)) == r"FedProx with $\mu = 0.1$"
     arms = [arm({seed: 1.0 for seed in range(3)}, strategy=name, proximal_mu=mu)
             for name, mu in (("fedprox", 1.0), ("fedavg", 0.0), ("fedprox", 0.1))]  # fmt: skip
-    assert list(families(arms, "algorithm")[0].members) == [("fedavg", 0.0), ("fedprox", 0.1), ("fedprox", 1.0)]
+    assert list(find_families(arms, "algorithm")[0].members) == [("fedavg", 0.0), ("fedprox", 0.1), ("fedprox", 1.0)]
     assert len(distinct([*arms, arms[0]])) == 3
 
 
 def test_enough_epochs_by_hand() -> None:
     curves = {seed: {0: 99.0, 1: 80.0 + seed, 2: 89.5 + seed, 3: 90.0 + seed, 4: 89.9 + seed} for seed in (0, 1)}
-    measured = MeasuredArm("s", "", "a", {}, curves={"val_percent": curves, "test_percent": curves})
+    measured = MeasuredArm("a", {}, curves={"val_percent": curves, "test_percent": curves})
     enough = enough_rounds(measured)
     assert enough is not None
     # Means 80.5, 90.0, 90.5, 90.4; the best is 90.5 with standard error (1/√2)/√2 = 0.5: epoch 2 reaches 90.0.
     assert (enough.round, enough.last, enough.val) == (2, 4, 90.0)
     assert enough.lost.mean == pytest.approx(0.4)
-    one_seed = MeasuredArm("s", "", "a", {}, curves={"val_percent": {0: curves[0]}, "test_percent": {0: curves[0]}})
+    one_seed = MeasuredArm("a", {}, curves={"val_percent": {0: curves[0]}, "test_percent": {0: curves[0]}})
     assert enough_rounds(one_seed) is None, "one seed has no standard error"
 
 
 def test_the_first_round_that_gets_to_an_accuracy_is_that_of_the_mean_over_seeds() -> None:
     curves = {0: {0: 99.0, 2: 80.0, 4: 90.0}, 1: {0: 99.0, 2: 90.0, 3: 99.0, 4: 92.0}}
     sent = {0: {0: 1.0, 2: 2.0, 4: 3.0}, 1: {0: 1.0, 2: 4.0, 4: 7.0}}
-    measured = MeasuredArm("study", "", "arm", {}, curves={"test_percent": curves, "uplink_megabytes": sent})
+    measured = MeasuredArm("arm", {}, curves={"test_percent": curves, "uplink_megabytes": sent})
     assert first_reaching(measured, 85.0) == (2, 3.0)
     assert first_reaching(measured, 85.0 + 1e-6) == (4, 5.0)
     assert first_reaching(measured, 91.1) is None, "round 0 is untrained, and seed 0 has no round 3"
-    reached = first_reaching(MeasuredArm("study", "", "arm", {}, curves={"test_percent": curves}), 85.0)
+    reached = first_reaching(MeasuredArm("arm", {}, curves={"test_percent": curves}), 85.0)
     assert reached is not None
     assert reached.round == 2
     assert math.isnan(reached.megabytes)
