@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from fl_taskarith.storage.environment import environment
 from fl_taskarith.storage.files import write_atomically
-from fl_taskarith.storage.run_folder import environment
 from fl_taskarith.workspace.machine import describe_device
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fl_taskarith.data.batches import Augmentation
 from fl_taskarith.errors import CheckpointError, DataError
-from fl_taskarith.storage.files import A_DAY, make_folder, remove_leftovers, replacement, version_of, write_atomically
-from fl_taskarith.storage.locks import only_maker
+from fl_taskarith.storage.files import make_folder, remove_leftovers, replacement, version_of, write_atomically
+from fl_taskarith.storage.locks import A_DAY, only_maker
 from fl_taskarith.storage.progress import tracked
 
 Compute = Callable[[Tensor], Tensor]

@@ -11,8 +11,8 @@ from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import IDENTITY_KEYS, from_mapping
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.figures.statistics import Summary, summarise
-from fl_taskarith.storage.files import CHECKSUMS, check_unchanged
 from fl_taskarith.storage.run_folder import Row, read_rounds
+from fl_taskarith.storage.verified_files import CHECKSUMS, check_unchanged
 
 Settings = dict[str, Scalar]
 

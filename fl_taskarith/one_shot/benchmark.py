@@ -33,10 +33,10 @@ from fl_taskarith.one_shot.finetune import (
 )
 from fl_taskarith.one_shot.scale_search import normalised_accuracy, search_merge
 from fl_taskarith.one_shot.tasks import Task, folder_tasks, make_tasks
+from fl_taskarith.storage.environment import environment
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.paths import resolve
 from fl_taskarith.storage.processes import worker_pool
-from fl_taskarith.storage.run_folder import environment
 from fl_taskarith.storage.run_log import RUN_LOG, recorded
 from fl_taskarith.workspace.workspace import Resident
 

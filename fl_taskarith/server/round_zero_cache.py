@@ -19,11 +19,12 @@ from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.masking.calibration import Calibration
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
+from fl_taskarith.storage.environment import environment
 from fl_taskarith.storage.files import make_folder
 from fl_taskarith.storage.locks import only_maker
 from fl_taskarith.storage.paths import resolve
 from fl_taskarith.storage.round_zero_files import StartFile, read_start, write_start
-from fl_taskarith.storage.run_folder import Row, environment
+from fl_taskarith.storage.run_folder import Row
 from fl_taskarith.storage.run_log import LOGGER
 from fl_taskarith.training.local import Evaluation
 from fl_taskarith.workspace.clusters import clustered

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fl_taskarith.errors import CheckpointError, FrozenMissing
-from fl_taskarith.storage.files import read_verified, verified_name, write_verified
+from fl_taskarith.storage.verified_files import read_verified, verified_name, write_verified
 
 StateNames = dict[int, str]  # file name of the newest state, by partition
 

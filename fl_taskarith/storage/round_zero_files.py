@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fl_taskarith.errors import CheckpointError
-from fl_taskarith.storage.files import A_DAY, read_verified, write_verified
+from fl_taskarith.storage.locks import A_DAY
+from fl_taskarith.storage.verified_files import read_verified, write_verified
 
 MOST_BYTES = 256 * 2**20  # of all files together: hundreds of heads, or a hundred masks of a ViT-S/14
 MOST_FILES = 1_000
