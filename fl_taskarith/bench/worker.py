@@ -14,7 +14,7 @@ from torch import Tensor
 from fl_taskarith.client.app import app
 from fl_taskarith.config.settings import Config, load
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
-from fl_taskarith.server.federated import make_run
+from fl_taskarith.server.launch import make_run
 from fl_taskarith.server.run import Run
 from fl_taskarith.storage.run_folder import Logbook, Row
 from fl_taskarith.workspace.global_model import Frozen, GlobalModel

@@ -34,7 +34,7 @@ from fl_taskarith.one_shot.finetune import Spread, TaskScore, fine_tune_all, pla
 from fl_taskarith.one_shot.scale_search import normalised_accuracy, search_merge
 from fl_taskarith.one_shot.superclasses import SUPERCLASSES
 from fl_taskarith.one_shot.tasks import SPLITS, folder_tasks, make_tasks
-from fl_taskarith.server.federated import run_federation
+from fl_taskarith.server.launch import run_federation
 from fl_taskarith.workspace.workspace import Data, resident
 
 CPU = torch.device("cpu")
