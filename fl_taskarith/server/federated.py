@@ -93,7 +93,11 @@ class FederatedRun(Run):
         return total
 
     def client_sums(self, head: Weights, row: Row) -> Sums:
-        """Scores of all clients, added up in partition order; each calibration round sends them what is still alive."""
+        """Return what asks all clients for their scores and adds them up in partition order (`make_mask.Sums`).
+
+        Each calibration round sends them the head, [classes, features] and [classes], and the mask of what is left;
+        scores have the shapes of the mask's tensors, in float32.
+        """
 
         def sums(calibration_round: int, alive: Mask) -> tuple[Weights, int]:
             sent = to_record(Frozen(head, alive).tensors())
