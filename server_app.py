@@ -1,11 +1,11 @@
-"""The Flower ServerApp. It wires; `fl_taskarith.server.federated` works."""
+"""The Flower ServerApp. It wires; `fl_taskarith.server.launch` works."""
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl_taskarith.client.app import app as client_app
 from fl_taskarith.config.settings import from_run_config
-from fl_taskarith.server.federated import run_federation
+from fl_taskarith.server.launch import run_federation
 
 app = ServerApp()
 

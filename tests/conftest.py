@@ -78,8 +78,8 @@ def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds are measured for a moment in place of 20 s."""
     monkeypatch.setattr("fl_taskarith.study.listing.MEASUREMENT", 0.02)
     monkeypatch.setattr("fl_taskarith.study.monitor.GLANCE", 0.02)
-    monkeypatch.setattr("fl_taskarith.server.federated.GLANCE", 0.02)
-    monkeypatch.setattr("fl_taskarith.server.federated.MEASUREMENT", 0.02)
+    monkeypatch.setattr("fl_taskarith.server.launch.GLANCE", 0.02)
+    monkeypatch.setattr("fl_taskarith.server.launch.MEASUREMENT", 0.02)
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
 def _no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes as long as a small run: only tests marked `figures` draw."""
     if "figures" not in request.keywords:
-        monkeypatch.setattr("fl_taskarith.server.federated.draw_curves", lambda folder: None)
+        monkeypatch.setattr("fl_taskarith.server.launch.draw_curves", lambda folder: None)
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fl_taskarith.config.settings import Config, load
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
+from fl_taskarith.storage.environment import environment
 from fl_taskarith.storage.files import make_folder, write_atomically
-from fl_taskarith.storage.run_folder import environment
 from fl_taskarith.workspace.machine import available_threads, choose_device, describe_device
 from fl_taskarith.workspace.workspace import Resident
 

@@ -13,7 +13,7 @@ from fl_taskarith.bench.run_process import in_new_process
 from fl_taskarith.client.app import app
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.server.federated import run_federation
+from fl_taskarith.server.launch import run_federation
 from fl_taskarith.storage.files import scratch_folder
 from fl_taskarith.storage.run_folder import Row
 

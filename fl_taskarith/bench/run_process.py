@@ -11,7 +11,7 @@ from torch import Tensor
 from fl_taskarith.bench.harness import Name, alternate, random_head, resident_bytes, seconds_of
 from fl_taskarith.client.app import app
 from fl_taskarith.config.settings import Config
-from fl_taskarith.server.federated import make_run
+from fl_taskarith.server.launch import make_run
 from fl_taskarith.server.run import Run
 from fl_taskarith.storage.processes import worker_pool
 from fl_taskarith.storage.run_folder import Logbook, Row

@@ -34,8 +34,8 @@ def markdown() -> str:
         lines += [f"### {heading.capitalize()}", "", f"For example `{HEADINGS[heading]}`.", ""]
         lines += ["| key | default | what it means | accepted |", "|---|---|---|---|"]
         for key, rule in settings.items():
-            cells = (f"`{key}`", f"`{_default(key)}`", _meaning(rule), rule.expected())
-            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in cells) + " |")
+            words = f"{_meaning(rule)} | {rule.expected()}".replace("*", "\\*")
+            lines.append(f"| `{key}` | `{_default(key)}` | {words} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_taskarith.config.choices import REGRESSION
-from fl_taskarith.config.contradictions import contradictions
-from fl_taskarith.config.effects import explain, idle_reason, refuse_idle
+from fl_taskarith.config.effects import contradictions, explain, idle_reason, refuse_idle
 from fl_taskarith.config.fields import Settings, kebab, rules, snake
 from fl_taskarith.config.rule import AUTO, Scalar, shown
 from fl_taskarith.config.toml import place_of, read_toml
@@ -32,9 +31,8 @@ class Config(Settings):
         for key, rule in rules().items():
             name = snake(key)
             object.__setattr__(self, name, rule.check(key, getattr(self, name)))
-        for contradiction, message in contradictions(self):
-            if contradiction:
-                raise ConfigError(message)
+        for message in contradictions(self):
+            raise ConfigError(message)
 
     def to_run_config(self) -> dict[str, Scalar]:
         """All settings as Flower's flat kebab-case mapping."""

@@ -17,8 +17,8 @@ from fl_taskarith.figures.plots import STYLE, save_figure
 from fl_taskarith.figures.setting_words import sharding_words
 from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.files import make_folder, require_new, write_atomically
+from fl_taskarith.storage.folder_choice import sharding_name
 from fl_taskarith.storage.paths import resolve, results_root
-from fl_taskarith.storage.run_folder import sharding_name
 from fl_taskarith.storage.run_log import RUN_LOG, recorded
 from fl_taskarith.workspace.workspace import load_data
 

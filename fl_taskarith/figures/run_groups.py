@@ -14,9 +14,9 @@ from fl_taskarith.config.settings import IDENTITY_KEYS, from_mapping
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.figures.setting_words import SEED_KEYS, Settings, labels, run_words
 from fl_taskarith.figures.statistics import Summary, summarise
-from fl_taskarith.storage.files import CHECKSUMS, check_unchanged
 from fl_taskarith.storage.packed_runs import packed_folders, packed_run
 from fl_taskarith.storage.run_folder import COLUMNS, Row, read_rounds
+from fl_taskarith.storage.verified_files import CHECKSUMS, check_unchanged
 
 
 @dataclass(frozen=True)

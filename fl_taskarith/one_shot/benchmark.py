@@ -24,9 +24,9 @@ from fl_taskarith.one_shot.scale_search import search_merge
 from fl_taskarith.one_shot.scoring import TaskScore, Workbench, normalised_accuracy
 from fl_taskarith.one_shot.tasks import Task
 from fl_taskarith.storage.csv_text import csv_text
+from fl_taskarith.storage.environment import environment
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.processes import worker_pool
-from fl_taskarith.storage.run_folder import environment
 from fl_taskarith.storage.run_log import RUN_LOG, recorded
 from fl_taskarith.training.schedules import step_coefficient_sum
 

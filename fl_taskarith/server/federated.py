@@ -1,155 +1,37 @@
-"""A run from its configuration to its results folder, and its federated form."""
+"""The federated form of a run: rounds of a strategy over the clients of an engine."""
 
-import dataclasses
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
-from tqdm import tqdm
 
-from fl_taskarith.client.cohort import train_together
-from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
-from fl_taskarith.data.class_assignment import describe_spread, least_spread
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.questions import ask_all
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.replies import Layout, layout_of, metrics_of
 from fl_taskarith.engine.round_context import RoundContext
 from fl_taskarith.engine.round_reply import Traffic
-from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
-from fl_taskarith.engine.supernodes import SuperNodeGrid
 from fl_taskarith.masking.calibration import Sums
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.mixtures.matching import cluster_accuracy
 from fl_taskarith.models.backbone import linear_shapes
 from fl_taskarith.models.heads import RidgeStatistics
-from fl_taskarith.server.centralized import CentralizedRun
-from fl_taskarith.server.course import verdict
-from fl_taskarith.server.interruption import stop_if_asked
-from fl_taskarith.server.learning_rates import KnownRate, with_known_rate
 from fl_taskarith.server.personal_accuracy import evaluate_clients
-from fl_taskarith.server.regression_run import MixtureRun, describe_mixture
-from fl_taskarith.server.round_zero_cache import Starts
-from fl_taskarith.server.run import History, Progress, Run, overhead, scheduled_rate, solved_logit_scale
-from fl_taskarith.server.speed import device_line, speed_of, work_of
+from fl_taskarith.server.run import Progress, Run, overhead, scheduled_rate, solved_logit_scale
 from fl_taskarith.storage.checkpoint import Checkpoint
 from fl_taskarith.storage.client_files import frozen_name
-from fl_taskarith.storage.progress import duration, tracked
-from fl_taskarith.storage.run_folder import PRETRAINED, Logbook, Row
-from fl_taskarith.storage.run_log import RUN_LOG, RunLog
-from fl_taskarith.storage.trackers import require_trackers
+from fl_taskarith.storage.progress import tracked
+from fl_taskarith.storage.run_folder import Logbook, Row
 from fl_taskarith.strategies import strategy_class
 from fl_taskarith.workspace.clusters import clustered
 from fl_taskarith.workspace.global_model import Frozen, Weights
-from fl_taskarith.workspace.machine import available_threads, describe_device, emulated, on_this_machine
 from fl_taskarith.workspace.views import VIEWS, byzantine_clients, group_of
-from fl_taskarith.workspace.workspace import Workspace, workspace
+from fl_taskarith.workspace.workspace import Workspace
 
 log = logging.getLogger("fl_taskarith")
-
-GLANCE, MEASUREMENT = 0.2, 20.0  # seconds for which the speed of every run, and of a long one, is measured
-LONG = 60.0  # seconds of work from which a run is long
-
-
-def run_federation(
-    config: Config,
-    client_app: ClientCallable,
-    grid: Grid | None = None,
-    progress: Progress | None = None,
-    deadline: float | None = None,
-    starts: Starts | None = None,
-) -> History:
-    """Run or continue what `config` describes, and draw its curves.
-
-    Args:
-        client_app: the Flower ClientApp; called in this process by the sequential engine.
-        grid: Flower's own Grid, needed by engine = "flower" only.
-        progress: called with (round, last round, row) after each round.
-        deadline: time (of time.time) from which the run stops after its round, with a checkpoint.
-        starts: of the caller's earlier runs; None to find all of round 0 anew.
-
-    Raises:
-        FlTaskarithError: with the cause, in the user's terms; the results so far stay in the folder.
-    """
-    show_log()
-    with RunLog() as printed:
-        require_trackers(config)
-        config, known = _resolved(config, alone=starts is None)
-        # Every process of the run, Ray's actors among them, computes with the same number of threads, stated here.
-        shared = dataclasses.replace(config, threads=config.threads or available_threads())
-        torch.set_num_threads(shared.threads)
-        home = workspace(shared) if shared.dataset != REGRESSION else None
-        # Among the facts are the shards: an infeasible request fails here, before a folder is made.
-        facts = describe(home) if home is not None else describe_mixture(shared)
-        with Logbook(config) as logbook:
-            printed.open(logbook.folder / RUN_LOG)
-            log.info("Results: %s", logbook.folder)
-            if shards := facts.get("shards"):
-                log.info("Shards: %s", _describe_shards(shards))
-            if known is not None:
-                logbook.note(learning_rate_source=known.describe())
-            logbook.note_start(threads=shared.threads, **facts)
-            if home is not None:
-                run = make_run(shared, home, logbook, progress, client_app, grid)
-                run.deadline = deadline
-                run.starts = starts or run.starts
-                run.execute()
-            else:
-                engine = _choose_engine(shared, client_app, grid)
-                mixture = MixtureRun(shared, logbook, progress, engine, strategy_class(shared.strategy))
-                mixture.deadline = deadline
-                mixture.execute()
-            if config.draw_curves:
-                draw_curves(logbook.folder)
-        log.info("Finished: %s", logbook.rounds_csv)
-        for line in verdict(logbook.rows, config, logbook.folder):
-            log.info("%s", line)
-    stop_if_asked("Stopped after the last round: the run is finished.")
-    return History(logbook.folder, logbook.rows)
-
-
-def _resolved(config: Config, *, alone: bool) -> tuple[Config, KnownRate | None]:
-    """`config` without "auto" for the machine and the rate, and where the rate is from if it was.
-
-    Says what the run computes on and how fast, what this machine emulates and, of a long run that is no part of a study
-    (`alone`), how long it takes.
-    """
-    here = on_this_machine(config)
-    speed = speed_of(here, GLANCE)  # before the rate: of a model that does not exist no rate is known
-    here, known = with_known_rate(here)
-    work = work_of(here)
-    seconds = work.seconds(speed) if alone and work is not None and speed is not None else 0.0
-    if seconds > LONG and work is not None and (speed := speed_of(here, MEASUREMENT)) is not None:
-        seconds = work.seconds(speed)
-    log.info("%s", device_line(here, speed))
-    for sentence in emulated(here):
-        log.warning("%s", sentence)
-    if known is not None:
-        log.info("%s", known.describe())
-    if seconds > LONG:
-        log.info("All %d rounds take about %s here.", here.num_rounds, duration(seconds))
-    return here, known
-
-
-def make_run(
-    config: Config,
-    home: Workspace,
-    logbook: Logbook,
-    progress: Progress | None,
-    client_app: ClientCallable,
-    grid: Grid | None = None,
-) -> Run:
-    """The run of `config` over its data and model: federated on its engine, or centralized."""
-    if config.strategy == "centralized":
-        return CentralizedRun(config, home, logbook, progress)
-    return FederatedRun(config, home, logbook, progress, _choose_engine(config, client_app, grid))
 
 
 class FederatedRun(Run):
@@ -329,70 +211,3 @@ class FederatedRun(Run):
             return math.nan
         groups, clusters = (torch.tensor(each, dtype=torch.int64) for each in zip(*honest, strict=True))
         return cluster_accuracy(clusters, groups, max(self.config.num_clusters, len(VIEWS[self.config.client_groups])))
-
-
-def describe(home: Workspace) -> dict[str, dict[str, int] | str]:
-    """Facts about a run for run.json: device, numbers of parameters, examples and shard sizes."""
-    trained = home.trained_names(home.config.num_rounds)
-    facts: dict[str, dict[str, int] | str] = {
-        "device": describe_device(home.device),
-        PRETRAINED: home.pretrained_sha256(),
-        "parameters": {
-            "total": sum(parameter.numel() for parameter in home.parameters.values()),
-            "trained": sum(home.parameters[name].numel() for name in trained),
-        },
-        "data": {split: len(getattr(home.data, split)) for split in ("train", "validation", "calibration", "test")},
-    }
-    if home.config.strategy != "centralized":
-        sizes = [len(shard) for shard in home.shards]
-        shards = {"clients": len(sizes), "smallest": min(sizes), "largest": max(sizes)}
-        if home.config.sharding == "classes" and shards["largest"] > shards["smallest"] + 1:
-            counts = home.data.train.labels.unique(return_counts=True)[1].cpu().numpy()
-            shards["least_spread"] = least_spread(counts, len(sizes), home.config.classes_per_client)
-        facts["shards"] = shards
-    return facts
-
-
-def _describe_shards(shards: Any) -> str:
-    """A line on the shard sizes of `describe`, and on whether they could be closer where they differ by more than 1."""
-    words = "{clients} clients with {smallest} to {largest} examples each".format(**shards)
-    if "least_spread" not in shards:
-        return words
-    return f"{words}; {describe_spread(shards['largest'] - shards['smallest'], shards['least_spread'])}"
-
-
-def show_log() -> None:
-    """Send our log to standard output, where `flwr run --stream` and notebooks show it; once per process."""
-    if not log.handlers:
-        log.addHandler(_Printer())
-        log.setLevel(logging.INFO)
-        log.propagate = False
-
-
-class _Printer(logging.Handler):
-    """To whatever standard output is at the time: Flower and notebooks replace it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if not getattr(record, "unprinted", False):
-            tqdm.write(self.format(record))
-            sys.stdout.flush()
-
-
-def _choose_engine(config: Config, client_app: ClientCallable, grid: Grid | None) -> PartitionGrid:
-    if config.engine == "sequential":
-        together = train_together if config.dataset != REGRESSION and config.clients_at_once != 1 else None
-        return SequentialGrid(client_app, config.num_clients, together, config.clients_at_once)
-    if grid is None:
-        raise ValueError('engine = "flower" needs the Grid of a Flower run')
-    return SuperNodeGrid(grid, config)
-
-
-def draw_curves(folder: Path) -> None:
-    """curves.png and curves.pdf in a run's folder."""
-    from fl_taskarith.figures.plots import plot_curves, plot_distances
-    from fl_taskarith.figures.run_groups import has_regression_data
-
-    if has_regression_data(folder):
-        plot_distances([folder], folder / "curves")
-    else:
-        plot_curves(folder, folder / "curves")

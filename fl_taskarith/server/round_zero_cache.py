@@ -1,4 +1,4 @@
-"""What round 0 finds, kept for the next run that would find the same bits: in this process, and on disk for others."""
+"""The results of round 0, stored for the next run that would compute the same bits: in this process, and on disk."""
 
 import hashlib
 import json
@@ -8,22 +8,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from fl_taskarith.config.fields import rules_by_heading
 from fl_taskarith.config.settings import OPERATIONAL_KEYS, Config
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.masking.calibration import Calibration
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
+from fl_taskarith.storage.environment import environment
 from fl_taskarith.storage.files import make_folder
 from fl_taskarith.storage.locks import only_maker
 from fl_taskarith.storage.paths import resolve
-from fl_taskarith.storage.round_zero_files import StartFile, read_start, write_start
-from fl_taskarith.storage.run_folder import Row, environment
+from fl_taskarith.storage.round_zero_files import read_start, write_start
+from fl_taskarith.storage.run_folder import Row
 from fl_taskarith.storage.run_log import LOGGER
 from fl_taskarith.training.local import Evaluation
 from fl_taskarith.workspace.clusters import clustered
@@ -36,37 +39,34 @@ Packed = tuple[Mapping[str, Tensor], Any]
 """Tensors and JSON values."""
 
 # What only later rounds depend on. A setting that is not listed counts as one that round 0 depends on.
-LOCAL_KEYS = frozenset(
-    {"local-loss", "local-steps", "local-steps-min", "local-steps-max", "batch-size", "learning-rate", "momentum"}
-    | {"weight-decay", "dampening", "nesterov", "clip-norm", "schedule", "warmup-rounds", "optimizer-kernels"}
-)
+LOCAL_KEYS = frozenset(rules_by_heading()["training"]) | {"optimizer-kernels"}
 ROUND_KEYS = frozenset(
     {"num-rounds", "participation", "sampling", "dropout", "ridge-refresh", "evaluate-every", "server-lr"}
     | {"task-vector-bank", "bank-start", "bank-decay", "proximal-mu", "server-momentum", "server-beta1", "server-beta2"}
     | {"server-tau", "gma-threshold", "trimmed-share", "clipping-radius", "clipping-iterations", "clipping-start"}
     | {"gram-anchor", "gram-epsilon", "personal-parameters", "cluster-rule"}
 )
-MASK_KEYS = frozenset(
-    {"mask-rule", "density", "sensitivity-threshold", "calibration-rounds", "soft-zero", "mask-source", "mask-exclude"}
-    | {"calibration-per-client", "fisher-labels", "fisher-score", "calibration-memory", "mask-file"}
-)
+MASK_KEYS = frozenset(rules_by_heading()["mask"])
 BY_CONTENT = frozenset({"strategy", "weights", "device"})  # in the digest by what they stand for
 LATER_KEYS = OPERATIONAL_KEYS - {"engine"} | LOCAL_KEYS | ROUND_KEYS | BY_CONTENT
 
 KEPT = 2  # of each kind, in this process
 WARNINGS = "warnings"  # beside what is counted
-COUNTED = ("clients", "uplink_bytes", "downlink_bytes")  # of a row: as much as if it had been found anew
-SWITCH = "FL_TASKARITH_SHARED_STARTS"  # in the environment: "off" keeps what round 0 finds in its process
+COUNTED = ("clients", "uplink_bytes", "downlink_bytes")  # of a row: as much as if it had been computed here
+SWITCH = "FL_TASKARITH_SHARED_STARTS"  # in the environment: "off" keeps the results of round 0 in their process
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Kind(Generic[Found]):
-    """A part of what round 0 finds.
+    """One result of round 0.
 
-    name: of its files. making: what a process that finds it does, for those that wait. ignored: settings that do not
-    matter to it beside `LATER_KEYS`. pack, unpack: to what a file holds, and back from it, on a device.
+    Attributes:
+        name: begins the names of its files.
+        making: what a process that computes it does, for those that wait.
+        ignored: settings that do not matter to it beside `LATER_KEYS`.
+        pack, unpack: turn it into what a file holds, and back, on a device.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Starts:
 
     A study runs one configuration at many learning rates, under many algorithms, in several processes; its rounds may
     take less time than solving the head and scoring the mask, which are the same bits every time. The last two of each
-    are kept in this process: one that shares runs with others goes to and fro between two arms. All are kept on disk,
+    are stored in this process: one that shares runs with others alternates between two arms. All are stored on disk,
     under data-dir/round-zero, where several processes that want the same wait for the first.
     """
 
@@ -125,64 +125,53 @@ class Starts:
         self._kept: dict[str, dict[str, tuple[Any, Row]]] = {}  # by kind and digest, the last one used at the end
 
     def once(self, home: Workspace, kind: Kind[Found], row: Row, find: Callable[[], Found]) -> Found:
-        """`find()`, which may count traffic in `row`, or what it found for a run whose round 0 has the same bits.
+        """Return `find()`, which may count traffic in `row`, or its result for a run whose round 0 has the same bits.
 
-        Not kept under head-rounds, whose result depends on the rate, nor where failed clients may be left out.
+        Nothing is stored under head-rounds, whose result depends on the rate, nor where failed clients may be left out.
         """
         config = home.config
         if config.head_rounds or config.on_client_failure == "skip":
             return find()
         digest, kept = _digest(home, kind), self._kept.setdefault(kind.name, {})
         before = {name: row[name] for name in COUNTED if name in row}
-        found_here = False
+        computed: list[Found] = []
 
-        def find_here() -> tuple[Found, Row]:
-            nonlocal found_here
-            found_here = True
-            return _counted(row, before, find)
+        def compute() -> tuple[Found, Row]:
+            found, counted = _counted(row, before, find)
+            computed.append(found)
+            return found, counted
 
         if digest in kept:
             entry = kept.pop(digest)
         elif _shareable(config, kind):
-            entry = _shared(home, kind, f"{kind.name}-{digest}", find_here)
+            entry = _shared(home, kind, f"{kind.name}-{digest}", compute)
         else:
-            entry = find_here()
+            entry = compute()
         kept[digest] = entry
         if len(kept) > KEPT:
             del kept[next(iter(kept))]
         found, counted = entry
-        if not found_here:
-            for message in counted.get(WARNINGS, ()):
-                log.warning("%s", message)
+        for message in () if computed else counted.get(WARNINGS, ()):
+            log.warning("%s", message)
         row |= {name: value + counted.get(name, 0) for name, value in before.items()}
         return found  # type: ignore[no-any-return]
 
 
-class _Warnings(logging.Handler):
-    """Collects what is warned of, for whoever uses the same again."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the words of a record."""
-        self.messages.append(record.getMessage())
-
-
 def _counted(row: Row, before: Row, find: Callable[[], Found]) -> tuple[Found, Row]:
-    """What `find` finds, the traffic that it adds to `row`, and what it warns of."""
-    collected = _Warnings()
-    LOGGER.addHandler(collected)
+    """Return `find()`, and beside it the traffic that it adds to `row` and what it warns of."""
+    warned = BufferingHandler(10_000)
+    warned.setLevel(logging.WARNING)
+    LOGGER.addHandler(warned)
     try:
         found = find()
     finally:
-        LOGGER.removeHandler(collected)
-    return found, {name: row[name] - value for name, value in before.items()} | {WARNINGS: collected.messages}
+        LOGGER.removeHandler(warned)
+    messages = [record.getMessage() for record in warned.buffer]
+    return found, {name: row[name] - value for name, value in before.items()} | {WARNINGS: messages}
 
 
 def _shareable(config: Config, kind: Kind[Any]) -> bool:
-    """Whether what this process finds holds for another, and takes long enough to find.
+    """Whether what this process computes holds for another, and takes long enough to compute.
 
     SuperNodes compute on machines and from data that this process does not see. Byzantine clients are an experiment
     on what arrives from clients, so it arrives anew. A mask from a file or from the weights alone is quick.
@@ -193,12 +182,12 @@ def _shareable(config: Config, kind: Kind[Any]) -> bool:
 
 
 def _shared(home: Workspace, kind: Kind[Found], stem: str, find: Callable[[], tuple[Found, Row]]) -> tuple[Found, Row]:
-    """The entry in the file of this stem; found and written by one process, while others that want it wait."""
+    """Return the entry in the file of this stem; one process computes and writes it, and others wait for that."""
     folder = resolve(home.config.data_dir, "data-dir") / "round-zero"
 
     def stored() -> tuple[Found, Row] | None:
-        file = read_start(folder, stem)
-        return None if file is None else (kind.unpack(file.tensors, file.facts, home.device), dict(file.counted))
+        entry = read_start(folder, stem)
+        return entry and (kind.unpack(entry[0], entry[1]["facts"], home.device), entry[1]["counted"])
 
     if (entry := stored()) is not None:
         return entry
@@ -209,12 +198,13 @@ def _shared(home: Workspace, kind: Kind[Found], stem: str, find: Callable[[], tu
     with only_maker(folder / stem, kind.making):
         if (entry := stored()) is None:
             entry = find()
-            write_start(folder, stem, StartFile(*kind.pack(entry[0]), entry[1]))
+            tensors, facts = kind.pack(entry[0])
+            write_start(folder, stem, tensors, {"facts": facts, "counted": entry[1]})
     return entry
 
 
 def _digest(home: Workspace, kind: Kind[Any]) -> str:
-    """Of all that decides the bits: settings, weights, data, shards, device, threads, versions, this package's code."""
+    """Return a checksum of all that decides the bits, this package's code included."""
     config, ignored = home.config, LATER_KEYS | kind.ignored
     settings = {key: value for key, value in config.to_run_config().items() if key not in ignored}
     federated = config.strategy != "centralized"

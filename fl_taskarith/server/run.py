@@ -91,7 +91,12 @@ class Run(ABC):
         """Take that back from a checkpoint, whose tensors are on the device."""
 
     def client_sums(self, head: Weights, row: Row) -> Sums:
-        """Sensitivities scored by clients (`masking.calibration.Sums`); adds their bytes and seconds to `row`."""
+        """Return what sums the clients' sensitivities, of the weights' shapes (`masking.calibration.Sums`).
+
+        Args:
+            head: the weights of the head, [classes, features] and [classes].
+            row: gets the clients' bytes and seconds.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no clients")
 
     @abstractmethod
@@ -154,7 +159,12 @@ class Run(ABC):
         """Add to a round's row what only its end shows."""
 
     def finish_round(self, row: Row, trained: Weights) -> None:
-        """Take the trained weights over, evaluate where due, write the row, and save a checkpoint where due."""
+        """Take the trained weights over, evaluate where due, write the row, and save a checkpoint where due.
+
+        Args:
+            row: of the round; gets the measures.
+            trained: in the weights' shapes, or under a mask [entries] of each.
+        """
         server_round, config = row["round"], self.config
         self.model = GlobalModel(trained, self.model.frozen)
         if server_round == config.head_rounds:

@@ -11,7 +11,7 @@ from fl_taskarith.config import settings as configuration
 from fl_taskarith.config.effects import refuse_idle
 from fl_taskarith.config.fields import kebab
 from fl_taskarith.config.settings import Config
-from fl_taskarith.server.federated import run_federation
+from fl_taskarith.server.launch import run_federation
 from fl_taskarith.server.round_zero_cache import Starts
 from fl_taskarith.server.run import History, Progress, describe_round
 from fl_taskarith.storage.run_folder import Row

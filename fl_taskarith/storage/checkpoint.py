@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.client_files import StateNames
-from fl_taskarith.storage.files import CHECKSUM_DIGITS, read_verified, write_verified
+from fl_taskarith.storage.verified_files import CHECKSUM_DIGITS, read_verified, write_verified
 
 KEPT = 2
 _NAME = re.compile(rf"round-(\d{{6,}})-([0-9a-f]{{{CHECKSUM_DIGITS}}})\.safetensors")

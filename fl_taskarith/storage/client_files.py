@@ -1,5 +1,6 @@
-"""What a client keeps between rounds: files that are never overwritten, since their names carry a checksum.
+"""What a client stores between rounds: files that are never overwritten, since their names carry a checksum.
 
+Every function here takes and returns tensors of any shapes and dtypes by their names, and leaves both as they are.
 Frozen tensors (the head, the mask) are the same for all clients and sent once: one file, which clients on the same
 machine share. A client's own state is one file per partition and version.
 
@@ -17,7 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fl_taskarith.errors import CheckpointError, FrozenMissing
-from fl_taskarith.storage.files import read_verified, verified_name, write_verified
+from fl_taskarith.storage.files import version_of
+from fl_taskarith.storage.verified_files import read_verified, verified_name, write_verified
 
 StateNames = dict[int, str]  # file name of the newest state, by partition
 
@@ -26,17 +28,17 @@ CONTROL, OWN, MASK = "control/", "own/", "mask/"
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of a client's tensors whose names begin with `prefix`, without it."""
+    """Return the tensors (of any shapes) whose names begin with `prefix`, under their names without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def frozen_name(tensors: Mapping[str, Tensor]) -> str:
-    """The name of the file that holds these frozen tensors."""
+    """Return the name of the file that holds these frozen tensors, of any shapes; equal tensors have equal names."""
     return verified_name("frozen", _content(tensors))
 
 
 def write_frozen(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Keep frozen tensors under `name`, which the server made with `frozen_name`, unless they are there, sound.
+    """Store frozen tensors, of any shapes, as the file `name` that `frozen_name` gave them, unless it is there, sound.
 
     Raises:
         CheckpointError: it cannot be written, or the tensors that arrived are not those that were sent.
@@ -46,7 +48,9 @@ def write_frozen(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None
 
 
 def read_frozen(folder: Path, name: str) -> dict[str, Tensor]:
-    """The frozen tensors of the file `name`, on the CPU; none for the empty name.
+    """Read the frozen tensors of the file `name`, in the shapes that they were sent in, on the CPU.
+
+    The empty name stands for no tensors.
 
     Raises:
         FrozenMissing: there is no such file.
@@ -65,7 +69,7 @@ def read_frozen(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def write_client_state(folder: Path, partition: int, version: int, tensors: Mapping[str, Tensor]) -> str:
-    """Write the tensors that client `partition` keeps after round `version`; returns the file's name.
+    """Write the tensors, of any shapes, that client `partition` has after round `version`; return the file's name.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -74,7 +78,9 @@ def write_client_state(folder: Path, partition: int, version: int, tensors: Mapp
 
 
 def read_client_state(folder: Path, partition: int, name: str) -> dict[str, Tensor]:
-    """The tensors of the file `name` of client `partition`, on the CPU; none for the empty name (no state yet).
+    """Read the tensors of the file `name` of client `partition`, in the shapes that they were written in, on the CPU.
+
+    The empty name stands for no state yet.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -100,21 +106,17 @@ def prune_client_states(folder: Path, kept: Iterable[StateNames]) -> None:
 
 
 def _is_sound(path: Path) -> bool:
-    """Whether a verified file is there and is what its name says; read once while nobody touches it."""
-    try:
-        found = path.stat()
-    except OSError:
-        return False
-    return _was_sound(path, found.st_mtime_ns, found.st_size)
+    """Whether a verified file is there and is what its name says; it is read once while nobody touches it."""
+    return path.exists() and _is_sound_version(path, version_of(path))
 
 
 @lru_cache(maxsize=1)
-def _was_sound(path: Path, modified: int, size: int) -> bool:
+def _is_sound_version(path: Path, version: tuple[int, int]) -> bool:
     return read_verified(path) is not None
 
 
 def _tensors_of(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a verified file; None if it is missing, damaged, or holds none."""
+    """Read the tensors of a verified file; None if it is missing, damaged, or holds none."""
     content = read_verified(path)
     if content is None:
         return None

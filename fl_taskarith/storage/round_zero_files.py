@@ -1,6 +1,6 @@
-"""What round 0 finds, as files that several processes share: data-dir/round-zero/KIND-DIGEST-CHECKSUM.safetensors.
+"""Results of round 0 as files that several processes share: data-dir/round-zero/KIND-DIGEST-CHECKSUM.safetensors.
 
-A file that is not what its name says is damaged and found anew. The newest files stay, within `MOST_BYTES` in all.
+A file that is not what its name says is damaged and computed again. The newest files stay, within `MOST_BYTES` in all.
 """
 
 import contextlib
@@ -8,7 +8,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,53 +16,52 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fl_taskarith.errors import CheckpointError
-from fl_taskarith.storage.files import A_DAY, read_verified, write_verified
+from fl_taskarith.storage.locks import A_DAY
+from fl_taskarith.storage.verified_files import read_verified, write_verified
 
 MOST_BYTES = 256 * 2**20  # of all files together: hundreds of heads, or a hundred masks of a ViT-S/14
 MOST_FILES = 1_000
+NOTES = ("facts", "counted")  # beside the tensors: JSON values, and the traffic and warnings of computing them
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class StartFile:
-    """What one file holds: tensors, JSON values beside them, and the traffic and warnings that finding them took."""
+def read_start(folder: Path, stem: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read the newest sound file of this stem; None without one. Damaged ones are removed.
 
-    tensors: Mapping[str, Tensor]
-    facts: Any
-    counted: Mapping[str, Any]
-
-
-def read_start(folder: Path, stem: str) -> StartFile | None:
-    """The newest sound file of this stem, its tensors on the CPU; None without one. Damaged ones are removed."""
+    Returns:
+        Its tensors, in the shapes that they were written in, on the CPU, and the JSON values beside them.
+    """
     for path in _newest_first(folder, f"{stem}-*.safetensors"):
         content = read_verified(path)
         try:
             if content is None:
                 raise ValueError("its content is not what its name says")
             metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-            found = StartFile(safetensors.torch.load(content), json.loads(metadata["facts"]),
-                              json.loads(metadata["counted"]))  # fmt: skip
+            start = safetensors.torch.load(content), {key: json.loads(metadata[key]) for key in NOTES}
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             if path.exists():  # else another process made room
-                log.warning("%s is damaged (%s); what it held is found anew.", path, error)
+                log.warning("%s is damaged (%s); what it held is computed again.", path, error)
                 with contextlib.suppress(OSError):
                     path.unlink()
             continue
         with contextlib.suppress(OSError):
             path.touch()  # what is used stays longest
-        return found
+        return start
     return None
 
 
-def write_start(folder: Path, stem: str, start: StartFile) -> None:
-    """Keep `start` for other processes, and make room for it; where it cannot be written, a warning says so."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in start.tensors.items()}
-    metadata = {"facts": json.dumps(start.facts), "counted": json.dumps(dict(start.counted))}
+def write_start(folder: Path, stem: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+    """Store tensors, of any shapes, and JSON values (`NOTES`) for other processes, and make room for them.
+
+    Where they cannot be written, a warning says so.
+    """
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {key: json.dumps(value) for key, value in notes.items()}
     try:
-        write_verified(folder, stem, safetensors.torch.save(tensors, metadata))
+        write_verified(folder, stem, safetensors.torch.save(on_cpu, metadata))
     except CheckpointError as error:
-        log.warning("Other processes will find %s anew. %s", stem, error)
+        log.warning("Other processes will compute %s again. %s", stem, error)
     _make_room(folder)
 
 

@@ -1,6 +1,5 @@
 """run.log and study.log: what a command prints, in a file beside its results."""
 
-import io
 import logging
 import sys
 import warnings
@@ -79,13 +78,13 @@ class RunLog(logging.Handler):
 
 @contextmanager
 def recorded(path: Path) -> Iterator[None]:
-    """Within it whatever is printed, to standard output or error, goes to the file `path` as well; it grows.
+    """Append whatever is printed within it, to standard output or error, to the file `path` as well.
 
     Progress bars, which overwrite their line, are left out. A file that cannot be written is no reason to stop.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a", encoding="utf-8")
+        file = open(path, "a", encoding="utf-8", buffering=1)
     except OSError:
         yield
         return
@@ -93,32 +92,17 @@ def recorded(path: Path) -> Iterator[None]:
         yield
 
 
-class _Tee(io.TextIOBase):
-    """Writes to two streams, and is the first one otherwise."""
+class _Tee:
+    """The first of two text streams, whose lines go to the second as well."""
 
     def __init__(self, first: TextIO, second: TextIO) -> None:
         self._first, self._second = first, second
 
     def write(self, text: str) -> int:
-        """Text without a carriage return to both."""
+        """Write text to both, unless it overwrites a line."""
         if "\r" not in text:
             self._second.write(text)
         return self._first.write(text)
 
-    def flush(self) -> None:
-        """Both."""
-        self._first.flush()
-        self._second.flush()
-
-    def isatty(self) -> bool:
-        """Whether the first is a terminal."""
-        return self._first.isatty()
-
-    def fileno(self) -> int:
-        """The first's."""
-        return self._first.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """The first's."""
-        return self._first.encoding
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._first, name)

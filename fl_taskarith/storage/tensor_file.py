@@ -18,7 +18,7 @@ BLOCK = 2**24  # bytes read at a time
 
 
 def sealed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The content of a .safetensors file of contiguous `tensors`, with `metadata` (strings) and the seal."""
+    """Return the content of a .safetensors file of contiguous `tensors` of any shapes, with `metadata` and the seal."""
     facts = {key: value for key, value in metadata.items() if key != SEAL}
     plain = safetensors.torch.save(dict(tensors), facts or None)
     start = 8 + int.from_bytes(plain[:8], "little")

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import ConfigError
@@ -23,16 +23,6 @@ MODULES = {  # setting: module to import, and what installs it
     ),
     "wandb": ("wandb", "pip install wandb"),
 }
-
-
-class Tracker(Protocol):
-    """Receives every row once, in order, under the names of the columns of rounds.csv."""
-
-    def log(self, row: dict[str, Any]) -> None:
-        """One row; cells that are None are left out."""
-
-    def close(self, failed: bool) -> None:
-        """Nothing follows."""
 
 
 class TensorBoard:
@@ -51,7 +41,7 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self, failed: bool) -> None:
-        """Nothing follows."""
+        """Close the file."""
         self._writer.close()
 
 
@@ -92,6 +82,10 @@ class WeightsAndBiases:
         self._run.finish(exit_code=int(failed))
 
 
+Tracker = TensorBoard | WeightsAndBiases
+"""Receives every row once, in order, under the names of the columns of rounds.csv; `close` says that none follows."""
+
+
 def require_trackers(config: Config) -> None:
     """Fail before any work if a tracker that is asked for is not installed.
 
@@ -107,12 +101,9 @@ def require_trackers(config: Config) -> None:
 
 
 def open_trackers(config: Config, folder: Path, rows: Sequence[dict[str, Any]]) -> list[Tracker]:
-    """The trackers that `config` asks for, each holding `rows`, those of rounds.csv so far."""
-    trackers: list[Tracker] = []
-    if config.tensorboard:
-        trackers.append(TensorBoard(folder))
-    if config.wandb:
-        trackers.append(WeightsAndBiases(folder, config))
+    """Return the trackers that `config` asks for, each with `rows`, those of rounds.csv so far."""
+    trackers: list[Tracker] = [TensorBoard(folder)] if config.tensorboard else []
+    trackers += [WeightsAndBiases(folder, config)] if config.wandb else []
     for tracker in trackers:
         for row in rows:
             tracker.log(row)

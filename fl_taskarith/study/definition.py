@@ -11,7 +11,7 @@ from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.server.learning_rates import with_known_rate
-from fl_taskarith.storage.run_folder import run_name
+from fl_taskarith.storage.folder_choice import run_name
 from fl_taskarith.study.search import Search
 from fl_taskarith.workspace.machine import on_this_machine
 

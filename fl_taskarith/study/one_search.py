@@ -6,7 +6,7 @@ from pathlib import Path
 from fl_taskarith.config.rule import AUTO
 from fl_taskarith.config.settings import Config
 from fl_taskarith.storage.files import write_atomically
-from fl_taskarith.storage.run_folder import run_name
+from fl_taskarith.storage.folder_choice import run_name
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.results import StudyResults
 from fl_taskarith.study.runner import run_what_is_left

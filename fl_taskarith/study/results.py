@@ -10,10 +10,10 @@ from typing import Any
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import CheckpointError
-from fl_taskarith.storage.files import check_unchanged
 from fl_taskarith.storage.packed_runs import packed_run
 from fl_taskarith.storage.paths import portable, results_root
 from fl_taskarith.storage.run_folder import TIMING_COLUMNS, Row, read_rounds
+from fl_taskarith.storage.verified_files import check_unchanged
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.search import DIVERGED, Choice, Score, Trial, choose, open_trials
 from fl_taskarith.study.shipped import is_shipped

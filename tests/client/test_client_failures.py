@@ -20,7 +20,7 @@ from fl_taskarith.config.fields import STRATEGIES
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.time_limit import limited
 from fl_taskarith.errors import ClientFailure, ConfigError, Divergence
-from fl_taskarith.server.federated import run_federation
+from fl_taskarith.server.launch import run_federation
 from fl_taskarith.storage.run_folder import read_rounds
 
 AT_FAULT = (1, 6)

@@ -8,7 +8,9 @@ import pytest
 from conftest import real_data_folder
 
 from fl_taskarith import simulate
+from fl_taskarith.config.reference import with_reference
 from fl_taskarith.config.settings import load
+from fl_taskarith.errors import ConfigError
 from fl_taskarith.server.learning_rates import known_rate
 from fl_taskarith.server.run import History
 from fl_taskarith.server.speed import Speed
@@ -29,6 +31,15 @@ MODEL = {"model": "vit_small_patch14_dinov2", "input_size": 98, "trainable_block
 
 def name(path: Path) -> str:
     return path.relative_to(CONF).with_suffix("").as_posix()
+
+
+def test_the_readme_holds_all_settings_as_they_are_generated_and_names_every_file() -> None:
+    text = (CONF / "README.md").read_text(encoding="utf-8")
+    assert text == with_reference(text), "python -m fl_taskarith.config.reference conf/README.md writes it"
+    named = {file for pattern in re.findall(r"`([\w./*-]+\.toml)`", text) for file in CONF.glob(pattern)}
+    assert named == set(CONF.rglob("*.toml"))
+    with pytest.raises(ConfigError, match="add both"):
+        with_reference("no markers")
 
 
 def is_further(path: Path) -> bool:

@@ -13,7 +13,7 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import RoundSettings, read_settings, settings_record
 from fl_taskarith.engine.node_config import partition_of, use_own_places
 from fl_taskarith.errors import ClientFailure, ConfigError
-from fl_taskarith.server.federated import run_federation
+from fl_taskarith.server.launch import run_federation
 
 
 def context_with(**node_config: bool | float | int | str) -> Context:

@@ -230,7 +230,7 @@ def test_settings_that_contradict_a_mask_are_refused(settings: dict[str, object]
 def test_a_damaged_file_of_frozen_tensors_stops_the_run_with_its_path(masked_config: Config) -> None:
     from fl_taskarith.client import app as client
     from fl_taskarith.client import local_work
-    from fl_taskarith.server.federated import run_federation
+    from fl_taskarith.server.launch import run_federation
 
     def app(message: Message, context: object) -> Message:
         if message.metadata.message_type == "train":

@@ -35,7 +35,7 @@ from fl_taskarith.one_shot.finetune import Spread, plan_training
 from fl_taskarith.one_shot.scale_search import search_merge
 from fl_taskarith.one_shot.scoring import TaskScore, Workbench, normalised_accuracy
 from fl_taskarith.one_shot.tasks import SPLITS, SUPERCLASSES, folder_tasks, make_tasks
-from fl_taskarith.server.federated import run_federation
+from fl_taskarith.server.launch import run_federation
 from fl_taskarith.workspace.workspace import Data, resident
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from flwr.app import Context, Error, Message
 from fl_taskarith import simulate
 from fl_taskarith.client import app as client
 from fl_taskarith.config.settings import Config
-from fl_taskarith.server.federated import run_federation
+from fl_taskarith.server.launch import run_federation
 from fl_taskarith.storage.run_folder import read_rounds
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")]

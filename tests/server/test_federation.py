@@ -22,7 +22,7 @@ from fl_taskarith.errors import ClientFailure, ConfigError, Divergence
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics
 from fl_taskarith.seeding import random_generator, torch_seed
-from fl_taskarith.server.federated import run_federation
+from fl_taskarith.server.launch import run_federation
 from fl_taskarith.storage.run_folder import COLUMNS
 from fl_taskarith.training.local import extract_features, set_trained
 from fl_taskarith.workspace.global_model import Frozen

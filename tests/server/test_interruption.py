@@ -14,8 +14,8 @@ from conftest import numbers
 
 from fl_taskarith import simulate
 from fl_taskarith.config.settings import Config
-from fl_taskarith.server.federated import run_federation
 from fl_taskarith.server.interruption import Interrupted, finishing_rounds
+from fl_taskarith.server.launch import run_federation
 from fl_taskarith.storage.checkpoint import list_checkpoints
 from fl_taskarith.storage.run_folder import read_rounds
 

@@ -24,9 +24,9 @@ from fl_taskarith.server import run
 from fl_taskarith.server.round_zero_cache import SWITCH, Starts
 from fl_taskarith.server.run import Run
 from fl_taskarith.storage import round_zero_files as files_of_starts
-from fl_taskarith.storage.files import read_verified, write_verified
-from fl_taskarith.storage.round_zero_files import StartFile, read_start, write_start
+from fl_taskarith.storage.round_zero_files import read_start, write_start
 from fl_taskarith.storage.run_folder import Row
+from fl_taskarith.storage.verified_files import read_verified, write_verified
 from fl_taskarith.workspace.workspace import Workspace, workspace
 
 MASKED = {"mask_rule": "least-sensitive", "calibration_rounds": 2, "calibration_size": 20}
@@ -260,7 +260,7 @@ def test_files_that_nobody_used_for_long_make_room(tmp_path: Path, monkeypatch: 
 
     def keep(number: int) -> None:
         tensors = {"w": torch.full((4,), float(number))}
-        write_start(tmp_path, f"head-{number:032x}", StartFile(tensors, {"n": number}, {}))
+        write_start(tmp_path, f"head-{number:032x}", tensors, {"facts": {"n": number}, "counted": {}})
         for path in tmp_path.glob(f"head-{number:032x}-*"):
             os.utime(path, (1000.0 + number,) * 2)
 

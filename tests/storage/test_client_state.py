@@ -14,7 +14,7 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import read_settings
 from fl_taskarith.engine.records import TensorArray
 from fl_taskarith.errors import CheckpointError
-from fl_taskarith.server.federated import run_federation
+from fl_taskarith.server.launch import run_federation
 from fl_taskarith.storage.client_files import prune_client_states, read_client_state, write_client_state
 
 

@@ -21,9 +21,9 @@ from fl_taskarith.errors import CheckpointError, ClientFailure, WeightsError
 from fl_taskarith.figures.run_groups import find_runs, members, read_run
 from fl_taskarith.masking.mask import Mask, load_mask, save_mask
 from fl_taskarith.models.weights import read_tensors
-from fl_taskarith.storage.files import CHECKSUMS
 from fl_taskarith.storage.run_folder import Logbook, read_rounds
 from fl_taskarith.storage.tensor_file import check_seal, sealed
+from fl_taskarith.storage.verified_files import CHECKSUMS
 
 
 @pytest.fixture

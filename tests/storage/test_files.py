@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from child_processes import at_work, kill
 
-from fl_taskarith.storage import files
+from fl_taskarith.storage import files, locks
 from fl_taskarith.storage.files import remove_leftovers, replacement, scratch_folder, write_atomically
 
 FOREIGN = (
@@ -64,10 +64,19 @@ def test_files_of_other_programs_stay(name: str, tmp_path: Path) -> None:
 
 
 def test_the_names_that_stay_differ_from_ours_by_little(tmp_path: Path) -> None:
-    ours = tmp_path / ".x.12-0123abcd.fl-taskarith.tmp"
-    ours.touch()
+    for name in (".x.12-0123abcd.fl-taskarith.tmp", ".x.12-0123abcd.fl-taskarith.tmp.lock"):
+        (tmp_path / name).touch()
     remove_leftovers(tmp_path)
-    assert not ours.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_alone_of_a_killed_process_goes_after_a_day(tmp_path: Path) -> None:
+    fresh, old = (tmp_path / f".{name}.12-0123abcd.fl-taskarith.tmp.lock" for name in ("fresh", "old"))
+    fresh.touch()
+    old.touch()
+    os.utime(old, (time.time() - 86_500,) * 2)
+    remove_leftovers(tmp_path)
+    assert fresh.exists() and not old.exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
@@ -83,7 +92,7 @@ def test_a_block_that_is_cut_short_leaves_the_old_file_alone(error: type[BaseExc
 def test_without_locks_only_what_nobody_wrote_to_for_a_day_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "hold", lambda file: None)
+    monkeypatch.setattr(locks, "can_lock", lambda folder: False)
     fresh, old = (tmp_path / f".{name}.12-0123abcd.fl-taskarith.tmp" for name in ("fresh", "old"))
     fresh.touch()
     old.touch()
@@ -92,23 +101,6 @@ def test_without_locks_only_what_nobody_wrote_to_for_a_day_goes(
     remove_leftovers(tmp_path)
     assert fresh.exists() and not old.exists()
     assert (tmp_path / "table.csv").read_text() == "new"
-
-
-def test_a_temporary_file_removed_before_it_is_locked_is_opened_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another process may see it in between, find it without a lock and remove it."""
-    seen: list[Path] = []
-
-    def removed_once(file: object) -> bool:
-        if not seen:
-            seen.extend(temporary_files(tmp_path))
-            seen[0].unlink()
-        return True
-
-    monkeypatch.setattr(files, "hold", removed_once)
-    write_atomically(tmp_path / "table.csv", "new")
-    assert seen and [path.name for path in tmp_path.iterdir()] == ["table.csv"]
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "ä" * 127, "x"])
@@ -127,9 +119,9 @@ def test_a_scratch_folder_goes_at_its_end_and_after_its_process_was_killed(
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     with at_work(use_scratch, tmp_path) as user:
         with scratch_folder():
-            assert len(list(temporary.iterdir())) == 3, "two that are in use, and one that is not ours"
-        assert len(list(temporary.iterdir())) == 2
+            assert len(list(temporary.iterdir())) == 5, "two in use, with their locks, and one that is not ours"
+        assert len(list(temporary.iterdir())) == 3
         kill(user)
     with scratch_folder() as mine:
-        assert set(temporary.iterdir()) == {mine, foreign}
+        assert set(temporary.iterdir()) == {mine, mine.with_name(f"{mine.name}.lock"), foreign}
     assert list(temporary.iterdir()) == [foreign]

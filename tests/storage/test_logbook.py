@@ -10,7 +10,8 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.storage.checkpoint import Checkpoint, list_checkpoints, load_latest_checkpoint, save_checkpoint
 from fl_taskarith.storage.files import write_atomically
-from fl_taskarith.storage.run_folder import Logbook, read_rounds, run_name
+from fl_taskarith.storage.folder_choice import run_name
+from fl_taskarith.storage.run_folder import Logbook, read_rounds
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def config(tmp_path: Path) -> Config:
 def abandon(logbook: Logbook) -> None:
     """What remains of a logbook whose process was killed: its files, and no lock."""
     assert logbook._lock is not None
-    logbook._lock.close()
+    logbook._lock.release()
 
 
 def test_rows_come_back_to_the_bit(config: Config) -> None:

@@ -28,7 +28,7 @@ from fl_taskarith.merging.gram_matching import GramAnchoredSum, per_entry
 from fl_taskarith.merging.task_vector_bank import TaskVectorBank
 from fl_taskarith.models.backbone import linear_shapes
 from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics
-from fl_taskarith.server.federated import run_federation
+from fl_taskarith.server.launch import run_federation
 from fl_taskarith.training.local import input_square_sums, local_loss
 from fl_taskarith.workspace.workspace import workspace
 

@@ -12,7 +12,7 @@ from trials import Tally
 from fl_taskarith import simulate
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import ClientFailure
-from fl_taskarith.server.federated import run_federation
+from fl_taskarith.server.launch import run_federation
 from fl_taskarith.storage.run_folder import read_rounds
 
 AT_FAULT = (1, 6)

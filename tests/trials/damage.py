@@ -37,7 +37,7 @@ from fl_taskarith.storage.client_files import (
     write_client_state,
     write_frozen,
 )
-from fl_taskarith.storage.round_zero_files import StartFile, read_start, write_start
+from fl_taskarith.storage.round_zero_files import read_start, write_start
 from fl_taskarith.storage.run_folder import Logbook
 from fl_taskarith.study.results import inspect
 
@@ -167,11 +167,11 @@ def starts(folder: Path, trials: int, seed: int) -> Tally:
     def is_missing() -> bool:
         return read_start(folder, "head-0") is None
 
-    write_start(folder, "head-0", StartFile(tensors, {"ridge_lambda": 0.1}, {"clients": 3}))
+    write_start(folder, "head-0", tensors, {"facts": {"ridge_lambda": 0.1}, "counted": {"clients": 3}})
     (path,) = folder.iterdir()
     try_damage(tally, path, trials, seed, is_missing)
     found = read_start(folder, "head-0")
-    assert found is not None and same_bits(dict(found.tensors), tensors) and found.counted == {"clients": 3}
+    assert found is not None and same_bits(found[0], tensors) and found[1]["counted"] == {"clients": 3}
     return tally
 
 

@@ -22,8 +22,8 @@ from fl_taskarith.models.weights import read_tensors
 from fl_taskarith.one_shot.model_files import ModelFile
 from fl_taskarith.storage.checkpoint import load_latest_checkpoint
 from fl_taskarith.storage.client_files import read_client_state, read_frozen
-from fl_taskarith.storage.files import CHECKSUM_DIGITS
 from fl_taskarith.storage.run_folder import Logbook
+from fl_taskarith.storage.verified_files import CHECKSUM_DIGITS
 
 REFUSED, MADE_ANEW = "refused, not run", "not loaded, made anew"
 

@@ -32,9 +32,9 @@ import writing
 from client_faults import client_faults
 from trials import Tally
 
+from fl_taskarith.storage.environment import environment
 from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.paths import results_root
-from fl_taskarith.storage.run_folder import environment
 
 Row = dict[str, object]
 Rows = Iterator[tuple[str, Tally]]  # (group, tally) of each row as it is done

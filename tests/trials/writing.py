@@ -29,7 +29,7 @@ from fl_taskarith.cli.command import main as command
 from fl_taskarith.client.app import app
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import FlTaskarithError
-from fl_taskarith.server.federated import run_federation
+from fl_taskarith.server.launch import run_federation
 from fl_taskarith.storage.run_folder import Row
 
 STOPPED = "stopped with the path, then continued to the same bits"
