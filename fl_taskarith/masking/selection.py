@@ -56,10 +56,11 @@ def keep_extreme(scores: Mapping[str, Tensor], alive: Mask, count: int, largest:
         order = random_generator(0, "entries of equal score").permutation(len(ties))
         ties = ties[torch.from_numpy(order).to(ties.device)]
     kept[ties[:tied_kept]] = True
-    parts = kept.split([int(tensor.sum()) for tensor in alive.tensors.values()])
-    mask = Mask({name: torch.zeros_like(tensor).masked_scatter_(tensor, part)
-                 for (name, tensor), part in zip(alive.tensors.items(), parts, strict=True)})  # fmt: skip
-    return Selection(mask, abs(threshold.item()) if largest else threshold.item(), len(ties), tied_kept, arbitrary)
+    mask = Mask({name: torch.zeros_like(tensor) for name, tensor in alive.tensors.items()})
+    for name, part in zip(alive.tensors, kept.split([int(each.sum()) for each in alive.tensors.values()]), strict=True):
+        mask.tensors[name][alive.tensors[name]] = part
+    cut = abs(threshold.item()) if largest else threshold.item()
+    return Selection(mask, cut, len(ties), tied_kept, arbitrary)
 
 
 def keep_within(scores: Mapping[str, Tensor], alive: Mask, threshold: float, largest: bool) -> Mask:

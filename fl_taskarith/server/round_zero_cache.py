@@ -174,11 +174,12 @@ def _shareable(config: Config, kind: Kind[Any]) -> bool:
     """Whether what this process computes holds for another, and takes long enough to compute.
 
     SuperNodes compute on machines and from data that this process does not see. Byzantine clients are an experiment
-    on what arrives from clients, so it arrives anew. A mask from a file or from the weights alone is quick.
+    on what arrives from clients, so it arrives anew. A mask from a file or from the weights alone is quick,
+    and a rule of the user's own may change under its name.
     """
     if os.environ.get(SWITCH) == "off" or config.engine != "sequential" or config.byzantine_fraction > 0:
         return False
-    return config.scored or kind is not MASK
+    return kind is not MASK or (config.scored and ":" not in config.mask_rule)
 
 
 def _shared(home: Workspace, kind: Kind[Found], stem: str, find: Callable[[], tuple[Found, Row]]) -> tuple[Found, Row]:

@@ -56,12 +56,18 @@ def make_mask(home: Workspace, sums: Sums) -> Calibration:
     maskable = Mask.full(weights)
     if config.mask_rule == "file":
         return _from_file(config, maskable, home)
-    threshold, rounds = config.sensitivity_threshold or None, config.calibration_rounds
-    if score := mask_rule(config.mask_rule).scores:
-        scores, rounds = score(weights, random_generator(config.seed, "random mask")), 1
-        sums = lambda *_: (scores, 1)  # noqa: E731
-    density = None if threshold else config.density
-    return calibrate(sums, maskable, config.mask_rule, density=density, threshold=threshold, rounds=rounds)
+    rule, density, threshold = config.mask_rule, config.density, config.sensitivity_threshold
+    if score := mask_rule(rule).scores:
+        scores = score(weights, random_generator(config.seed, "random mask"))
+        return calibrate(lambda *_: (scores, 1), maskable, rule, density=density, threshold=None, rounds=1)
+    return calibrate(
+        sums,
+        maskable,
+        rule,
+        density=None if threshold else density,
+        threshold=threshold or None,
+        rounds=config.calibration_rounds,
+    )
 
 
 def mask_facts(config: Config, calibration: Calibration) -> dict[str, object]:
