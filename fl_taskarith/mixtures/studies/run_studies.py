@@ -1,6 +1,7 @@
 """The two studies of mixtures of regressions, federated EM and BR-IFCA: run what is left, then write the report."""
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +122,11 @@ def coverage(
     done: set[tuple[Any, ...]], grids: Mapping[str, Sequence[Any]], planned: Sequence[Any]
 ) -> list[tuple[str, int, int, int]]:
     """Return of every figure its name, its settings, the runs of them that are `planned`, and those that are done."""
+    of_setting: dict[Any, list[bool]] = defaultdict(list)
+    for cell in planned:
+        of_setting[dataclasses.replace(cell, seed=0)].append(dataclasses.astuple(cell) in done)
     rows = []
     for figure, cells in grids.items():
-        members = {dataclasses.replace(cell, seed=0) for cell in cells}
-        runs = [cell for cell in planned if dataclasses.replace(cell, seed=0) in members]
-        rows.append((figure, len(members), len(runs), sum(dataclasses.astuple(cell) in done for cell in runs)))
+        runs = [is_done for setting in set(cells) for is_done in of_setting[setting]]
+        rows.append((figure, len(set(cells)), len(runs), sum(runs)))
     return rows
