@@ -112,7 +112,7 @@ def write_report(name: str, tables: CellTables) -> Path:
 
 
 def rows_of(runs: pandas.DataFrame, fields: Sequence[str], cells: Sequence[Any]) -> pandas.DataFrame:
-    """Return the rows of `runs` whose cell is one of `cells` but for the seed."""
+    """Return the rows of `runs` whose cell is one of `cells`, with any seed."""
     keys = [field for field in fields if field != "seed"]
     wanted = pandas.MultiIndex.from_tuples([[getattr(cell, key) for key in keys] for cell in cells])
     return runs[pandas.MultiIndex.from_frame(runs[keys]).isin(wanted)]
