@@ -125,8 +125,8 @@ def robust_k_means(
 def _plus_plus(vectors: Tensor, clusters: int, inliers: int, generator: np.random.Generator) -> Tensor:
     """Return K of the `vectors` [m, d] as k-means++ seeds (Arthur & Vassilvitskii 2007): [K, d].
 
-    Each next seed is drawn with a chance in proportion to its squared distance to the nearest so far. Only the `inliers`
-    vectors nearest to a seed can be drawn, for outliers would nearly always be.
+    Each next seed is drawn with a chance in proportion to its squared distance to the nearest so far. Only `inliers` of
+    the vectors, those nearest to a seed, can be drawn, for outliers would nearly always be.
     """
     chosen = [int(generator.integers(len(vectors)))]
     while len(chosen) < clusters:
