@@ -9,7 +9,7 @@ from typing import Any, cast
 import pandas
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from scipy.stats import norm
+from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from fl_taskarith.figures.plots import COLOURS, MARKERS, STYLE, STYLES, save_figure
@@ -119,9 +119,13 @@ def draw_line(axes: Axes, frame: pandas.DataFrame, x: str, y: str, index: int, l
     if frame.empty:
         return
     means = summary_by(frame, x, y)
-    middle, half = _wilson(means["mean"], means["count"]) if share else (means["mean"], means["half"])
-    low = (means["mean"] - (middle - half).clip(lower=0.0)).clip(lower=0.0)
-    high = (middle + half - means["mean"]).clip(lower=0.0)
+    bottom, top = means["mean"] - means["half"], means["mean"] + means["half"]
+    if share:
+        counts = zip(means["mean"] * means["count"], means["count"], strict=True)
+        wilson = [binomtest(round(hits), int(runs)).proportion_ci(CONFIDENCE, method="wilson") for hits, runs in counts]
+        bottom, top = (pandas.Series(ends, means.index) for ends in zip(*wilson, strict=True))
+    low = (means["mean"] - bottom.clip(lower=0.0)).clip(lower=0.0)
+    high = (top - means["mean"]).clip(lower=0.0)
     axes.errorbar(
         means.index.to_numpy(dtype=float),
         means["mean"],
@@ -146,18 +150,8 @@ def select(frame: pandas.DataFrame, where: Where) -> pandas.DataFrame:
 
 def summary_by(frame: pandas.DataFrame, keys: str | list[str], value: str) -> pandas.DataFrame:
     """Return mean, sd, n and half the width of the 95 % t interval (nan for n = 1) of `value` for each of `keys`."""
-    summary = frame.groupby(keys)[value].agg(["mean", "std", "count"])
-    quantiles = [student.ppf(0.5 + CONFIDENCE / 2, n - 1) if n > 1 else math.nan for n in summary["count"]]
-    summary["half"] = summary["std"] / summary["count"] ** 0.5 * quantiles
-    return summary
-
-
-def _wilson(rates: pandas.Series, counts: pandas.Series) -> tuple[pandas.Series, pandas.Series]:
-    """Return the middle and half the width of the 95 % score interval of a proportion (Wilson 1927)."""
-    z = float(norm.ppf(0.5 + CONFIDENCE / 2))
-    scale = 1 + z**2 / counts
-    middle = (rates + z**2 / (2 * counts)) / scale
-    return middle, z / scale * (rates * (1 - rates) / counts + z**2 / (4 * counts**2)) ** 0.5
+    summary = frame.groupby(keys)[value].agg(["mean", "std", "count", "sem"])
+    return summary.assign(half=summary["sem"] * student.ppf(0.5 + CONFIDENCE / 2, summary["count"] - 1))
 
 
 def mean_and_sd(runs: pandas.DataFrame, column: str) -> str:

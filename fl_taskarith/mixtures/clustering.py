@@ -12,7 +12,7 @@ from torch import Tensor
 from fl_taskarith.mixtures.regression import Points
 
 FREE = -1  # in an assignment: the client picks its cluster itself
-CHUNK_BYTES = 8e6  # of inputs gone through at a time, so that the second pass finds them in the processor's cache
+CHUNK_BYTES = 8e6  # of inputs per pass, so that the second product finds them in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def client_reports(
 def gradients_at(points: Points, thetas: Tensor, clusters: Tensor, magnified: Tensor | None = None) -> Tensor:
     """Return ∇F_j of g clients at the model of one cluster per server, `clusters` int64 [A, g]: [A, g, d].
 
-    This is for many rounds over the same points: the data of clients with n >= d / 2 points are gone through once, for
-    X_jᵀX_j and X_jᵀy_j, which then make a gradient at no more multiplications.
+    This is for many rounds over the same points: clients with n >= d / 2 points compute X_jᵀX_j and X_jᵀy_j once, and
+    a gradient from these takes no more multiplications than one from the points.
     """
     _, examples, dimension = points.inputs.shape
     own = thetas[torch.arange(len(thetas))[:, None], clusters].permute(1, 2, 0)  # [g, d, A]

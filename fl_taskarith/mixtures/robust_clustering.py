@@ -106,32 +106,32 @@ def robust_k_means(
     least summed distance of the nearest 1 − β of vectors is returned.
     """
     best: tuple[float, Tensor, Tensor] | None = None
-    kept = len(vectors) - int(share * len(vectors))
+    inliers = len(vectors) - int(share * len(vectors))
     for _ in range(RESTARTS):
-        centres = _plus_plus(vectors, clusters, kept, generator)
+        centres = _plus_plus(vectors, clusters, inliers, generator)
         labels = torch.cdist(vectors, centres).argmin(1)
         for _ in range(max_iterations):
             centres = _centres(vectors, labels, share, centres)
             before, labels = labels, torch.cdist(vectors, centres).argmin(1)
             if torch.equal(before, labels):
                 break
-        cost = float(torch.cdist(vectors, centres).min(1).values.sort().values[:kept].sum())
+        cost = float(torch.cdist(vectors, centres).min(1).values.sort().values[:inliers].sum())
         if best is None or cost < best[0]:
             best = (cost, centres, labels)
     assert best is not None
     return best[1:]
 
 
-def _plus_plus(vectors: Tensor, clusters: int, kept: int, generator: np.random.Generator) -> Tensor:
+def _plus_plus(vectors: Tensor, clusters: int, inliers: int, generator: np.random.Generator) -> Tensor:
     """Return K of the `vectors` [m, d] as k-means++ seeds (Arthur & Vassilvitskii 2007): [K, d].
 
-    Each next seed is drawn with a chance in proportion to its squared distance to the nearest so far. Only the `kept`
-    vectors nearest to a seed can be drawn, for outliers would nearly always be.
+    Each next seed is drawn with a chance in proportion to its squared distance to the nearest so far. Only `inliers` of
+    the vectors, those nearest to a seed, can be drawn, for outliers would nearly always be.
     """
     chosen = [int(generator.integers(len(vectors)))]
     while len(chosen) < clusters:
         squares = torch.cdist(vectors, vectors[chosen]).min(1).values.square()
-        squares[squares.argsort(stable=True)[kept:]] = 0.0
+        squares[squares.argsort(stable=True)[inliers:]] = 0.0
         weights = (squares / squares.sum()).numpy() if squares.sum() > 0 else None
         chosen.append(int(generator.choice(len(vectors), p=weights)))
     return vectors[chosen]
@@ -147,8 +147,8 @@ def _centres(vectors: Tensor, labels: Tensor, share: float, empty: Tensor) -> Te
     nearest = nearest[owner[nearest].argsort(stable=True)]
     sizes = owner.bincount()
     place = torch.arange(len(vectors)) - (sizes.cumsum(0) - sizes)[owner[nearest]]
-    kept = sizes - torch.tensor([int(share * size) for size in sizes.tolist()])
-    nearest = nearest[place < kept[owner[nearest]]]
+    inliers = sizes - torch.tensor([int(share * size) for size in sizes.tolist()])
+    nearest = nearest[place < inliers[owner[nearest]]]
     result = empty.clone()
     result[roster.present] = per_size(Groups(owner[nearest], roster.groups.number), vectors[nearest], means)
     return result

@@ -27,9 +27,9 @@ HEAD_PARAMETERS = ("head.weight", "head.bias")
 def build_model(
     name: str, num_classes: int, input_size: int, weights: str, download: bool, seed: int
 ) -> VisionTransformer:
-    """A timm VisionTransformer with a zero linear head `head` [num_classes, width] on the class token, on the CPU.
+    """Build a timm VisionTransformer on the CPU, with a zero linear `head` [num_classes, width] on the class token.
 
-    Its last block is cut down to what that head reads (`class_token`).
+    Its last block is cut down to what that head reads (`class_token_block`).
 
     Args:
         name: timm's model name, for example "vit_small_patch16_224.dino".
@@ -37,12 +37,12 @@ def build_model(
         input_size: side of the square input in pixels; the position embedding is resampled to it.
         weights: absolute path of a file, "pretrained" (timm's own for this name) or "none" (random from `seed`).
         download: whether timm may fetch pretrained weights that are not in the local cache.
-        seed: of the random initialisation; unused where weights are loaded.
+        seed: that of the random initialisation; unused where weights are loaded.
 
     Raises:
         ConfigError: no such model, not a VisionTransformer, one with batch normalisation, or an input size that its
             patches do not divide.
-        WeightsError: the weights are not to be had or do not fit.
+        WeightsError: the weights cannot be found, read or fitted.
     """
     if not timm.is_model(name):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models("vit_*"), n=3, cutoff=0.4))
@@ -67,10 +67,8 @@ def build_model(
             f"input-size = {input_size} is not a multiple of {name}'s patch size {patch}: "
             f"use {below} or {input_size // patch * patch + patch}."
         )
-    if weights == "pretrained":
-        load_weights(model, find_pretrained(model, name, download))
-    elif weights != "none":
-        load_weights(model, Path(weights))
+    if weights != "none":
+        load_weights(model, find_pretrained(model, name, download) if weights == "pretrained" else Path(weights))
     with torch.no_grad():
         for name in HEAD_PARAMETERS:
             model.get_parameter(name).zero_()
@@ -79,7 +77,11 @@ def build_model(
 
 
 def find_pretrained(model: VisionTransformer, name: str, download: bool) -> Path:
-    """The file of timm's pretrained weights for `name`: shipped, in the local hub cache, or downloaded to it."""
+    """Return the file of timm's pretrained weights for `name`: shipped, in the local hub cache, or downloaded to it.
+
+    Raises:
+        WeightsError: there are none, they cannot be downloaded, or the cached file is damaged.
+    """
     if name == "vit_glyph":
         return VIT_GLYPH_WEIGHTS
     cfg = pretrained_settings(model)
@@ -95,22 +97,12 @@ def find_pretrained(model: VisionTransformer, name: str, download: bool) -> Path
             f"downloaded ({type(error).__name__}). Set download = true on a machine with internet access, or name a "
             ".safetensors or .pth file that you have in `weights`."
         ) from error
-    _check_cached(path)
-    return path
-
-
-def _check_cached(path: Path) -> None:
-    """The hub's cache names large files by their SHA-256, and does not look at it again.
-
-    Raises:
-        WeightsError: the file has another.
-    """
     stored = path.resolve()
-    if not re.fullmatch(r"[0-9a-f]{64}", stored.name):
-        return
-    with open(stored, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != stored.name:
-            raise WeightsError(f"The weights in the cache are damaged (another checksum): delete {stored}, run again.")
+    if re.fullmatch(r"[0-9a-f]{64}", stored.name):  # the hub names large files by their SHA-256, and does not check it
+        with open(stored, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != stored.name:
+                raise WeightsError(f"The cached weights are damaged (another checksum): delete {stored}, run again.")
+    return path
 
 
 def export_model(model: VisionTransformer, path: Path, classes: Sequence[str], facts: Mapping[str, str]) -> None:
@@ -138,12 +130,12 @@ def export_model(model: VisionTransformer, path: Path, classes: Sequence[str], f
 
 
 def pretrained_settings(model: VisionTransformer) -> dict[str, Any]:
-    """What timm knows of the model's pretraining: channel mean and std of its inputs, where its weights are."""
+    """Return timm's record of the model's pretraining: channel mean and std of its inputs, address of its weights."""
     return cast(dict[str, Any], model.pretrained_cfg)
 
 
 def trained_parameters(model: VisionTransformer, trainable: str, trainable_blocks: int) -> list[str]:
-    """Names of the parameters that clients train, in the model's order.
+    """Return the names of the parameters that clients train, in the model's order.
 
     Args:
         trainable: "backbone" (all but the head), "head", or "all".
@@ -163,7 +155,7 @@ def trained_parameters(model: VisionTransformer, trainable: str, trainable_block
 
 
 def linear_shapes(model: nn.Module, trained: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """[out, in] of the weight of every linear layer that is among the trained parameters, by the weight's name."""
+    """Return [out, in] of the weight of every linear layer that is trained, by the weight's name."""
     names = set(trained)
     return {
         f"{name}.weight": (module.out_features, module.in_features)

@@ -50,13 +50,8 @@ class RidgeStatistics:
     @staticmethod
     def shapes(features: int, classes: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor by its name, for d features and c classes."""
-        return {
-            "count": (1,),
-            "feature_sum": (features,),
-            "gram": (features, features),
-            "class_sums": (features, classes),
-            "class_counts": (classes,),
-        }
+        nothing = RidgeStatistics.of(torch.zeros(0, features), torch.zeros(0, dtype=torch.int64), classes)
+        return {name: tuple(value.shape) for name, value in nothing.tensors().items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the five tensors by name, of the `shapes` given there, for a message."""

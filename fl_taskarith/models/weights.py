@@ -16,10 +16,9 @@ StateDict = dict[str, Tensor]
 
 WRAPPERS = ("teacher", "student", "model", "state_dict")  # DINO's full checkpoints, and common training scripts
 PREFIXES = ("module.", "backbone.", "_orig_mod.")  # DataParallel, DINO's MultiCropWrapper, torch.compile
-# A classifier or projection head belongs to the task it was trained for; ours is solved or trained anew. DINOv2's mask
+# A classifier or projection head belongs to the task it was trained for; ours is solved or trained again. DINOv2's mask
 # token is used in its pretraining only.
-DROPPED_PREFIXES = ("head.", "fc.", "head_dist.")
-DROPPED_KEYS = ("mask_token",)
+DROPPED = ("head.", "fc.", "head_dist.", "mask_token")
 
 
 def load_weights(model: VisionTransformer, path: Path) -> None:
@@ -33,15 +32,12 @@ def load_weights(model: VisionTransformer, path: Path) -> None:
             unexpected or of the wrong shape (all of them are listed).
     """
     state = checkpoint_filter_fn(_spell_as_timm(read_tensors(path)), model)
-    state = {key: value for key, value in state.items() if not _is_dropped(key)}
+    state = {key: value for key, value in state.items() if not key.startswith(DROPPED)}
     expected = backbone_state(model)
     problems = [f"missing: {key} {tuple(expected[key].shape)}" for key in expected.keys() - state.keys()]
     problems += [f"unexpected: {key} {tuple(state[key].shape)}" for key in state.keys() - expected.keys()]
-    problems += [
-        f"wrong shape: {key} is {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in expected.keys() & state.keys()
-        if state[key].shape != expected[key].shape
-    ]
+    problems += [f"wrong shape: {key} is {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
+                 for key in expected.keys() & state.keys() if state[key].shape != expected[key].shape]  # fmt: skip
     if problems:
         raise WeightsError(
             f"The weights in {path} do not fit the model: {len(problems)} differences.\n  "
@@ -54,12 +50,12 @@ def load_weights(model: VisionTransformer, path: Path) -> None:
 
 
 def backbone_state(model: VisionTransformer) -> StateDict:
-    """The model's parameters and buffers except the classifier `head`, by reference."""
+    """Return the model's parameters and buffers except the classifier `head`, by reference."""
     return {key: value for key, value in model.state_dict().items() if not key.startswith("head.")}
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """The contents of a weights file; a .pth is read with weights_only, so that it cannot run code.
+    """Return the contents of a weights file; a .pth is read with weights_only, so that it cannot run code.
 
     Raises:
         WeightsError: missing, of another kind, truncated, or a pickle of more than tensors.
@@ -88,11 +84,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """That the parts of a .pth, a zip archive since torch 1.6, have their checksums; torch does not look at them.
-
-    Raises:
-        ValueError: one has another.
-    """
+    """Raise ValueError if a part of a .pth, a zip archive since torch 1.6, is damaged: torch checks no checksums."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
@@ -100,7 +92,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _spell_as_timm(state: dict[str, Any]) -> StateDict:
-    """Unwrap nested checkpoints and strip the prefixes that training wrappers add; keeps tensors only."""
+    """Unwrap nested checkpoints and strip the prefixes that training wrappers add; keep tensors only."""
     for wrapper in WRAPPERS:
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -113,7 +105,3 @@ def _spell_as_timm(state: dict[str, Any]) -> StateDict:
                 raise WeightsError(f"The weights hold NaN or infinite values in {key}: is the file damaged?")
             renamed[key] = value.float()
     return renamed
-
-
-def _is_dropped(key: str) -> bool:
-    return key.startswith(DROPPED_PREFIXES) or key in DROPPED_KEYS

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.figures.series import summary_by
-from fl_taskarith.mixtures.studies import br_ifca_cells, em_cells
+from fl_taskarith.mixtures.studies import br_ifca_cells, em_cells, run_studies
 from fl_taskarith.mixtures.studies.br_ifca_report import largest_survived
 from fl_taskarith.mixtures.studies.cells import CellTables, Rows, run_cells
 from fl_taskarith.mixtures.studies.em_report import knees, rate_points, with_success
 from fl_taskarith.mixtures.studies.run_studies import STUDIES, coverage, rows_of, run_mixture_study
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,16 @@ def test_breakdown_is_the_last_share_before_the_first_failure() -> None:
     for distances, expected in (([1, 1.5, 1.9, 2.5], "0.10"), ([1, 3, 1, 1], "none"), ([1, 1, 1, 1], "0.15 (never)")):
         assert largest_survived(pandas.DataFrame({"alpha": shares, "matched_distance": distances})) == expected
     assert largest_survived(pandas.DataFrame({"alpha": [], "matched_distance": []})) == "not run"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_committed_report_is_that_of_the_committed_tables(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(RESULTS / name, tmp_path / name, ignore=shutil.ignore_patterns("*.png", "*.pdf", "README.md"))
+    monkeypatch.setattr(run_studies, "draw_chart", lambda chart, *_: f"![{chart.name}]({chart.name}.png)")
+    run_mixture_study(name, tmp_path, only_report=True)
+    assert (tmp_path / name / "README.md").read_text() == (RESULTS / name / "README.md").read_text()
 
 
 @pytest.mark.slow

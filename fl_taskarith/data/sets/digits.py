@@ -13,7 +13,7 @@ TEST_SIZE = 360  # one fifth of the images; scikit-learn ships no official test 
 
 def load(data_dir: Path, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
     """Load the digits from scikit-learn: images uint8 [N, 3, 8, 8]."""
-    from sklearn.datasets import load_digits  # takes a second, and the numbers below are asked for without the images
+    from sklearn.datasets import load_digits  # takes a second, which the numbers below do not need
 
     digits = load_digits()
     grey = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))

@@ -1,6 +1,7 @@
 """The two studies of mixtures of regressions, federated EM and BR-IFCA: run what is left, then write the report."""
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def write_report(name: str, tables: CellTables) -> Path:
 
 
 def rows_of(runs: pandas.DataFrame, fields: Sequence[str], cells: Sequence[Any]) -> pandas.DataFrame:
-    """Return the rows of `runs` whose cell is one of `cells` but for the seed."""
+    """Return the rows of `runs` whose cell is one of `cells`, with any seed."""
     keys = [field for field in fields if field != "seed"]
     wanted = pandas.MultiIndex.from_tuples([[getattr(cell, key) for key in keys] for cell in cells])
     return runs[pandas.MultiIndex.from_frame(runs[keys]).isin(wanted)]
@@ -121,9 +122,11 @@ def coverage(
     done: set[tuple[Any, ...]], grids: Mapping[str, Sequence[Any]], planned: Sequence[Any]
 ) -> list[tuple[str, int, int, int]]:
     """Return of every figure its name, its settings, the runs of them that are `planned`, and those that are done."""
+    of_setting: dict[Any, list[bool]] = defaultdict(list)
+    for cell in planned:
+        of_setting[dataclasses.replace(cell, seed=0)].append(dataclasses.astuple(cell) in done)
     rows = []
     for figure, cells in grids.items():
-        members = {dataclasses.replace(cell, seed=0) for cell in cells}
-        runs = [cell for cell in planned if dataclasses.replace(cell, seed=0) in members]
-        rows.append((figure, len(members), len(runs), sum(dataclasses.astuple(cell) in done for cell in runs)))
+        runs = [is_done for setting in set(cells) for is_done in of_setting[setting]]
+        rows.append((figure, len(set(cells)), len(runs), sum(runs)))
     return rows
