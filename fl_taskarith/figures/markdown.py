@@ -1,7 +1,12 @@
-"""Markdown tables, and summaries over seeds as their cells."""
+"""Markdown tables, summaries over seeds as their cells, and the templates (*.md.j2) that hold the sentences."""
 
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
 
 from fl_taskarith.figures.statistics import Paired, Summary
 
@@ -31,3 +36,16 @@ def mean_with_interval(difference: Paired, digits: int = 2) -> str:
     if math.isnan(difference.low):
         return mean
     return f"{mean} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+
+
+def render_markdown(template: Path, **variables: Any) -> str:
+    """Return the filled jinja2 template; several empty lines become one, and the text ends with one line break.
+
+    Raises:
+        jinja2.TemplateError: the template is wrong, or needs a variable that is not given.
+    """
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, autoescape=False, undefined=jinja2.StrictUndefined
+    )
+    text = environment.from_string(template.read_text(encoding="utf-8")).render(variables)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
