@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ def add_merge(merge: argparse.ArgumentParser) -> None:
     """Add the arguments; those that depend on the rules, which import torch, follow once the command is chosen."""
     assert isinstance(merge, LateParser)
     merge.fill, merge.formatter_class = _add_rules, argparse.RawDescriptionHelpFormatter
+    merge.description = textwrap.fill(merge.description or "", 100)
     merge.add_argument("models", nargs="+", type=Path, metavar="MODEL.safetensors", help="fine-tuned models or folders")
     merge.add_argument("--base", type=Path, help="θ₀, the model they were fine-tuned from")
     merge.add_argument("--task-vectors", action="store_true", help="the files hold θ - θ₀ already")
