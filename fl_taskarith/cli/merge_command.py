@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ def add_merge(merge: LateParser) -> None:
     """Add the arguments; what depends on the rules, which import torch, follows once the command is chosen."""
     merge.formatter_class = argparse.RawDescriptionHelpFormatter
     merge.fill = _add_rules
+    merge.description = textwrap.fill(merge.description or "", 100)
     merge.add_argument("models", nargs="+", type=Path, metavar="MODEL.safetensors", help="fine-tuned models or folders")
     merge.add_argument("--base", type=Path, help="θ₀, the model they were fine-tuned from")
     merge.add_argument("--task-vectors", action="store_true", help="the files hold θ - θ₀ already")

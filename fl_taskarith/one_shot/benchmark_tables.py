@@ -4,9 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import jinja2
-
-from fl_taskarith.figures.markdown import BLANK, markdown_table, mean_with_interval, mean_with_sd, number
+from fl_taskarith.figures.markdown import (
+    BLANK,
+    markdown_table,
+    mean_with_interval,
+    mean_with_sd,
+    number,
+    render_markdown,
+)
 from fl_taskarith.merging.merge_rules import find_rule
 from fl_taskarith.one_shot.benchmark_file import OneShot
 from fl_taskarith.one_shot.cell_results import OneShotResults, Place
@@ -29,10 +34,8 @@ def write_tables(one_shot: OneShot, folder: Path) -> None:
     results = OneShotResults(one_shot, folder)
     findings = folder / "FINDINGS.md"
     records = [record for cells in results.records.values() for record in cells.values()]
-    template = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False
-    ).from_string(Path(__file__).with_name("README.md.j2").read_text(encoding="utf-8"))
-    text = template.render(
+    text = render_markdown(
+        Path(__file__).with_name("README.md.j2"),
         one_shot=one_shot,
         findings=findings.read_text(encoding="utf-8").strip() if findings.exists() else "",
         tables={

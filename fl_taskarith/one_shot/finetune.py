@@ -97,7 +97,8 @@ def fine_tune_all(
 ) -> list[Weights]:
     """Fine-tune a model per task from θ₀ at a constant learning rate, the head frozen; return the task vectors.
 
-    Under `clients-at-once` above 1 or 0 (all), so many tasks with one head, training and size of batch go together.
+    Task vectors are float32 in the model's shapes. Under `clients-at-once` above 1 or 0 (all), so many tasks with one
+    head, training and size of batch go together.
 
     Raises:
         Divergence: the loss, or a weight, of one is NaN or infinite.

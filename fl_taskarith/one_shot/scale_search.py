@@ -39,12 +39,12 @@ def search_merge(
     own: Sequence[TaskScore],
     steps: Sequence[float],
     seed: int,
-    scales: Sequence[float] = SCALES,
 ) -> Merged:
     """Try every value of the rule's parameter at every fourth λ, then the best value at all λ around its best.
 
     The score over λ rises and falls once, but for noise, so that this finds what the whole grid would at a quarter of
-    the cost. Ties go to the smaller mean validation loss, then to what was tried first.
+    the cost. Ties go to the smaller mean validation loss, then to what was tried first. A rule without a scale is tried
+    at λ = 1.
 
     Args:
         task_vectors, weights: τ_t and θ₀, the same names and shapes.
@@ -52,14 +52,13 @@ def search_merge(
         own: the score of each task's own model on its task.
         steps: ‖a‖₁ of each model's training, for rules that take it.
         seed: for rules that take it.
-        scales: λ, rising; a rule that has none is tried at 1.
 
     Raises:
         ValueError: the task vectors do not match.
     """
     rule = find_rule(method)
-    tried = list(scales) if rule.scaled else [1.0]
-    coarse = range(STRIDE - 1, len(tried), STRIDE) if len(tried) >= STRIDE else range(len(tried))
+    tried = SCALES if rule.scaled else (1.0,)
+    coarse = range(STRIDE - 1, len(tried), STRIDE) if rule.scaled else range(1)
 
     def rank(direction: Direction, place: int) -> tuple[float, float]:
         scores = evaluate(scaled_weights(weights, direction, tried[place]))
@@ -79,5 +78,5 @@ def search_merge(
     for place in range(max(0, middle - STRIDE + 1), min(len(tried), middle + STRIDE)):
         if place not in coarse and (reached := rank(direction, place)) > highest:
             highest, chosen = reached, place
-    edge = len(tried) > 1 and chosen in (0, len(tried) - 1)
+    edge = rule.scaled and chosen in (0, len(tried) - 1)
     return Merged(value, tried[chosen], highest[0], edge, direction)
