@@ -33,8 +33,8 @@ def test_the_log_has_a_line_a_minute(clock: Callable[[float], None], caplog: pyt
         assert list(tracked(iter(range(10)), 10, "Tokens")) == list(range(10))
     # The third, sixth and ninth item come at 60, 120 and 180 s; the rest is reckoned from what is done by then.
     assert [record.getMessage() for record in caplog.records] == [
-        "Tokens: 20 % done, about 4 min left.",
-        "Tokens: 50 % done, about 2 min left.",
+        "Tokens: 20 % done, about 4 minutes left.",
+        "Tokens: 50 % done, about 2 minutes left.",
         "Tokens: 80 % done, about 45 s left.",
     ]
     assert all(record.name == "fl_taskarith" for record in caplog.records)

@@ -86,6 +86,7 @@ def test_runs_of_ones_own_are_not_marked_and_a_mixture_is_counted(
     for path in (tmp_path / "home" / "tiny" / "runs").glob("*-s1-*"):
         shutil.rmtree(own.runs / path.name)
         shutil.copytree(path, own.runs / path.name)
+    own = StudyResults(study, tmp_path / "own")  # settled runs are read once
     write_tables(own)
     mixed = "2 of the 6 finished runs were shipped with fl_taskarith and run by its authors; the other 4 were not."
     assert mixed in (own.folder / "README.md").read_text()
