@@ -94,7 +94,7 @@ def _simulate(parsed: argparse.Namespace) -> None:
 
 
 def _configured(words: Sequence[str], fixed: Mapping[str, object], used: Sequence[str] = ()) -> configuration.Config:
-    """The settings of an optional file, then of key=value words, then of `fixed`; of `used` keys see `load`."""
+    """Load the settings of an optional file, then of key=value words, then of `fixed`; for `used` see `load`."""
     conf, assignments = (words[0], words[1:]) if words and "=" not in words[0] else (None, words)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     overrides = configuration.parse_overrides(assignments)

@@ -39,7 +39,7 @@ def tracked(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
 
 
 def _spoken(seconds: float) -> str:
-    """For example "40 s", "12 min" or "2 h 5 min"."""
+    """Write a time, for example "40 s", "12 min" or "2 h 5 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
