@@ -1,7 +1,8 @@
-"""Kinds of command-line arguments, and those that several commands take."""
+"""Kinds of command-line arguments."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -18,25 +19,6 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
     return int(text)
-
-
-def add_settings(command: argparse.ArgumentParser, words: str = "[CONF.toml] key=value") -> None:
-    """Add the words of a run: a settings file and what takes the place of its values."""
-    command.add_argument("words", nargs="*", metavar=words, help="a settings file, then overrides")
-
-
-def add_overwrite(command: argparse.ArgumentParser) -> None:
-    """Add what allows --output to replace files."""
-    command.add_argument("--overwrite", action="store_true", help="replace other files at --output")
-
-
-def add_sharing(command: argparse.ArgumentParser, part: str, results: str, jobs: int = 1) -> None:
-    """Add how many processes (0: one per core) share a command's work, when it stops, and where its results go."""
-    default = str(jobs) if jobs else "one per core"
-    command.add_argument("--jobs", type=positive, default=jobs, help=f"processes to share it (default: {default})")
-    command.add_argument("--budget", type=seconds, help=f"start no {part} after this time, for example 90s, 25m or 3h")
-    about = f"folder for {results} (default: results/ of the checkout)"
-    command.add_argument("--results-dir", default="", help=about)
 
 
 class ListAction(argparse.Action):
@@ -77,3 +59,15 @@ def parse_words(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     if words:
         parsed.words = [*parsed.words, *words]
     return parsed
+
+
+NAMES: dict[str, Any] = {"float": float, "int": int, "path": Path, "positive": positive, "seconds": seconds}
+"""What `type` in commands.toml names; an `action` is a name of argparse, or "list"."""
+
+
+def add_arguments(command: argparse.ArgumentParser, table: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add arguments by their names, each with the options of `add_argument`."""
+    for name, options in table.items():
+        kinds = {"type": NAMES[options["type"]]} if "type" in options else {}
+        actions = {"action": ListAction} if options.get("action") == "list" else {}
+        command.add_argument(name, **{**options, **kinds, **actions})

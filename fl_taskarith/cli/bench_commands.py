@@ -5,7 +5,7 @@ import importlib
 from typing import Any
 
 from fl_taskarith.bench import BENCHMARKS, Benchmark
-from fl_taskarith.cli.arguments import positive
+from fl_taskarith.cli.arguments import LateParser, positive
 from fl_taskarith.config.fields import COMPILE_MODES
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -26,7 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """How argparse takes the options of the benchmarks, besides their defaults and what follows from these."""
 
 
-def add_benches(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_benches(names: "argparse._SubParsersAction[LateParser]") -> None:
     """Add a parser per benchmark, whose arguments are the options of its row."""
     for name, row in BENCHMARKS.items():
         parser = names.add_parser(name, help=row.about, description=f"Measure {row.about}.")

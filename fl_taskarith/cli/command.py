@@ -6,15 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fl_taskarith.cli.arguments import (
-    LateParser,
-    ListAction,
-    add_overwrite,
-    add_settings,
-    add_sharing,
-    parse_words,
-    positive,
-)
+from fl_taskarith.cli.arguments import LateParser, add_arguments, parse_words
 from fl_taskarith.cli.bench_commands import add_benches
 from fl_taskarith.cli.merge_command import add_merge, run_merge
 from fl_taskarith.config import settings as configuration
@@ -42,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     raw, words = argparse.RawDescriptionHelpFormatter, read_toml(shipped_file("cli/commands.toml"))
+    shared = words.pop("shared")
     overview = [
         f"{wish}:\n" + "\n".join(f"  {name:<16}{text['about']}" for name, text in group.items()) + "\n"
         for wish, group in words.items()
@@ -64,9 +57,13 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"{example}\n\n{help_text()}" if name == "simulate" else example,
             formatter_class=raw if name == "simulate" else argparse.HelpFormatter,
         )
-        run, add_arguments = COMMANDS[name]
-        command.set_defaults(run=run, name=name)
-        add_arguments(command)
+        command.set_defaults(run=COMMANDS[name], name=name)
+        for arguments in (text.get("arguments", {}), *(shared[group] for group in text.get("shared", ()))):
+            add_arguments(command, arguments)
+        if name == "merge":
+            add_merge(command)
+        if name == "bench":
+            add_benches(command.add_subparsers(dest="name", required=True, metavar="NAME"))
     return parser
 
 
@@ -78,7 +75,7 @@ def _simulate(parsed: argparse.Namespace) -> None:
 
 
 def _configured(words: Sequence[str], fixed: Mapping[str, object], used: Sequence[str] = ()) -> configuration.Config:
-    """The settings of an optional file, then of key=value words, then of `fixed`; of `used` keys see `load`."""
+    """Load the settings of an optional file, then of key=value words, then of `fixed`; for `used` see `load`."""
     conf, assignments = (words[0], words[1:]) if words and "=" not in words[0] else (None, words)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     overrides = configuration.parse_overrides(assignments)
@@ -226,96 +223,21 @@ def _mixture_study(parsed: argparse.Namespace) -> None:
     )
 
 
-def _add_pretrain(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--output", type=Path, default=Path("vit_glyph.safetensors"), help="default: %(default)s")
-    add_overwrite(command)
-    command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    command.add_argument("--steps", type=positive, default=4000, help="default: %(default)s, as shipped")
-    command.add_argument("--threads", type=positive, default=2, help="default: %(default)s")
-
-
-def _add_mask(command: argparse.ArgumentParser) -> None:
-    add_settings(command, "[CONF.toml] key=value | MASK.safetensors")
-    command.add_argument("--output", type=Path, help="folder (default: masks/NAME in the results; none for mask files)")
-    add_overwrite(command)
-    about = "also a mask of each of the first N clients' own"
-    command.add_argument("--clients", type=positive, default=0, metavar="N", help=about)
-
-
-def _add_shards(command: argparse.ArgumentParser) -> None:
-    add_settings(command)
-    command.add_argument("--output", type=Path, help="folder (default: shards/NAME in the results)")
-    add_overwrite(command)
-
-
-def _add_one_shot(command: argparse.ArgumentParser) -> None:
-    command.add_argument("words", nargs="+", metavar="BENCHMARK.toml [key=value]", help="files; settings for all")
-    add_sharing(command, "cell", "one-shot/NAME")
-
-
-def _add_plot(command: argparse.ArgumentParser) -> None:
-    command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's, or one with runs below it")
-    command.add_argument("--output", type=Path, help="path without ending (default: curves in the first folder)")
-    add_overwrite(command)
-
-
-def _add_study(command: argparse.ArgumentParser) -> None:
-    command.add_argument("words", nargs="*", metavar="STUDY.toml [key=value]", help="study files; settings for all")
-    about = "say what is done, what is to do, and how long it takes here, by group (--list all: by run); run nothing"
-    command.add_argument("--list", action=ListAction, help=about)
-    command.add_argument("--tables", action="store_true", help="write the tables of what is done; run nothing")
-    about = "move finished runs from their folders into one file, runs.jsonl; run nothing"
-    command.add_argument("--pack", action="store_true", help=about)
-    add_sharing(command, "run", "the studies")
-
-
-def _add_search(command: argparse.ArgumentParser) -> None:
-    add_settings(command)
-    command.add_argument("--from", dest="low", type=float, help="lowest rate (default: two decades below a known one)")
-    command.add_argument("--to", dest="high", type=float, help="highest rate (default: four decades above the lowest)")
-    command.add_argument("--per-decade", type=positive, default=2, help="rates per factor of ten (default: 2)")
-    command.add_argument("--rounds", type=positive, nargs="+", default=[4, 24], help="of each rung (default: 4 24)")
-    command.add_argument("--keep", type=positive, default=2, help="rates that go on (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of every run (default: %(default)s)")
-    add_sharing(command, "round", "search/")
-
-
-def _add_report(command: argparse.ArgumentParser) -> None:
-    command.add_argument("folder", type=Path, metavar="RESULTS_FOLDER", help="of one study, or of a folder per study")
-    about = "folder (default: report in the results folder); your own main.tex and own.bib in it stay"
-    command.add_argument("--output", type=Path, help=about)
-    command.add_argument("--authors", type=Path, metavar="AUTHORS.toml", help="[[author]] tables with name and id")
-    about = "of main.tex, in place of the shipped one"
-    command.add_argument("--template", type=Path, metavar="TEMPLATE.tex", help=about)
-    about = "with --authors: the runs are not theirs but shipped with the project, as the text then says"
-    command.add_argument("--shipped-results", action="store_true", help=about)
-
-
-def _add_mixture_study(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--quick", action="store_true", help="a part of it, in 5 minutes on two cores")
-    command.add_argument("--tables", action="store_true", help="write the report of what is done; run nothing")
-    add_sharing(command, "cell", "the study", jobs=0)
-
-
-def _add_bench(command: argparse.ArgumentParser) -> None:
-    add_benches(command.add_subparsers(dest="name", required=True, metavar="NAME"))
-
-
 Run = Callable[[argparse.Namespace], None]
-COMMANDS: Mapping[str, tuple[Run | None, Callable[[LateParser], None]]] = {
-    "simulate": (_simulate, add_settings),
-    "centralized": (_simulate, add_settings),
-    "search": (_search, _add_search),
-    "study": (_study, _add_study),
-    "one-shot": (_one_shot, _add_one_shot),
-    "fed-em": (_mixture_study, _add_mixture_study),
-    "br-ifca": (_mixture_study, _add_mixture_study),
-    "report": (_report, _add_report),
-    "plot": (_plot, _add_plot),
-    "mask": (_mask, _add_mask),
-    "shards": (_shards, _add_shards),
-    "merge": (run_merge, add_merge),
-    "bench": (None, _add_bench),  # each benchmark has a parser of its own, which says what runs it
-    "pretrain-glyph": (_pretrain_glyph, _add_pretrain),
+COMMANDS: Mapping[str, Run | None] = {
+    "simulate": _simulate,
+    "centralized": _simulate,
+    "search": _search,
+    "study": _study,
+    "one-shot": _one_shot,
+    "fed-em": _mixture_study,
+    "br-ifca": _mixture_study,
+    "report": _report,
+    "plot": _plot,
+    "mask": _mask,
+    "shards": _shards,
+    "merge": run_merge,
+    "bench": None,  # each benchmark has a parser of its own, which says what runs it
+    "pretrain-glyph": _pretrain_glyph,
 }
-"""The function of each command, and what adds its arguments to its parser."""
+"""What runs each command of commands.toml."""

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from fl_taskarith.cli.arguments import LateParser, add_overwrite
+from fl_taskarith.cli.arguments import LateParser
 from fl_taskarith.errors import ConfigError
 
 USUAL = "task-arithmetic"
@@ -28,7 +28,6 @@ def add_merge(merge: LateParser) -> None:
     merge.add_argument("--data", default="", metavar="LEVEL", help="of the tasks, under --search (default: the first)")
     merge.add_argument("--output", type=Path, default=Path("merged.safetensors"), help="default: %(default)s; an "
                        "earlier merge there is replaced, an input never")  # fmt: skip
-    add_overwrite(merge)
 
 
 def _add_rules(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:

@@ -1,1 +1,1 @@
-"""What a run may be asked for: settings, what each may hold, and which contradict one another."""
+"""The settings of a run: what each may hold, which contradict one another, and a reference of all."""

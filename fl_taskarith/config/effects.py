@@ -44,7 +44,7 @@ def idle_reason(config: Settings, key: str) -> Idle | None:
 
 
 def explain(config: Settings, key: str, idle: Idle) -> str:
-    """The reason in words: key, what leaves it without an effect, what to do."""
+    """Say why the key has no effect, and what to do."""
 
     def setting(name: str) -> str:
         return f"{name} = {shown(getattr(config, snake(name)))}"

@@ -41,7 +41,7 @@ def markdown() -> str:
 
 
 def with_reference(text: str) -> str:
-    """Return the text of a README with the settings written anew between the two markers.
+    """Return the text of a README with the settings, generated again, between the two markers.
 
     Raises:
         ConfigError: the markers are not both there.

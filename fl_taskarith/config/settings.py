@@ -35,7 +35,7 @@ class Config(Settings):
             raise ConfigError(message)
 
     def to_run_config(self) -> dict[str, Scalar]:
-        """All settings as Flower's flat kebab-case mapping."""
+        """Return all settings as Flower's flat kebab-case mapping."""
         return {kebab(name): value for name, value in dataclasses.asdict(self).items()}
 
     def fingerprint(self) -> str:
@@ -62,7 +62,7 @@ class Config(Settings):
         ]
 
     def extends(self, other: Mapping[str, Scalar], done: int) -> bool:
-        """Whether a run of the settings `other`, `done` rounds of which are there, can go on exactly as one of these.
+        """Whether a run of the settings `other`, after `done` rounds, can go on exactly as a run of these.
 
         The settings differ in `num-rounds` at most, and no round so far depended on how many there were to be.
         """
@@ -76,7 +76,7 @@ class Config(Settings):
                 and self.schedule in LENGTH_FREE_SCHEDULES
                 and self.dataset != REGRESSION
                 and min(before, self.num_rounds) > self.head_rounds
-                # The head was solved anew after the last round, whatever its number.
+                # The head was solved again after the last round, whatever its number.
                 and not (self.ridge_refresh and done == before and done % self.ridge_refresh)
             ))
         )  # fmt: skip
@@ -180,7 +180,7 @@ def from_run_config(settings: Mapping[str, object]) -> Config:
 
 
 def idle_by_itself(config: Config, settings: Mapping[str, object], keys: Iterable[str]) -> dict[str, str]:
-    """Those of `keys` that have no effect in `config`, and had none by `settings` over the defaults; why, in words.
+    """Explain each of `keys` that has no effect in `config`, and had none by `settings` over the defaults.
 
     Settings that others were to complete may contradict one another by themselves.
     """

@@ -20,14 +20,14 @@ from fl_taskarith.workspace.workspace import Workspace
 
 
 class CentralizedRun(Run):
-    """SGDM over the whole training set; its momentum lives on from epoch to epoch, and in checkpoints."""
+    """SGDM over the whole training set; its momentum is carried from epoch to epoch, and saved in checkpoints."""
 
     def __init__(self, config: Config, home: Workspace, logbook: Logbook, progress: Progress | None) -> None:
         super().__init__(config, home, logbook, progress)
         self._momentum: Weights = {}
 
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
-        """Of the pooled training set."""
+        """Return the statistics of the pooled training set."""
         started = time.perf_counter()
         self.home.place(self.model)
         examples = self.home.data.train
@@ -36,7 +36,7 @@ class CentralizedRun(Run):
         return RidgeStatistics.of(features, examples.labels, len(self.home.data.dataset.classes))
 
     def train_rounds(self, first_round: int, last_round: int) -> None:
-        """Epochs `first_round`..`last_round` of ⌈n / batch-size⌉ steps each."""
+        """Train epochs `first_round`..`last_round` of ⌈n / batch-size⌉ steps each."""
         config, home = self.config, self.home
         for epoch in range(first_round, last_round + 1):
             started = time.perf_counter()
@@ -81,14 +81,14 @@ class CentralizedRun(Run):
             self.finish_round(row, trained)
 
     def distribute(self, row: Row) -> None:
-        """There is nobody to send to."""
+        """Send nothing, for there are no clients."""
 
     def state(self) -> Checkpoint:
-        """The momentum buffers, by parameter name."""
+        """Return a checkpoint with the momentum buffers, by parameter name and in the parameters' shapes."""
         return Checkpoint(0, {}, {}, self._momentum)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """The momentum buffers."""
+        """Take the momentum buffers back, in the parameters' shapes."""
         self._momentum = dict(checkpoint.strategy_state)
 
     def _restore_momentum(self, optimizer: SparseSGDM, names: list[str]) -> None:

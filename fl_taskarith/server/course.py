@@ -1,4 +1,4 @@
-"""What the rows of a run say about its course: remarks while it trains, a verdict at its end. Pure."""
+"""Comments on the course of a run, from its rows alone: remarks while it trains, a verdict at its end."""
 
 import math
 import shlex
@@ -15,29 +15,29 @@ DECADES = 4  # of the grid that a search is advised
 
 
 def remarks(rows: Sequence[Row], config: Config) -> list[str]:
-    """What the last of `rows` gives reason to say; each thing once, and again when it has become twice as bad."""
+    """Return remarks on the last of `rows`; each is made once, and again when it has become twice as bad."""
     advice = f"learning-rate = {config.learning_rate} is probably too large: see `fl-taskarith search`."
-    found = []
+    comments = []
     losses = [row["train_loss"] for row in rows if row.get("train_loss") is not None]
     rises = _rises(losses)
     began = losses[-1 - rises] if losses else 0.0
     if rises and rises % RISES == 0 and (losses[-1] > losses[0] or losses[-1] > JUMP * began):
-        found.append(
+        comments.append(
             f"The training loss has risen for {rises} rounds on end, from {began:.4g} to {losses[-1]:.4g}: {advice}"
         )
-    if _is_told(drops := _drops(rows)):
+    if _is_reported(drops := _drops(rows)):
         start, now = rows[0]["val_accuracy"], rows[-1]["val_accuracy"]
         images = max(config.validation_size, 1)
         certain = drops[-1] > math.sqrt(start * (1 - start) / images)  # one standard error of an accuracy
-        found.append(
+        comments.append(
             f"The validation accuracy, {100 * now:.1f} %, is {100 * drops[-1]:.1f} points below round 0's "
             f"{100 * start:.1f} %: {advice if certain else f'no more than {images} images leave to chance.'}"
         )
-    return found
+    return comments
 
 
 def verdict(rows: Sequence[Row], config: Config, folder: Path) -> list[str]:
-    """Lines for the end of a run: its test accuracy against the ridge head's and, where it is not above, what to do."""
+    """Return a run's last lines: its test accuracy against the ridge head's and, where it is not above, what to do."""
     first, last = rows[0], rows[-1]
     if last.get("test_accuracy") is None or last["round"] == 0:
         return []
@@ -60,7 +60,7 @@ def verdict(rows: Sequence[Row], config: Config, folder: Path) -> list[str]:
 
 
 def _cause(rows: Sequence[Row], config: Config) -> tuple[str, float]:
-    """Why a run ends no better than the ridge head, and the highest rate that a search should try."""
+    """Say why a run ends no better than the ridge head, and the highest rate that a search should try."""
     rate, split = config.peak_rate, "val" if rows[-1].get("val_accuracy") is not None else "test"
     curve = [(row[f"{split}_accuracy"], row["round"]) for row in rows if row.get(f"{split}_accuracy") is not None]
     start, end = curve[0][0], curve[-1][0]
@@ -90,24 +90,24 @@ def _cause(rows: Sequence[Row], config: Config) -> tuple[str, float]:
 
 
 def _rises(losses: Sequence[float]) -> int:
-    """How many times in succession, up to the last one, a loss was above the one before."""
+    """Count how many times in succession, up to the last one, a loss was above the one before."""
     rises = 0
     while rises + 1 < len(losses) and losses[-1 - rises] > losses[-2 - rises]:
         rises += 1
     return rises
 
 
-def _is_told(drops: Sequence[float]) -> bool:
-    """Whether the last drop is told: the first one above 0 is, and then each that is twice the last one told."""
-    last_told, told = 0.0, False
+def _is_reported(drops: Sequence[float]) -> bool:
+    """Whether the last drop is reported: the first above 0 is, then each that is twice the last one reported."""
+    last_reported, reported = 0.0, False
     for drop in drops:
-        told = drop > 0 and drop >= 2 * last_told
-        last_told = drop if told else last_told
-    return told
+        reported = drop > 0 and drop >= 2 * last_reported
+        last_reported = drop if reported else last_reported
+    return reported
 
 
 def _drops(rows: Sequence[Row]) -> list[float]:
-    """How far the validation accuracy of every later row that has one lies below round 0's; [] if the last has none."""
+    """Return how far the validation accuracy of each later row is below round 0's; [] if the last row has none."""
     if rows[-1].get("val_accuracy") is None or rows[0].get("val_accuracy") is None:
         return []
     return [rows[0]["val_accuracy"] - row["val_accuracy"] for row in rows[1:] if row.get("val_accuracy") is not None]

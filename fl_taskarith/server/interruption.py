@@ -20,7 +20,7 @@ _in_rounds = False
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody asked the run to end by a signal; `exit_status` is 128 + its number."""
+    """A signal asked the run to end; `exit_status` is 128 + its number."""
 
     def __init__(self, message: str, signal_number: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -66,7 +66,7 @@ def ending_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def ending_until_idle() -> Iterator[None]:
-    """For a worker process: within it both signals end what is done, and after it none ends the process.
+    """For a worker process: within it both signals end the work, and after it they are ignored.
 
     A pool of which one idle process dies ends all the others, in the middle of their rounds.
     """
@@ -85,13 +85,13 @@ def asked_to_stop() -> bool:
 
 
 def stop_if_asked(message: str) -> None:
-    """Raise Interrupted if a signal came within the last `finishing_rounds`; it is told once."""
+    """Raise Interrupted if a signal came within the last `finishing_rounds`; only once."""
     if _received is not None:
         raise interrupted(message)
 
 
 def interrupted(message: str) -> Interrupted:
-    """The exception that ends a run after a signal, which has then been answered."""
+    """Return the exception that ends a run after a signal, and forget the signal."""
     global _received
     number, _received = _received, None
     return Interrupted(message, number or signal.SIGINT)

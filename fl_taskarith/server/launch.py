@@ -55,7 +55,7 @@ def run_federation(
         grid: Flower's own Grid, needed by engine = "flower" only.
         progress: called with (round, last round, row) after each round.
         deadline: time (of time.time) from which the run stops after its round, with a checkpoint.
-        starts: of the caller's earlier runs; None to find all of round 0 anew.
+        starts: results of round 0 of the caller's earlier runs; None to compute all of it.
 
     Raises:
         FlTaskarithError: with the cause, in the user's terms; the results so far stay in the folder.
@@ -98,10 +98,10 @@ def run_federation(
 
 
 def _resolved(config: Config, *, alone: bool) -> tuple[Config, KnownRate | None]:
-    """`config` without "auto" for the machine and the rate, and where the rate is from if it was.
+    """Resolve "auto" for the machine and the rate; return the configuration and the source of such a rate.
 
-    Says what the run computes on and how fast, what this machine emulates and, of a long run that is no part of a study
-    (`alone`), how long it takes.
+    Log the device and its speed, what this machine emulates and, for a long run that is no part of a study (`alone`),
+    how long it takes.
     """
     here = on_this_machine(config)
     speed = speed_of(here, GLANCE)  # before the rate: of a model that does not exist no rate is known
@@ -128,14 +128,14 @@ def make_run(
     client_app: ClientCallable,
     grid: Grid | None = None,
 ) -> Run:
-    """The run of `config` over its data and model: federated on its engine, or centralized."""
+    """Return the run of `config` over its data and model: federated on its engine, or centralized."""
     if config.strategy == "centralized":
         return CentralizedRun(config, home, logbook, progress)
     return FederatedRun(config, home, logbook, progress, _choose_engine(config, client_app, grid))
 
 
 def describe(home: Workspace) -> dict[str, dict[str, int] | str]:
-    """Facts about a run for run.json: device, numbers of parameters, examples and shard sizes."""
+    """Return facts about a run for run.json: device, numbers of parameters, examples and shard sizes."""
     trained = home.trained_names(home.config.num_rounds)
     facts: dict[str, dict[str, int] | str] = {
         "device": describe_device(home.device),
@@ -157,7 +157,7 @@ def describe(home: Workspace) -> dict[str, dict[str, int] | str]:
 
 
 def _describe_shards(shards: Any) -> str:
-    """A line on the shard sizes of `describe`, and on whether they could be closer where they differ by more than 1."""
+    """Describe the shard sizes, and whether they could be closer where they differ by more than 1."""
     words = "{clients} clients with {smallest} to {largest} examples each".format(**shards)
     if "least_spread" not in shards:
         return words
@@ -173,7 +173,7 @@ def show_log() -> None:
 
 
 class _Printer(logging.Handler):
-    """To whatever standard output is at the time: Flower and notebooks replace it."""
+    """A handler that prints to whatever standard output is at the time: Flower and notebooks replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not getattr(record, "unprinted", False):
@@ -191,7 +191,7 @@ def _choose_engine(config: Config, client_app: ClientCallable, grid: Grid | None
 
 
 def draw_curves(folder: Path) -> None:
-    """curves.png and curves.pdf in a run's folder."""
+    """Draw curves.png and curves.pdf in a run's folder."""
     from fl_taskarith.figures.plots import plot_curves, plot_distances
     from fl_taskarith.figures.run_groups import has_regression_data
 

@@ -83,11 +83,11 @@ class KnownRate:
 
     @property
     def rate(self) -> float:
-        """To three digits."""
+        """The rate, rounded to three digits."""
         return float(f"{self.cell.rates[self.classes] * self.factor:.3g}")
 
     def describe(self) -> str:
-        """One line for the log."""
+        """Return a line for the log."""
         cell = self.cell
         mask = "all weights" if cell.rule == "none" else f"{cell.rule}, density {cell.density:g}"
         what = {"head": "the head alone", "all": f"{mask}, and the head"}.get(cell.trainable, mask)
@@ -103,7 +103,7 @@ class KnownRate:
 
 
 def with_known_rate(config: Config) -> tuple[Config, KnownRate | None]:
-    """`config` with a number for a learning rate of "auto", and where that is from; as it is with a number of its own.
+    """Replace a learning rate of "auto" by a number; return the configuration, and where such a rate is from.
 
     Raises:
         ConfigError: no rate is known for it; says how to have validation choose one.
@@ -128,7 +128,7 @@ def with_known_rate(config: Config) -> tuple[Config, KnownRate | None]:
 
 
 def search_from(config: Config) -> float:
-    """The lowest rate that a search of four decades should try: two decades below a known one, else by the mask."""
+    """Return the lowest rate of a search of four decades: two decades below a known one, else by the mask."""
     known = known_rate(config)
     if known is not None:
         return float(10.0 ** (math.floor(math.log10(known.rate)) - 2))
@@ -136,7 +136,7 @@ def search_from(config: Config) -> float:
 
 
 def known_rate(config: Config) -> KnownRate | None:
-    """The rate of the cell that is nearest to `config` among those that cover it; None without one."""
+    """Return the rate of the cell that is nearest to `config` among those that cover it; None without one."""
     if (
         config.dataset == REGRESSION
         or config.weights == "none"
@@ -159,7 +159,7 @@ def known_rate(config: Config) -> KnownRate | None:
 
 
 def classes_held(config: Config) -> float:
-    """Classes per client; infinite where data are not divided by class.
+    """Return the classes per client; infinite where data are not divided by class.
 
     Under Dirichlet shares q ~ Dir(α p) over c classes of equal size: (α + 1) / (α / c + 1), the inverse of E Σ q².
     """
@@ -173,7 +173,7 @@ def classes_held(config: Config) -> float:
 
 @lru_cache
 def table() -> tuple[Cell, ...]:
-    """All cells of learning_rates.toml."""
+    """Read all cells of learning_rates.toml."""
     return tuple(
         Cell(**{snake(key): value for key, value in (group | row).items() if key != "cell"})
         for group in read_toml(shipped_file("server/learning_rates.toml"))["group"]
@@ -191,7 +191,7 @@ def _count(classes: str) -> float:
 
 
 def _factor(config: Config, cell: Cell) -> float:
-    """On the cell's rate, for what makes a round's step larger or noisier than in its runs; at most 1."""
+    """Return a factor, at most 1, on the cell's rate for what makes a step larger or noisier than in its runs."""
     factor = min(1.0, config.batch_size / cell.batch_size) * min(1.0, (1 - config.momentum) / (1 - MOMENTUM))
     if config.strategy == "centralized":
         return factor
@@ -208,7 +208,7 @@ def _factor(config: Config, cell: Cell) -> float:
 
 
 def _words(config: Config) -> str:
-    """What of the settings decides a rate."""
+    """Name the settings that decide a rate."""
     mask = config.mask_rule if config.mask_rule == "none" else f"{config.mask_rule} at density {config.density:g}"
     return (
         f"{config.dataset}, {config.model}, trainable = {config.trainable}, head = {config.head}, mask-rule = {mask}, "

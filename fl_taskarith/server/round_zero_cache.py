@@ -174,7 +174,7 @@ def _shareable(config: Config, kind: Kind[Any]) -> bool:
     """Whether what this process computes holds for another, and takes long enough to compute.
 
     SuperNodes compute on machines and from data that this process does not see. Byzantine clients are an experiment
-    on what arrives from clients, so it arrives anew. A mask from a file or from the weights alone is quick,
+    on what arrives from clients, so it is computed every time. A mask from a file or from the weights alone is quick,
     and a rule of the user's own may change under its name.
     """
     if os.environ.get(SWITCH) == "off" or config.engine != "sequential" or config.byzantine_fraction > 0:
@@ -225,7 +225,7 @@ def _digest(home: Workspace, kind: Kind[Any]) -> str:
 
 
 def _content(mask_file: str) -> str:
-    """The checksum of a mask file; "" where it cannot be read, which the run itself will say."""
+    """Return the checksum of a mask file; "" where it cannot be read, which the run itself will say."""
     try:
         return hashlib.sha256(resolve(mask_file, "mask-file").read_bytes()).hexdigest()
     except (OSError, ConfigError):
@@ -234,7 +234,7 @@ def _content(mask_file: str) -> str:
 
 @lru_cache(maxsize=1)
 def _surroundings() -> list[str]:
-    """The processor, versions, and a checksum of this package's code: an edit to it does not change its version."""
+    """Return processor, versions, and a checksum of this package's code: an edit does not change its version."""
     code = hashlib.sha256()
     package = Path(__file__).parents[1]
     for path in sorted(package.rglob("*.py")):

@@ -46,13 +46,13 @@ Progress = Callable[[int, int, Row], None]
 
 @dataclass(frozen=True)
 class History:
-    """What a run left: its folder, and the rows of its rounds.csv."""
+    """The results of a run: its folder, and the rows of its rounds.csv."""
 
     folder: Path
     rows: list[Row]
 
     def frame(self) -> "pandas.DataFrame":
-        """The rows as a pandas table."""
+        """Return the rows as a pandas table."""
         import pandas
 
         return pandas.DataFrame(self.rows, columns=list(COLUMNS))
@@ -76,15 +76,19 @@ class Run(ABC):
 
     @abstractmethod
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
-        """Of all training examples under the current backbone; adds bytes and seconds, in round 0 clients, to `row`."""
+        """Return the statistics of all training examples under the current backbone.
+
+        Args:
+            row: gets the bytes and seconds, in round 0 also the number of clients.
+        """
 
     @abstractmethod
     def train_rounds(self, first_round: int, last_round: int) -> None:
-        """Rounds `first_round`..`last_round` from `self.model`; calls `finish_round` after each."""
+        """Train rounds `first_round`..`last_round` from `self.model`; call `finish_round` after each."""
 
     @abstractmethod
     def state(self) -> Checkpoint:
-        """A checkpoint that holds what the rounds keep beside the global model; its round and model do not matter."""
+        """Return a checkpoint with what the rounds need beside the global model; its round and model do not matter."""
 
     @abstractmethod
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -101,10 +105,10 @@ class Run(ABC):
 
     @abstractmethod
     def distribute(self, row: Row) -> None:
-        """Let all clients have what is frozen from now on; adds the bytes to `row`."""
+        """Send all clients what is frozen from now on; add the bytes to `row`."""
 
     def execute(self) -> None:
-        """Round 0 or the last checkpoint, the rounds that are left, and the export of the final model.
+        """Run round 0 or load the last checkpoint, run the rounds that are left, and export the final model.
 
         The rounds come in two phases with other tensors to train each: `head-rounds` of the head alone, if any, and
         the rest.
@@ -137,7 +141,7 @@ class Run(ABC):
                 )
 
     def choose_mask_only(self) -> None:
-        """What `execute` does until the mask is chosen and saved, and no more: the test set is not looked at.
+        """Do what `execute` does until the mask is chosen and saved; the test set is not looked at.
 
         A rule that scores nothing needs no head, so none is solved or trained for it.
 
@@ -239,7 +243,7 @@ class Run(ABC):
         row["overhead_seconds"] += overhead(time.perf_counter() - started, row["train_seconds"] - clients_before)
 
     def _refresh_head(self, row: Row) -> None:
-        """Solve the head anew for the backbone as it is, and send it to clients in place of the last one."""
+        """Solve the head again for the backbone as it is, and send it to clients in place of the last one."""
         started, clients_before = time.perf_counter(), row["train_seconds"]
         head, facts = self._solve_ridge_head(row)
         self.logbook.note(head=facts)
@@ -248,7 +252,7 @@ class Run(ABC):
         row["overhead_seconds"] += overhead(time.perf_counter() - started, row["train_seconds"] - clients_before)
 
     def _solve_ridge_head(self, row: Row) -> tuple[Weights, dict[str, object]]:
-        """The head's weight and bias, and facts for run.json; λ and logit scale by validation where they are "auto"."""
+        """Return the head, and facts for run.json; validation chooses λ and the logit scale where they are "auto"."""
         solver = RidgeSolver(self.ridge_statistics(row))
         self.home.place(self.model)
         validation = pooled(self.config, self.home.data.validation)
@@ -264,7 +268,7 @@ class Run(ABC):
         return weights, {"kind": "ridge", "ridge_lambda": ridge_lambda, "logit_scale": logit_scale}
 
     def _evaluate(self, row: Row) -> None:
-        """Validation and test loss and accuracy of the global model, and ‖θ − θ₀‖, into `row`.
+        """Write validation and test loss and accuracy of the global model, and ‖θ − θ₀‖, into `row`.
 
         Where groups of clients see images differently, they are means over the groups; of several cluster models a
         group is measured with the one of least validation loss in it.
@@ -295,7 +299,7 @@ class Run(ABC):
         row["evaluate_seconds"] = time.perf_counter() - started
 
     def _measured(self, examples: ImageSet) -> list[list[Evaluation]]:
-        """Of every model, on `examples` as every group of clients sees them."""
+        """Evaluate every model on `examples` as every group of clients sees them: [models][groups]."""
         table = []
         for model in split_clusters(self.config, self.model):
             self.home.place(model)
@@ -315,13 +319,13 @@ class Run(ABC):
 
 
 def scheduled_rate(config: Config, logbook: Logbook, server_round: int) -> float:
-    """The learning rate of `server_round`, from the schedule and the validation losses logged so far."""
+    """Return the learning rate of `server_round`, from the schedule and the validation losses logged so far."""
     losses = [row.get("val_loss") for row in logbook.rows if row["round"] < server_round]
     return learning_rate(config, server_round, [loss for loss in losses[1:] if loss is not None])
 
 
 def solved_logit_scale(logbook: Logbook) -> float:
-    """The factor between the scores of the ridge head and the model's; 1 without such a head."""
+    """Return the factor between the scores of the ridge head and the model's; 1 without such a head."""
     return float(logbook.fact("head").get("logit_scale", 1.0))
 
 
@@ -335,7 +339,7 @@ def record_round(
     last: bool,
     deadline: float | None = None,
 ) -> None:
-    """Write a finished round's row, tell of it, and save the `checkpoint` of it where due.
+    """Write a finished round's row, log it, and save its `checkpoint` where due.
 
     Raises:
         BudgetSpent: it is past `deadline` (of time.time) and more rounds are to come; this one is saved.
@@ -358,12 +362,12 @@ def record_round(
 
 
 def overhead(wall_seconds: float, client_seconds: float) -> float:
-    """Seconds of a round that no client worked; 0 where clients ran side by side for longer than the round."""
+    """Return the seconds of a round in which no client worked; 0 where clients ran side by side for longer."""
     return max(0.0, wall_seconds - client_seconds)
 
 
 def describe_round(row: Row, num_rounds: int) -> str:
-    """One line for the terminal."""
+    """Describe a round in a line for the terminal."""
     words = [f"round {row['round']:>3}/{num_rounds}"]
     for column, name, form in (
         ("train_loss", "train loss", "{:.4f}"),

@@ -32,7 +32,7 @@ def simulate(
     Args:
         conf: a TOML file of settings, or a Config, or None for the defaults (the quick start).
         deadline: time (of time.time) from which the run stops after its round, with a checkpoint.
-        starts: what round 0 found in the caller's earlier runs, so that runs of one search do not find it again.
+        starts: results of round 0 of the caller's earlier runs, so that runs of one search do not compute them again.
         overrides: settings by their Python names.
 
     Raises:

@@ -50,17 +50,17 @@ class Work:
     frozen: int
 
     def seconds(self, speed: Speed) -> float:
-        """At a measured speed."""
+        """Return the time that it takes at a measured speed."""
         frozen = self.frozen / speed.frozen if speed.frozen else 0.0
         return (self.trained + self.scored) / speed.training + self.evaluated / speed.evaluation + frozen
 
     def again(self) -> "Work":
-        """Of another run that finds mask and cache there."""
+        """Return the work of another run, for which mask and cache exist."""
         return replace(self, scored=0, frozen=0)
 
 
 def device_line(config: Config, speed: Speed | None) -> str:
-    """What a run computes on, for example "device Tesla T4, fp16, compile off, 590 images/s"."""
+    """Describe what a run computes on, for example "device Tesla T4, fp16, compile off, 590 images/s"."""
     words = [f"device {describe_device(choose_device(config.device))}"]
     if speed is not None:
         words += [config.precision, f"compile {config.compile}", f"{speed.training:,.0f} images/s"]
@@ -69,7 +69,7 @@ def device_line(config: Config, speed: Speed | None) -> str:
 
 
 def speed_of(config: Config, seconds: float) -> Speed | None:
-    """The speed of `config`, measured for at least `seconds`, once per process; None of regression data.
+    """Return the speed of `config`, measured for at least `seconds`, once per process; None of regression data.
 
     Args:
         config: with `device`, `precision` and `compile` as they are on this machine.
@@ -91,7 +91,7 @@ def speed_of(config: Config, seconds: float) -> Speed | None:
 
 
 def work_of(config: Config) -> Work | None:
-    """The images of a run from its start to its end; None of regression data."""
+    """Count the images of a whole run; None for regression data."""
     if config.dataset == REGRESSION:
         return None
     size = image_source(config.dataset)
@@ -140,7 +140,7 @@ class _Probe:
         return max(self.config.batch_size, EVALUATION_BATCH[self.device.type])
 
     def train(self, count: int) -> None:
-        """One forward and backward pass of `count` images."""
+        """Run a forward and backward pass of `count` images."""
         set_trained(self.model, self.names)
         self.network.train()
         with autocast(self.device, self.config.precision):
@@ -149,18 +149,18 @@ class _Probe:
 
     @torch.inference_mode()
     def evaluate(self, count: int) -> None:
-        """One forward pass."""
+        """Run a forward pass of `count` images."""
         self.network.eval()
         with autocast(self.device, self.config.precision):
             self.network(self.inputs[:count])
 
     def freeze(self, count: int) -> None:
-        """One pass through the frozen blocks."""
+        """Run a pass of `count` images through the frozen blocks."""
         with autocast(self.device, self.config.precision):
             prefix_tokens(self.model, self.images[:count], self.first)
 
     def speed(self, seconds: float) -> Speed:
-        """Of all three, in about `seconds`."""
+        """Measure all three, in about `seconds`."""
         return Speed(
             self._images_per_second(self.train, self.config.batch_size, seconds / 2),
             self._images_per_second(self.evaluate, EVALUATION_BATCH[self.device.type], seconds / 4),
@@ -168,7 +168,7 @@ class _Probe:
         )
 
     def _images_per_second(self, work: Callable[[int], None], batch: int, seconds: float) -> float:
-        """Of steps of `batch` images, or of as many as take `seconds` where one step of them would take longer."""
+        """Measure steps of `batch` images, or of as many as take `seconds` where one step would take longer."""
         first = min(FIRST, batch)
         work(first)
         count = max(first, min(batch, round(first * seconds / self._timed(work, first))))

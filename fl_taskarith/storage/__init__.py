@@ -1,1 +1,1 @@
-"""Files, folders, locks and logs: how what a run finds is kept and read again."""
+"""Files, folders, locks and logs: how the results of a run are written and read back."""

@@ -28,11 +28,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after `round` rounds.
+    """A run after `round` rounds. Tensors have any shapes and dtypes, and come back with the same.
 
-    trained: the global weights that rounds update (under a mask, its entries); frozen: the tensors of `Frozen`;
-    strategy_state: tensors the strategy keeps; notes: the log so far, JSON values; client_states: file name of each
-    client's own state, by partition, for those that have one.
+    Attributes:
+        trained: the global weights that rounds update (under a mask, [entries] of each).
+        frozen: the tensors of `Frozen`.
+        strategy_state: the tensors of the strategy.
+        notes: the log so far, JSON values.
+        client_states: the file name of each client's own state, by partition, for those that have one.
     """
 
     round: int
@@ -67,7 +70,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load_latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest undamaged checkpoint in `folder`; a damaged one is reported and passed over. None without any file.
+    """Load the newest undamaged checkpoint in `folder`; report and pass over damaged ones. None without any file.
 
     Raises:
         CheckpointError: there are checkpoints and all are damaged.
@@ -92,7 +95,7 @@ def load_latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(round, path) of every checkpoint file in `folder`, newest round first."""
+    """List (round, path) of every checkpoint file in `folder`, newest round first."""
     if not folder.is_dir():
         return []
     matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
@@ -100,7 +103,7 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def referenced_client_states(folder: Path) -> list[StateNames]:
-    """The client states that each readable checkpoint in `folder` refers to."""
+    """Return the names of the client states that each readable checkpoint in `folder` refers to."""
     tables = []
     for _, path in list_checkpoints(folder):
         try:

@@ -63,7 +63,7 @@ def read_frozen(folder: Path, name: str) -> dict[str, Tensor]:
         kind = CheckpointError if (folder / name).exists() else FrozenMissing
         raise kind(
             f"The frozen head and mask in {folder / name} are missing or damaged: delete that file, if it is there, "
-            "and run again; clients are sent it anew."
+            "and run again; clients are sent it again."
         )
     return tensors
 
@@ -98,7 +98,7 @@ def read_client_state(folder: Path, partition: int, name: str) -> dict[str, Tens
 
 
 def prune_client_states(folder: Path, kept: Iterable[StateNames]) -> None:
-    """Delete every state that none of the name tables in `kept` refers to."""
+    """Delete every state that none of the name tables in `kept` names."""
     wanted = {(partition, name) for names in kept for partition, name in names.items()}
     for path in folder.glob("*/*.safetensors"):
         if path.parent.name.isdecimal() and (int(path.parent.name), path.name) not in wanted:

@@ -15,7 +15,7 @@ PACKAGES = ("fl-taskarith", "flwr", "torch", "torchvision", "timm", "numpy")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and commit, for the records of runs and benchmarks."""
+    """Return versions, machine and commit, for the records of runs and benchmarks."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -31,7 +31,7 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name; Linux keeps it in /proc."""
+    """Return the processor's name, which Linux has in /proc."""
     try:
         names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
@@ -40,7 +40,7 @@ def _processor() -> str:
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout that is installed, with "+" if it has uncommitted changes; None outside a checkout."""
+    """Return the commit of the installed checkout, with "+" if it has uncommitted changes; None outside one."""
     root = checkout()
     if root is None:
         return None

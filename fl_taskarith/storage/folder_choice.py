@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def run_name(config: Config) -> str:
-    """`run-name`, or a name made of the main settings and the fingerprint of all that decide the numbers."""
+    """Return `run-name`, or a name made of the main settings and the fingerprint of all that decide the numbers."""
     if config.run_name:
         return config.run_name
     words = [name.rpartition(":")[2].lower() for name in (config.dataset, config.strategy)]
@@ -34,13 +34,18 @@ def run_name(config: Config) -> str:
 
 
 def sharding_name(config: Config) -> str:
-    """For example "iid", "nc2" or "dir0.5"."""
+    """Name the sharding, for example "iid", "nc2" or "dir0.5"."""
     names = {"classes": f"nc{config.classes_per_client}", "dirichlet": f"dir{config.dirichlet_alpha:g}"}
     return names.get(config.sharding, config.sharding)
 
 
 def choose_folder(config: Config) -> tuple[Path, Path | None]:
-    """The folder to write to, made if need be, and the one whose last checkpoint the run begins with, if any."""
+    """Return the folder to write to, made if need be, and the one whose last checkpoint the run begins with, if any.
+
+    Raises:
+        ConfigError: run-name is no plain folder name.
+        CheckpointError: the unfinished run there has other settings, or a folder cannot be used.
+    """
     name = run_name(config)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,149}", name):
         raise ConfigError(

@@ -10,7 +10,7 @@ from fl_taskarith.errors import ConfigError
 
 
 def checkout() -> Path | None:
-    """The folder of the editable install (PEP 610 `direct_url.json`), or None for any other kind of install.
+    """Return the folder of the editable install (PEP 610 `direct_url.json`), or None for any other kind of install.
 
     Flower runs a copy of this package, so `__file__` would point into Flower's own store.
     """
@@ -27,7 +27,7 @@ def checkout() -> Path | None:
 
 
 def resolve(path: str, key: str) -> Path:
-    """`path` made absolute: `~` is the home folder, a relative path lies in the installed checkout.
+    """Make `path` absolute: `~` is the home folder, a relative path lies in the installed checkout.
 
     Raises:
         ConfigError: a relative path, and the package is not installed with `pip install -e`; names `key`.
@@ -48,18 +48,18 @@ def resolve(path: str, key: str) -> Path:
 
 
 def portable(path: Path) -> str:
-    """An absolute path as a setting that means the same in a checkout elsewhere: relative where it lies in this one."""
+    """Write an absolute path as a setting that also holds in another checkout: relative where it lies in this one."""
     root = checkout()
     return path.relative_to(root).as_posix() if root is not None and path.is_relative_to(root) else str(path)
 
 
 def results_root(results_dir: str) -> Path:
-    """The folder that holds all runs: `results-dir`, or `results/` of the installed checkout when it is empty."""
+    """Return the folder that holds all runs: `results-dir`, or `results/` of the checkout when it is empty."""
     return resolve(results_dir or "results", "results-dir")
 
 
 def shipped_file(relative: str) -> Path:
-    """A data file of this package, for example "models/vit_glyph.safetensors".
+    """Return the path of a data file of this package, for example "models/vit_glyph.safetensors".
 
     Flower's app bundle carries source and text files only and runs a copy of the package without its weights, so a file
     missing beside this module is looked up in the installed package.

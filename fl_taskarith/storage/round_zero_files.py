@@ -81,7 +81,7 @@ def _make_room(folder: Path) -> None:
 
 
 def _newest_first(folder: Path, pattern: str) -> list[Path]:
-    """The files of that pattern, by the time of their last use."""
+    """List the files of that pattern, the last used first."""
     dated = []
     for path in folder.glob(pattern):
         with contextlib.suppress(OSError):  # removed by another process meanwhile

@@ -38,7 +38,7 @@ PRETRAINED = "pretrained_sha256"  # in run.json: of the weights that a run start
 TIMING_COLUMNS = ("train_seconds", "overhead_seconds", "evaluate_seconds")
 CHECKED = ("run.json", "rounds.csv", "clients.csv")  # of a finished run: a changed digit shows nowhere else
 
-# Of run.json: what a resumed run does not find out anew.
+# Facts of run.json that a resumed run takes from its checkpoint.
 KEPT_FACTS = ("started", "head", "mask", "continued_from", PRETRAINED)
 
 Row = dict[str, Any]
@@ -83,7 +83,7 @@ class Logbook:
             raise
 
     def _begin(self, origin: Path | None) -> None:
-        """Clear away what a killed process left, take the last checkpoint back, and write the files anew."""
+        """Clear away what a killed process left, load the last checkpoint, and write the files again as of then."""
         if origin is not None and origin != self.folder:
             log.info("Going on from the run in %s, which stays as it is.", origin)
             self._record["continued_from"] = origin.name
@@ -106,7 +106,7 @@ class Logbook:
 
     @property
     def client_states(self) -> Path:
-        """The folder of what clients keep between rounds."""
+        """The folder of the clients' own files."""
         return self.folder / "client-states"
 
     @property
@@ -120,12 +120,12 @@ class Logbook:
         write_atomically(self.folder / "run.json", json.dumps(self._record, indent=2) + "\n")
 
     def fact(self, name: str) -> dict[str, Any]:
-        """A group of facts of run.json; {} if it is not there (yet)."""
+        """Return a group of facts of run.json; {} if it is not there (yet)."""
         found = self._record.get(name)
         return found if isinstance(found, dict) else {}
 
     def note_start(self, **facts: Any) -> None:
-        """Add the facts found out at the start of a sitting; one that goes on must have the weights of the first.
+        """Add the facts of a start; a run that is continued must start from the weights that it began with.
 
         Raises:
             CheckpointError: the pretrained weights are others than those that the run began with.
@@ -189,15 +189,15 @@ class Logbook:
                 tracker.close(failed=error is not None)
 
     def _told_stop(self) -> str:
-        """What an interrupted run says last: which round is saved."""
+        """Return the last line of an interrupted run: which round is saved."""
         saved = list_checkpoints(self.checkpoints)
         if not saved:
-            return f"Interrupted before anything was saved: the same command begins anew ({self.folder})."
+            return f"Interrupted before anything was saved: the same command starts again ({self.folder})."
         return f"Interrupted; saved after round {saved[0][0]}: the same command goes on from there ({self.folder})."
 
 
 def read_rounds(folder: Path) -> list[Row]:
-    """rounds.csv of a run folder as one dictionary per row; empty cells are None.
+    """Read rounds.csv of a run folder as one dictionary per row; empty cells are None.
 
     Raises:
         CheckpointError: it is missing, its header is not ours, a row is cut short or not numeric, or it has changed
@@ -236,7 +236,7 @@ def _csv_lines(rows: list[Row]) -> str:
 
 
 def _copy_end(origin: Path, folder: Path) -> None:
-    """What a run that goes on from the last checkpoint of the one in `origin` needs of it.
+    """Copy what a run needs that goes on from the last checkpoint of the one in `origin`.
 
     Checkpoints first: a folder that has them and no run.json yet, of a killed process, is passed over by the next one.
     """

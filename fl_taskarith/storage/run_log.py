@@ -17,7 +17,7 @@ UNPRINTED = {"unprinted": True}  # `extra` of a record for the file alone: a pro
 class RunLog(logging.Handler):
     """A context manager that writes all that is logged within it, warnings of Python, and how it ends, to a file.
 
-    What comes before `open` names the file is kept and written then. A file that cannot be written costs a warning and
+    Lines that come before `open` names the file are written then. A file that cannot be written costs a warning and
     never the run.
     """
 
@@ -27,12 +27,12 @@ class RunLog(logging.Handler):
         self._kept: list[str] = []
 
     def open(self, path: Path) -> None:
-        """Append to `path` from now on, beginning with what was kept."""
+        """Append to `path` from now on, beginning with the lines before."""
         self._path = path
         self.write("")
 
     def write(self, line: str) -> None:
-        """One line, or what was kept if it is empty; from any thread."""
+        """Write a line (an empty one: the lines that wait); from any thread."""
         self.acquire()
         try:
             self._write(line)
@@ -53,7 +53,7 @@ class RunLog(logging.Handler):
             warnings.warn(f"Cannot write {path}: {error.strerror or error}; the run goes on.", stacklevel=2)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A line that our logger was given."""
+        """Write a record of our logger."""
         self.write(self.format(record))
 
     def __enter__(self) -> Self:

@@ -53,7 +53,7 @@ def check_seal(path: Path) -> bool:
 
 
 def _digest(header: dict[str, Any], blocks: Iterable[bytes | memoryview]) -> str:
-    """Of the table of tensors and the metadata, in whatever order they are written, and of the tensors' bytes."""
+    """Return the checksum of header and bytes; the order in which the header was written does not matter."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for block in blocks:
         digest.update(block)

@@ -1,4 +1,4 @@
-"""Rows of a run to TensorBoard and Weights & Biases, for those who ask. rounds.csv stays the source of truth.
+"""Rows of a run to TensorBoard and Weights & Biases, where settings ask for it. rounds.csv stays the source of truth.
 
 Whatever a tracker holds follows from the rows: a resumed run hands over those it restored, so that a point that was
 lost, or logged after the last checkpoint and then computed again, is there once.
@@ -30,12 +30,12 @@ class TensorBoard:
 
     def __init__(self, folder: Path) -> None:
         target = folder / "tensorboard"
-        for events in target.glob("events.out.tfevents.*"):  # of earlier sittings: the restored rows are written anew
+        for events in target.glob("events.out.tfevents.*"):  # from before: the restored rows are written again
             events.unlink()
         self._writer = _import("tensorboard").SummaryWriter(str(target))
 
     def log(self, row: dict[str, Any]) -> None:
-        """One point per measured column."""
+        """Add a point per measured column."""
         for name, value in _measured(row).items():
             self._writer.add_scalar(name, value, row["round"])
         self._writer.flush()
@@ -46,7 +46,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One W&B run per run folder, continued under the id kept in its file `wandb-id`; the step is the round.
+    """One W&B run per run folder, continued under the id in its file `wandb-id`; the step is the round.
 
     W&B cannot take a step back, so a step that it already has is not sent again: it would be the same numbers.
     """
@@ -73,7 +73,7 @@ class WeightsAndBiases:
         self._first_step = self._run.starting_step
 
     def log(self, row: dict[str, Any]) -> None:
-        """One step."""
+        """Send a row as a step."""
         if row["round"] >= self._first_step:
             self._run.log(_measured(row), step=row["round"])
 
