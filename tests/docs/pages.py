@@ -163,14 +163,30 @@ def frame(name: str) -> pandas.DataFrame:
     return pandas.read_csv(RESULTS / name)
 
 
-def mean(name: str, column: str, **conditions: Any) -> float:
-    """Return the mean of a column of results/NAME over the rows that have these values."""
+def select(name: str, **conditions: Any) -> pandas.DataFrame:
+    """Return the rows of results/NAME that have these values, or one of a list of them."""
     rows = frame(name)
     for key, value in conditions.items():
         rows = rows[rows[key].isin(value) if isinstance(value, list) else rows[key] == value]
     if rows.empty:
         raise KeyError(f"No row of {name} has {conditions}.")
-    return float(rows[column].mean())
+    return rows
+
+
+def mean(name: str, column: str, **conditions: Any) -> float:
+    """Return the mean of a column of results/NAME over the rows that have these values."""
+    return float(select(name, **conditions)[column].mean())
+
+
+def span(values: Any, digits: int = 0) -> str:
+    """Write the smallest and the largest of several numbers, for example "12 to 18"."""
+    return f"{np.min(values):.{digits}f} to {np.max(values):.{digits}f}"
+
+
+def log_fit(x: Any, y: Any) -> Mapping[str, float]:
+    """Return `slope` of log y on log x, and the `factor` between y and x at slope 1."""
+    x, y = np.log(np.asarray(x, dtype=float)), np.log(np.asarray(y, dtype=float))
+    return {"slope": float(stats.linregress(x, y).slope), "factor": float(np.exp((y - x).mean()))}
 
 
 @functools.cache
@@ -188,7 +204,7 @@ def render(template: Path) -> str:
     """Return the page that a template and the committed CSVs give."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     environment.globals.update(
-        acc=acc, diff=diff, gap=gap, interval=interval, study=study, frame=frame, record=record, mean=mean,
+        acc=acc, diff=diff, gap=gap, interval=interval, study=study, frame=frame, record=record, mean=mean, select=select, span=span, log_fit=log_fit,
         stated=stated, survivors=survivors, holm=holm, np=np, log=np.log, sqrt=np.sqrt,
     )  # fmt: skip
     return reflow(environment.from_string(template.read_text(encoding="utf-8")).render())
@@ -210,7 +226,8 @@ def reflow(text: str) -> str:
 
 def _wrapped(line: str) -> str:
     indent = "  " if line.startswith("- ") else ""
-    words = re.sub(r"(?<=\w) (=) (?=\S)| (±) ", "\0\\1\\2\0", " ".join(line.split()))  # "Nc = 1" stays on one line
+    words = re.sub(r"(?<=\w) ([=±]) (?=\S)", "\0\\1\0", " ".join(line.split()))  # "Nc = 1" stays on one line
+    words = re.sub(r"(?<=\d) %", "\0%", words)
     return textwrap.fill(words, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
 
 
