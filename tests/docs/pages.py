@@ -231,6 +231,13 @@ def _wrapped(line: str) -> str:
     return textwrap.fill(words, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
 
 
+def insert_findings(report: Path, findings: str) -> None:
+    """Replace the section of findings in the report of a study on regression data, as writing its report would."""
+    before, after = report.read_text(encoding="utf-8").split("## What it shows\n\n")
+    after = after[after.index("\n\n## ") :]
+    report.write_text(f"{before}## What it shows\n\n{findings.strip()}{after}", encoding="utf-8")
+
+
 def main(words: Sequence[str]) -> int:
     """Write or check all pages; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -245,6 +252,8 @@ def main(words: Sequence[str]) -> int:
         print(("written: " if write else "differs: ") + str(page.relative_to(ROOT)))
         if write:
             page.write_text(text, encoding="utf-8")
+            if page.name == "findings.md":
+                insert_findings(page.with_name("README.md"), text)
     return 1 if stale and not write else 0
 
 
