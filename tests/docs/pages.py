@@ -203,10 +203,8 @@ def templates() -> list[Path]:
 def render(template: Path) -> str:
     """Return the page that a template and the committed CSVs give."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
-    environment.globals.update(
-        acc=acc, diff=diff, gap=gap, interval=interval, study=study, frame=frame, record=record, mean=mean, select=select, span=span, log_fit=log_fit,
-        stated=stated, survivors=survivors, holm=holm, np=np, log=np.log, sqrt=np.sqrt,
-    )  # fmt: skip
+    functions = (acc, diff, gap, interval, study, frame, record, mean, select, span, log_fit, stated, survivors)
+    environment.globals.update({each.__name__: each for each in functions}, np=np)
     return reflow(environment.from_string(template.read_text(encoding="utf-8")).render())
 
 
@@ -228,7 +226,9 @@ def _wrapped(line: str) -> str:
     indent = "  " if line.startswith("- ") else ""
     words = re.sub(r"(?<=\w) ([=±]) (?=\S)", "\0\\1\0", " ".join(line.split()))  # "Nc = 1" stays on one line
     words = re.sub(r"(?<=\d) %", "\0%", words)
-    return textwrap.fill(words, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
+    return textwrap.fill(
+        words, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ).replace("\0", " ")
 
 
 def insert_findings(report: Path, findings: str) -> None:

@@ -16,21 +16,37 @@ from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics
 from fl_taskarith.training.local import extract_features
 from fl_taskarith.workspace import workspace as room
 
-GENERATED = re.compile(r"results/(?!README|.*FINDINGS).*README\.md$")  # written by the package, held by other tests
-DOCUMENTS = [
-    path
-    for path in (ROOT / "README.md", *sorted((ROOT / "conf").rglob("*.md")), *sorted((ROOT / "fl_taskarith").rglob("*.md")),
-                 *sorted((ROOT / "results").rglob("*.md")))
-    if "/runs/" not in path.as_posix()
-]  # fmt: skip
+FOLDERS = ("conf", "fl_taskarith", "results")
+DOCUMENTS = [ROOT / "README.md", *(path for name in FOLDERS for path in sorted((ROOT / name).rglob("*.md")))]
 IDS = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
-PLACEHOLDERS = ("RUN", "NAME", "FILE", "DATA", "results/A", "results/B", "PART", "STUDY", "*", "<", "{", "STEM", "FAMILY")
+PLACEHOLDERS = (
+    "RUN",
+    "NAME",
+    "FILE",
+    "DATA",
+    "results/A",
+    "results/B",
+    "PART",
+    "STUDY",
+    "*",
+    "<",
+    "{",
+    "STEM",
+    "FAMILY",
+)
+ELSEWHERE = (ROOT / "conf" / "README.md",)  # written by `python -m fl_taskarith.config.reference`
 MADE_BY_RUNS = ("results/digits-fedavg-nc2-j4-s0-44136fa3/",)
 
 
 def prose(path: Path) -> str:
     """Return a document without its blocks of code."""
     return re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def headings(path: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    found = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
 def test_the_readme_is_short_and_in_the_words_of_the_field() -> None:
@@ -46,7 +62,10 @@ def test_every_link_and_every_named_path_exists(path: Path) -> None:
     text = prose(path)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith(("http://", "https://", "#")):
-            assert (path.parent / target.partition("#")[0]).exists(), target
+            place, _, heading = target.partition("#")
+            page = path.parent / place
+            assert page.exists() or page in ELSEWHERE, target
+            assert not heading or heading in headings(page), target
     for quoted in re.findall(r"`((?:results|conf|fl_taskarith|tests)/[^`\s]+)`", text):
         if not any(word in quoted for word in PLACEHOLDERS) and not quoted.startswith(MADE_BY_RUNS):
             assert (ROOT / quoted).exists(), quoted
@@ -63,7 +82,9 @@ def test_no_measured_number_is_written_by_hand(template: Path) -> None:
     text = re.sub(r"^```.*?^```", "", template.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}|`[^`]*`|\]\([^)]*\)", "", text, flags=re.DOTALL)
     symbols = r"[A-Zα-ωΔ_a-zσ]+ ?[=≤≥] ?[\d.]+(,? (\d[\d.]*|and \d[\d.]*))*"  # C = 0.05, 0.1 and 0.2
-    words = r"(density|densities|at|momentum of|momentum|server step of|With|to) \d\.\d+( and \d\.\d+)?|in place of \d\.\d"
+    words = (
+        r"(density|densities|at|momentum of|momentum|server step of|With|to) \d\.\d+( and \d\.\d+)?|in place of \d\.\d"
+    )
     text = re.sub(rf"{symbols}|{words}|95 %", "", text)
     assert re.findall(r"[-+±]? ?\d+\.\d+|\d+ %", text) == [], "compute it, or mark it by stated(...)"
 
@@ -71,7 +92,9 @@ def test_no_measured_number_is_written_by_hand(template: Path) -> None:
 def test_the_results_in_the_readme_are_rows_of_the_findings() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\|.* ± .*\|$", text, re.MULTILINE)
-    findings = "".join((ROOT / "results" / name / "FINDINGS.md").read_text(encoding="utf-8") for name in ("cifar100", "digits"))
+    findings = "".join(
+        (ROOT / "results" / name / "FINDINGS.md").read_text(encoding="utf-8") for name in ("cifar100", "digits")
+    )
     assert len(rows) == 12
     for row in rows:
         assert row + "\n" in findings
@@ -80,7 +103,9 @@ def test_the_results_in_the_readme_are_rows_of_the_findings() -> None:
 @pytest.mark.parametrize("name", ["fed-em", "br-ifca"])
 def test_the_report_of_a_study_contains_its_findings(name: str) -> None:
     folder = ROOT / "results" / name
-    assert (folder / "findings.md").read_text(encoding="utf-8").strip() in (folder / "README.md").read_text(encoding="utf-8")
+    assert (folder / "findings.md").read_text(encoding="utf-8").strip() in (folder / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_round_in_the_package_readme_is_that_of_a_run(quick_config: Config) -> None:
@@ -112,3 +137,12 @@ def test_the_round_in_the_package_readme_is_that_of_a_run(quick_config: Config) 
     for name, weights in final_weights(history.folder).items():
         if not name.startswith("head."):
             assert torch.allclose(weights, home.model.get_parameter(name), rtol=1e-5, atol=1e-7), name
+
+
+def test_the_ratios_of_the_benchmarks_are_those_recorded() -> None:
+    text = (ROOT / "fl_taskarith" / "bench" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| .* \| ([\d.]+)[^|]*\|$", text, re.MULTILINE)
+    assert len(rows) >= 9
+    for name, ratio in rows:
+        recorded = json.loads((ROOT / "results" / "bench" / f"{name}.json").read_text(encoding="utf-8"))["ratio"]
+        assert float(ratio) == round(recorded, len(ratio.partition(".")[2])), name
