@@ -1,5 +1,6 @@
 """The documents: README.md is short, links lead somewhere, numbers come from CSVs, and code in them runs."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -146,3 +147,14 @@ def test_the_ratios_of_the_benchmarks_are_those_recorded() -> None:
     for name, ratio in rows:
         recorded = json.loads((ROOT / "results" / "bench" / f"{name}.json").read_text(encoding="utf-8"))["ratio"]
         assert float(ratio) == round(recorded, len(ratio.partition(".")[2])), name
+
+
+def test_what_a_user_imports_is_there() -> None:
+    """The notebook and README.md name modules and attributes; nothing else tells when one moves."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for cell in json.loads((ROOT / "results" / "colab.ipynb").read_text(encoding="utf-8"))["cells"]:
+        text += "".join(cell["source"]) + "\n"
+    imports = re.findall(r"^\s*from (fl_taskarith[\w.]*) import (\w+)", text, re.MULTILINE)
+    assert imports
+    for module, name in imports:
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
