@@ -12,8 +12,9 @@ from conftest import final_weights
 from pages import ROOT, render, templates
 
 from fl_taskarith import simulate
-from fl_taskarith.config.settings import Config
+from fl_taskarith.config.settings import Config, load
 from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics
+from fl_taskarith.strategies.fedavg import Reply
 from fl_taskarith.training.local import extract_features
 from fl_taskarith.workspace import workspace as room
 
@@ -35,6 +36,7 @@ PLACEHOLDERS = (
     "STEM",
     "FAMILY",
 )
+BY_FILE = (ROOT / "fl_taskarith" / "data" / "sets").exists() and (ROOT / "fl_taskarith" / "masking" / "rules").exists()
 ELSEWHERE = (ROOT / "conf" / "README.md",)  # written by `python -m fl_taskarith.config.reference`
 MADE_BY_RUNS = ("results/digits-fedavg-nc2-j4-s0-44136fa3/",)
 
@@ -64,7 +66,7 @@ def test_every_link_and_every_named_path_exists(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith(("http://", "https://", "#")):
             place, _, heading = target.partition("#")
-            page = path.parent / place
+            page = (path.parent / place).resolve()
             assert page.exists() or page in ELSEWHERE, target
             assert not heading or heading in headings(page), target
     for quoted in re.findall(r"`((?:results|conf|fl_taskarith|tests)/[^`\s]+)`", text):
@@ -158,3 +160,24 @@ def test_what_a_user_imports_is_there() -> None:
     assert imports
     for module, name in imports:
         assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+@pytest.mark.skipif(not BY_FILE, reason="data sets and mask rules are not one file each yet")
+def test_the_examples_of_how_to_add_something_run() -> None:
+    """Each block of code makes what it says: a strategy, a mask rule, a data set, and a merge rule."""
+    text = "".join(
+        (ROOT / "fl_taskarith" / name).read_text(encoding="utf-8") for name in ("README.md", "merging/README.md")
+    )
+    examples = {
+        name: code for code, name in re.findall(r"^```python\n(# (own_\w+)\.py.*?)^```", text, re.DOTALL | re.MULTILINE)
+    }
+    assert examples.keys() == {"own_strategy", "own_masks", "own_data", "own_rule"}
+    made: dict[str, Any] = {}
+    for code in examples.values():
+        exec(code, made)
+    vector = {"w": torch.tensor([[1.0, -2.0], [4.0, 1.0]])}
+    assert torch.equal(made["sign_sum"]([vector, vector])["w"], 2 * vector["w"].sign())
+    assert torch.equal(made["distance_from_mean"](vector, None)["w"], torch.tensor([[0.0, 3.0], [3.0, 0.0]]))
+    signs = made["SignMean"](load(), torch.device("cpu")).aggregate({}, [Reply(0, vector, 5.0)])
+    assert torch.equal(signs["w"], vector["w"].sign())
+    assert made["DATASET"].classes == 2
