@@ -1,1 +1,1 @@
-"""Files, folders, locks and logs: how what a run finds is kept and read again."""
+"""Files, folders, checkpoints, locks and logs: how runs are written to disk and read again."""
