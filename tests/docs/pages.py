@@ -213,8 +213,8 @@ def reflow(text: str) -> str:
     lines: list[str] = []
     code = False
     for line in text.splitlines():
-        code ^= line.startswith("```")
-        words = bool(line.strip()) and not code and not line.startswith(("|", "#", "![", "```"))
+        code ^= line.lstrip().startswith("```")
+        words = bool(line.strip()) and not code and not line.lstrip().startswith(("|", "#", "![", "<!--", "```"))
         if words and not line.startswith("- ") and lines and lines[-1].startswith("\0"):
             lines[-1] += " " + line.strip()
         else:
