@@ -1,1 +1,1 @@
-"""Masks and shards, described to a person."""
+"""Masks and shards, described for a person."""

@@ -1,1 +1,1 @@
-"""Files, folders, locks and logs: how the results of a run are written and read back."""
+"""Files, folders, checkpoints, locks and logs: how runs are written to disk and read again."""

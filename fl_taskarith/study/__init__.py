@@ -1,1 +1,1 @@
-"""What is made from results: figures and tables."""
+"""Studies: arms that run over several seeds at searched learning rates, and their tables."""

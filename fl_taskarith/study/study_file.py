@@ -1,4 +1,4 @@
-"""A study from its TOML file; the README's section on studies shows one."""
+"""A study from its TOML file; fl_taskarith/study/README.md shows one."""
 
 import difflib
 import itertools

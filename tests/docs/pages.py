@@ -1,0 +1,261 @@
+"""Write the pages of findings from their templates: every measured number in a sentence is computed from a CSV.
+
+    python -m tests.docs.pages            # say which committed pages differ from their templates and CSVs
+    python -m tests.docs.pages --write    # write them
+
+A page PAGE.md below results/ has its template PAGE.md.j2 beside it. A template calls `study(...)`, `diff(...)` and the
+other functions of this file, so that a number and the table it comes from cannot part. What no CSV holds (the duration
+of a study, a figure from a profiler) is marked by `stated("...")`.
+"""
+
+import argparse
+import functools
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas
+from scipy import stats
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results"
+WIDTH = 120  # characters of a line of text
+
+
+class StudyTables:
+    """The committed CSVs of one study; arms are named "GROUP: ARM"."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read table.csv, runs.csv, curves.csv and search.csv of the study in `folder`."""
+        self.table = pandas.read_csv(folder / "table.csv")
+        self.runs = pandas.read_csv(folder / "runs.csv")
+        self.curves = pandas.read_csv(folder / "curves.csv")
+        self.search = pandas.read_csv(folder / "search.csv")
+
+    def __getitem__(self, key: str) -> pandas.Series:
+        """Return the test accuracies in % of an arm's finished runs, by seed."""
+        rows = self._rows(self.runs, key)
+        rows = rows[rows["state"] == "done"]
+        return rows.set_index("seed")["test_percent"].sort_index()
+
+    def row(self, key: str) -> pandas.Series:
+        """Return the arm's row of table.csv."""
+        rows = self._rows(self.table, key)
+        if len(rows) != 1:
+            raise KeyError(f"{len(rows)} rows of table.csv are called {key!r}.")
+        return rows.iloc[0]
+
+    def gain(self, key: str, digits: int = 2, signed: bool = True) -> str:
+        """Return the gain over the ridge head in points with its 95 % interval."""
+        row = self.row(key)
+        return interval(row.gain_mean, row.gain_low, row.gain_high, digits, signed)
+
+    def rate(self, *keys: str) -> str:
+        """Return the learning rate that all of these arms ran at."""
+        (rate,) = {f"{self.row(key).learning_rate:g}" for key in keys}
+        return rate
+
+    def kept(self, key: str, base: str = "iid") -> str:
+        """Return the arm's accuracy as a share of that of the same arm in the group `base`."""
+        arm = key.split(": ", 1)[1]
+        share = 100 * self[key].mean() / self[f"{base}: {arm}"].mean()
+        return f"{share:.1f} %"
+
+    def counts(self, group: str = "", column: str = "gain", reference: str = "ridge head") -> Mapping[str, int]:
+        """Return how many comparisons there are of a group, or of all: `all`, `sure` (intervals without 0), `holm`.
+
+        Where all seeds differ by the same amount, no interval can be computed, and the comparison counts in `all` only.
+        """
+        rows = self.table[(self.table.arm != reference) & (self.table[f"{column}_n"] > 1)]
+        rows = rows[rows.group == group] if group else rows
+        mean, sd, n = (rows[f"{column}_{part}"] for part in ("mean", "sd", "n"))
+        tested = sd > 1e-9
+        p = 2 * stats.t.sf(np.abs(mean[tested]) / (sd[tested] / np.sqrt(n[tested])), n[tested] - 1)
+        sure = (rows[f"{column}_low"] > 0) | (rows[f"{column}_high"] < 0)
+        return {"all": len(rows), "sure": int((sure & tested).sum()), "holm": holm(p)}
+
+    def first(self, key: str, target: float) -> pandas.Series:
+        """Return round and uplink_megabytes, since round 0, where the mean over seeds first reaches `target` %."""
+        rows = self._rows(self.curves, key)
+        means = rows.groupby("round")[["test_percent", "uplink_megabytes"]].mean().reset_index()
+        return means[means.test_percent >= target - 1e-9].iloc[0]
+
+    def last(self, key: str) -> pandas.Series:
+        """Return the last evaluated round's row of means over seeds, for example its uplink_megabytes since round 0."""
+        rows = self._rows(self.curves, key)
+        return rows.groupby("round")[["test_percent", "uplink_megabytes"]].mean().reset_index().iloc[-1]
+
+    def best(self, key: str) -> float:
+        """Return the best mean over seeds of the test accuracy in % at any evaluated round."""
+        rows = self._rows(self.curves, key)
+        return float(rows.groupby("round").test_percent.mean().max())
+
+    def searched(self, key: str, rate: float, rounds: int) -> float:
+        """Return the validation accuracy in % that the search measured for an arm at a rate after so many rounds."""
+        rows = self._rows(self.search, key)
+        (value,) = rows[(rows.learning_rate == rate) & (rows.rounds == rounds)].val_accuracy
+        return 100 * float(value)
+
+    def _rows(self, frame: pandas.DataFrame, key: str) -> pandas.DataFrame:
+        group, arm = key.split(": ", 1) if ": " in key else ("", key)
+        return frame[(frame.group == group) & (frame.arm == arm)]
+
+
+def interval(mean: float, low: float, high: float, digits: int = 1, signed: bool = False) -> str:
+    """Write a mean with its interval, for example "3.1 [2.2, 4.0]"."""
+    sign = "+" if signed else ""
+    parts = [f"{value:{sign}.{digits}f}" for value in (mean, low, high)]
+    if low == high:
+        return f"{parts[0]} (all seeds alike)"
+    return f"{parts[0]} [{parts[1]}, {parts[2]}]"
+
+
+def acc(values: pandas.Series, digits: int = 2) -> str:
+    """Write mean ± sample standard deviation."""
+    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
+
+
+def diff(a: pandas.Series, b: pandas.Series, digits: int = 1, signed: bool = False) -> str:
+    """Write the mean of a - b over common seeds with its paired 95 % t interval."""
+    pairs = (a - b).dropna()
+    half = stats.t.ppf(0.975, len(pairs) - 1) * pairs.std() / np.sqrt(len(pairs))
+    return interval(pairs.mean(), pairs.mean() - half, pairs.mean() + half, digits, signed)
+
+
+def gap(a: pandas.Series, b: pandas.Series, digits: int = 1) -> str:
+    """Write the mean of a - b over common seeds, without an interval."""
+    return f"{(a - b).dropna().mean():.{digits}f}"
+
+
+def survivors(pairs: Sequence[tuple[pandas.Series, pandas.Series]]) -> int:
+    """Return how many of the paired differences survive Holm's correction at 5 %."""
+    p = [float(stats.ttest_1samp((a - b).dropna(), 0.0).pvalue) for a, b in pairs]
+    return holm(np.array(p))
+
+
+def holm(p: Any) -> int:
+    """Return how many of the p values Holm's step-down procedure rejects at 5 %."""
+    ordered = np.sort(np.nan_to_num(np.asarray(p, dtype=float), nan=1.0))
+    passed = ordered <= 0.05 / (len(ordered) - np.arange(len(ordered)))
+    return len(ordered) if passed.all() else int(np.argmin(passed))
+
+
+def stated(text: str) -> str:
+    """Return the text: a number that no CSV holds."""
+    return text
+
+
+@functools.cache
+def study(name: str) -> StudyTables:
+    """Return the tables of the study results/NAME."""
+    return StudyTables(RESULTS / name)
+
+
+@functools.cache
+def frame(name: str) -> pandas.DataFrame:
+    """Return the CSV results/NAME."""
+    return pandas.read_csv(RESULTS / name)
+
+
+def select(name: str, **conditions: Any) -> pandas.DataFrame:
+    """Return the rows of results/NAME that have these values, or one of a list of them."""
+    rows = frame(name)
+    for key, value in conditions.items():
+        rows = rows[rows[key].isin(value) if isinstance(value, list) else rows[key] == value]
+    if rows.empty:
+        raise KeyError(f"No row of {name} has {conditions}.")
+    return rows
+
+
+def mean(name: str, column: str, **conditions: Any) -> float:
+    """Return the mean of a column of results/NAME over the rows that have these values."""
+    return float(select(name, **conditions)[column].mean())
+
+
+def span(values: Any, digits: int = 0) -> str:
+    """Write the smallest and the largest of several numbers, for example "12 to 18"."""
+    return f"{np.min(values):.{digits}f} to {np.max(values):.{digits}f}"
+
+
+def log_fit(x: Any, y: Any) -> Mapping[str, float]:
+    """Return `slope` of log y on log x, and the `factor` between y and x at slope 1."""
+    x, y = np.log(np.asarray(x, dtype=float)), np.log(np.asarray(y, dtype=float))
+    return {"slope": float(stats.linregress(x, y).slope), "factor": float(np.exp((y - x).mean()))}
+
+
+@functools.cache
+def record(name: str) -> Any:
+    """Return the JSON file results/NAME."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def templates() -> list[Path]:
+    """Return all templates of pages."""
+    return sorted(RESULTS.rglob("*.md.j2"))
+
+
+def render(template: Path) -> str:
+    """Return the page that a template and the committed CSVs give."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    functions = (acc, diff, gap, interval, study, frame, record, mean, select, span, log_fit, stated, survivors)
+    environment.globals.update({each.__name__: each for each in functions}, np=np)
+    return reflow(environment.from_string(template.read_text(encoding="utf-8")).render())
+
+
+def reflow(text: str) -> str:
+    """Break paragraphs and list items anew at WIDTH characters; tables, code, headings and figures stay as they are."""
+    lines: list[str] = []
+    code = False
+    for line in text.splitlines():
+        code ^= line.lstrip().startswith("```")
+        words = bool(line.strip()) and not code and not line.lstrip().startswith(("|", "#", "![", "<!--", "```"))
+        if words and not line.startswith("- ") and lines and lines[-1].startswith("\0"):
+            lines[-1] += " " + line.strip()
+        else:
+            lines.append(("\0" if words else "") + line)
+    return "\n".join(_wrapped(line[1:]) if line.startswith("\0") else line for line in lines) + "\n"
+
+
+def _wrapped(line: str) -> str:
+    indent = "  " if line.startswith("- ") else ""
+    words = re.sub(r"(?<=\w) ([=±]) (?=\S)", "\0\\1\0", " ".join(line.split()))  # "Nc = 1" stays on one line
+    words = re.sub(r"(?<=\d) %", "\0%", words)
+    return textwrap.fill(
+        words, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ).replace("\0", " ")
+
+
+def insert_findings(report: Path, findings: str) -> None:
+    """Replace the section of findings in the report of a study on regression data, as writing its report would."""
+    before, after = report.read_text(encoding="utf-8").split("## What it shows\n\n")
+    after = after[after.index("\n\n## ") :]
+    report.write_text(f"{before}## What it shows\n\n{findings.strip()}{after}", encoding="utf-8")
+
+
+def main(words: Sequence[str]) -> int:
+    """Write or check all pages; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--write", action="store_true", help="write the pages")
+    write = parser.parse_args(words).write
+    stale = 0
+    for template in templates():
+        page, text = template.with_suffix(""), render(template)
+        if page.exists() and page.read_text(encoding="utf-8") == text:
+            continue
+        stale += 1
+        print(("written: " if write else "differs: ") + str(page.relative_to(ROOT)))
+        if write:
+            page.write_text(text, encoding="utf-8")
+            if page.name == "findings.md":
+                insert_findings(page.with_name("README.md"), text)
+    return 1 if stale and not write else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
