@@ -1,8 +1,9 @@
-"""How settings read in titles, legends and labels of figures; every word for a setting stands here."""
+"""How settings read in titles, legends and labels of figures; the words for a single one are those of its rule."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from fl_taskarith.config.choices import REGRESSION
+from fl_taskarith.config.fields import rules
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import IDENTITY_KEYS
 
@@ -12,18 +13,6 @@ SEED_KEYS = ("seed", "shard-seed")
 FOLLOWING_KEYS = ("learning-rate", "num-rounds", "evaluate-every", "threads", "device")
 """Chosen anew for each setting of interest; they tell runs apart only where nothing else does."""
 SHARDING_WORDS = {"iid": "iid", "classes": "Nc = {classes-per-client}", "dirichlet": "Dir({dirichlet-alpha})"}
-WORDS = {
-    "local-steps": "J = {}",
-    "num-clients": "K = {}",
-    "participation": "C = {}",
-    "calibration-rounds": "R = {}",
-    "density": "density {}",
-    "strategy": "{}",
-    "dataset": "{}",
-    "model": "{}",
-    "schedule": "{}",
-    "learning-rate": "lr {}",
-}
 OF_SHARDING = ("classes-per-client", "dirichlet-alpha")  # part of what `sharding_words` says
 OF_MASK = ("density", "calibration-rounds", "soft-zero")  # without a meaning where there is no mask
 
@@ -76,4 +65,4 @@ def _words(settings: Settings, telling: Sequence[str]) -> Iterator[str]:
         if key == "mask-rule":
             yield "all weights" if settings[key] == "none" else str(settings[key])
         elif key not in silent:
-            yield WORDS.get(key, key + " = {}").format(settings[key])
+            yield rules()[key].label(key, settings[key])

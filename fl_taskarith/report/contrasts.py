@@ -10,8 +10,8 @@ from scipy.stats import t as student
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import CHOSEN_KEYS, OPERATIONAL_KEYS
 from fl_taskarith.figures.statistics import Paired, paired, summarise
+from fl_taskarith.report.conditions import CENTRALIZED, COMPOUND, IID, Value, condition, setting
 from fl_taskarith.report.read_results import BySeed, Curves, MeasuredArm
-from fl_taskarith.report.setting_words import CENTRALIZED, COMPOUND, IID, Value, condition, setting
 
 # Settings of a run rather than of an arm, and those that change no result.
 UNCOMPARED = OPERATIONAL_KEYS | CHOSEN_KEYS | {"evaluate-every", "threads", "device", "clients-at-once"}

@@ -9,7 +9,6 @@ from typing import Any
 
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import RECORDED_DEFAULTS
-from fl_taskarith.data.datasets import dataset_words
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.report import label_skew, questions
 from fl_taskarith.report.authors import TITLE, Author, read_authors
@@ -171,6 +170,8 @@ def context(
     authors: Sequence[Author],
 ) -> dict[str, Any]:
     """Return the template's variables; README.md describes them. Strings are escaped where they are inserted."""
+    from fl_taskarith.data.datasets import dataset_words  # imports torch, which the command line does without
+
     records = [study.record for study in studies]
     settings = [arm["settings"] for record in records for arm in record["arms"]]
     datasets = dict.fromkeys(str(each["dataset"]) for each in settings)

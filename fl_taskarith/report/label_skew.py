@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import isnan, nan
 
 from fl_taskarith.config.rule import Scalar
+from fl_taskarith.report.conditions import COMPOUND, EQUAL, IID, Condition, condition, load, setting, words
 from fl_taskarith.report.contrasts import (
     Arms,
     agree,
@@ -17,7 +18,6 @@ from fl_taskarith.report.contrasts import (
 from fl_taskarith.report.latex import Latex
 from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.report.sentences import Section, say
-from fl_taskarith.report.setting_words import COMPOUND, EQUAL, IID, Condition, condition, load, setting, words
 
 Place = tuple[str, Condition]
 """What work clients do, and how the data lie: (load, condition)."""

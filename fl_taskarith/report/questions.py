@@ -8,6 +8,7 @@ from operator import attrgetter
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from fl_taskarith.report.conditions import COMPOUND, EQUAL, IID, Settings, condition, setting, words
 from fl_taskarith.report.contrasts import (
     WORK_KEYS,
     Arms,
@@ -24,7 +25,6 @@ from fl_taskarith.report.contrasts import (
 from fl_taskarith.report.latex import Latex, escape
 from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.report.sentences import Claim, Section, say, wording
-from fl_taskarith.report.setting_words import COMPOUND, EQUAL, IID, Settings, condition, setting, words
 
 # What may tell one family of a question from another, in the order it is written.
 PLACE = (

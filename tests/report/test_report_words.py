@@ -11,6 +11,7 @@ from jinja2 import UndefinedError
 from scipy import stats
 
 from fl_taskarith.figures.statistics import Paired, paired
+from fl_taskarith.report.conditions import IID, condition, load, setting, words
 from fl_taskarith.report.contrasts import (
     best_by_validation,
     distinct,
@@ -25,7 +26,6 @@ from fl_taskarith.report.contrasts import (
 from fl_taskarith.report.latex import Latex, escape, number
 from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.report.sentences import Section, lay_out, say, sentence
-from fl_taskarith.report.setting_words import IID, condition, load, setting, words
 
 ESCAPED = re.compile(  # what TeX may see of a user's text: letters, escaped signs, and our own commands and groups
     r"(?:[^\\{}$&#%_~^<>|\"`]|\\[{}$&#%_]|\\text[a-z]+\{\}|\\ldots\{\}|\\ensuremath\{(?:\\[A-Za-z]+|-|_0)\}|\{[-,']\})*"

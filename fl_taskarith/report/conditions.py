@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from fl_taskarith.config.fields import rules
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.report.latex import Latex, escape, plain
 
@@ -13,12 +14,6 @@ UNSAID: Condition = (-1, 0.0)
 CENTRALIZED: Condition = (0, 0.0)
 IID: Condition = (1, 0.0)
 EQUAL = "equal J"
-NAMES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fednova": "FedNova", "scaffold": "SCAFFOLD", "fedgma": "FedGMA",
-         "fedavgm": "FedAvgM", "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedbn": "FedBN", "cclip": "CCLIP",
-         "krum": "Krum", "trimmed-mean": "trimmed mean", "geometric-median": "geometric median",
-         "gram-anchored": "Gram-anchored averaging", "none": "dense"}  # fmt: skip
-SYMBOLS = {"classes-per-client": "N_c", "local-steps": "J", "participation": "C", "num-clients": "K",
-           "calibration-rounds": "R", "density": "d", "dirichlet-alpha": r"\alpha"}  # fmt: skip
 
 
 def condition(settings: Settings) -> Condition:
@@ -74,10 +69,9 @@ def words(key: str, value: Value) -> Latex:
         if value in (CENTRALIZED, IID):
             return Latex("iid" if value == IID else "centralized")
         key, value = "classes-per-client" if name == 3 else "dirichlet-alpha", -strength
-    if key in SYMBOLS and isinstance(value, (int, float)):
-        return Latex(f"${SYMBOLS[key]} = {plain(value)}$")
     if key == "load":
         return Latex(str(escape(value)).replace("J", "$J$"))
-    if key in ("mask-rule", "strategy", "schedule"):
-        return escape(NAMES.get(str(value), value))
-    return escape(f"weight decay {value:g}" if key == "weight-decay" else f"{key} = {value}")
+    rule = rules()[key]
+    if isinstance(value, (int, float)):
+        return Latex(f"${rule.formula()} = {plain(value)}$") if rule.symbol else escape(rule.label(key, f"{value:g}"))
+    return escape(rule.names.get(str(value), value))
