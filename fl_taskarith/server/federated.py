@@ -17,8 +17,8 @@ from fl_taskarith.client.cohort import train_together
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.sharding import describe_spread, least_spread
+from fl_taskarith.engine.client_questions import ask_all
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
-from fl_taskarith.engine.questions import ask_all
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.replies import Layout, layout_of, metrics_of
 from fl_taskarith.engine.round_context import RoundContext
