@@ -8,7 +8,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl_taskarith.config.settings import Config
-from fl_taskarith.engine.ask_all import ask_all
+from fl_taskarith.engine.client_questions import ask_all
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.replies import Layout, layout_of, metrics_of

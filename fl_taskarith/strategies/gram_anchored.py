@@ -6,7 +6,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
-from fl_taskarith.engine.ask_all import ask_all
+from fl_taskarith.engine.client_questions import ask_all
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
 from fl_taskarith.merging.aggregate import WeightedMean
 from fl_taskarith.merging.gram_matching import GramAnchoredSum, per_entry, total
