@@ -228,7 +228,7 @@ def unfinished_run(folder: Path, trials: int, seed: int) -> Tally:
     def continued() -> bool:
         logbook = Logbook(config)
         assert logbook._lock is not None
-        logbook._lock.close()
+        logbook._lock.release()
         at_rest = logbook.folder == run and numbers(run) == rows
         record = json.loads((run / "run.json").read_text())
         return at_rest and record["config"] == config.to_run_config()
