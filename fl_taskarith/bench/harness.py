@@ -20,7 +20,7 @@ from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
 from fl_taskarith.storage.environment import environment
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.workspace.machine import available_threads, choose_device, describe_device
-from fl_taskarith.workspace.workspace import Resident
+from fl_taskarith.workspace.workspace import Workspace
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -81,7 +81,7 @@ def random_model(model_name: str, input_size: int, device: torch.device) -> Visi
     return model.to(device)
 
 
-def random_head(home: Resident) -> dict[str, Tensor]:
+def random_head(home: Workspace) -> dict[str, Tensor]:
     """Return a small random classifier under its own names, each tensor in the shape that `home` has it."""
     return {name: torch.randn_like(home.pretrained[name]) * 0.05 for name in HEAD_PARAMETERS}
 

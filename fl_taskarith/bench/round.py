@@ -29,7 +29,7 @@ from fl_taskarith.training.local import autocast, set_trained
 from fl_taskarith.workspace.global_model import Frozen
 from fl_taskarith.workspace.machine import choose_device
 from fl_taskarith.workspace.make_mask import make_mask, server_sums
-from fl_taskarith.workspace.workspace import Resident, resident
+from fl_taskarith.workspace.workspace import Workspace, workspace
 
 Place = tuple[str, str]  # folder and name of a file of the clients
 
@@ -42,7 +42,7 @@ def bench_round(options: Namespace) -> harness.Result:
     the bare loop still all of them.
     """
     masked = {"mask_rule": "random", "density": options.density} if options.density else {}
-    home = resident(harness.round_settings(options, **masked))
+    home = workspace(harness.round_settings(options, **masked))
     head = harness.random_head(home)
     mask = make_mask(home, server_sums(home, head)).mask if masked else None
     with scratch_folder() as folder:
@@ -88,7 +88,7 @@ class Federation:
         self.outside.append(metric(metrics, "round-seconds") - metric(metrics, "train-seconds"))
 
 
-def federation_of_clients(home: Resident, frozen: Frozen, folder: Path) -> Federation:
+def federation_of_clients(home: Workspace, frozen: Frozen, folder: Path) -> Federation:
     """Return a round of all our clients from the starting weights, as in a run, its files in `folder`.
 
     The tensors of `frozen` have the shapes of the model's.
@@ -103,7 +103,7 @@ def federation_of_clients(home: Resident, frozen: Frozen, folder: Path) -> Feder
 class Bare:
     """As many steps as a round has, on a model of its own, with one optimizer throughout."""
 
-    def __init__(self, home: Resident, head: dict[str, Tensor]) -> None:
+    def __init__(self, home: Workspace, head: dict[str, Tensor]) -> None:
         """Copy the model with a head of weight [classes, features] and bias [classes], and draw all batches."""
         self.home, config = home, home.config
         home.load(head)

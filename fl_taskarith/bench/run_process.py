@@ -16,10 +16,10 @@ from fl_taskarith.server.run import Run
 from fl_taskarith.storage.processes import worker_pool
 from fl_taskarith.storage.run_folder import Logbook, Row
 from fl_taskarith.workspace.global_model import Frozen, GlobalModel
-from fl_taskarith.workspace.workspace import Resident, resident
+from fl_taskarith.workspace.workspace import Workspace, workspace
 
 Result = TypeVar("Result")
-Shards = Callable[[Resident], Sequence[Tensor]]
+Shards = Callable[[Workspace], Sequence[Tensor]]
 
 _run: Run | None = None  # of this process
 
@@ -67,7 +67,7 @@ def in_new_process(work: Callable[..., Result], *arguments: object) -> Result:
 def start(given: Start) -> dict[str, float]:
     """Make this process's run and take it to round 1; return the seconds of what it asks of all clients before."""
     global _run
-    home = resident(given.config)
+    home = workspace(given.config)
     if given.shards is not None:
         home.shards = given.shards(home)
     run = _run = make_run(given.config, home, Logbook(given.config), None, app)

@@ -12,7 +12,7 @@ from fl_taskarith.bench.harness import Result, medians, round_settings
 from fl_taskarith.bench.run_process import Start, alternate_runs
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.storage.files import scratch_folder
-from fl_taskarith.workspace.workspace import Resident
+from fl_taskarith.workspace.workspace import Workspace
 
 SAMPLED = 10  # clients per round
 SHARD_SIZE = 32  # examples of a client
@@ -71,5 +71,5 @@ def run_start(options: Namespace, num_clients: int, folder: Path) -> Start:
     return Start(config, partial(_drawn_shards, num_clients), num_clients <= ALL_ASKED)
 
 
-def _drawn_shards(num_clients: int, home: Resident) -> DrawnShards:
+def _drawn_shards(num_clients: int, home: Workspace) -> DrawnShards:
     return DrawnShards(num_clients, len(home.data.train), home.device)

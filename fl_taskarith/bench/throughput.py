@@ -15,7 +15,7 @@ from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.storage.files import scratch_folder
 from fl_taskarith.training.local import AUTOCAST_TYPES, autocast, evaluate, set_trained
 from fl_taskarith.workspace.global_model import Frozen
-from fl_taskarith.workspace.workspace import Resident, resident
+from fl_taskarith.workspace.workspace import Workspace, workspace
 
 PEAK_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product counts as the device's peak
 PEAK_PRODUCTS = 10
@@ -28,7 +28,7 @@ def bench_throughput(options: Namespace) -> Result:
     Floating-point operations are those of the whole model's matrix products, forward once for evaluation, forward and
     backward for training, as torch counts them; shares of the peak are of a large product in the same precision.
     """
-    home, precision = resident(round_settings(options)), options.precision
+    home, precision = workspace(round_settings(options)), options.precision
     head, operations, peak = harness.random_head(home), _operations_per_image(home), _peak(home.device, precision)
     batch = home.evaluation_batch
     evaluated = home.data.test.take(torch.arange(batch * EVALUATION_BATCHES) % len(home.data.test))
@@ -65,7 +65,7 @@ def bench_throughput(options: Namespace) -> Result:
     return Result(speed["training, federated"] / speed["training, bare loop"], figures, lines)
 
 
-def _bare_evaluation(network: nn.Module, home: Resident, examples: ImageSet, precision: str) -> float:
+def _bare_evaluation(network: nn.Module, home: Workspace, examples: ImageSet, precision: str) -> float:
     """Return the accuracy on [n, channels, height, width] images, from a loop of its own."""
     network.eval()
     correct = torch.zeros((), dtype=torch.int64, device=home.device)
@@ -79,7 +79,7 @@ def _bare_evaluation(network: nn.Module, home: Resident, examples: ImageSet, pre
     return correct.item() / len(examples)
 
 
-def _operations_per_image(home: Resident) -> dict[str, float]:
+def _operations_per_image(home: Workspace) -> dict[str, float]:
     """Count the operations of one image's matrix products, a multiplication and an addition as two."""
     set_trained(home.model, home.trained_names(1))
     inputs = torch.zeros(1, 3, home.config.input_size, home.config.input_size, device=home.device)

@@ -27,7 +27,7 @@ from fl_taskarith.storage.run_log import RUN_LOG, recorded
 from fl_taskarith.workspace.global_model import Weights
 from fl_taskarith.workspace.machine import available_threads, on_this_machine
 from fl_taskarith.workspace.make_mask import make_mask, shard_sums
-from fl_taskarith.workspace.workspace import Resident, resident
+from fl_taskarith.workspace.workspace import Workspace, workspace
 
 MASK, SUMMARY = "mask.safetensors", "summary.json"
 
@@ -74,7 +74,7 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0, ove
             tensorboard=False,
             wandb=False,
         )
-        home = resident(alone)
+        home = workspace(alone)
         facts = describe(home)  # among them the shards: an infeasible request fails here, before a folder is made
         make_folder(folder)
         printed.enter_context(recorded(folder / RUN_LOG))
@@ -125,7 +125,7 @@ def compare_masks(files: Sequence[Path], output: Path | None = None, overwrite: 
                 print(path.resolve())
 
 
-def _of_clients(home: Resident, head: Weights, mask: Mask, clients: int) -> dict[str, Any]:
+def _of_clients(home: Workspace, head: Weights, mask: Mask, clients: int) -> dict[str, Any]:
     """Make masks of the first clients from their own shards; report their overlap with one another and with `mask`."""
     started = time.perf_counter()
     masks = []

@@ -20,7 +20,7 @@ from fl_taskarith.seeding import random_generator
 from fl_taskarith.training.local import is_single, set_trained, train_locally
 from fl_taskarith.training.sparse_sgdm import sgdm
 from fl_taskarith.training.stacked import ClientData, has_dropout, stacked, train_stacked
-from fl_taskarith.workspace.workspace import Resident
+from fl_taskarith.workspace.workspace import Workspace
 
 Weights = dict[str, Tensor]
 
@@ -69,7 +69,7 @@ def plan_training(config: Config, number: int, spread: Spread, seed: int) -> lis
     ]
 
 
-def solve_heads(home: Resident, tasks: Sequence[Task], shared: bool) -> list[LinearHead]:
+def solve_heads(home: Workspace, tasks: Sequence[Task], shared: bool) -> list[LinearHead]:
     """Solve every task's ridge head on the features of θ₀, its penalty and logit scale chosen on validation, float32.
 
     With `shared` one head of all tasks' data together is the head of each: their labels must mean the same.
@@ -93,7 +93,7 @@ def _solve(statistics: RidgeStatistics, features: Tensor, labels: Tensor) -> Lin
 
 
 def fine_tune_all(
-    home: Resident, tasks: Sequence[Task], heads: Sequence[LinearHead], plans: Sequence[Training], seed: int
+    home: Workspace, tasks: Sequence[Task], heads: Sequence[LinearHead], plans: Sequence[Training], seed: int
 ) -> list[Weights]:
     """Fine-tune a model per task from θ₀ at a constant learning rate, the head frozen; return the task vectors.
 
@@ -126,7 +126,7 @@ def fine_tune_all(
 
 
 def _fine_tune(
-    home: Resident, head: LinearHead, training: Training, seed: int, tasks: Mapping[int, Task]
+    home: Workspace, head: LinearHead, training: Training, seed: int, tasks: Mapping[int, Task]
 ) -> dict[int, Weights]:
     """Fine-tune the tasks, by their number, several together, one as a client trains; return their task vectors."""
     config, rate = home.config, training.learning_rate
@@ -159,7 +159,7 @@ def _fine_tune(
     return tuned
 
 
-def backbone_names(home: Resident) -> list[str]:
+def backbone_names(home: Workspace) -> list[str]:
     """Return the names of the parameters that are fine-tuned and merged."""
     return [name for name in home.trained_names(home.config.num_rounds) if name not in HEAD_PARAMETERS]
 

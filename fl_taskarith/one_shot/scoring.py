@@ -15,7 +15,7 @@ from fl_taskarith.one_shot.benchmark_file import OneShot
 from fl_taskarith.one_shot.finetune import Spread, Training, fine_tune_all, plan_training, solve_heads
 from fl_taskarith.one_shot.tasks import Task, folder_tasks, make_tasks
 from fl_taskarith.storage.paths import resolve
-from fl_taskarith.workspace.workspace import Resident
+from fl_taskarith.workspace.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Workbench:
             ConfigError: an overlap of data sets that have nothing in common.
         """
         config = one_shot.config(seed)
-        self.home, self.seed = Resident(config), seed
+        self.home, self.seed = Workspace(config), seed
         if one_shot.family != "folders":
             self.tasks = make_tasks(self.home.data, one_shot.family, one_shot.number, overlap, seed)
         elif overlap:

@@ -301,10 +301,6 @@ def _workspace(config: Config) -> Workspace:
     return Workspace(config)
 
 
-Resident = Workspace  # the names in rooms that have not been renamed yet
-resident = workspace
-
-
 @lru_cache(maxsize=1)
 def load_data(
     name: str, data_dir: Path, download: bool, sizes: tuple[int, int, int, int], device: torch.device

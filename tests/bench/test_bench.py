@@ -16,12 +16,12 @@ from fl_taskarith.bench import BENCHMARKS, engine, fisher, long_run, run_process
 from fl_taskarith.bench import round as bench_round
 from fl_taskarith.bench.harness import peak_bytes
 from fl_taskarith.cli.command import main
-from fl_taskarith.data import datasets
+from fl_taskarith.data.sets import synthetic
 from fl_taskarith.engine.records import to_tensors
 from fl_taskarith.engine.sequential import SequentialGrid
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.training.sparse_sgdm import SparseSGDM
-from fl_taskarith.workspace.workspace import resident
+from fl_taskarith.workspace.workspace import workspace
 
 
 def test_the_fisher_bench_compares_two_ways_to_the_same_scores(
@@ -77,7 +77,8 @@ def test_the_engine_bench_compares_with_ray(tmp_path: Path, capfd: pytest.Captur
 def test_the_round_bench_counts_the_same_steps_on_both_sides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, density: float
 ) -> None:
-    monkeypatch.setattr(datasets, "SYNTHETIC_SIZES", {"train": 600, "test": 100})
+    monkeypatch.setattr(synthetic, "TRAIN", 600)
+    monkeypatch.setattr(synthetic, "TEST", 100)
     steps = {"federated": 0, "bare": 0}
     theirs, ours = torch.optim.SGD.step, SparseSGDM.step
 
@@ -98,7 +99,7 @@ def test_the_round_bench_counts_the_same_steps_on_both_sides(
 
 
 def test_the_round_benchs_loop_trains_its_own_model(quick_config: Config) -> None:
-    home = resident(quick_config)
+    home = workspace(quick_config)
     head = {name: torch.randn_like(home.pretrained[name]) for name in HEAD_PARAMETERS}
     bare = bench_round.Bare(home, head)
     before = {name: value.detach().clone() for name, value in bare.model.named_parameters()}
@@ -130,7 +131,8 @@ def test_drawn_shards_are_a_function_of_the_client() -> None:
 
 
 def test_a_round_of_the_scale_bench_is_one_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "SYNTHETIC_SIZES", {"train": 600, "test": 100})
+    monkeypatch.setattr(synthetic, "TRAIN", 600)
+    monkeypatch.setattr(synthetic, "TEST", 100)
     options = BENCHMARKS["scale"].with_options(device="cpu")
     parts = [run_process.start(dataclasses.replace(scale.run_start(options, clients, tmp_path), ridge=asked))
              for clients, asked in ((20, True), (700, False))]  # fmt: skip
@@ -211,7 +213,8 @@ def test_a_long_run_is_timed_round_by_round(tmp_path: Path) -> None:
 def test_the_throughput_bench_measures_both_sides_and_the_peak(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(datasets, "SYNTHETIC_SIZES", {"train": 600, "test": 100})
+    monkeypatch.setattr(synthetic, "TRAIN", 600)
+    monkeypatch.setattr(synthetic, "TEST", 100)
     monkeypatch.setattr(throughput, "PEAK_SIDE", {"cpu": 64, "cuda": 64})
     monkeypatch.setattr(throughput, "EVALUATION_BATCHES", 1)
     words = ["--model", "vit_glyph", "--input-size", "16", "--batch-size", "2", "--compile", "off", "--repeats", "1"]

@@ -145,7 +145,7 @@ def test_an_output_that_is_there_is_replaced_only_on_demand(
         pytest.fail("the work began")
 
     for place in (
-        "describe.masks.resident",
+        "describe.masks.workspace",
         "describe.masks.read_mask",
         "describe.shard_histogram.class_histogram",
         "figures.plots.plot_curves",

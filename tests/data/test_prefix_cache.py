@@ -22,7 +22,7 @@ from fl_taskarith.data.batches import draw_augmentations
 from fl_taskarith.data.prefix_cache import CachedInputs, cache_key, near, open_or_make
 from fl_taskarith.errors import CheckpointError, ConfigError, DataError
 from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
-from fl_taskarith.workspace.workspace import Resident
+from fl_taskarith.workspace.workspace import Workspace
 
 
 @pytest.fixture
@@ -87,10 +87,10 @@ def test_half_precision_is_close(cached_config: Config) -> None:
 
 
 def test_a_second_run_reads_what_the_first_computed(cached_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Resident(cached_config)
+    first = Workspace(cached_config)
     made = [path.stat().st_mtime_ns for path in files(cached_config)]
     monkeypatch.setattr("fl_taskarith.workspace.workspace.prefix_tokens", None)  # calling it would be an error
-    again = Resident(dataclasses.replace(cached_config, learning_rate=0.5, num_clients=7))
+    again = Workspace(dataclasses.replace(cached_config, learning_rate=0.5, num_clients=7))
     assert [path.stat().st_mtime_ns for path in files(cached_config)] == made
     positions = torch.tensor([3, 500])
     assert torch.equal(
@@ -101,7 +101,7 @@ def test_a_second_run_reads_what_the_first_computed(cached_config: Config, monke
 @pytest.mark.parametrize("damage", ["truncated", "flipped bit", "no record", "record is no JSON"])
 def test_a_damaged_cache_is_made_anew(cached_config: Config, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     config = dataclasses.replace(cached_config, augmentation="none")
-    sound = Resident(config).preprocessing.evaluation_inputs(torch.arange(5)).clone()
+    sound = Workspace(config).preprocessing.evaluation_inputs(torch.arange(5)).clone()
     (path,) = files(config)
     content = bytearray(path.read_bytes())
     if damage == "truncated":
@@ -114,7 +114,7 @@ def test_a_damaged_cache_is_made_anew(cached_config: Config, damage: str, caplog
     else:
         path.with_suffix(".json").write_text("{")
     with caplog.at_level("WARNING", logger="fl_taskarith"):
-        again = Resident(config).preprocessing.evaluation_inputs(torch.arange(5))
+        again = Workspace(config).preprocessing.evaluation_inputs(torch.arange(5))
     assert torch.equal(again, sound)
     assert "damaged" in caplog.text
 
@@ -125,7 +125,7 @@ def test_everything_that_tokens_depend_on_is_in_the_key(cached_config: Config) -
         {}, {"trainable_blocks": 2}, {"weights": "none"}, {"weights": "none", "seed": 1}, {"prefix_cache": "float16"},
         {"train_subset": 600}, {"model": "vit_tiny_patch16_224", "weights": "none", "input_size": 32},
     ):  # fmt: skip
-        Resident(dataclasses.replace(cached_config, augmentation="none", **settings))
+        Workspace(dataclasses.replace(cached_config, augmentation="none", **settings))
         seen.add(len(files(cached_config)))
     assert seen == {1, 2, 3, 4, 5, 6, 7}
     assert cache_key({"a": torch.zeros(2)}) != cache_key({"a": torch.tensor([0.0, -0.0])})
@@ -231,7 +231,7 @@ def test_cifars_own_augmentation_is_refused_by_name(cifar100_folder: Path, cache
         validation_size=100, calibration_size=100, test_subset=0,
     )  # fmt: skip
     with pytest.raises(ConfigError, match='augmentation = "flip"'):
-        Resident(config)
+        Workspace(config)
 
 
 def test_resuming_needs_no_images(cached_config: Config) -> None:
@@ -252,10 +252,10 @@ def test_a_file_of_the_class_token_alone_has_a_key_of_its_own(
         "fl_taskarith.workspace.workspace.open_or_make",
         lambda _, key, pictures, *rest: keys[-1].append(key) or torch.zeros(len(pictures), 1, 64),
     )
-    Resident(head_alone)
+    Workspace(head_alone)
     monkeypatch.setattr("fl_taskarith.models.backbone.compute_class_token_only", lambda model: None)
     keys.append([])
-    Resident(head_alone)
+    Workspace(head_alone)
     assert keys[0] and not set(keys[0]) & set(keys[1])
 
 

@@ -30,7 +30,7 @@ from fl_taskarith.masking.overlap import Spread, between_pairs, chance_overlap, 
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.training.local import Evaluation, evaluate
 from fl_taskarith.workspace.make_mask import shard_sums
-from fl_taskarith.workspace.workspace import Resident
+from fl_taskarith.workspace.workspace import Workspace
 
 MODELS = {
     "vit_glyph": 16,
@@ -188,7 +188,7 @@ def test_a_client_alone_has_the_mask_that_the_federation_of_it_has(tmp_path: Pat
 
 
 def test_a_clients_scores_are_of_its_own_shard_and_no_more_than_asked() -> None:
-    home = Resident(Config(**{**SMALL, "fisher_labels": "true"}))
+    home = Workspace(Config(**{**SMALL, "fisher_labels": "true"}))
     head = {name: home.pretrained[name] + 0.01 * torch.randn(home.pretrained[name].shape) for name in HEAD_PARAMETERS}
     everything, anything = Mask.full(home.maskable()), np.random.default_rng()
     parts_of_all = [shard_sums(home, head, partition)(1, everything) for partition in range(4)]
@@ -197,7 +197,7 @@ def test_a_clients_scores_are_of_its_own_shard_and_no_more_than_asked() -> None:
     assert all(value.any() for name, value in own.items() if "qkv.bias" not in name)
     assert same_bits(parts_of_all[2][0], own)
 
-    some = Resident(dataclasses.replace(home.config, calibration_per_client=10))
+    some = Workspace(dataclasses.replace(home.config, calibration_per_client=10))
     first, again, later = (shard_sums(some, head, 2)(number, everything) for number in (1, 1, 2))
     assert first[1] == later[1] == 10
     assert same_bits(first[0], again[0])

@@ -114,7 +114,7 @@ def test_the_report_of_a_study_contains_its_findings(name: str) -> None:
 def test_the_round_in_the_package_readme_is_that_of_a_run(quick_config: Config) -> None:
     """The code is run as it is printed, with the ridge head of a run, and ends at the weights of that run."""
     history = simulate(quick_config)
-    home: Any = (vars(room).get("Workspace") or vars(room)["Resident"])(quick_config)
+    home: Any = room.Workspace(quick_config)
     statistics = [
         RidgeStatistics.of(
             extract_features(home.model, shard, home.preprocessing, batch_size=256, precision="fp32"), shard.labels, 10

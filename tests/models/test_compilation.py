@@ -8,7 +8,7 @@ import torch
 from fl_taskarith import simulate
 from fl_taskarith.config.settings import Config
 from fl_taskarith.models import compilation
-from fl_taskarith.workspace.workspace import Resident
+from fl_taskarith.workspace.workspace import Workspace
 
 
 @pytest.fixture
@@ -34,18 +34,18 @@ def test_a_compiled_run_has_the_losses_of_the_plain_one(quick_config: Config) ->
 @pytest.mark.usefixtures("fresh")
 def test_runs_of_one_architecture_share_what_is_compiled_and_not_their_weights(quick_config: Config) -> None:
     compiling = dataclasses.replace(quick_config, compile="default")
-    first = Resident(compiling)
+    first = Workspace(compiling)
     network = first.compiled_network
     with torch.no_grad():
         first.parameters["norm.bias"].fill_(7.0)
-    second = Resident(dataclasses.replace(compiling, learning_rate=0.5, seed=4))
+    second = Workspace(dataclasses.replace(compiling, learning_rate=0.5, seed=4))
     assert second.compiled_network is network is not second.network
     assert second.model is first.model
-    assert torch.equal(second.parameters["norm.bias"], Resident(quick_config).parameters["norm.bias"])
-    third = Resident(dataclasses.replace(compiling, weights="none"))
+    assert torch.equal(second.parameters["norm.bias"], Workspace(quick_config).parameters["norm.bias"])
+    third = Workspace(dataclasses.replace(compiling, weights="none"))
     assert third.model is first.model
     assert not torch.equal(third.pretrained["norm.weight"], second.pretrained["norm.weight"])
-    other = Resident(dataclasses.replace(compiling, input_size=24))
+    other = Workspace(dataclasses.replace(compiling, input_size=24))
     assert other.model is not first.model
 
 
@@ -57,6 +57,6 @@ def test_without_a_compiler_it_runs_as_written_and_says_so(
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    home = Resident(dataclasses.replace(quick_config, compile="default"))
+    home = Workspace(dataclasses.replace(quick_config, compile="default"))
     assert home.compiled_network is home.network
     assert "no C++ compiler" in caplog.text

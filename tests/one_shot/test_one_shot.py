@@ -36,7 +36,7 @@ from fl_taskarith.one_shot.scale_search import search_merge
 from fl_taskarith.one_shot.scoring import TaskScore, Workbench, normalised_accuracy
 from fl_taskarith.one_shot.tasks import SPLITS, SUPERCLASSES, folder_tasks, make_tasks
 from fl_taskarith.server.launch import run_federation
-from fl_taskarith.workspace.workspace import Data, resident
+from fl_taskarith.workspace.workspace import Data, workspace
 
 CPU = torch.device("cpu")
 CONF = Path(__file__).parents[2] / "conf" / "one-shot"
@@ -44,7 +44,7 @@ CONF = Path(__file__).parents[2] / "conf" / "one-shot"
 
 @pytest.fixture(scope="module")
 def digits() -> Data:
-    return resident(load(overrides={"calibration_size": 0, "mask_rule": "none"})).data
+    return workspace(load(overrides={"calibration_size": 0, "mask_rule": "none"})).data
 
 
 # tasks
@@ -208,7 +208,7 @@ def test_a_fedavg_round_of_all_clients_is_task_arithmetic_at_one_over_t(quick_co
         return reply
 
     weights = final_weights(run_federation(config, recording).folder)
-    home = resident(config)
+    home = workspace(config)
     assert len({len(shard) for shard in home.shards}) == 1
     merged = scaled_weights(home.pretrained, task_arithmetic(vectors), 1 / 13)
     assert len(merged) > 20

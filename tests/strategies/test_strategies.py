@@ -59,7 +59,7 @@ def test_a_strategy_of_ones_own_is_one_small_file(quick_config: Config) -> None:
     moved = final_weights(history.folder)["blocks.0.mlp.fc1.weight"]
     home = workspace(dataclasses.replace(quick_config, strategy="own_strategy:SignMean", server_lr=1e-4))
     assert 0 < (moved - home.pretrained["blocks.0.mlp.fc1.weight"]).abs().max() <= 3.01e-4, "three rounds of signs"
-    assert {row["client_cosine"] for row in history.rows} == {None}, "it does not say that it is a plain sum"
+    assert {row.get("client_cosine") for row in history.rows} == {None}, "it does not say that it is a plain sum"
 
 
 @pytest.mark.parametrize(
