@@ -70,7 +70,7 @@ def _condition(expression: str) -> Callable[[Settings], bool]:
 def _reason(words: str, table: Mapping[str, Idle]) -> Idle:
     """Return a reason by its name, or, of "needs KEY = A | B", the one that holds under other values of that key.
 
-    A strategy of the user's own, "module:Class", may read any setting.
+    A strategy of the user's own, "module:name", may read any setting.
     """
     if not words.startswith("needs "):
         return table[words]

@@ -15,7 +15,7 @@ from fl_taskarith.errors import ConfigError
 Scalar = bool | int | float | str
 
 AUTO = "auto"
-IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
+IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:name
 LARGEST_INT = 2**53  # of any whole number: beyond it floats have gaps
 LARGEST = 1e6  # of any step size, penalty or scale: beyond it float32 overflows
 
@@ -27,7 +27,7 @@ class Rule:
     Attributes:
         kind: bool, int, float or str.
         auto: whether the word "auto" is accepted beside a number.
-        importable: whether a class, as "module:Class", is accepted beside the choices.
+        importable: whether an object of the user's own, as "module:name", is accepted beside the choices.
         heading: one of `fields.HEADINGS`.
         symbol: of the field, in Unicode, for example Nc or β₁; empty where there is none.
         words: how a label writes a value, for example "density {}"; empty where it is "symbol = {}" or "key = {}".
@@ -65,7 +65,7 @@ class Rule:
         """The accepted values in words, for error messages and the key reference."""
         if self.choices:
             named = ", ".join(f'"{choice}"' for choice in self.choices)
-            return f"one of {named}" + (', or "module:Class" of your own' if self.importable else "")
+            return f"one of {named}" + (', or "module:name" of your own' if self.importable else "")
         words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}[self.kind]
         if self.low > -math.inf:
             words += f" {'above' if self.exclusive_low else 'from'} {self.low:g}"

@@ -1,6 +1,6 @@
 """Mask rules, one per file: a file `my_rule.py` with `RULE = MaskRule(...)` is `mask-rule = "my-rule"`.
 
-A rule of your own needs no file here: `mask-rule = "module:NAME"` names a MaskRule in any importable module. Settings
+A rule of your own needs no file here: `mask-rule = "module:name"` names a MaskRule in any importable module. Settings
 list the rules, so neither this module nor a rule's file imports torch before it scores.
 """
 
@@ -38,7 +38,7 @@ def mask_rule(name: str) -> MaskRule:
     """Return the rule of a configuration's `mask-rule`.
 
     Raises:
-        ConfigError: "module:NAME" that cannot be imported, or is no MaskRule.
+        ConfigError: "module:name" that cannot be imported, or is no MaskRule.
     """
     if name in RULES:
         return RULES[name]
@@ -47,7 +47,7 @@ def mask_rule(name: str) -> MaskRule:
         rule = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f'mask-rule = "{name}" cannot be imported: {error}. Expected "module:NAME" of an installed module, or one '
+            f'mask-rule = "{name}" cannot be imported: {error}. Expected "module:name" of an installed module, or one '
             "in a folder on PYTHONPATH."
         ) from error
     if not isinstance(rule, MaskRule):
