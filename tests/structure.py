@@ -177,7 +177,7 @@ def main() -> None:
     found = measure()
     for room in ("", *ROOMS, *found.unknown_rooms):
         print(f"{found.lines.get(room, 0):6,} lines  {room or '(root)'}")
-    print(f"{sum(found.lines.values()):6,} lines in {len(found.lines) - 1} rooms\n")
+    print(f"{sum(found.lines.values()):6,} lines in {len(found.lines) - 1} rooms, of {MOST_LINES:,} lines wanted\n")
     for title, members in (
         ("modules at the root beside errors and seeding", found.root_modules),
         ("rooms that have no place in the order", found.unknown_rooms),
