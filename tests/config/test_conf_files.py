@@ -46,7 +46,7 @@ def is_further(path: Path) -> bool:
     """Whether a file differs from one of the default suite in little: CI runs these too."""
     return path.parent.name in ("calibration-rounds", "density") or path.stem in (
         "least-sensitive", "fedgma", "fedprox", "fedyogi", "trimmed-mean", "geometric-median", "gram-anchored", "cclip",
-        "br-ifca", "fedbn", "fedavgm", "median", "lowest-magnitude", "highest-magnitude",
+        "br-ifca", "fedbn", "fedavgm", "median", "lowest-magnitude", "highest-magnitude", "random", "krum", "fedadam",
     )  # fmt: skip
 
 
