@@ -1,6 +1,7 @@
 """Shared fixtures. The real data are used where FL_TASKARITH_TEST_DATA names a folder that holds them."""
 
 import hashlib
+import json
 import math
 import os
 import pickle
@@ -17,7 +18,10 @@ import torch
 from small_studies import FakeTraining
 
 from fl_taskarith.data.batches import Preprocessing, draw_augmentations
+from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics
 from fl_taskarith.storage.run_folder import TIMING_COLUMNS, Logbook, Row, read_rounds
+from fl_taskarith.training.local import extract_features
+from fl_taskarith.workspace.workspace import Workspace
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -143,6 +147,24 @@ def numbers(folder: Path) -> list[Row]:
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The exported model."""
     return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def take_ridge_head(home: Workspace, folder: Path) -> None:
+    """Give the model of `home` the head that the run in `folder` solved: the sum of what all shards say, on digits."""
+    statistics = [
+        RidgeStatistics.of(
+            extract_features(home.model, shard, home.preprocessing, batch_size=256, precision="fp32"), shard.labels, 10
+        )
+        for shard in (home.data.train.take(positions) for positions in home.shards)
+    ]
+    total = statistics[0]
+    for each in statistics[1:]:
+        total = total + each
+    noted = json.loads((folder / "run.json").read_text())["head"]
+    head = RidgeSolver(total).solve(noted["ridge_lambda"]).scaled(noted["logit_scale"])
+    with torch.no_grad():
+        home.model.head.weight.copy_(head.weight)
+        home.model.head.bias.copy_(head.bias)
 
 
 def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

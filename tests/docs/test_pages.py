@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import final_weights
+from conftest import final_weights, take_ridge_head
 from pages import ROOT, render, templates
 
 from fl_taskarith import simulate
 from fl_taskarith.config.settings import Config, load
-from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics
 from fl_taskarith.strategies.fedavg import Reply
-from fl_taskarith.training.local import extract_features
 from fl_taskarith.workspace import workspace as room
 
 FOLDERS = ("conf", "fl_taskarith", "results")
@@ -115,20 +113,7 @@ def test_the_round_in_the_package_readme_is_that_of_a_run(quick_config: Config) 
     """The code is run as it is printed, with the ridge head of a run, and ends at the weights of that run."""
     history = simulate(quick_config)
     home: Any = room.Workspace(quick_config)
-    statistics = [
-        RidgeStatistics.of(
-            extract_features(home.model, shard, home.preprocessing, batch_size=256, precision="fp32"), shard.labels, 10
-        )
-        for shard in (home.data.train.take(positions) for positions in home.shards)
-    ]
-    total = statistics[0]
-    for each in statistics[1:]:
-        total = total + each
-    noted = json.loads((history.folder / "run.json").read_text())["head"]
-    head = RidgeSolver(total).solve(noted["ridge_lambda"]).scaled(noted["logit_scale"])
-    with torch.no_grad():
-        home.model.head.weight.copy_(head.weight)
-        home.model.head.bias.copy_(head.bias)
+    take_ridge_head(home, history.folder)
     (code,) = re.findall(
         r"<!-- test: fedavg -->\n```python\n(.*?)^```",
         (ROOT / "fl_taskarith" / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import augmented, final_weights, numbers, same_bits
+from conftest import augmented, final_weights, numbers, same_bits, take_ridge_head
 from flwr.app import Context, Message, MessageType
 
 from fl_taskarith import simulate
@@ -56,20 +56,7 @@ def test_the_rounds_equal_federated_averaging_written_out(quick_config: Config) 
     history = simulate(config)
 
     home = Workspace(config)
-    statistics = [
-        RidgeStatistics.of(
-            extract_features(home.model, shard, home.preprocessing, batch_size=256, precision="fp32"), shard.labels, 10
-        )
-        for shard in (home.data.train.take(positions) for positions in home.shards)
-    ]
-    total = statistics[0]
-    for each in statistics[1:]:
-        total = total + each
-    noted = json.loads((history.folder / "run.json").read_text())["head"]
-    head = RidgeSolver(total).solve(noted["ridge_lambda"]).scaled(noted["logit_scale"])
-    with torch.no_grad():
-        home.model.head.weight.copy_(head.weight)
-        home.model.head.bias.copy_(head.bias)
+    take_ridge_head(home, history.folder)
 
     names = [name for name in home.parameters if not name.startswith("head.")]
     for server_round in (1, 2):
