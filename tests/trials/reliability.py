@@ -24,6 +24,7 @@ from pathlib import Path
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 sys.path.insert(0, str(Path(__file__).parents[1]))  # shared fixtures
 
+import bad_inputs
 import damage
 import fuzz
 import kill
@@ -51,9 +52,10 @@ class Sizes:
     disks: int = 10
     configurations: int = 3000  # of each of three forms
     runs: int = 60
+    inputs: int = 1000  # of each kind of bad_inputs
 
 
-QUICK = Sizes(kills=1, damages=40, writes=4, limits=2, disks=3, configurations=300, runs=8)
+QUICK = Sizes(kills=1, damages=40, writes=4, limits=2, disks=3, configurations=300, runs=8, inputs=60)
 
 
 def kills(sizes: Sizes, seed: int, cases: list[str], quick: bool) -> Rows:
@@ -94,6 +96,11 @@ def configurations(sizes: Sizes, seed: int) -> Rows:
         yield "configuration", fuzz.accepted_ones_run(sizes.runs, Path(folder), seed)
 
 
+def inputs(sizes: Sizes, seed: int) -> Rows:
+    with tempfile.TemporaryDirectory() as folder:
+        yield from (("inputs", tally) for tally in bad_inputs.bad_inputs(sizes.inputs, Path(folder), seed))
+
+
 def malicious(sizes: Sizes, seed: int) -> Rows:
     for each in (malice.malicious_files, malice.run_names):
         with tempfile.TemporaryDirectory() as folder:
@@ -110,6 +117,7 @@ PARTS: dict[str, Callable[..., Rows]] = {
     "damage": damages,
     "writing": writes,
     "configuration": configurations,
+    "inputs": inputs,
     "malice": malicious,
     "clients": clients,
 }
@@ -118,6 +126,7 @@ TITLES = {
     "damage": "Files damaged at random positions",
     "writing": "Writes that fail",
     "configuration": "Configurations drawn at random",
+    "inputs": "Inputs drawn at random",
     "malice": "Code and paths in what is read",
     "clients": "Clients at fault",
 }
