@@ -65,6 +65,20 @@ class Workbench:
             scores += self._scores(scaled_weights(self.home.pretrained, vector, 1.0), split, [task], [head])
         return scores
 
+    def divisors(self, split: str, task_vectors: Sequence[Mapping[str, Tensor]]) -> list[TaskScore]:
+        """Return `own_scores` of which every accuracy is above 0, so that others can be told as shares of them.
+
+        Raises:
+            ConfigError: names the tasks whose own model gets nothing right.
+        """
+        scores = self.own_scores(split, task_vectors)
+        if unusable := [task.name for task, score in zip(self.tasks, scores, strict=True) if not score.accuracy]:
+            raise ConfigError(
+                f"The fine-tuned models of {', '.join(unusable)} get nothing right on the {split} images of their own "
+                "task: lower learning-rate, or give model files in the order of the tasks."
+            )
+        return scores
+
     def _scores(
         self, weights: Mapping[str, Tensor], split: str, tasks: Sequence[Task], heads: Sequence[LinearHead]
     ) -> list[TaskScore]:

@@ -32,9 +32,7 @@ def search_files(sources: MergeSources, settings: MergeSettings, one_shot: OneSh
     bench = _workbench(sources, one_shot, level or next(iter(one_shot.data)), settings.seed)
     names = backbone_names(bench.home)
     vectors = [LazyTensors(names, vector.__getitem__) for vector in sources.vectors]
-    own = bench.own_scores("validation", vectors)
-    if not all(each.accuracy for each in own):
-        raise ConfigError("A model gets nothing right on its own task: are the files in the order of the tasks?")
+    own = bench.divisors("validation", vectors)
     try:
         best = search_merge(
             settings.method, vectors, bench.home.pretrained, partial(bench.scores, "validation"), own, settings.steps,
@@ -43,7 +41,7 @@ def search_files(sources: MergeSources, settings: MergeSettings, one_shot: OneSh
     except ValueError as error:
         raise ConfigError(f"{settings.method}: {error}.") from error
     print(f"{_describe(settings.method, best)}; validation, normalised: {best.normalised:.4f}")
-    own = bench.own_scores("test", vectors)
+    own = bench.divisors("test", vectors)
     test = bench.scores("test", scaled_weights(bench.home.pretrained, best.direction, best.scale))
     for task, merged, alone in zip(bench.tasks, test, own, strict=True):
         print(f"  {task.name}: test accuracy {merged.accuracy:.4f}, its own model {alone.accuracy:.4f}")

@@ -454,3 +454,14 @@ def test_files_are_merged_at_what_validation_chooses(
                             (["--method", "fednova"], "FedNova needs")):  # fmt: skip
         assert main([*words, *extra]) == 1
         assert expected in capsys.readouterr().err
+
+
+def test_a_model_that_gets_nothing_right_on_test_is_named(tiny: OneShot, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = Workbench.own_scores
+
+    def own_scores(self: Workbench, split: str, vectors: Sequence[dict[str, torch.Tensor]]) -> list[TaskScore]:
+        return [TaskScore(0.0, 9.0) if split == "test" else score for score in scores(self, split, vectors)]
+
+    monkeypatch.setattr(Workbench, "own_scores", own_scores)
+    with pytest.raises(ConfigError, match="get nothing right on the test images of their own task"):
+        benchmark.run_cell(tiny, tiny.cells[0])
