@@ -165,7 +165,7 @@ def of_studies(folder: Path) -> Iterator[tuple[str, str]]:
     files = [path for path in sorted((ROOT / "conf" / "study").rglob("*.toml")) if "digits" in path.as_posix()]
     for number, path in enumerate(files):
         with (
-            patch("fl_taskarith.server.simulate.simulate", FakeTraining(accuracy)),
+            patch("fl_taskarith.server.simulate.simulate", FakeTraining(accuracy, test=lambda value: value)),
             patch("fl_taskarith.study.tables.plot_arms", lambda *_: []),
             patch("fl_taskarith.study.tables._figures", lambda *_: []),
             patch("fl_taskarith.study.monitor.GLANCE", 0.02),

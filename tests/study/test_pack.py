@@ -78,7 +78,7 @@ def test_a_folder_wins_over_the_pack_and_packing_again_takes_it_in(
     shutil.copytree(folder, results.runs / folder.name)
     assert tables(results) != before
     assert pack_runs(results.runs) == (pack, 1)
-    assert read_pack(pack)[folder.name].rows[-1]["test_accuracy"] == 0.25
+    assert read_pack(pack)[folder.name].rows[-1]["val_accuracy"] == 0.25
     changed = sum(old != new for old, new in zip(text.splitlines(), pack.read_text().splitlines(), strict=True))
     assert changed == 1, "a diff shows the run that changed"
 
