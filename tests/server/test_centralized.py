@@ -1,5 +1,8 @@
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import safetensors
@@ -12,6 +15,8 @@ from fl_taskarith import simulate
 from fl_taskarith.config.fields import SCHEDULES
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.datasets import load_dataset
+from fl_taskarith.server.run import scheduled_rate
+from fl_taskarith.storage.run_folder import Logbook
 from fl_taskarith.training.schedules import learning_rate, plateau_learning_rate
 from fl_taskarith.workspace.workspace import Workspace
 
@@ -98,3 +103,12 @@ def test_the_exported_model_loads_in_plain_timm_and_gives_the_logged_accuracy(qu
     )
     assert facts["round"] == "1"
     assert facts["dataset"] == "digits"
+
+
+def test_the_plateau_schedule_does_not_count_the_head_before_training(quick_config: Config) -> None:
+    losses = [0.1, 0.9, 0.8, 0.8, 0.8, 0.8]  # of round 0, which is the best here, and of rounds 1 to 5
+    logbook = cast(Logbook, SimpleNamespace(rows=[{"round": at, "val_loss": loss} for at, loss in enumerate(losses)]))
+    config = dataclasses.replace(quick_config, schedule="plateau", num_rounds=9, learning_rate=1.0)
+    assert [scheduled_rate(config, logbook, at) for at in range(1, 7)] == [1.0] * 6
+    logbook.rows.append({"round": 6, "val_loss": 0.8})
+    assert scheduled_rate(config, logbook, 7) == pytest.approx(0.1), "rounds 3 to 6 are four without improvement"

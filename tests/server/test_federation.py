@@ -310,3 +310,22 @@ def test_a_finished_run_is_freed_without_the_garbage_collector(quick_config: Con
         assert residents() == one
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "centralized"])
+def test_the_squared_loss_is_that_of_the_ridge_heads_own_scores(strategy: str, quick_config: Config) -> None:
+    """At a rate that changes nothing, over all examples: the residuals of the head in its own scale."""
+    config = dataclasses.replace(
+        quick_config, strategy=strategy, local_loss="squared", learning_rate=1e-12, num_rounds=1, local_steps=1,
+        batch_size=300, participation=1.0, augmentation="none", clients_at_once=1,
+    )  # fmt: skip
+    history = simulate(config, run_name="squared")
+    home = Workspace(config)
+    take_ridge_head(home, history.folder)
+    scale = json.loads((history.folder / "run.json").read_text())["head"]["logit_scale"]
+    assert scale > 2
+    with torch.no_grad():
+        scores = home.model(home.preprocessing.evaluation_inputs(home.data.train.images)) / scale
+    residuals = scores - torch.nn.functional.one_hot(home.data.train.labels, 10)
+    expected = 0.5 * residuals.square().sum(1).mean().item()
+    assert history.rows[1]["train_loss"] == pytest.approx(expected, rel=1e-3)

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import torch
 from conftest import final_weights
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fl_taskarith import simulate
+from fl_taskarith.cli.command import main
 from fl_taskarith.config.fields import SENSITIVITY_RULES
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.datasets import Dataset, ImageSet
 from fl_taskarith.one_shot import benchmark
-from fl_taskarith.one_shot.benchmark_file import load_one_shot
+from fl_taskarith.one_shot.benchmark_file import OneShot, load_one_shot
+from fl_taskarith.one_shot.finetune import Spread
+from fl_taskarith.one_shot.scoring import Workbench
 from fl_taskarith.storage.run_folder import TIMING_COLUMNS, read_rounds
 from fl_taskarith.study.one_search import search_rate
 from fl_taskarith.study.search import Search
@@ -125,44 +128,59 @@ def test_a_search_does_not_look_at_the_test_split(
     same(*both(run))
 
 
-def test_merging_does_not_look_at_the_test_split(
-    both: Callable[..., tuple[Outcome, Outcome]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = """
-    name = "tiny"
-    seeds = [0]
-    methods = ["task-arithmetic", "ties", "fednova"]
-    [tasks]
-    family = "class-groups"
-    number = 2
-    [search]
-    from = 1e-4
-    to = 1.0
-    per-decade = 1
-    [settings]
-    local-steps = 4
-    validation-size = 20
-    train-subset = 100
-    test-subset = 300
-    calibration-size = 0
-    [[data]]
-    name = "high"
-    overlap = 0.0
-    [[training]]
-    name = "low"
-    """
+ONE_SHOT = """
+name = "tiny"
+seeds = [0]
+methods = ["task-arithmetic", "ties", "fednova"]
+[tasks]
+family = "class-groups"
+number = 2
+[search]
+from = 1e-4
+to = 1.0
+per-decade = 1
+[settings]
+local-steps = 4
+validation-size = 20
+train-subset = 100
+test-subset = 300
+calibration-size = 0
+[[data]]
+name = "high"
+overlap = 0.0
+[[training]]
+name = "low"
+"""
+
+
+def test_merging_does_not_look_at_the_test_split(both: Callable[..., tuple[Outcome, Outcome]], tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
-    path.write_text(text)
+    path.write_text(ONE_SHOT)
     tested = []
 
     def run(name: str) -> Outcome:
         chosen = benchmark.at_chosen_rate(load_one_shot(path), tmp_path / name)
         cell = benchmark.run_cell(chosen, chosen.cells[0])
         tested.append(cell)
-        return {"rate": chosen.settings["learning-rate"], "cell": without_test(cell)}
+        merged = merged_files(load_one_shot(path).at_rate(1e-3), path, tmp_path / name)
+        return {"rate": chosen.settings["learning-rate"], "cell": without_test(cell), "merged": merged}
 
     same(*both(run))
     assert tested[0] != tested[1], "else nothing was scrambled"
+
+
+def merged_files(one_shot: OneShot, search: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """What `merge --search` makes of two models in files."""
+    bench = Workbench(one_shot, 0.0, 0)
+    base = {name: value.detach().clone() for name, value in bench.home.model.state_dict().items()}
+    files = [folder / name for name in ("base.safetensors", "0.safetensors", "1.safetensors", "merged.safetensors")]
+    save_file(base, files[0])
+    for path, tuned, head in zip(files[1:3], bench.fine_tune(bench.plan(Spread())), bench.heads, strict=True):
+        model = base | {name: base[name] + value for name, value in tuned.items()}
+        save_file(model | {"head.weight": head.weight.contiguous(), "head.bias": head.bias}, path)
+    words = ["merge", "--base", *map(str, files[:3]), "--output", str(files[3]), "--search", str(search)]
+    assert main([*words, "--method", "ties"]) == 0
+    return load_file(files[3])
 
 
 def without_test(record: Any) -> Any:

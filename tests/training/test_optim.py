@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_taskarith.config.fields import SCHEDULES
-from fl_taskarith.training.schedules import scheduled_learning_rate
+from fl_taskarith.config.settings import load
+from fl_taskarith.training.schedules import learning_rate, scheduled_learning_rate
 
 CLOSED_FORMS = [schedule for schedule in SCHEDULES if schedule != "plateau"]  # that one looks at losses
 
@@ -33,3 +34,17 @@ def test_warmup_rises_to_the_peak_and_no_schedule_exceeds_it(schedule: str, tota
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
     if warmup < total:
         assert rates[warmup] == 2.0
+
+
+@given(st.lists(st.sampled_from([1.0, 0.9, 0.8, 0.7]), max_size=20), st.integers(0, 4))
+def test_the_plateau_schedule_against_counting(losses: list[float], warmup: int) -> None:
+    config = load(overrides={"schedule": "plateau", "learning_rate": 2.0, "warmup_rounds": warmup, "num_rounds": 30,
+                             "evaluate_every": 1})  # fmt: skip
+    expected, best, stale = 2.0, math.inf, 0
+    for loss in losses[warmup:]:  # of the rounds before, each after which the loss has not improved counts
+        best, stale = (loss, 0) if loss < best * (1 - 1e-4) else (best, stale + 1)
+        if stale == 4:
+            expected, stale = expected * 0.1, 0
+    step = len(losses) + 1
+    rate = learning_rate(config, step, losses)
+    assert rate == pytest.approx(2.0 * step / warmup if step <= warmup else expected)

@@ -13,7 +13,7 @@ from fl_taskarith.errors import Divergence
 from fl_taskarith.models.backbone import build_model
 from fl_taskarith.seeding import torch_seed
 from fl_taskarith.training import local as training
-from fl_taskarith.training.local import evaluate, extract_features, set_trained, train_locally
+from fl_taskarith.training.local import evaluate, extract_features, local_loss, set_trained, train_locally
 from fl_taskarith.training.sparse_sgdm import SparseSGDM
 from fl_taskarith.workspace.workspace import Workspace, workspace
 
@@ -150,3 +150,12 @@ def test_the_head_on_the_features_gives_the_models_logits(examples: ImageSet) ->
         logits = model(PREPROCESSING.evaluation_inputs(examples.images))
         assert features.shape == (40, 64)
         assert torch.allclose(model.head(features), logits, atol=1e-6)
+
+
+def test_the_squared_loss_against_its_sum() -> None:
+    scores, labels, scale = np.random.default_rng(0).normal(size=(6, 4)), np.array([0, 3, 1, 1, 2, 0]), 7.0
+    expected = np.mean([
+        sum((scores[row, each] / scale - (labels[row] == each)) ** 2 for each in range(4)) / 2 for row in range(6)
+    ])  # fmt: skip
+    found = local_loss(torch.from_numpy(scores).float(), torch.from_numpy(labels), "squared", scale)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
