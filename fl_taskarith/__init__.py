@@ -1,7 +1,8 @@
 """Federated learning under the lens of task arithmetic: a Flower app, and the same as a function."""
 
 import os
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 # torch's OpenMP threads spin while they wait for one another, for long by default. Where another process wants a core,
 # spinning threads keep each other off it: 200 ms instead of 16 ms for a small step on 2 shared cores. Without any
@@ -11,21 +12,23 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-if TYPE_CHECKING:
-    from fl_taskarith.server.run import History
-    from fl_taskarith.server.simulate import simulate
-
-__all__ = ["History", "simulate"]
+PUBLIC = {
+    "simulate": "fl_taskarith.server.simulate",
+    "History": "fl_taskarith.server.history",
+    "results": "fl_taskarith.describe.runs_at_hand",
+    "studies": "fl_taskarith.describe.runs_at_hand",
+    "study": "fl_taskarith.study.run_files",
+    "mask": "fl_taskarith.describe.one_mask",
+}
+__all__ = list(PUBLIC)  # types of all of them are in __init__.pyi
 
 
 def __getattr__(name: str) -> Any:
     """Import the public names when first used: reading the configuration must not cost an import of torch."""
-    if name == "simulate":
-        from fl_taskarith.server.simulate import simulate
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(PUBLIC[name]), name)
 
-        return simulate
-    if name == "History":
-        from fl_taskarith.server.run import History
 
-        return History
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fl_taskarith.config.settings import Config
+from fl_taskarith.server.history import History
 from fl_taskarith.server.round_zero_cache import Starts
-from fl_taskarith.server.run import History
 from fl_taskarith.storage.run_folder import Logbook
 from fl_taskarith.study.definition import Study
 from fl_taskarith.study.study_file import load_study

@@ -49,16 +49,15 @@ def line_look(turn: int) -> dict[str, str]:
     }
 
 
-def plot_rows(
+def draw_rows(
     rows: Sequence[Row],
     labels: Sequence[str],
     draw: Callable[[Row, Sequence[Axes]], None],
-    output: Path,
     size: tuple[int, float, float],
     note: str,
     **legend: Any,
-) -> list[Path]:
-    """Draw rows of panels with equal axes per column, a title and a legend per row; writes output.png and output.pdf.
+) -> Figure:
+    """Draw rows of panels with equal axes per column, a title and a legend per row.
 
     Args:
         labels: of all lines, to leave room for the legends.
@@ -66,9 +65,6 @@ def plot_rows(
         size: panels in a row, and the width and height of one in inches.
         note: stands above all rows.
         legend: further options of the legends.
-
-    Raises:
-        CheckpointError: the figure cannot be written.
     """
     columns, width, height = size
     with pyplot.rc_context(cast(Any, STYLE)):
@@ -81,19 +77,24 @@ def plot_rows(
             legend_below(part, axes[0], columns * width, **legend)
         for column in range(columns):
             match((axes[column] for axes in panels), "x", "y")
-        return save_figure(figure, output)
+    return figure
 
 
 def plot_curves(folder: Path, output: Path) -> list[Path]:
-    """Draw test accuracy and the losses of one run against rounds; writes output.png and output.pdf.
-
-    Round 0 is the head on the frozen backbone, before any training: a dotted line marks its accuracy. Where clients
-    minimise another loss than the cross-entropy, it has a panel of its own.
+    """Draw `curves` of one run; writes output.png and output.pdf.
 
     Raises:
         CheckpointError: the folder holds no readable rounds.csv, or the output cannot be written.
     """
-    run = read_run(folder)
+    return save_figure(curves(read_run(folder)), output)
+
+
+def curves(run: RunRecord) -> Figure:
+    """Draw test accuracy and the losses of one run against rounds.
+
+    Round 0 is the head on the frozen backbone, before any training: a dotted line marks its accuracy. Where clients
+    minimise another loss than the cross-entropy, it has a panel of its own.
+    """
     epochs = all(row.get("clients") in (None, 0) for row in run.rows)
     number = 2 if run.training_loss == "cross-entropy" else 3
     with pyplot.rc_context(cast(Any, STYLE)):
@@ -115,16 +116,20 @@ def plot_curves(folder: Path, output: Path) -> list[Path]:
             if axes.get_legend_handles_labels()[1]:
                 axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, columnspacing=1.0)
         figure.suptitle(fill(run.title, TITLE_CHARACTERS), fontsize=9)
-        return save_figure(figure, output)
+    return figure
 
 
 def plot_distances(folders: Sequence[Path], output: Path) -> list[Path]:
-    """Draw, for runs on regression data, distances to the true parameters, and clients in their cluster.
+    """Draw `distances` of runs on regression data; writes output.png and output.pdf.
 
     Raises:
         CheckpointError: a folder holds no readable rounds.csv, or the output cannot be written.
     """
-    runs = [read_run(folder) for folder in folders]
+    return save_figure(distances([read_run(folder) for folder in folders]), output)
+
+
+def distances(runs: Sequence[RunRecord]) -> Figure:
+    """Draw, for runs on regression data, distances to the true parameters, and clients in their cluster."""
     labels = [run.title for run in runs]
     alone = len(runs) == 1
 
@@ -146,7 +151,7 @@ def plot_distances(folders: Sequence[Path], output: Path) -> list[Path]:
             axes.set_xlabel("communication round")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    return plot_rows(spread(len(runs), reference=0), labels, draw, output, (2, 3.6, 2.7), labels[0] if alone else "")
+    return draw_rows(spread(len(runs), reference=0), labels, draw, (2, 3.6, 2.7), labels[0] if alone else "")
 
 
 def off_scale(accuracies: Sequence[float]) -> set[int]:
@@ -184,7 +189,8 @@ def save_figure(figure: Figure, output: Path) -> list[Path]:
     try:
         for suffix, metadata in ((".png", None), (".pdf", {"CreationDate": None})):
             content = io.BytesIO()
-            figure.savefig(content, format=suffix[1:], dpi=200, metadata=metadata)
+            with pyplot.rc_context(cast(Any, STYLE)):  # ticks are made, and fonts chosen, when a figure is saved
+                figure.savefig(content, format=suffix[1:], dpi=200, metadata=metadata)
             paths.append(output.with_name(output.name + suffix))
             write_atomically(paths[-1], content.getvalue())
     finally:

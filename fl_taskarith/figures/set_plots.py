@@ -12,7 +12,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from fl_taskarith.figures.panels import Row, draw_bars, seeds_note, spread
-from fl_taskarith.figures.plots import COLOURS, MARKERS, STYLE, STYLES, line_look, plot_rows, save_figure
+from fl_taskarith.figures.plots import COLOURS, MARKERS, STYLE, STYLES, draw_rows, line_look, save_figure
 from fl_taskarith.figures.run_groups import Member
 from fl_taskarith.figures.set_curves import is_idle, plot_bands
 from fl_taskarith.figures.setting_words import mask_words, mean_local_steps, sharding_words
@@ -139,7 +139,8 @@ def plot_drift(members: Sequence[Member], output: Path) -> list[Path]:
 
     note = seeds_note((len(member.runs) for member in places.values()), "bars")
     title = "colour: local steps J" if len(masks) == 1 else COLOURED
-    return plot_rows(spread(len(keys), features, first), labels, draw, output, (2, 3.6, 2.6), note, title=title)
+    figure = draw_rows(spread(len(keys), features, first), labels, draw, (2, 3.6, 2.6), note, title=title)
+    return save_figure(figure, output)
 
 
 def _looks(keys: Sequence[tuple[str, float]]) -> list[dict[str, str]]:
@@ -204,7 +205,7 @@ def plot_sweep(members: Sequence[Member], key: str, output: Path) -> list[Path]:
         axes.set_ylabel("test accuracy (%)")
 
     note = seeds_note((len(member.runs) for member in drawn), "bars")
-    return plot_rows(spread(len(shardings), reference=0), shardings, draw, output, (1, 4.4, 2.8), note)
+    return save_figure(draw_rows(spread(len(shardings), reference=0), shardings, draw, (1, 4.4, 2.8), note), output)
 
 
 def _usual(member: Member, members: Sequence[Member], key: str) -> bool:

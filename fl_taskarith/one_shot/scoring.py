@@ -66,7 +66,7 @@ class Workbench:
         return scores
 
     def divisors(self, split: str, task_vectors: Sequence[Mapping[str, Tensor]]) -> list[TaskScore]:
-        """Return `own_scores` of which every accuracy is above 0, so that others can be told as shares of them.
+        """Return `own_scores` of task vectors in the model's shapes, each accuracy above 0 so that it can divide.
 
         Raises:
             ConfigError: names the tasks whose own model gets nothing right.

@@ -20,11 +20,12 @@ from fl_taskarith.engine.supernodes import SuperNodeGrid
 from fl_taskarith.server.centralized import CentralizedRun
 from fl_taskarith.server.course import verdict
 from fl_taskarith.server.federated import FederatedRun
+from fl_taskarith.server.history import History
 from fl_taskarith.server.interruption import stop_if_asked
 from fl_taskarith.server.learning_rates import KnownRate, with_known_rate
 from fl_taskarith.server.regression_run import MixtureRun, describe_mixture
 from fl_taskarith.server.round_zero_cache import Starts
-from fl_taskarith.server.run import History, Progress, Run
+from fl_taskarith.server.run import Progress, Run
 from fl_taskarith.server.speed import device_line, speed_of, work_of
 from fl_taskarith.storage.progress import duration
 from fl_taskarith.storage.run_folder import PRETRAINED, Logbook

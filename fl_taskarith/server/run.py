@@ -7,9 +7,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -26,7 +24,7 @@ from fl_taskarith.server.course import remarks
 from fl_taskarith.server.interruption import asked_to_stop, finishing_rounds, interrupted
 from fl_taskarith.server.round_zero_cache import EVALUATIONS, HEAD, MASK, Starts
 from fl_taskarith.storage.checkpoint import Checkpoint
-from fl_taskarith.storage.run_folder import COLUMNS, Logbook, Row
+from fl_taskarith.storage.run_folder import Logbook, Row
 from fl_taskarith.storage.run_log import UNPRINTED
 from fl_taskarith.training.local import Evaluation, evaluate
 from fl_taskarith.training.schedules import learning_rate
@@ -37,25 +35,11 @@ from fl_taskarith.workspace.views import pooled, views
 from fl_taskarith.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
-    import pandas
+    pass
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, Row], None]
-
-
-@dataclass(frozen=True)
-class History:
-    """The results of a run: its folder, and the rows of its rounds.csv."""
-
-    folder: Path
-    rows: list[Row]
-
-    def frame(self) -> "pandas.DataFrame":
-        """Return the rows as a pandas table."""
-        import pandas
-
-        return pandas.DataFrame(self.rows, columns=list(COLUMNS))
 
 
 class Run(ABC):

@@ -1,8 +1,10 @@
 """A whole federation in one process: the function a notebook cell calls, and what `fl-taskarith simulate` runs."""
 
+import logging
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 from tqdm.auto import tqdm
 
@@ -11,26 +13,37 @@ from fl_taskarith.config import settings as configuration
 from fl_taskarith.config.effects import refuse_idle
 from fl_taskarith.config.fields import kebab
 from fl_taskarith.config.settings import Config
-from fl_taskarith.server.launch import run_federation
+from fl_taskarith.errors import ConfigError
+from fl_taskarith.server.history import History
+from fl_taskarith.server.launch import run_federation, show_log
+from fl_taskarith.server.learning_rates import with_known_rate
 from fl_taskarith.server.round_zero_cache import Starts
-from fl_taskarith.server.run import History, Progress, describe_round
+from fl_taskarith.server.run import Progress, describe_round
+from fl_taskarith.storage.folder_choice import finished_run
+from fl_taskarith.storage.paths import conf_file
 from fl_taskarith.storage.run_folder import Row
+from fl_taskarith.workspace.machine import available_threads, choose_device, on_this_machine
+
+log = logging.getLogger("fl_taskarith")
 
 
 def simulate(
     conf: Path | str | Config | None = None,
     *,
+    if_finished: Literal["load", "new", "error"] = "load",
     deadline: float | None = None,
     starts: Starts | None = None,
     **overrides: object,
 ) -> History:
     """Run the app that `flwr run .` runs, in this process, with a progress bar.
 
-    For example `simulate("conf/fedavg-noniid.toml", classes_per_client=5)`. With engine = "flower" the clients run in
-    Ray actors that Flower starts, as many SuperNodes as clients.
+    For example `simulate("fedavg-noniid", classes_per_client=5)`. The same call goes on with a run that was cut. With
+    engine = "flower" the clients run in Ray actors that Flower starts, as many SuperNodes as clients.
 
     Args:
-        conf: a TOML file of settings, or a Config, or None for the defaults (the quick start).
+        conf: a TOML file of settings or its name below conf/, or a Config, or None for the defaults (the quick start).
+        if_finished: what to do where a run of these settings is finished: "load" returns it, "new" runs it again in
+            another folder, "error" raises a ConfigError.
         deadline: time (of time.time) from which the run stops after its round, with a checkpoint.
         starts: results of round 0 of the caller's earlier runs, so that runs of one search do not compute them again.
         overrides: settings by their Python names.
@@ -44,8 +57,13 @@ def simulate(
         config = configuration.from_mapping(conf.to_run_config() | given)
         refuse_idle(config, given)
     else:
-        config = configuration.load(conf, overrides)
-
+        config = configuration.load(None if conf is None else conf_file(conf), overrides)
+    if if_finished != "new" and (folder := finished_run(with_known_rate(on_this_machine(config))[0])) is not None:
+        if if_finished == "error":
+            raise ConfigError(f'A run of these settings is finished: {folder}. Load it, or set if_finished to "new".')
+        show_log()
+        log.info('Loaded, for it is finished: %s. Under if_finished = "new" it runs again.', folder)
+        return History.load(folder)
     with _ProgressBar() as bar:
         if config.engine == "sequential":
             return run_federation(config, client_app, progress=bar.show, deadline=deadline, starts=starts)
@@ -59,8 +77,6 @@ def _run_on_ray(config: Config, progress: Progress, deadline: float | None, star
     from flwr.app import Context
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
-
-    from fl_taskarith.workspace.machine import available_threads, choose_device
 
     server_app = ServerApp()
     histories: list[History] = []

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from filelock import BaseFileLock, Timeout
 
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.rule import shown
-from fl_taskarith.config.settings import Config
+from fl_taskarith.config.settings import Config, from_mapping
 from fl_taskarith.errors import CheckpointError, ConfigError, FolderInUse
 from fl_taskarith.storage.checkpoint import list_checkpoints
 from fl_taskarith.storage.locks import take
@@ -59,6 +60,23 @@ def choose_folder(config: Config) -> tuple[Path, Path | None]:
         raise CheckpointError(
             f"Cannot use the results folder {root / name}: {error.strerror or error}. Set results-dir."
         ) from error
+
+
+def finished_run(config: Config) -> Path | None:
+    """Return the folder of the last finished run of these settings under its name; None if there is none."""
+    root, name = results_root(config.results_dir), run_name(config)
+    last = None
+    for number in count(1):
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        if not folder.exists():
+            return last
+        try:
+            status, settings, _ = _read_record(folder)
+            if status == "finished" and from_mapping(settings).fingerprint() == config.fingerprint():
+                last = folder
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
+            continue  # no run of ours, or one that cannot be read
+    return last
 
 
 def _folder_for(root: Path, name: str, config: Config) -> tuple[Path, Path | None]:

@@ -53,6 +53,19 @@ def portable(path: Path) -> str:
     return path.relative_to(root).as_posix() if root is not None and path.is_relative_to(root) else str(path)
 
 
+def conf_file(name: Path | str) -> Path:
+    """Return the file that a settings, study or benchmark file's path or name means.
+
+    A path that is there is itself. Else it is sought in the checkout, and a name without ending below its conf/: for
+    example "fedavg-noniid" or "digits/six-models". One that is nowhere is returned as it is, for its reader to refuse.
+    """
+    path, root = Path(name), checkout()
+    if root is None or path.exists():
+        return path
+    places = [root / path, *(root / folder / f"{name}.toml" for folder in ("conf", "conf/study", "conf/one-shot"))]
+    return next((place for place in places if place.exists()), path)
+
+
 def results_root(results_dir: str) -> Path:
     """Return the folder that holds all runs: `results-dir`, or `results/` of the checkout when it is empty."""
     return resolve(results_dir or "results", "results-dir")

@@ -8,11 +8,11 @@ import pytest
 from conftest import real_data_folder
 
 from fl_taskarith import simulate
-from fl_taskarith.config.reference import with_reference
+from fl_taskarith.config.reference import COMMAND, with_reference
 from fl_taskarith.config.settings import load
 from fl_taskarith.errors import ConfigError
+from fl_taskarith.server.history import History
 from fl_taskarith.server.learning_rates import known_rate
-from fl_taskarith.server.run import History
 from fl_taskarith.server.speed import Speed
 from fl_taskarith.study import listing
 from fl_taskarith.study.listing import list_study
@@ -35,7 +35,9 @@ def name(path: Path) -> str:
 
 def test_the_readme_holds_all_settings_as_they_are_generated_and_names_every_file() -> None:
     text = (CONF / "README.md").read_text(encoding="utf-8")
-    assert text == with_reference(text), "python -m fl_taskarith.config.reference conf/README.md writes it"
+    assert text == with_reference(text), COMMAND
+    stub = (CONF.parent / "fl_taskarith" / "__init__.pyi").read_text(encoding="utf-8")
+    assert stub == with_reference(stub, ".pyi"), COMMAND
     named = {file for pattern in re.findall(r"`([\w./*-]+\.toml)`", text) for file in CONF.glob(pattern)}
     assert named == set(CONF.rglob("*.toml"))
     with pytest.raises(ConfigError, match="add both"):

@@ -15,7 +15,7 @@ from fl_taskarith.errors import ConfigError, Divergence
 from fl_taskarith.mixtures.expectation_maximisation import expectation, federated_em
 from fl_taskarith.mixtures.robust_clustering import Server, br_ifca
 from fl_taskarith.server import regression_run as mixture_run
-from fl_taskarith.server.run import History
+from fl_taskarith.server.history import History
 from fl_taskarith.storage.run_folder import Logbook, Row
 from fl_taskarith.workspace.regression_data import adversary_of, mixture_of
 

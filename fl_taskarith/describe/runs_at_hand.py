@@ -1,0 +1,116 @@
+"""The runs and studies in a results folder, as frames."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from fl_taskarith.config.choices import REGRESSION
+from fl_taskarith.errors import CheckpointError
+from fl_taskarith.figures.run_groups import read_run
+from fl_taskarith.figures.setting_words import mask_words, sharding_words
+from fl_taskarith.storage.paths import results_root
+
+RUN_COLUMNS = ("run", "state", "round", "rounds", "test_accuracy", "gain", "distance", "learning_rate", "dataset",
+               "strategy", "clients", "mask", "local_steps", "seed", "age_hours")  # fmt: skip
+STUDY_COLUMNS = ("study", "arms", "finished", "best_arm", "test_accuracy", "gain", "age_hours")
+
+
+def results(results_dir: str = "") -> pandas.DataFrame:
+    """Return the runs in a results folder, the newest first; those of studies are in `studies`.
+
+    Columns: run (name of its folder), state ("finished", "running", "interrupted", "failed" or "unreadable"), round and
+    rounds (done and asked for), test_accuracy (%, last round measured), gain (points over the head before training),
+    distance (to the truth, on regression data), learning_rate, dataset, strategy, clients (how data are spread), mask,
+    local_steps, seed, age_hours (since something was last written).
+
+    Raises:
+        ConfigError: `results_dir` is relative and there is no checkout that it could be relative to.
+    """
+    root = results_root(results_dir)
+    rows = [_run(path.parent, root) for path in sorted(root.glob("*/run.json"))]
+    return pandas.DataFrame(rows, columns=list(RUN_COLUMNS)).sort_values("age_hours", ignore_index=True)
+
+
+def studies(results_dir: str = "") -> pandas.DataFrame:
+    """Return the studies in a results folder: how many arms have all their seeds, and the best one by validation.
+
+    Columns: study (its folder below the results folder), arms, finished (arms with every seed), best_arm,
+    test_accuracy (%, mean over its seeds), gain (points over the head before training), age_hours.
+    """
+    root = results_root(results_dir)
+    tables = [path for path in sorted(root.rglob("table.csv")) if (path.parent / "settings.json").exists()]
+    return pandas.DataFrame([_study(path, root) for path in tables], columns=list(STUDY_COLUMNS))
+
+
+def _run(folder: Path, root: Path) -> Mapping[str, Any]:
+    row: dict[str, Any] = {"run": folder.relative_to(root).as_posix(), "age_hours": _age(folder / "run.json")}
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run = read_run(folder)
+        settings, rows = run.settings, run.rows
+        row |= {"state": str(record["status"])}
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError):
+        return row | {"state": "unreadable"}
+    accuracies = [each["test_accuracy"] for each in rows if each.get("test_accuracy") is not None]
+    distances = [each["matched_distance"] for each in rows if each.get("matched_distance") is not None]
+    of_images = settings["dataset"] != REGRESSION
+    federated = settings["strategy"] != "centralized"
+    return row | {
+        "round": rows[-1]["round"] if rows else None,
+        "rounds": settings["num-rounds"],
+        "test_accuracy": 100 * accuracies[-1] if accuracies else None,
+        "gain": 100 * (accuracies[-1] - accuracies[0]) if len(accuracies) > 1 and rows[0]["round"] == 0 else None,
+        "distance": distances[-1] if distances else None,
+        "learning_rate": rows[-1].get("learning_rate") if rows else None,
+        "dataset": settings["dataset"],
+        "strategy": settings["strategy"],
+        "clients": sharding_words(settings) if of_images and federated else None,
+        "mask": mask_words(settings) if of_images else None,
+        "local_steps": settings["local-steps"] if federated else None,
+        "seed": settings["seed"],
+    }
+
+
+def _study(table: Path, root: Path) -> Mapping[str, Any]:
+    row: dict[str, Any] = {"study": table.parent.relative_to(root).as_posix(), "age_hours": _age(table)}
+    try:
+        frame = pandas.read_csv(table)
+        measured = frame[frame["n"] > 0]
+        best = measured.loc[measured["val_percent"].idxmax()] if measured["val_percent"].notna().any() else None
+        row |= {"arms": len(frame), "finished": int((frame["n"] >= frame["n"].max()).sum()) if len(measured) else 0}
+    except (OSError, ValueError, KeyError, TypeError):
+        return row | {"best_arm": "unreadable"}
+    if best is None:
+        return row
+    group = best.get("group")
+    name = f"{group} | {best['arm']}" if isinstance(group, str) and group else best["arm"]
+    return row | {"best_arm": name, "test_accuracy": best["test_percent"], "gain": best.get("gain_mean")}
+
+
+def _age(path: Path) -> float:
+    """Return the hours since a file of the folder of `path` was last written."""
+    newest = max(each.stat().st_mtime for each in _files(path.parent))
+    return round(max(0.0, time.time() - newest) / 3600, 2)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    yield folder
+    yield from (path for path in folder.iterdir() if path.is_file())
+
+
+def describe_results(results_dir: str = "") -> Iterator[str]:
+    """Yield the lines of `fl-taskarith results`: a table of studies, then one of runs."""
+    root = results_root(results_dir)
+    of_studies, of_runs = studies(results_dir), results(results_dir)
+    if of_studies.empty and of_runs.empty:
+        yield f"{root} holds no results yet. Start with: fl-taskarith simulate"
+        return
+    yield f"{root}"
+    for title, frame in (("studies (best arm by validation)", of_studies), ("runs, newest first", of_runs)):
+        if not frame.empty:
+            shown = frame.dropna(axis="columns", how="all")
+            yield f"\n{title}\n{shown.to_string(index=False, na_rep='', float_format='{:.4g}'.format, max_colwidth=48)}"

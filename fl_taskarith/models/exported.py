@@ -1,0 +1,57 @@
+"""Reads a model that a run exported, for use outside a federation."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+import fl_taskarith.models.vit_glyph  # noqa: F401  (tells timm of it)
+from fl_taskarith.errors import WeightsError
+
+
+class ExportedModel(NamedTuple):
+    """A model as a run left it.
+
+    Attributes:
+        model: timm's, with the run's weights, on the CPU, in evaluation mode.
+        transform: from a PIL image, or pixels uint8 [..., 3, H, W], to the model's input float32 [..., 3, size, size].
+        classes: the name of each output.
+    """
+
+    model: nn.Module
+    transform: Callable[[Any], Tensor]
+    classes: tuple[str, ...]
+
+
+def read_exported(path: Path) -> ExportedModel:
+    """Read model.safetensors of a run's folder.
+
+    Raises:
+        WeightsError: there is no such file, or it was not written by a run.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+        size, classes = int(facts["input_size"]), tuple(json.loads(facts["classes"]))
+        model = timm.create_model(facts["architecture"], num_classes=len(classes), img_size=size).eval()
+        model.load_state_dict(load_file(path))
+        normalise = v2.Normalize(json.loads(facts["mean"]), json.loads(facts["std"]))
+    except FileNotFoundError as error:
+        raise WeightsError(f"There is no {path}: the run is not finished, or ran with save-model = false.") from error
+    except (OSError, KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"{path} is no model that a run exported: {error}.") from error
+    transform = v2.Compose([
+        v2.ToImage(),
+        v2.Resize((size, size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+        v2.ToDtype(torch.float32, scale=True),
+        normalise,
+        v2.ToPureTensor(),
+    ])  # fmt: skip
+    return ExportedModel(model, transform, classes)
