@@ -27,7 +27,7 @@ class History:
 
     Attributes:
         folder: where they lie.
-        rows: those of rounds.csv, one per round from round 0; accuracies are shares in [0, 1].
+        rows: those of rounds.csv, one per round from round 0, without empty cells; accuracies are shares in [0, 1].
     """
 
     folder: Path
@@ -48,7 +48,8 @@ class History:
         folder = Path(run)
         if not folder.is_dir() and (named := results_root(results_dir) / run).is_dir():
             folder = named
-        return cls(folder, list(read_run(folder).rows))
+        rows = read_run(folder).rows
+        return cls(folder, [{name: cell for name, cell in row.items() if cell is not None} for row in rows])
 
     @cached_property
     def settings(self) -> Mapping[str, object]:

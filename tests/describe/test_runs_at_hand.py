@@ -1,0 +1,53 @@
+"""Lists of the runs and studies in a results folder."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from conftest import power_cut
+from small_studies import STUDY, FakeTraining
+
+import fl_taskarith
+from fl_taskarith import simulate
+from fl_taskarith.config.settings import Config
+from fl_taskarith.describe.runs_at_hand import describe_results
+
+
+def test_every_run_has_a_row_whatever_its_state(quick_config: Config) -> None:
+    done = simulate(dataclasses.replace(quick_config, run_name="done"))
+    with power_cut(after_round=1):
+        simulate(dataclasses.replace(quick_config, run_name="cut", seed=1))
+    root = Path(quick_config.results_dir)
+    (root / "broken").mkdir()
+    (root / "broken" / "run.json").write_text("[")
+    frame = fl_taskarith.results(str(root)).set_index("run")
+    assert frame["state"].to_dict() == {"done": "finished", "cut": "failed", "broken": "unreadable"}
+    assert frame.loc["done", "test_accuracy"] == pytest.approx(100 * done.rows[-1]["test_accuracy"])
+    assert frame.loc["done", "gain"] == pytest.approx(done.gain)
+    assert (frame.loc["cut", "round"], frame.loc["cut", "rounds"], frame.loc["cut", "seed"]) == (1, 3, 1)
+    assert frame.loc["done", "learning_rate"] == 0.01 and (frame["age_hours"] < 1).all()
+    printed = "\n".join(describe_results(str(root)))
+    assert "runs, newest first" in printed and "broken" in printed and "distance" not in printed
+
+
+def test_an_empty_folder_says_how_to_start(tmp_path: Path) -> None:
+    assert fl_taskarith.results(str(tmp_path)).empty and fl_taskarith.studies(str(tmp_path)).empty
+    assert "fl-taskarith simulate" in "\n".join(describe_results(str(tmp_path)))
+
+
+def test_a_study_is_a_function_and_its_best_arm_is_that_of_validation(tmp_path: Path, training: FakeTraining) -> None:
+    (tmp_path / "study.toml").write_text(STUDY)
+    table = fl_taskarith.study(tmp_path / "study.toml", results_dir=str(tmp_path), batch_size=8)
+    assert list(table["arm"]) == ["dense", "head alone"] and set(table["study"]) == {"tiny"}
+    assert all(run.batch_size == 8 for run in training.runs)
+    (row,) = fl_taskarith.studies(str(tmp_path)).to_dict("records")
+    assert (row["study"], row["arms"], row["finished"], row["best_arm"]) == ("tiny", 2, 2, "head alone")
+    assert table["test_percent"].idxmax() == 0, "on test the other arm is better"
+
+
+def test_a_mask_is_a_function(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text('train-subset = 300\nmask-rule = "random"\ndensity = 0.2\n')
+    mask = fl_taskarith.mask(path, output=tmp_path / "mask", results_dir=str(tmp_path))
+    assert mask.density == pytest.approx(0.2, abs=1e-3)
+    assert (tmp_path / "mask" / "mask.safetensors").exists()
