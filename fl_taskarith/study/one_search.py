@@ -2,15 +2,18 @@
 
 import dataclasses
 from pathlib import Path
+from textwrap import fill
 
-from fl_taskarith.config.rule import AUTO
+from fl_taskarith.config.rule import AUTO, to_toml
 from fl_taskarith.config.settings import Config
+from fl_taskarith.figures.plots import TITLE_CHARACTERS
 from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.folder_choice import run_name
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.results import StudyResults
 from fl_taskarith.study.runner import run_what_is_left
 from fl_taskarith.study.search import Choice, Search
+from fl_taskarith.study.search_plot import plot_search
 from fl_taskarith.study.study_file import RUNNER_KEYS
 from fl_taskarith.study.tables import trials_csv
 from fl_taskarith.workspace.machine import on_this_machine
@@ -21,14 +24,17 @@ SEARCH_KEYS = (*RUNNER_KEYS, "learning-rate", "num-rounds")  # what a search dec
 def search_rate(
     config: Config, search: Search, root: Path, jobs: int = 1, budget: float | None = None
 ) -> tuple[Path, Choice | None]:
-    """Search for a rate and write search.csv under root/search/<name of the run>; the same call resumes.
+    """Search for a rate, and write what was tried under root/search/<name of the run>; the same call resumes.
+
+    It writes search.csv, search.png and .pdf and, once there is a choice, chosen.toml: a settings file of `config` with
+    the rate.
 
     Args:
         config: of `SEARCH_KEYS` its values do not matter.
         root, jobs, budget: see `run_studies`.
 
     Returns:
-        The file, and the choice once there is one.
+        search.csv, and the choice once there is one.
 
     Raises:
         StudyError: a run failed, or every rate diverged.
@@ -47,4 +53,19 @@ def search_rate(
     finally:
         results.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, trials_csv(results))
-    return path, results.choice(arm)
+    choice = results.choice(arm)
+    plot_search(results.scores(arm), choice, fill(study.title, TITLE_CHARACTERS // 2), path.with_suffix(""))
+    if choice is not None:
+        write_atomically(path.with_name("chosen.toml"), settings_file(config, choice))
+    return path, choice
+
+
+def settings_file(config: Config, choice: Choice) -> str:
+    """Return what differs from the defaults in `config`, and the rate that was chosen, as a settings file."""
+    usual = Config().to_run_config()
+    given = {key: value for key, value in config.to_run_config().items() if value != usual[key]}
+    given = {key: value for key, value in given.items() if key not in (*RUNNER_KEYS, "learning-rate")}
+    told = "at an end of the grid, so not tuned" if choice.edge else "chosen on validation"
+    lines = [f"# learning-rate: {told} (search.csv beside this file has every rate that was tried).", ""]
+    return "\n".join([*lines, *(f"{key} = {to_toml(value)}" for key, value in given.items()),
+                      f"learning-rate = {choice.rate:g}", ""])  # fmt: skip

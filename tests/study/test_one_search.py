@@ -1,0 +1,45 @@
+"""What a search of one rate leaves behind: the table, the figure, and a settings file with the choice."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from small_studies import FakeTraining
+
+from fl_taskarith.config.settings import load
+from fl_taskarith.errors import StudyError
+from fl_taskarith.study.one_search import search_rate
+from fl_taskarith.study.search import Search
+
+SEARCH = Search(1e-3, 10.0, 1, (1, 2), 2, 0)
+
+
+@pytest.mark.figures
+def test_the_settings_file_is_the_configuration_at_the_chosen_rate(tmp_path: Path, training: FakeTraining) -> None:
+    config = load(overrides={"mask_rule": "random", "density": 0.25, "num_clients": 10, "learning_rate": 0.5})
+    path, choice = search_rate(config, SEARCH, tmp_path)
+    assert choice is not None and (choice.rate, choice.edge) == (0.1, False)
+    chosen = load(path.with_name("chosen.toml"))
+    assert (chosen.mask_rule, chosen.density, chosen.num_clients, chosen.learning_rate) == ("random", 0.25, 10, 0.1)
+    assert (chosen.results_dir, chosen.run_name) == ("", "")
+    with open(path, encoding="utf-8", newline="") as file:
+        tried = [float(row["learning_rate"]) for row in csv.DictReader(file) if row["rounds"] == "2"]
+    assert len(tried) == 2 and 0.1 in tried
+    assert path.with_name("search.png").stat().st_size > 5000
+
+
+@pytest.mark.figures
+def test_a_rate_at_the_edge_is_told_in_the_file(tmp_path: Path, training: FakeTraining) -> None:
+    training.accuracy = lambda run: 0.5 + 0.01 * run.learning_rate
+    path, _ = search_rate(load(overrides={"mask_rule": "none"}), SEARCH, tmp_path)
+    assert "not tuned" in path.with_name("chosen.toml").read_text()
+
+
+def test_nothing_is_chosen_where_runs_fail(tmp_path: Path, training: FakeTraining) -> None:
+    def fail(run: object) -> float:
+        raise RuntimeError("no")
+
+    training.accuracy = fail
+    with pytest.raises(StudyError):
+        search_rate(load(overrides={"mask_rule": "none"}), SEARCH, tmp_path)
+    assert not list(tmp_path.rglob("chosen.toml"))
