@@ -80,6 +80,7 @@ def cifar100_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds are measured for a moment in place of 20 s."""
+    monkeypatch.setattr("fl_taskarith.study.listing.GLANCE", 0.02)
     monkeypatch.setattr("fl_taskarith.study.listing.MEASUREMENT", 0.02)
     monkeypatch.setattr("fl_taskarith.study.monitor.GLANCE", 0.02)
     monkeypatch.setattr("fl_taskarith.server.launch.GLANCE", 0.02)

@@ -43,7 +43,7 @@ def simulate(
     Args:
         conf: a TOML file of settings or its name below conf/, or a Config, or None for the defaults (the quick start).
         if_finished: what to do where a run of these settings is finished: "load" returns it, "new" runs it again in
-            another folder, "error" raises a ConfigError.
+            another folder, as resume = False does, and "error" raises a ConfigError.
         deadline: time (of time.time) from which the run stops after its round, with a checkpoint.
         starts: results of round 0 of the caller's earlier runs, so that runs of one search do not compute them again.
         overrides: settings by their Python names.
@@ -58,7 +58,7 @@ def simulate(
         refuse_idle(config, given)
     else:
         config = configuration.load(None if conf is None else conf_file(conf), overrides)
-    if if_finished != "new" and (folder := finished_run(with_known_rate(on_this_machine(config))[0])) is not None:
+    if config.resume and if_finished != "new" and (folder := _finished(config)) is not None:
         if if_finished == "error":
             raise ConfigError(f'A run of these settings is finished: {folder}. Load it, or set if_finished to "new".')
         show_log()
@@ -68,6 +68,14 @@ def simulate(
         if config.engine == "sequential":
             return run_federation(config, client_app, progress=bar.show, deadline=deadline, starts=starts)
         return _run_on_ray(config, bar.show, deadline, starts)
+
+
+def _finished(config: Config) -> Path | None:
+    """Return the folder of the finished run of these settings; None without one, or where they cannot run at all."""
+    try:
+        return finished_run(with_known_rate(on_this_machine(config))[0])
+    except ConfigError:  # of which the run itself says more
+        return None
 
 
 def _run_on_ray(config: Config, progress: Progress, deadline: float | None, starts: Starts | None) -> History:

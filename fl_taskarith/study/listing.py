@@ -12,7 +12,8 @@ from fl_taskarith.study.plan import Plan, plan_of
 from fl_taskarith.study.results import State, StudyResults, run_folder
 from fl_taskarith.study.shipped import MARK, count_shipped, origin_words
 
-MEASUREMENT = 20.0  # seconds in which the speeds of a study's runs are measured, all together
+GLANCE, MEASUREMENT = 2.0, 20.0  # seconds in which the speeds of all kinds of runs left are measured, briefly or well
+LONG = 600.0  # seconds of work from which they are measured well
 LARGEST_TABLE = 30  # lines, so that a listing fits on a screen
 
 
@@ -21,7 +22,9 @@ def list_study(results: StudyResults, *, every_run: bool = False) -> Iterator[st
     plans = [plan_of(results, arm) for arm in results.study.arms]
     yield f"{results.study.title}: {results.folder}"
     left = runs_left(plans)
-    speeds = measure(left, MEASUREMENT)
+    speeds = measure(left, GLANCE)
+    if seconds_left(plans, speeds) > LONG:
+        speeds = measure(left, MEASUREMENT)
     if every_run:
         for plan in plans:
             for run, outcome, reported in plan.known:
