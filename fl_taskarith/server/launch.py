@@ -26,6 +26,7 @@ from fl_taskarith.server.regression_run import MixtureRun, describe_mixture
 from fl_taskarith.server.round_zero_cache import Starts
 from fl_taskarith.server.run import History, Progress, Run
 from fl_taskarith.server.speed import device_line, speed_of, work_of
+from fl_taskarith.storage.output import lasting_output
 from fl_taskarith.storage.progress import duration
 from fl_taskarith.storage.run_folder import PRETRAINED, Logbook
 from fl_taskarith.storage.run_log import RUN_LOG, RunLog
@@ -61,7 +62,7 @@ def run_federation(
         FlTaskarithError: with the cause, in the user's terms; the results so far stay in the folder.
     """
     show_log()
-    with RunLog() as printed:
+    with lasting_output(), RunLog() as printed:
         require_trackers(config)
         config, known = _resolved(config, alone=starts is None)
         # Every process of the run, Ray's actors among them, computes with the same number of threads, stated here.
