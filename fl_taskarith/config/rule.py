@@ -140,6 +140,9 @@ class Rule:
         return self.low <= value <= self.high and not (self.exclusive_low and value == self.low)
 
 
+TEXT, NAME = Rule(str, "", 0, 300), Rule(str, "", 1, 200)  # of what a file of studies calls things
+
+
 def key(heading: str, default: Scalar, accepted: str | Sequence[str] | None, about: str, **more: Any) -> Any:
     """Return a dataclass field with its rule.
 

@@ -15,7 +15,9 @@ class LastingStream:
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # None: closed from outside
+        self._stream = (
+            open(os.devnull, "w", encoding="utf-8") if stream is None else stream
+        )  # None: closed from outside
         self.fault: OSError | ValueError | None = None
 
     def write(self, text: str) -> int:
@@ -59,7 +61,7 @@ def lasting_output() -> Iterator[LastingStream]:
     before = sys.stdout, sys.stderr
     output = before[0] if isinstance(before[0], LastingStream) else LastingStream(before[0])
     error = before[1] if isinstance(before[1], LastingStream) else LastingStream(before[1])
-    sys.stdout, sys.stderr = output, error  # type: ignore[assignment]
+    sys.stdout, sys.stderr = output, error
     try:
         yield output
     finally:
