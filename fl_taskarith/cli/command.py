@@ -140,9 +140,10 @@ def _one_shot(parsed: argparse.Namespace) -> None:
 
 def _pretrain_glyph(parsed: argparse.Namespace) -> None:
     from fl_taskarith.models.glyph_pretraining import pretrain_glyph
-    from fl_taskarith.storage.files import require_new
+    from fl_taskarith.storage.files import make_folder, require_new
 
     require_new([parsed.output], parsed.overwrite)
+    make_folder(parsed.output.parent)
     report = pretrain_glyph(parsed.output, seed=parsed.seed, steps=parsed.steps, threads=parsed.threads)
     print(f"{parsed.output.resolve()}: accuracy on letters of fonts held out {report.held_out_accuracy:.4f}")
 

@@ -85,10 +85,11 @@ def read_table(
     for key in table:
         if key not in kinds:
             raise ConfigError(f"{place}: {shown(key)} is not a key; {nearest(key, kinds)}")
+    checked = {key: _checked(value, kinds[key], f"{place}: {key}") for key, value in table.items()}
     for key in required:
         if key not in table:
             raise ConfigError(f"{place}: {key} is missing; expected {_expected(kinds[key])}.")
-    return {key: _checked(value, kinds[key], f"{place}: {key}") for key, value in table.items()}
+    return checked
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

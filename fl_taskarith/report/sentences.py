@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from fl_taskarith.config.rule import shown
 from fl_taskarith.config.toml import read_text
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.figures.statistics import Paired, summarise
@@ -100,8 +99,9 @@ def render(template: Path, variables: Mapping[str, Any]) -> str:
     try:
         return compiled.render(variables)
     except Exception as error:  # whatever an expression of the template can raise
+        said = str(error)[:300] or type(error).__name__
         raise ConfigError(
-            f"The template {template} cannot be filled: {shown(str(error) or type(error).__name__)}. Known: {', '.join(variables)}."
+            f"The template {template} cannot be filled: {said}. Known: {', '.join(variables)}."
         ) from error
 
 

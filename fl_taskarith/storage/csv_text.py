@@ -1,7 +1,7 @@
 """The one writer of CSV text for tables: floats read back to the same bits, what is unknown is an empty cell.
 
-A spreadsheet takes a cell for a formula that begins with one of `FORMULA`, and some of these run programs. Words that
-do are written with an apostrophe before them, which `plain_words` takes off again.
+A spreadsheet takes words that begin as `FORMULA` for one, and some formulas run programs. Such words are written behind
+an apostrophe, which `plain_words` takes off again.
 """
 
 import csv
@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 
-FORMULA = "=+-@\t\r"
+FORMULA = "[=+@\t\r-]"
 
 
 def csv_text(records: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:
@@ -36,10 +36,10 @@ def csv_text(records: Sequence[Mapping[str, object]], columns: Sequence[str] | N
 
 def plain_words(cell: str) -> str:
     """Return the words that `csv_text` wrote as this cell."""
-    return cell[1:] if re.match(f"'+[{FORMULA}]", cell) else cell
+    return cell[1:] if re.match(f"'+{FORMULA}", cell) else cell
 
 
 def _cell(value: object) -> object:
     if isinstance(value, str):
-        return f"'{value}" if re.match(f"'*[{FORMULA}]", value) else value
+        return f"'{value}" if re.match(f"'*{FORMULA}", value) else value
     return "" if value is None or value != value else value

@@ -41,8 +41,6 @@ class Monitor:
         self._everything, self._jobs = everything, jobs
         self._out = sys.stdout
         self._logs = [RunLog(results.folder / STUDY_LOG) for results in everything]
-        for results in everything:
-            results.folder.mkdir(parents=True, exist_ok=True)
         self._arms = [arm.title for results in everything for arm in results.study.in_turn]
         self._training: dict[Path, _Training] = {}
         self._lock, self._ended = threading.Lock(), threading.Event()
