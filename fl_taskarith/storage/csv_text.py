@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 
-FORMULA = "[=+@\t\r-]"
+FORMULA = "[=+@\t-]"
 
 
 def csv_text(records: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:
@@ -41,5 +41,6 @@ def plain_words(cell: str) -> str:
 
 def _cell(value: object) -> object:
     if isinstance(value, str):
-        return f"'{value}" if re.match(f"'*{FORMULA}", value) else value
+        words = re.sub("\r\n?", "\n", value)  # which csv would not quote by itself
+        return f"'{words}" if re.match(f"'*{FORMULA}", words) else words
     return "" if value is None or value != value else value
