@@ -158,7 +158,8 @@ def at_chosen_rate(one_shot: OneShot, folder: Path, apply: Apply = map) -> OneSh
     path, spread = folder / "search.csv", next(iter(one_shot.training.values()))
     levels = dict.fromkeys((next(iter(one_shot.data.values())), list(one_shot.data.values())[-1]))
     key = "-".join(one_shot.fingerprint(Cell("", overlap, "", spread, one_shot.seeds[0])) for overlap in levels)
-    scores = _read_scores(path, key)
+    lines = csv.DictReader(path.read_text(encoding="utf-8").splitlines() if path.exists() else [])
+    scores = {float(line["learning_rate"]): float(line["val_accuracy"]) for line in lines if line["settings"] == key}
     left = [rate for rate in one_shot.rates if rate not in scores]
     trials = [(one_shot.at_rate(rate), overlap, spread) for rate in left for overlap in levels]
     accuracies = apply(_own_accuracy, *zip(*trials, strict=True)) if trials else iter(())
@@ -172,18 +173,6 @@ def at_chosen_rate(one_shot: OneShot, folder: Path, apply: Apply = map) -> OneSh
     if best in (one_shot.rates[0], one_shot.rates[-1]):
         print(f"The learning rate {best:g} lies at an end of what was searched: it is not tuned.")
     return one_shot.at_rate(best)
-
-
-def _read_scores(path: Path, key: str) -> dict[float, float]:
-    """Return the accuracies in search.csv by rate, those of other settings left out; none if it is damaged."""
-    try:
-        lines = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-        return {float(line["learning_rate"]): float(line["val_accuracy"]) for line in lines if line["settings"] == key}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        log.warning("%s is damaged (%r): the search begins again.", path, error)
-        return {}
 
 
 def _own_accuracy(one_shot: OneShot, overlap: float, spread: Spread) -> float:

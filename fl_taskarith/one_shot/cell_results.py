@@ -53,7 +53,7 @@ def _checksum(record: Record) -> str:
 
 
 def _path(one_shot: OneShot, cell: Cell, folder: Path) -> Path:
-    words = re.sub(r"[^a-z0-9.]+", "-", f"{cell.data}-{cell.training}".lower()).strip("-.")[:200]
+    words = re.sub(r"[^a-z0-9.]+", "-", f"{cell.data}-{cell.training}".lower()).strip("-.")
     return folder / "cells" / f"{words}-s{cell.seed}-{one_shot.fingerprint(cell)}.json"
 
 

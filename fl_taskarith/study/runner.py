@@ -62,7 +62,6 @@ def run_what_is_left(everything: Sequence[StudyResults], jobs: int = 1, budget: 
     """Run what is left of the studies as `run_studies` does, without tables."""
     deadline = None if budget is None else time.time() + budget
     for results in everything:
-        make_folder(results.folder)
         make_folder(results.runs)
     schedule = _Schedule([(results, arm) for results in everything for arm in results.study.in_turn])
     with Monitor(everything, jobs) as monitor:

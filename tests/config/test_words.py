@@ -135,7 +135,7 @@ def test_a_table_is_checked_key_by_key() -> None:
         ({"words": "a"}, 'here: words = "a": expected a list, each of it a string'),
         ({"table": [1]}, "here: table = [1]: expected a table"),
         ({"tables": [1]}, "here: tables, number 1 = 1: expected a table"),
-        ({"m\x1b": 1}, "here: 'm\\x1b' is not a key; did you mean"),
+        ({"m\x1b": 1}, "here: 'm\\x1b' is not a key; known keys: n"),
         ({}, "here: n is missing; expected a whole number"),
     ):
         with pytest.raises(ConfigError) as caught:
