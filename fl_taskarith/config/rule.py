@@ -94,11 +94,15 @@ class Rule:
     def read(self, text: str) -> object:
         """Return what a word of the command line means for this key; what means nothing is returned as it is.
 
-        Quotes of TOML are taken off. A number is read in any usual way of writing it, 10.0 for a whole one too.
+        Quotes of TOML are taken off. A number is read in any usual way of writing it, 10.0 for a whole one too, and
+        capitals and underscores are as good as others in one of the choices.
         """
         with contextlib.suppress(ValueError, RecursionError):
             parsed = tomllib.loads(f"value = {text}")
             text = parsed["value"] if len(parsed) == 1 and isinstance(parsed["value"], str) else text
+        if self.choices:
+            spelt = text.strip().lower().replace("_", "-")
+            return next((choice for choice in self.choices if choice == spelt), text)
         if self.kind is bool:
             return {"true": True, "false": False}.get(text.strip().lower(), text)
         if self.kind in (int, float) and len(text) < LONGEST:
