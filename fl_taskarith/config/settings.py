@@ -147,6 +147,8 @@ def load(
             override by the final settings, one of the file by these and by the file alone. What an override leaves
             the file's keys without an effect is no error.
     """
+    if not isinstance(path, (str, Path, type(None))):
+        raise ConfigError(f"{shown(path)} is no path of a settings file: settings are given by name, seed = 1.")
     recorded = path is not None and _is_folder(path)  # all keys, whether they have an effect or not
     given = _by_kebab_key(overrides or {})
     in_file = {} if path is None else _by_kebab_key(_recorded(path) if recorded else read_toml(path, "configuration"))

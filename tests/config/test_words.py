@@ -60,6 +60,11 @@ def test_a_word_that_means_nothing_for_its_key_is_refused_as_it_was_typed(word: 
     assert text[:60] in str(caught.value) or not text.isprintable() or text[:4] in str(caught.value)
 
 
+def test_settings_in_place_of_a_path_are_told_how_they_are_given() -> None:
+    with pytest.raises(ConfigError, match=r"\{'seed': 1\} is no path of a settings file: settings are given by name"):
+        load({"seed": 1})  # type: ignore[arg-type]
+
+
 def by_flower(words: str) -> Config:
     document = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     return from_run_config(fuse_dicts(document["tool"]["flwr"]["app"]["config"], parse_config_args([words])))
