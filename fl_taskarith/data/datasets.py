@@ -90,7 +90,8 @@ def image_source(name: str) -> ImageSource:
         source = getattr(importlib.import_module(module_name), attribute)
     except (Exception, SystemExit) as error:  # whatever the module's own code does
         raise ConfigError(
-            f'dataset = "{name}" cannot be imported ({type(error).__name__}: {error}). Expected "module:name" of an installed module, or one in '
+            f'dataset = "{name}" cannot be imported ({type(error).__name__}: {error}). '
+            'Expected "module:name" of an installed module, or one in '
             "a folder on PYTHONPATH."
         ) from error
     if not isinstance(source, ImageSource):
