@@ -5,8 +5,9 @@ import importlib
 from typing import Any
 
 from fl_taskarith.bench import BENCHMARKS, Benchmark
-from fl_taskarith.cli.arguments import LateParser, positive
+from fl_taskarith.cli.arguments import NAMES, LateParser, by_rule
 from fl_taskarith.config.fields import COMPILE_MODES
+from fl_taskarith.config.rule import Rule
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"help": "timm model"},
@@ -35,7 +36,8 @@ def add_benches(names: "argparse._SubParsersAction[LateParser]") -> None:
         for option, default in vars(row.with_options()).items():
             several = isinstance(default, list)
             first = default[0] if several else default
-            words = {"type": positive if isinstance(first, int) else type(first), **OPTIONS[option]}
+            kinds = {int: NAMES["positive"], float: by_rule(Rule(float, ""))}
+            words = {"type": kinds.get(type(first), str), **OPTIONS[option]}
             words["help"] += " (default: %(default)s)"
             words |= {"nargs": "+"} if several else {}
             parser.add_argument(f"--{option.replace('_', '-')}", default=default, **words)
@@ -47,10 +49,13 @@ def _bench(parsed: argparse.Namespace) -> None:
     options = argparse.Namespace(**{option: getattr(parsed, option) for option in vars(row.with_options())})
     name = parsed.name.replace("-", "_")
     bench = getattr(importlib.import_module(f"fl_taskarith.bench.{row.module or name}"), f"bench_{name}")
+    from fl_taskarith.storage.files import make_folder
     from fl_taskarith.storage.paths import results_root
 
+    folder = results_root(parsed.results_dir) / "bench"
+    make_folder(folder)
     result = bench(options)
-    path = result.write(parsed.name, options, results_root(parsed.results_dir) / "bench")
+    path = result.write(parsed.name, options, folder)
     heading = ", ".join(f"{option.replace('_', ' ')} {value}" for option, value in vars(options).items())
     print(path.read_text() if parsed.json else "\n".join((heading, *result.lines, str(path))))
     print(f"ratio: {result.ratio:.2f}")

@@ -6,25 +6,40 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fl_taskarith.cli.arguments import LateParser, add_arguments, parse_words
+from fl_taskarith.cli.arguments import LateParser, add_arguments, parse_words, split_words
 from fl_taskarith.cli.bench_commands import add_benches
 from fl_taskarith.cli.merge_command import add_merge, run_merge
 from fl_taskarith.config import settings as configuration
 from fl_taskarith.config.reference import help_text
+from fl_taskarith.config.rule import shown
 from fl_taskarith.config.toml import read_toml
 from fl_taskarith.errors import ConfigError, FlTaskarithError
 from fl_taskarith.server.interruption import Interrupted, ending_on_sigterm
+from fl_taskarith.storage.output import lasting_output
 from fl_taskarith.storage.paths import results_root, shipped_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; 0 on success, 1 with the cause on standard error on failure, 2 for wrong usage."""
+    """Run one subcommand; 0 on success, 1 with the cause on standard error on failure, 2 for wrong usage.
+
+    It is 1, too, if standard output could not be written for another reason than that nobody reads it any more.
+    """
+    with lasting_output() as output:
+        status = _run(arguments)
+    return status or int(output.fault is not None and not isinstance(output.fault, BrokenPipeError))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parsed = parse_words(_parser(), arguments)
     try:
         with ending_on_sigterm():
             parsed.run(parsed)
     except FlTaskarithError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a file or folder that nothing more can be said about than the system does
+        names = " and ".join(shown(name) for name in (error.filename, error.filename2) if name is not None)
+        print(f"{type(error).__name__}: {names or 'the system'}: {error.strerror or error}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(str(error) or "Interrupted. The same command goes on from what is saved.", file=sys.stderr)
@@ -39,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         f"{wish}:\n" + "\n".join(f"  {name:<16}{text['about']}" for name, text in group.items()) + "\n"
         for wish, group in words.items()
     ]
-    parser = argparse.ArgumentParser(
+    parser = LateParser(
         prog="fl-taskarith",
         usage="fl-taskarith COMMAND ...",
         description="Federated learning under the lens of task arithmetic. fl-taskarith COMMAND --help says more.",
@@ -76,17 +91,19 @@ def _simulate(parsed: argparse.Namespace) -> None:
 
 def _configured(words: Sequence[str], fixed: Mapping[str, object], used: Sequence[str] = ()) -> configuration.Config:
     """Load the settings of an optional file, then of key=value words, then of `fixed`; for `used` see `load`."""
-    conf, assignments = (words[0], words[1:]) if words and "=" not in words[0] else (None, words)
+    files, assignments = split_words(words)
+    if len(files) > 1:
+        raise ConfigError(f"Several settings files, {' and '.join(map(shown, files))}: expected one, then key=value.")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     overrides = configuration.parse_overrides(assignments)
     for key, value in fixed.items():
         if overrides.setdefault(key, value) != value:
             raise ConfigError(f'This command runs {key} = "{value}": leave {key} out, or use another command.')
-    return configuration.load(conf, overrides, used)
+    return configuration.load(files[0] if files else None, overrides, used)
 
 
 def _mask(parsed: argparse.Namespace) -> None:
-    files = [word for word in parsed.words if word.endswith(".safetensors") and "=" not in word]
+    files = [word for word in split_words(parsed.words)[0] if word.endswith(".safetensors")]
     if not files:
         scored_by_clients = ("calibration-per-client",) if parsed.clients else ()
         config = _configured(parsed.words, {}, scored_by_clients)
@@ -112,17 +129,21 @@ def _one_shot(parsed: argparse.Namespace) -> None:
     from fl_taskarith.one_shot.benchmark import run_one_shot
     from fl_taskarith.one_shot.benchmark_file import load_one_shot
 
-    overrides = configuration.parse_overrides(word for word in parsed.words if "=" in word)
-    benchmarks = [load_one_shot(Path(word), overrides) for word in parsed.words if "=" not in word]
+    files, assignments = split_words(parsed.words)
+    overrides = configuration.parse_overrides(assignments)
+    benchmarks = [load_one_shot(Path(file), overrides) for file in files]
+    if not benchmarks:
+        raise ConfigError("Name a benchmark before the settings, for example conf/one-shot/digits.toml.")
     for benchmark in benchmarks:
         run_one_shot(benchmark, results_root(parsed.results_dir) / "one-shot", parsed.jobs, parsed.budget)
 
 
 def _pretrain_glyph(parsed: argparse.Namespace) -> None:
     from fl_taskarith.models.glyph_pretraining import pretrain_glyph
-    from fl_taskarith.storage.files import require_new
+    from fl_taskarith.storage.files import make_folder, require_new
 
     require_new([parsed.output], parsed.overwrite)
+    make_folder(parsed.output.parent)
     report = pretrain_glyph(parsed.output, seed=parsed.seed, steps=parsed.steps, threads=parsed.threads)
     print(f"{parsed.output.resolve()}: accuracy on letters of fonts held out {report.held_out_accuracy:.4f}")
 
@@ -151,8 +172,8 @@ def _study(parsed: argparse.Namespace) -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from fl_taskarith.study.study_file import load_studies
 
-    overrides = configuration.parse_overrides(word for word in parsed.words if "=" in word)
-    studies = load_studies([Path(word) for word in parsed.words if "=" not in word], overrides)
+    files, assignments = split_words(parsed.words)
+    studies = load_studies([Path(file) for file in files], configuration.parse_overrides(assignments))
     if not studies:
         raise ConfigError("Name a study file before the settings, for example conf/study/digits/six-models.toml.")
     root = results_root(parsed.results_dir)
@@ -180,16 +201,17 @@ def _study(parsed: argparse.Namespace) -> None:
 
 def _search(parsed: argparse.Namespace) -> None:
     config = _configured(parsed.words, {})
-    from fl_taskarith.server.learning_rates import search_from
+    given = configuration.parse_overrides(split_words(parsed.words)[1])
     from fl_taskarith.study.one_search import SEARCH_KEYS, search_rate
-    from fl_taskarith.study.search import DECADES, Search
 
-    given = configuration.parse_overrides(word for word in parsed.words if "=" in word)
     if decided := sorted(given.keys() & set(SEARCH_KEYS)):
         raise ConfigError(
             f"{', '.join(decided)}: the search decides that itself, by --from, --to, --rounds, --seed and "
             "--results-dir: leave it out."
         )
+    from fl_taskarith.server.learning_rates import search_from
+    from fl_taskarith.study.search import DECADES, Search
+
     low = search_from(config) if parsed.low is None else parsed.low
     high = float(f"{low * 10**DECADES:.3g}") if parsed.high is None else parsed.high
     search = Search(low, high, parsed.per_decade, tuple(parsed.rounds), parsed.keep, parsed.seed)

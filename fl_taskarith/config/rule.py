@@ -5,6 +5,7 @@ import dataclasses
 import math
 import numbers
 import re
+import tomllib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ AUTO = "auto"
 IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:name
 LARGEST_INT = 2**53  # of any whole number: beyond it floats have gaps
 LARGEST = 1e6  # of any step size, penalty or scale: beyond it float32 overflows
+LONGEST = 4096  # characters of a string: a longer one is no path
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Rule:
 
     Attributes:
         kind: bool, int, float or str.
+        low, high: of a number; of a string, the fewest and the most characters.
         auto: whether the word "auto" is accepted beside a number.
         importable: whether an object of the user's own, as "module:name", is accepted beside the choices.
         heading: one of `fields.HEADINGS`.
@@ -67,6 +70,8 @@ class Rule:
             named = ", ".join(f'"{choice}"' for choice in self.choices)
             return f"one of {named}" + (', or "module:name" of your own' if self.importable else "")
         words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}[self.kind]
+        if self.kind is str:
+            return words + (f" of {max(self.low, 0):g} to {self.high:g} characters" if self.high < math.inf else "")
         if self.low > -math.inf:
             words += f" {'above' if self.exclusive_low else 'from'} {self.low:g}"
         if self.high < math.inf:
@@ -83,18 +88,63 @@ class Rule:
         if self.kind is float and type(value) is int and abs(value) <= LARGEST_INT:
             value = float(value)
         if not isinstance(value, (bool, int, float, str)) or type(value) is not self.kind or not self._in_range(value):
-            raise ConfigError(f"{key} = {shown(value)} is not accepted: expected {self.expected()}.")
+            raise ConfigError(f"{key} = {shown(value)} is not accepted: expected {self.expected()}{self._but(value)}.")
         return value
+
+    def read(self, text: str) -> object:
+        """Return what a word of the command line means for this key; what means nothing is returned as it is.
+
+        Quotes of TOML are taken off. A number is read in any usual way of writing it, 10.0 for a whole one too, and
+        capitals and underscores are as good as others in one of the choices.
+        """
+        with contextlib.suppress(ValueError, RecursionError):
+            parsed = tomllib.loads(f"value = {text}")
+            text = parsed["value"] if len(parsed) == 1 and isinstance(parsed["value"], str) else text
+        if self.choices:
+            spelt = text.strip().lower().replace("_", "-")
+            return next((choice for choice in self.choices if choice == spelt), text)
+        if self.kind is bool:
+            return {"true": True, "false": False}.get(text.strip().lower(), text)
+        if self.kind in (int, float) and len(text) < LONGEST:
+            for number in (int, lambda digits: int(digits, 0), float):
+                with contextlib.suppress(ValueError):
+                    return self.cast(number(text))
+        return text
+
+    def cast(self, value: object) -> object:
+        """Return a value that was typed by its looks, as Flower's run-config is, as the rule's kind.
+
+        Only what surely means the same: 10.0 as a whole number, 123 as a string, "10" as a number.
+        """
+        if self.kind is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if self.kind is not str:
+            return self.read(value) if isinstance(value, str) else value
+        return str(value) if type(value) is int and abs(value) <= LARGEST_INT else value
+
+    def _but(self, value: object) -> str:
+        """Say what is wrong with a string beside its characters' number, or how a number becomes one."""
+        if self.kind is not str or self.choices:
+            return ""
+        if not isinstance(value, str):
+            return ", in quotes" if isinstance(value, (bool, int, float)) else ""
+        if len(value) > LONGEST:
+            return f" of at most {LONGEST} characters"
+        return "" if value.isprintable() else " without line breaks and other characters that cannot be printed"
 
     def _in_range(self, value: Scalar) -> bool:
         if isinstance(value, str):
             known = not self.choices or value in self.choices
-            return (known or (self.importable and bool(IMPORTABLE.fullmatch(value)))) and value.isprintable()
+            fits = self.low <= len(value) <= min(self.high, LONGEST)
+            return fits and (known or (self.importable and bool(IMPORTABLE.fullmatch(value)))) and value.isprintable()
         if isinstance(value, float) and not math.isfinite(value):
             return False
         if type(value) is int and abs(value) > LARGEST_INT:
             return False
         return self.low <= value <= self.high and not (self.exclusive_low and value == self.low)
+
+
+TEXT, NAME = Rule(str, "", 0, 300), Rule(str, "", 1, 200)  # of what a file of studies calls things
 
 
 def key(heading: str, default: Scalar, accepted: str | Sequence[str] | None, about: str, **more: Any) -> Any:
@@ -125,7 +175,7 @@ def shown(value: object) -> str:
     """`value` on one line, short, with what is unprintable escaped."""
     try:
         text = repr(value) if not isinstance(value, (bool, str)) else to_toml(value)
-    except ValueError:  # Python writes no whole number of more than 4,300 digits
+    except (ValueError, RecursionError):  # Python writes no whole number of more than 4,300 digits
         return f"a whole number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
     text = text if text.isprintable() else ascii(value)
     return text if len(text) <= 80 else text[:77] + "..."

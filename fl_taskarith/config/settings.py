@@ -6,10 +6,8 @@ Flower carries flat scalars only and checks no types, so every check is here, be
 
 import contextlib
 import dataclasses
-import difflib
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.effects import contradictions, explain, idle_reason, refuse_idle
 from fl_taskarith.config.fields import Settings, kebab, rules, snake
+from fl_taskarith.config.hints import hint
 from fl_taskarith.config.rule import AUTO, Scalar, shown
 from fl_taskarith.config.toml import place_of, read_toml
 from fl_taskarith.errors import ConfigError
@@ -117,12 +116,9 @@ def from_mapping(settings: Mapping[str, object]) -> Config:
 
 def _checked(key: str, value: object) -> Any:
     """Return the value of a key by its rule; raise ConfigError for an unknown key or a value that is not accepted."""
-    known = rules()
-    if key not in known:
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f'did you mean "{nearest[0]}"?' if nearest else "known keys: " + ", ".join(known)
-        raise ConfigError(f"{shown(key)} is not a setting; {hint}")
-    return known[key].check(key, value)
+    if key not in rules():
+        raise ConfigError(f"{shown(key)} is not a setting; {hint(key)}")
+    return rules()[key].check(key, value)
 
 
 def _by_kebab_key(settings: Mapping[str, object]) -> dict[str, object]:
@@ -151,6 +147,8 @@ def load(
             override by the final settings, one of the file by these and by the file alone. What an override leaves
             the file's keys without an effect is no error.
     """
+    if not isinstance(path, (str, Path, type(None))):
+        raise ConfigError(f"{shown(path)} is no path of a settings file: settings are given by name, seed = 1.")
     recorded = path is not None and _is_folder(path)  # all keys, whether they have an effect or not
     given = _by_kebab_key(overrides or {})
     in_file = {} if path is None else _by_kebab_key(_recorded(path) if recorded else read_toml(path, "configuration"))
@@ -170,10 +168,14 @@ def load(
 def from_run_config(settings: Mapping[str, object]) -> Config:
     """`from_mapping` of Flower's run-config, which holds pyproject.toml's defaults and what was given in their place.
 
+    Flower types a word by its looks: run-name=123 and num-rounds=10.0 are read as their keys' kinds here.
+
     Raises:
         ConfigError: as `from_mapping`, or a key that is not at its default has no effect.
     """
-    config = from_mapping(settings)
+    known = rules()
+    config = from_mapping({key: known[kebab(key)].cast(value) if kebab(key) in known else value
+                           for key, value in settings.items()})  # fmt: skip
     defaults = Config().to_run_config()
     refuse_idle(config, [key for key, value in config.to_run_config().items() if value != defaults[key]])
     return config
@@ -207,22 +209,24 @@ def _recorded(folder: Path | str) -> dict[str, object]:
     try:
         record = json.loads((Path(folder).expanduser() / "run.json").read_text(encoding="utf-8"))["config"]
         return {key: value for key, value in dict(record).items() if key != "run-name"}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"Cannot read the configuration {folder}: {error}.") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"Cannot read the configuration {folder}: {error!r}.") from error
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, object]:
-    """Command-line `key=value` words; the value is a TOML scalar, or else taken as a string."""
-    overrides: dict[str, object] = {}
+    """Return the settings of command-line `key=value` words; a value is typed by what its key holds, not by its looks.
+
+    Raises:
+        ConfigError: a word is of another form, or a key is given twice.
+    """
+    known, overrides = rules(), dict[str, object]()
     for argument in arguments:
-        key, equals, text = argument.partition("=")
+        word, equals, text = argument.partition("=")
+        key = kebab(word.strip())
         if not equals or not key:
-            raise ConfigError(f"{shown(argument)} is not of the form key=value (for example num-rounds=10).")
-        value: object = text
-        with contextlib.suppress(ValueError, RecursionError):
-            parsed = tomllib.loads(f"value = {text}")
-            value = parsed["value"] if len(parsed) == 1 else text
-        if kebab(key) in overrides:
-            raise ConfigError(f"{shown(kebab(key))} is given twice on the command line.")
-        overrides[kebab(key)] = value
+            setting = f"{key}=VALUE" if key in known else "key=value (for example num-rounds=10)"
+            raise ConfigError(f"{shown(argument)} is not of the form {setting}.")
+        if key in overrides:
+            raise ConfigError(f"{shown(key)} is given twice on the command line.")
+        overrides[key] = known[key].read(text) if key in known else text
     return overrides

@@ -88,9 +88,10 @@ def image_source(name: str) -> ImageSource:
         module_name, attribute = f"fl_taskarith.data.sets.{snake(name)}", "DATASET"
     try:
         source = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # whatever the module's own code does
         raise ConfigError(
-            f'dataset = "{name}" cannot be imported: {error}. Expected "module:name" of an installed module, or one in '
+            f'dataset = "{name}" cannot be imported ({type(error).__name__}: {error}). '
+            'Expected "module:name" of an installed module, or one in '
             "a folder on PYTHONPATH."
         ) from error
     if not isinstance(source, ImageSource):

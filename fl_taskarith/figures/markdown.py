@@ -14,9 +14,14 @@ BLANK = "–"  # a cell of what is not known
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; a line break inside a cell becomes a space."""
-    head, *lines = ("| " + " | ".join(cells).replace("\n", " ") + " |" for cells in (header, *rows))
+    """Return a Markdown table of plain words."""
+    head, *lines = ("| " + " | ".join(map(markdown_cell, cells)) + " |" for cells in (header, *rows))
     return "\n".join([head, "|" + "---|" * len(header), *lines])
+
+
+def markdown_cell(words: str) -> str:
+    r"""Return words as one cell of a table: on one line, with \ and | escaped, which would end it or escape its end."""
+    return re.sub(r"([\\|])", r"\\\1", re.sub(r"[\r\n]+", " ", words))
 
 
 def number(value: float, digits: int = 2, sign: str = "") -> str:

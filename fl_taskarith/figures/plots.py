@@ -12,6 +12,8 @@ matplotlib.use("Agg", force=False)
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from fl_taskarith.figures.panels import Row, legend_below, match, open_rows, spread
@@ -179,6 +181,14 @@ def _draw(axes: Axes, run: RunRecord, column: str, label: str, look: Mapping[str
         axes.plot(*zip(*points, strict=True), label=label, **shown)
 
 
+def _is_maths(words: str) -> bool:
+    """Whether what stands between dollar signs is what matplotlib can set as mathematics; an arm may have any name."""
+    try:
+        return "$" not in words or MathTextParser("path").parse(words) is not None
+    except ValueError:
+        return False
+
+
 def save_figure(figure: Figure, output: Path) -> list[Path]:
     """Write output.png and output.pdf and close the figure; equal figures give equal bytes.
 
@@ -186,6 +196,8 @@ def save_figure(figure: Figure, output: Path) -> list[Path]:
         CheckpointError: a file cannot be written.
     """
     paths = []
+    for text in figure.findobj(Text):
+        text.set_parse_math(_is_maths(text.get_text()))
     try:
         for suffix, metadata in ((".png", None), (".pdf", {"CreationDate": None})):
             content = io.BytesIO()

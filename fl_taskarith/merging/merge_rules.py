@@ -105,9 +105,10 @@ def find_rule(name: str) -> MergeRule:
     module, colon, function = name.partition(":")
     try:
         rule = getattr(importlib.import_module(module), function) if colon else None
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # whatever the module's own code does
         raise ConfigError(
-            f'The merge rule "{name}" cannot be imported: {error}. Expected "module:function" of an installed module, '
+            f'The merge rule "{name}" cannot be imported ({type(error).__name__}: {error}). '
+            'Expected "module:function" of an installed module, '
             "or of one in a folder on PYTHONPATH."
         ) from error
     if callable(rule):

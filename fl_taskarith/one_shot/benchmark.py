@@ -46,6 +46,7 @@ def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | N
         StudyError: cells failed; all others were run.
     """
     folder, deadline = root / one_shot.name, None if budget is None else time.time() + budget
+    make_folder(folder / "cells")
     with recorded(folder / RUN_LOG), _mapping(jobs) as apply:
         one_shot = at_chosen_rate(one_shot, folder, apply)
         left = [cell for cell in one_shot.cells if read_cell(one_shot, cell, folder) is None]

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,28 @@ from typing import Any
 from fl_taskarith.config import settings as configuration
 from fl_taskarith.config.effects import ONE_BY_ONE, explain, refuse_idle
 from fl_taskarith.config.fields import kebab, rules
-from fl_taskarith.config.rule import AUTO
+from fl_taskarith.config.rule import AUTO, NAME, TEXT, Rule, shown
 from fl_taskarith.config.settings import Config
-from fl_taskarith.config.toml import read_toml
+from fl_taskarith.config.toml import Kind, read_table, read_toml
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.merging.merge_rules import find_rule, merge_rules
 from fl_taskarith.one_shot.finetune import Spread
 from fl_taskarith.one_shot.tasks import FAMILIES
-from fl_taskarith.study.search import Search
+from fl_taskarith.study.search import GRID, Search, refuse_too_many
 from fl_taskarith.workspace.machine import on_this_machine
 
-KEYS = ("title", "name", "seeds", "methods", "reference", "tasks", "settings", "data", "training", "search")
-TASK_KEYS = {"family": str, "number": int, "heads": str, "folders": list}
-TRAINING_KEYS = ("steps-spread", "learning-rate-spread", "batch-size-spread")  # in the order of `Spread`
+BENCHMARK: Mapping[str, Kind] = {
+    "title": TEXT, "name": NAME, "seeds": [rules()["seed"]], "reference": TEXT, "tasks": dict, "settings": dict,
+    "methods": [Rule(str, "", choices=tuple(merge_rules()), importable=True)], "data": [dict], "training": [dict],
+    "search": dict,
+}  # fmt: skip
+TASKS: Mapping[str, Kind] = {
+    "family": Rule(str, "", choices=FAMILIES), "number": Rule(int, "", 2, 1000),
+    "heads": Rule(str, "", choices=("shared", "own")), "folders": [Rule(str, "", 1)],
+}  # fmt: skip
+DATA: Mapping[str, Kind] = {"name": NAME, "overlap": Rule(float, "", 0, 1)}
+SPREADS = ("steps-spread", "learning-rate-spread", "batch-size-spread")  # in the order of `Spread`; 1: the same for all
+TRAINING: Mapping[str, Kind] = {"name": NAME, **dict.fromkeys(SPREADS, Rule(float, "", 1, 1000))}
 SPLITS = ("train-subset", "test-subset", "validation-size", "calibration-size")  # of the data set
 USED = frozenset(  # by fine-tuning, which does all else in one way only
     {"dataset", "data-dir", "download", "augmentation", "model", "weights", "input-size", "trainable-blocks", *SPLITS}
@@ -115,36 +124,40 @@ def load_one_shot(path: Path, overrides: Mapping[str, Any] | None = None) -> One
 
 
 def _one_shot(document: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]) -> OneShot:
-    _check_keys(document, KEYS, "benchmark")
-    name, seeds = document.get("name"), document.get("seeds")
-    plain = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}", name)
-    _require(plain, f"name = {name!r}: expected a plain folder name.")
-    whole = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
-    _require(whole, f"seeds = {seeds!r}: expected a list of whole numbers from 0.")
-    methods, reference = document.get("methods", list(merge_rules())), document.get("reference", "task-arithmetic")
-    listed = isinstance(methods, list) and reference in methods
-    _require(listed, f"methods = {methods!r}, reference = {reference!r}: expected a list, the reference in it.")
+    needed = ("name", "seeds", "tasks", "data", "training")
+    table = read_table(document, BENCHMARK, "benchmark", needed)
+    name, seeds = table["name"], table["seeds"]
+    _require(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}", name), f"name = {shown(name)} is no plain folder name.")
+    _require(seeds, "seeds = []: expected at least one seed.")
+    methods, reference = table.get("methods", list(merge_rules())), table.get("reference", "task-arithmetic")
+    _require(reference in methods, f"reference = {shown(reference)}: expected one of methods, {shown(methods)}.")
     for method in methods:
-        find_rule(str(method))
-    tasks = _tasks(_table(document, "tasks"))
-    settings = {**_table(document, "settings", {}), **overrides}
+        find_rule(method)
+    tasks = _tasks(read_table(table["tasks"], TASKS, "[tasks]", ("family",)))
+    data = {level["name"]: level["overlap"] for level in _levels(table, "data", DATA, ("name", "overlap"))}
+    spreads = {
+        level["name"]: Spread(*(level.get(key, 1.0) for key in SPREADS))
+        for level in _levels(table, "training", TRAINING, ("name",))
+    }
+    refuse_too_many(len(seeds) * len(data) * len(spreads), "cells")
+    settings = {**table.get("settings", {}), **overrides}
     given = {kebab(key) for key in settings}
     fixed, unread = sorted(given & (rules().keys() - USED)), sorted(given & set(SPLITS))
     _require(not fixed, f"[settings] {', '.join(fixed)}: the benchmark decides that itself; leave it out.")
     if tasks["folders"] and unread:
         raise ConfigError(f'[settings] {", ".join(unread)} has no effect under family = "folders": leave it out.')
     one_shot = OneShot(
-        title=str(document.get("title", name)),
-        name=str(name),
+        title=table.get("title", name),
+        name=name,
         source=path.name if path.is_absolute() else path.as_posix(),
-        seeds=tuple(dict.fromkeys(document["seeds"])),
+        seeds=tuple(dict.fromkeys(seeds)),
         settings=settings,
         **tasks,
-        data={level: _overlap(table, place) for level, place, table in _levels(document, "data")},
-        training={level: _spread(table, place) for level, place, table in _levels(document, "training")},
+        data=data,
+        training=spreads,
         methods=tuple(methods),
         reference=reference,
-        rates=_rates(document, settings),
+        rates=_rates(table, given),
     )
     known = one_shot.rates or one_shot.config().learning_rate != AUTO
     _require(known, "give [settings] a learning-rate, or a [search] that chooses it on validation.")
@@ -162,76 +175,41 @@ def _refuse_idle(config: Config, given: set[str]) -> None:
         raise ConfigError(explain(config, "clients-at-once", one_by_one))
 
 
-def _rates(document: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[float, ...]:
+def _rates(document: Mapping[str, Any], given: set[str]) -> tuple[float, ...]:
     """Return the grid of [search], if there is one: as in a study, at least four decades."""
     if "search" not in document:
         return ()
-    table = _table(document, "search")
-    _check_keys(table, ("from", "to", "per-decade"), "[search]")
+    table = read_table(document["search"], GRID, "[search]", ("from", "to"))
     contradiction = "[settings] learning-rate contradicts [search], which chooses it: leave one out."
-    _require("learning-rate" not in settings, contradiction)
+    _require("learning-rate" not in given, contradiction)
     try:
-        return Search(float(table["from"]), float(table["to"]), table.get("per-decade", 2), (1,), 1, 0).rates
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"[search] needs the numbers from and to, and perhaps per-decade ({error!r}).") from error
+        return Search(table["from"], table["to"], table.get("per-decade", 2), (1,), 1, 0).rates
+    except ConfigError as error:
+        raise ConfigError(f"[search]: {error}") from None
 
 
 def _tasks(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes of `OneShot` that [tasks] gives."""
-    _check_keys(table, TASK_KEYS, "[tasks]")
-    for key, value in table.items():
-        expected = TASK_KEYS[key]
-        _require(type(value) is expected, f"[tasks] {key} = {value!r}: expected a {expected.__name__}.")
-    family, folders = table.get("family", ""), tuple(table.get("folders", ()))
-    _require(family in FAMILIES, f"[tasks] family = {family!r}: expected one of {', '.join(FAMILIES)}.")
+    family, folders = table["family"], tuple(table.get("folders", ()))
     in_folders = family == "folders"
     _require(bool(folders) == in_folders, '[tasks] folders belong to family = "folders", which needs them.')
-    number = len(folders) or table.get("number", 0)
+    _require(not (in_folders and "number" in table), "[tasks] number is that of the folders: leave it out.")
+    number = len(folders) if in_folders else table.get("number", 0)
     _require(number >= 2, f"[tasks] number = {number}: expected at least 2 tasks.")
     heads = table.get("heads", "shared" if family in SHARED_HEAD else "own")
-    possible = ("own",) if in_folders else ("shared", "own")
-    _require(heads in possible, f'[tasks] heads = {heads!r}: expected "shared" or "own" (folders: "own").')
+    _require(not (in_folders and heads == "shared"), '[tasks] heads = "shared": folders have heads of their "own".')
     return {"family": family, "number": number, "shared_head": heads == "shared", "folders": folders}
 
 
-def _levels(document: Mapping[str, Any], kind: str) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Return name, place in the file and table of every level of one heterogeneity."""
-    tables = document.get(kind)
-    given = isinstance(tables, list) and tables and all(isinstance(table, dict) for table in tables)
-    _require(given, f"[[{kind}]]: expected at least one level, each with a name.")
-    names = [table.get("name") for table in document[kind]]
-    distinct = all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names)
-    _require(distinct, f"[[{kind}]] names = {names!r}: expected a different one for each level.")
-    return [(name, f'[[{kind}]] "{name}"', table) for name, table in zip(names, document[kind], strict=True)]
-
-
-def _overlap(table: Mapping[str, Any], place: str) -> float:
-    _check_keys(table, ("name", "overlap"), place)
-    return _number(table.get("overlap"), f"{place} overlap", 0, 1, "a number from 0 to 1")
-
-
-def _spread(table: Mapping[str, Any], place: str) -> Spread:
-    _check_keys(table, ("name", *TRAINING_KEYS), place)
-    expected = "a number from 1 (the same for all) to 1000"
-    values = (_number(table.get(key, 1.0), f"{place} {key}", 1, 1000, expected) for key in TRAINING_KEYS)
-    return Spread(*values)
-
-
-def _number(value: Any, place: str, low: float, high: float, expected: str) -> float:
-    allowed = type(value) in (int, float) and low <= value <= high
-    _require(allowed, f"{place} = {value!r}: expected {expected}.")
-    return float(value)
-
-
-def _table(document: Mapping[str, Any], key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    table = document.get(key, default)
-    _require(isinstance(table, dict), f"[{key}]: expected a table.")
-    return dict(table or {})
-
-
-def _check_keys(table: Mapping[str, Any], known: Collection[str], place: str) -> None:
-    for key in table:
-        _require(key in known, f'{place}: "{key}" is not known here; expected {", ".join(known)}.')
+def _levels(
+    document: Mapping[str, Any], kind: str, keys: Mapping[str, Kind], needed: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Return the table of every level of one heterogeneity, in order."""
+    levels = [read_table(table, keys, f"[[{kind}]]", needed) for table in document[kind]]
+    names = [level["name"] for level in levels]
+    _require(names, f"[[{kind}]]: expected at least one level.")
+    _require(len(set(names)) == len(names), f"[[{kind}]] names = {shown(names)}: expected a different one for each.")
+    return levels
 
 
 def _require(holds: object, message: str) -> None:

@@ -1,13 +1,15 @@
 """Title and authors of a report, from the user's authors.toml."""
 
-import difflib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from fl_taskarith.config.toml import read_toml
+from fl_taskarith.config.rule import Rule
+from fl_taskarith.config.toml import read_table, read_toml
 from fl_taskarith.errors import ConfigError
 
 TITLE = "Federated learning under the lens of task arithmetic"
+NEEDED, TEXT = Rule(str, "", 1, 500), Rule(str, "", 0, 500)
+KINDS = {"name": NEEDED, "id": NEEDED, "affiliation": TEXT, "email": TEXT}
 
 
 @dataclass(frozen=True)
@@ -27,19 +29,12 @@ def read_authors(path: Path) -> tuple[str, list[Author]]:
         ConfigError: it cannot be read, or lacks a name or id; names the place.
     """
     document = read_toml(path, "authors")
-    tables, title = document.pop("author", []), document.pop("title", TITLE)
-    for key in document:
-        nearest = difflib.get_close_matches(key, ("author", "title"), n=1, cutoff=0.0)
-        raise ConfigError(f'{path}: "{key}" is not a key; did you mean "{nearest[0]}"?')
-    if not isinstance(title, str) or not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
-        raise ConfigError(f'{path}: expected title = "..." and tables that each begin with a line [[author]].')
-    known = [field.name for field in fields(Author)]
-    for index, table in enumerate(tables, start=1):
-        for key, value in table.items():
-            if key not in known or not isinstance(value, str):
-                raise ConfigError(
-                    f"{path}: author {index}: {key} = {value!r}: expected strings under {', '.join(known)}."
-                )
-        if not table.get("name") or not table.get("id"):
-            raise ConfigError(f"{path}: author {index} needs a name and an id.")
-    return title, [Author(**table) for table in tables]
+    try:
+        table = read_table(document, {"title": TEXT, "author": [dict]}, "authors")
+        authors = [
+            Author(**read_table(each, KINDS, f"author {number}", ("name", "id")))
+            for number, each in enumerate(table.get("author", ()), start=1)
+        ]
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return table.get("title", TITLE), authors

@@ -17,7 +17,7 @@ from fl_taskarith.report.figure_files import Figure, figures_of
 from fl_taskarith.report.generated import write_generated, write_product, write_unless_there
 from fl_taskarith.report.latex import Latex, escape
 from fl_taskarith.report.read_results import StudyFolder, read_studies
-from fl_taskarith.report.sentences import Section, Status, lay_out, render, say, sentence, wording
+from fl_taskarith.report.sentences import Section, Status, compiled_template, lay_out, render, say, sentence, wording
 from fl_taskarith.report.typeset import find_tex, typeset
 from fl_taskarith.storage.paths import shipped_file
 from fl_taskarith.study.shipped import origin_words
@@ -66,11 +66,12 @@ def write_report(
         raise ConfigError(
             f"--template {template} is the {MAIN} that it would fill: give a copy of it, or leave it out."
         )
-    studies = read_studies(root)
     title, people = (TITLE, []) if authors is None else read_authors(authors)
+    filled = template or shipped_file("report/template.tex")
+    compiled_template(filled)
+    studies = read_studies(root)
     if people and not shipped:
         _refuse_shipped(root, studies)
-    filled = template or shipped_file("report/template.tex")
     sections = answer(studies)
     figures = {section.name: figures_of(section.name, studies) for section in sections}
     variables = context(studies, sections, figures, title, people)

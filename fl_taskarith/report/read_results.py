@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import CHOSEN_KEYS, OPERATIONAL_KEYS, Config
 from fl_taskarith.errors import CheckpointError
+from fl_taskarith.storage.csv_text import plain_words
 from fl_taskarith.study.shipped import line_is_shipped
 
 Line = Mapping[str, str]
@@ -149,6 +150,7 @@ def _lines(path: Path, *columns: str) -> dict[tuple[str, str], list[Line]]:
             missing = [column for column in ("group", "arm", *columns) if line.get(column) is None]
             if missing or None in line:
                 raise ValueError(f"expected {', '.join(missing) or 'no more cells than columns'}")
+            line |= {name: plain_words(line[name]) for name in ("group", "arm")}
             by_arm[line["group"], line["arm"]].append(line)
     return by_arm
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from fl_taskarith.config.toml import read_text
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.figures.statistics import Paired, summarise
 from fl_taskarith.report.contrasts import difference, gain, surviving_holm, verdict
@@ -88,19 +90,35 @@ def wording(name: str, template: str = "sentences.tex") -> Any:
 def render(template: Path, variables: Mapping[str, Any]) -> str:
     r"""Fill a template with \VAR{...}, \BLOCK{...} and \#{...} as Jinja's delimiters; every string is escaped.
 
+    A template is text and no program: it reaches its variables, and nothing of Python behind them.
+
     Raises:
-        ConfigError: it cannot be read, or is no such template; names the line.
+        ConfigError: it cannot be read, or is no such template, or fails on the variables; names the line where known.
+    """
+    compiled = compiled_template(template)
+    try:
+        return compiled.render(variables)
+    except Exception as error:  # whatever an expression of the template can raise
+        said = str(error)[:300] or type(error).__name__
+        raise ConfigError(
+            f"The template {template} cannot be filled: {said}. Known: {', '.join(variables)}."
+        ) from error
+
+
+def compiled_template(template: Path) -> jinja2.Template:
+    """Read a template.
+
+    Raises:
+        ConfigError: it cannot be read, or is none; names the line.
     """
     try:
-        return _environment().from_string(template.read_text(encoding="utf-8")).render(variables)
-    except (OSError, UnicodeDecodeError) as error:
+        return _environment().from_string(read_text(template))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"Cannot read the template {template}: {error}.") from error
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(f"The template {template} is wrong in line {error.lineno}: {error.message}.") from error
-    except jinja2.TemplateError as error:
-        raise ConfigError(
-            f"The template {template} cannot be filled: {error}. Known: {', '.join(variables)}."
-        ) from error
+    except (jinja2.TemplateError, RecursionError) as error:
+        raise ConfigError(f"The template {template} is wrong: {error}.") from error
 
 
 def sentence(text: str) -> Latex:
@@ -115,8 +133,8 @@ def join(items: Iterable[Any], separator: str = ", ") -> Latex:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
         block_start_string="\\BLOCK{",
         block_end_string="}",
         variable_start_string="\\VAR{",

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: the round that is under way is finished and saved, and then the run ends."""
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -106,7 +107,7 @@ def _on_signal(number: int, _: FrameType | None) -> None:
     _received, _received_at = number, time.monotonic()
     words = "Stopping: the round under way is finished and saved first. Press Ctrl-C again to stop at once."
     log.warning(words)
-    if sys.stdout is not sys.__stdout__ and sys.__stderr__ is not None:  # a study's run, which prints to its log alone
+    if getattr(sys.stdout, "name", "") == os.devnull and sys.__stderr__ is not None:  # a study's run: see its log
         print(words, file=sys.__stderr__, flush=True)
 
 

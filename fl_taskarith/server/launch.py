@@ -17,6 +17,7 @@ from fl_taskarith.data.class_assignment import describe_spread, least_spread
 from fl_taskarith.engine.grid import PartitionGrid
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
+from fl_taskarith.errors import FlTaskarithError
 from fl_taskarith.server.centralized import CentralizedRun
 from fl_taskarith.server.course import verdict
 from fl_taskarith.server.federated import FederatedRun
@@ -27,6 +28,7 @@ from fl_taskarith.server.regression_run import MixtureRun, describe_mixture
 from fl_taskarith.server.round_zero_cache import Starts
 from fl_taskarith.server.run import Progress, Run
 from fl_taskarith.server.speed import device_line, speed_of, work_of
+from fl_taskarith.storage.output import lasting_output
 from fl_taskarith.storage.progress import duration
 from fl_taskarith.storage.run_folder import PRETRAINED, Logbook
 from fl_taskarith.storage.run_log import RUN_LOG, RunLog
@@ -62,7 +64,7 @@ def run_federation(
         FlTaskarithError: with the cause, in the user's terms; the results so far stay in the folder.
     """
     show_log()
-    with RunLog() as printed:
+    with lasting_output(), RunLog() as printed:
         require_trackers(config)
         config, known = _resolved(config, alone=starts is None)
         # Every process of the run, Ray's actors among them, computes with the same number of threads, stated here.
@@ -166,11 +168,25 @@ def _describe_shards(shards: Any) -> str:
 
 
 def show_log() -> None:
-    """Send our log to standard output, where `flwr run --stream` and notebooks show it; once per process."""
+    """Send our log to standard output, where `flwr run --stream` and notebooks show it; once per process.
+
+    Flower's log then shows an error of ours as one line.
+    """
     if not log.handlers:
         log.addHandler(_Printer())
         log.setLevel(logging.INFO)
         log.propagate = False
+        logging.getLogger("flwr").addFilter(_OneLine())
+
+
+class _OneLine(logging.Filter):
+    """A filter that puts an error of ours in place of its traceback, which says nothing about what to do."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, FlTaskarithError):
+            record.msg, record.args, record.exc_info = "%s: %s", (type(error).__name__, error), None
+        return True
 
 
 class _Printer(logging.Handler):

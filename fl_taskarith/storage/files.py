@@ -5,6 +5,7 @@ process that is killed leaves it behind; whoever writes to the folder next finds
 """
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -103,13 +104,15 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and those above it, where they are missing.
+    """Make `folder` and those above it, where they are missing, to write in it.
 
     Raises:
-        CheckpointError: it cannot be made; names it.
+        CheckpointError: it cannot be made, or nothing can be written in it; names it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "nothing can be written in it")
     except OSError as error:
         raise CheckpointError(
             f"Cannot make the folder {folder}: {error.strerror}. Name another, or see to this one."

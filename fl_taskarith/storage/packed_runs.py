@@ -40,7 +40,7 @@ class PackedRun:
 
 def pack_of(runs: Path) -> Path:
     """Return the pack that stands in for folders in `runs`."""
-    return runs.absolute().parent / (runs.absolute().name + SUFFIX)
+    return Path(f"{runs.absolute()}{SUFFIX}")
 
 
 def packed_run(folder: Path) -> PackedRun | None:

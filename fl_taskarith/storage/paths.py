@@ -1,5 +1,6 @@
 """Where things lie. Never the working directory: Flower starts the app from wherever its SuperLink was started."""
 
+import contextlib
 import json
 from importlib import metadata
 from pathlib import Path
@@ -67,8 +68,16 @@ def conf_file(name: Path | str) -> Path:
 
 
 def results_root(results_dir: str) -> Path:
-    """Return the folder that holds all runs: `results-dir`, or `results/` of the checkout when it is empty."""
-    return resolve(results_dir or "results", "results-dir")
+    """Return the folder that holds all runs: `results-dir`, or `results/` of the checkout when it is empty.
+
+    Raises:
+        ConfigError: it is a file, or as `resolve`.
+    """
+    root = resolve(results_dir or "results", "results-dir")
+    with contextlib.suppress(OSError):  # a path that cannot be: whoever writes there says so
+        if root.is_file():
+            raise ConfigError(f'results-dir = "{root}" is a file: expected a folder, which is made if need be.')
+    return root
 
 
 def shipped_file(relative: str) -> Path:

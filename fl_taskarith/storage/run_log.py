@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from fl_taskarith.storage.output import LastingStream
+
 LOGGER = logging.getLogger("fl_taskarith")
 RUN_LOG = "run.log"  # in the folder of a run, and of whatever else prints as it is made
 UNPRINTED = {"unprinted": True}  # `extra` of a record for the file alone: a progress bar shows it on the terminal
@@ -46,7 +48,7 @@ class RunLog(logging.Handler):
         text = "\n".join(self._kept) + "\n"
         self._kept.clear()
         try:
-            with open(self._path, "a", encoding="utf-8") as file:
+            with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
         except OSError as error:
             path, self._path = self._path, None
@@ -84,18 +86,19 @@ def recorded(path: Path) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a", encoding="utf-8", buffering=1)
+        file = open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
     except OSError:
         yield
         return
-    with file, redirect_stdout(_Tee(sys.stdout, file)), redirect_stderr(_Tee(sys.stderr, file)):
+    lasting = LastingStream(file)
+    with file, redirect_stdout(_Tee(sys.stdout, lasting)), redirect_stderr(_Tee(sys.stderr, lasting)):
         yield
 
 
 class _Tee:
     """The first of two text streams, whose lines go to the second as well."""
 
-    def __init__(self, first: TextIO, second: TextIO) -> None:
+    def __init__(self, first: TextIO, second: LastingStream) -> None:
         self._first, self._second = first, second
 
     def write(self, text: str) -> int:

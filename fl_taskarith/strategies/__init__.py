@@ -24,9 +24,10 @@ def strategy_class(name: str) -> type[FedAvg]:
         return only
     try:
         own = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # whatever the module's own code does
         raise ConfigError(
-            f'strategy = "{name}" cannot be imported: {error}. Expected "module:Class" of an installed module, or one '
+            f'strategy = "{name}" cannot be imported ({type(error).__name__}: {error}). '
+            'Expected "module:Class" of an installed module, or one '
             "in a folder on PYTHONPATH."
         ) from error
     if not (isinstance(own, type) and issubclass(own, FedAvg)):

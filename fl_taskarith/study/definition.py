@@ -1,8 +1,10 @@
 """What a study is: arms, seeds, a reference, and how the learning rate is chosen. Checked before anything runs."""
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from fl_taskarith.config import settings as configuration
@@ -12,7 +14,7 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.server.learning_rates import with_known_rate
 from fl_taskarith.storage.folder_choice import run_name
-from fl_taskarith.study.search import Search
+from fl_taskarith.study.search import Search, refuse_too_many
 from fl_taskarith.workspace.machine import on_this_machine
 
 UNSAVED: dict[str, Scalar] = {"save-model": False, "draw-curves": False}  # a study has many runs and its own figures
@@ -76,6 +78,8 @@ class Study:
         _check_titles(self.arms)
         if self.search is not None and not any(self.searched(arm) for arm in self.arms):
             raise ConfigError("[search] has no effect, for every arm has a learning-rate: leave it out.")
+        searches = [search for arm in self.arms if not arm.same_rate_as and (search := self.searched(arm)) is not None]
+        refuse_too_many(len(self.arms) * len(self.seeds) + sum(search.trials for search in searches))
         for arm in self.arms:
             self._check_rate(arm)
             self.reference_of(arm)
@@ -95,8 +99,8 @@ class Study:
     @property
     def in_turn(self) -> list[Arm]:
         """The arms in the order they are run: each in all of its groups before the next, so that a part is a table."""
-        labels = list(dict.fromkeys(arm.label for arm in self.arms))
-        return sorted(self.arms, key=lambda arm: labels.index(arm.label))
+        places = {label: place for place, label in enumerate(dict.fromkeys(arm.label for arm in self.arms))}
+        return sorted(self.arms, key=lambda arm: places[arm.label])
 
     @property
     def varied(self) -> list[str]:
@@ -169,24 +173,31 @@ class Study:
             if problem:
                 raise ConfigError(f'arm "{arm.title}": {message}')
 
+    @cached_property
+    def _by_place(self) -> Mapping[tuple[str, ...], Sequence[Arm]]:
+        """Arms by what they may be called, alone, with their group, and with their group and variant."""
+        arms: dict[tuple[str, ...], list[Arm]] = defaultdict(list)
+        for arm in self.arms:
+            for name in {arm.name, arm.label, arm.title}:
+                for place in ((name, arm.group, arm.variant), (name, arm.group), (name,)):
+                    arms[place].append(arm)
+        return arms
+
     def _find(self, name: str, arm: Arm, key: str) -> Arm:
         """Return the arm called `name` nearest to `arm`: in its group and variant, else in its group, else anywhere.
 
         Raises:
             ConfigError: none, or several equally near; names `key`.
         """
-        named = [other for other in self.arms if name in (other.name, other.label, other.title)]
-        for near in (
-            [other for other in named if (other.group, other.variant) == (arm.group, arm.variant)],
-            [other for other in named if other.group == arm.group],
-            named,
-        ):
+        for place in ((name, arm.group, arm.variant), (name, arm.group), (name,)):
+            near = self._by_place.get(place, [])
             if len(near) == 1:
                 return near[0]
             if near:
-                titles = ", ".join(f'"{other.title}"' for other in near)
+                titles = ", ".join(f'"{other.title}"' for other in near[:10]) + (", ..." if len(near) > 10 else "")
                 raise ConfigError(f'{key} = "{name}" could be any of {titles} for arm "{arm.title}": give a full name.')
-        known = ", ".join(f'"{label}"' for label in dict.fromkeys(other.label for other in self.arms))
+        labels = list(dict.fromkeys(other.label for other in self.arms))
+        known = ", ".join(f'"{label}"' for label in labels[:20]) + (", ..." if len(labels) > 20 else "")
         raise ConfigError(f'{key} = "{name}" is no arm of this study; arms: {known}.')
 
 

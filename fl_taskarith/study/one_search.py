@@ -7,7 +7,7 @@ from textwrap import fill
 from fl_taskarith.config.rule import AUTO, to_toml
 from fl_taskarith.config.settings import Config
 from fl_taskarith.figures.plots import TITLE_CHARACTERS
-from fl_taskarith.storage.files import write_atomically
+from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.folder_choice import run_name
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.results import StudyResults
@@ -51,7 +51,7 @@ def search_rate(
     try:
         run_what_is_left([results], jobs, budget)
     finally:
-        results.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(results.folder)
         write_atomically(path, trials_csv(results))
     choice = results.choice(arm)
     plot_search(results.scores(arm), choice, fill(study.title, TITLE_CHARACTERS // 2), path.with_suffix(""))

@@ -8,7 +8,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fl_taskarith.config.rule import LARGEST, Rule, shown
+from fl_taskarith.config.toml import Kind
 from fl_taskarith.errors import ConfigError, StudyError
+
+DECADES = 4  # a narrower grid says little about where the optimum lies
+LARGEST_PER_DECADE = 12  # beyond it, rates rounded to three digits would meet
+MOST_RUNS = 4000  # of a study, a search or a benchmark: more are a slip in a list
+_RATE = Rule(float, "", 0, LARGEST, exclusive_low=True)
+GRID: Mapping[str, Kind] = {"from": _RATE, "to": _RATE, "per-decade": Rule(int, "", 1, LARGEST_PER_DECADE)}
+"""What the keys of a [search] hold that give its grid."""
 
 Trial = tuple[float, int]  # (learning rate, rounds)
 Score = tuple[float, float]  # validation accuracy in [0, 1], then minus the validation loss, which decides ties
@@ -16,8 +25,15 @@ Scores = Mapping[Trial, Score]
 
 DIVERGED: Score = (-math.inf, -math.inf)
 
-DECADES = 4  # a narrower grid says little about where the optimum lies
-LARGEST_PER_DECADE = 12  # beyond it, rates rounded to three digits would meet
+
+def refuse_too_many(runs: int, what: str = "runs") -> None:
+    """Raise ConfigError if a list of `runs` things to do is longer than `MOST_RUNS`."""
+    if runs > MOST_RUNS:
+        number = f"{runs:,}" if runs < 10**15 else "more than 10^15"
+        raise ConfigError(
+            f"{number} {what} are asked for: expected no more than {MOST_RUNS:,}. Shorten the lists of seeds, of the "
+            "grid and of arms, or share them out to several files."
+        )
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,7 @@ class Search:
     seed: int
 
     def __post_init__(self) -> None:
-        decades = math.log10(self.high / self.low) if 0 < self.low < self.high < math.inf else 0.0
+        decades = self._decades if 0 < self.low < self.high < math.inf else 0.0
         if decades < DECADES - 1e-9:
             raise ConfigError(
                 f"from = {self.low:g} and to = {self.high:g} do not span {DECADES} decades above 0: expected "
@@ -56,14 +72,26 @@ class Search:
             )
         rising = all(first < second for first, second in zip(self.rounds, self.rounds[1:], strict=False))
         if not self.rounds or self.rounds[0] < 1 or not rising:
-            raise ConfigError(f"rounds = {list(self.rounds)}: expected rising whole numbers from 1, one per rung.")
+            raise ConfigError(
+                f"rounds = {shown(list(self.rounds))}: expected rising whole numbers from 1, one per rung."
+            )
         if not 1 <= self.keep <= len(self.rates):
             raise ConfigError(f"keep = {self.keep}: expected 1 to {len(self.rates)}, the number of rates.")
+        refuse_too_many(self.trials)
+
+    @property
+    def _decades(self) -> float:
+        return math.log10(self.high) - math.log10(self.low)
+
+    @property
+    def trials(self) -> int:
+        """The number of runs, as many as if none diverged."""
+        return len(self.rates) + self.keep * (len(self.rounds) - 1)
 
     @property
     def rates(self) -> tuple[float, ...]:
         """The grid, ascending, rounded to three significant digits."""
-        steps = round(math.log10(self.high / self.low) * self.per_decade)
+        steps = round(self._decades * self.per_decade)
         return tuple(float(f"{self.low * 10 ** (step / self.per_decade):.3g}") for step in range(steps + 1))
 
 

@@ -1,16 +1,22 @@
 """Cells and tables in Markdown, and CSV text."""
 
+import csv
+import io
 import math
+from pathlib import Path
 
 import pytest
+from matplotlib import pyplot
 
 from fl_taskarith.figures.markdown import BLANK, markdown_table, mean_with_interval, mean_with_sd, number
+from fl_taskarith.figures.plots import save_figure
 from fl_taskarith.figures.statistics import paired, summarise
-from fl_taskarith.storage.csv_text import csv_text
+from fl_taskarith.storage.csv_text import csv_text, plain_words
 
 
 def test_a_table_has_a_line_per_row_and_none_breaks() -> None:
     assert markdown_table(["a", "b"], [["1", "two\nlines"]]) == "| a | b |\n|---|---|\n| 1 | two lines |"
+    assert markdown_table(["a|b"], [["\\|"]]).split("\n")[::2] == [r"| a\|b |", r"| \\\| |"]
 
 
 def test_cells_say_no_more_than_their_number_of_seeds_allows() -> None:
@@ -27,3 +33,17 @@ def test_csv_text_keeps_bits_and_leaves_the_unknown_empty() -> None:
     assert csv_text([{"b": 1}], ["a", "b"]) == "a,b\n,1\n"
     with pytest.raises(ValueError):
         csv_text([{"c": 1}], ["a"])
+
+
+@pytest.mark.parametrize("words", ["=HYPERLINK(1)", "+1", "-x", "@a", "\t=1", "'=1", "''-", "'a", "a=1", "", 'ä,"\n='])
+def test_no_words_become_a_formula_and_all_are_read_back(words: str) -> None:
+    (cell,) = list(csv.reader(io.StringIO(csv_text([{"a": words}]), newline="")))[1] or [""]
+    assert not cell.startswith(("=", "+", "-", "@", "\t")) and plain_words(cell) == words
+    assert csv_text([{"a": -1.5, "=b": -1}]) == "a,'=b\n-1.5,-1\n"
+
+
+@pytest.mark.parametrize("words", ["costs $5 and $6", "$\\frac{$", "$x^$", "$", "$x^2$", "a $_"])
+def test_any_words_can_stand_in_a_figure(words: str, tmp_path: Path) -> None:
+    figure, axes = pyplot.subplots(figsize=(1, 1))
+    axes.set_title(words)
+    assert all(path.stat().st_size for path in save_figure(figure, tmp_path / "figure"))

@@ -375,11 +375,11 @@ def test_the_users_template_is_filled_and_its_mistakes_are_named(whole: Path, tm
     ("text", "expected"),
     [
         ("[[author", "not valid TOML"),
-        ('[[author]]\nname = "A"', "author 1 needs a name and an id"),
+        ('[[author]]\nname = "A"', "author 1: id is missing"),
         (AUTHORS + "[[author]]\nname = 3", "author 3: name = 3"),
-        (AUTHORS + '[[author]]\nnamen = "A"', "author 3: namen"),
+        (AUTHORS + '[[author]]\nnamen = "A"', 'author 3: "namen" is not a key; did you mean "name"'),
         ('[[autor]]\nname = "A"\nid = "1"', 'did you mean "author"'),
-        ("title = 3", "expected title"),
+        ("title = 3", "title = 3 is not accepted: expected a string"),
     ],
 )
 def test_bad_authors_are_named(text: str, expected: str, tmp_path: Path) -> None:

@@ -104,6 +104,14 @@ def test_a_failed_run_shows_as_failed_with_its_cause(flwr_environment: dict[str,
     assert "There is no weights file /nonexistent.pth" in log
 
 
+def test_a_wrong_setting_is_one_line_near_the_end_of_the_log(flwr_environment: dict[str, str], tmp_path: Path) -> None:
+    status, log = flwr_run(flwr_environment, tmp_path, f"{QUICK} run-name=123 density=2.5 results-dir='{tmp_path}'")
+    assert status == "finished:failed"
+    (line,) = (line for line in log.splitlines() if "ConfigError" in line)
+    assert line.endswith("ConfigError: density = 2.5 is not accepted: expected a number above 0 up to 1.")
+    assert "Traceback" not in log
+
+
 def test_too_few_supernodes_fail_within_a_minute_with_the_command(
     flwr_environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("no_table_figures")
     [
         ("seeds = [0, 1]", "seed = [0, 1]", 'did you mean "seeds"'),
         ("seeds = [0, 1]", "seeds = []", "seeds"),
-        ("seeds = [0, 1]", "seeds = [0, 0.5]", "whole numbers"),
+        ("seeds = [0, 1]", "seeds = [0, 0.5]", "seeds, number 2 = 0.5 is not accepted: expected a whole number"),
         ("seeds = [0, 1]", "seeds = [0, 0]", "each once"),
         ('name = "searched"', 'name = "../out"', "plain folder name"),
         ('name = "searched"', "", "name is missing"),
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("no_table_figures")
         ('"dense"\n[[arm]]', '"dense"\nsettings = { on-client-failure = "skip" }\n[[arm]]', 'leave it at "stop"'),
         ("num-clients = 10", "warmup-rounds = 2", "searched with num-rounds = 1"),
         ("to = 10.0", "to = 1.0", "4 decades"),
-        ("to = 10.0", "to = 'high'", "to = 'high': expected a number"),
+        ("to = 10.0", "to = 'high'", 'to = "high" is not accepted: expected a number'),
         ("from = 1e-3", "", "from is missing"),
         ("per-decade = 1", "per-decade = 0", "per-decade"),
         ("to = 10.0", "to = 20.0", "does not divide"),

@@ -45,9 +45,10 @@ def mask_rule(name: str) -> MaskRule:
     module_name, _, attribute = name.partition(":")
     try:
         rule = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # whatever the module's own code does
         raise ConfigError(
-            f'mask-rule = "{name}" cannot be imported: {error}. Expected "module:name" of an installed module, or one '
+            f'mask-rule = "{name}" cannot be imported ({type(error).__name__}: {error}). '
+            'Expected "module:name" of an installed module, or one '
             "in a folder on PYTHONPATH."
         ) from error
     if not isinstance(rule, MaskRule):
