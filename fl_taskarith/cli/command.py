@@ -223,7 +223,33 @@ def _search(parsed: argparse.Namespace) -> None:
         print(f"learning-rate = {choice.rate:g}" + (" (an end of the grid: not tuned)" if choice.edge else ""))
 
 
+def _evaluate(parsed: argparse.Namespace) -> None:
+    files, assignments = split_words(parsed.words)
+    if len(files) != 1:
+        raise ConfigError("Name one run: its folder, or its model.safetensors; settings follow as key=value.")
+    overrides = configuration.parse_overrides(assignments)
+    from fl_taskarith.describe.evaluation import evaluate_run
+
+    folder = evaluate_run(Path(files[0]), overrides, parsed.output, not parsed.no_features, parsed.overwrite)
+    print(folder.resolve())
+
+
+def _results(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.describe.runs_at_hand import describe_results
+
+    for line in describe_results(parsed.results_dir):
+        print(line)
+
+
 def _report(parsed: argparse.Namespace) -> None:
+    if parsed.html:
+        if parsed.authors or parsed.template or parsed.shipped_results:
+            raise ConfigError("--html writes a page without authors or template: leave --authors, --template and "
+                              "--shipped-results out.")  # fmt: skip
+        from fl_taskarith.report.page import write_page
+
+        print(write_page(parsed.folder, parsed.output or parsed.folder / "report").resolve())
+        return
     from fl_taskarith.report.document import write_report
 
     output = parsed.output or parsed.folder / "report"
@@ -255,6 +281,8 @@ COMMANDS: Mapping[str, Run | None] = {
     "fed-em": _mixture_study,
     "br-ifca": _mixture_study,
     "report": _report,
+    "evaluate": _evaluate,
+    "results": _results,
     "plot": _plot,
     "mask": _mask,
     "shards": _shards,

@@ -181,3 +181,19 @@ def test_a_mask_that_is_read_is_not_overwritten_on_demand_either(
     assert main(words) == 1
     assert "is the mask-file itself" in capsys.readouterr().err
     assert mask.read_bytes() == b"a mask"
+
+
+def test_a_run_is_evaluated_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train-subset=200", "test-subset=100", "num-rounds=1", "mask-rule=none", "num-clients=10",
+             "draw-curves=false", "run-name=mine", f"results-dir={tmp_path}"]  # fmt: skip
+    assert main(["simulate", *words]) == 0
+    assert main(["simulate", *words]) == 0
+    assert "Loaded, for it is finished" in capsys.readouterr().out and not (tmp_path / "mine-2").exists()
+    assert main(["evaluate", str(tmp_path / "mine"), "test-subset=50", "--no-features"]) == 0
+    assert (tmp_path / "mine" / "evaluation" / "confusion.csv").exists()
+    assert main(["results", "--results-dir", str(tmp_path)]) == 0
+    assert "mine finished" in " ".join(capsys.readouterr().out.split())
+    assert main(["evaluate", "a", "b"]) == 1
+    assert main(["report", str(tmp_path), "--html", "--output", str(tmp_path / "page")]) == 0
+    assert (tmp_path / "page" / "index.html").exists()
+    assert main(["report", str(tmp_path), "--html", "--shipped-results"]) == 1
