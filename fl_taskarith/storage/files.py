@@ -116,6 +116,19 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
+def require_writable(folder: Path) -> None:
+    """Check that `folder`, or what of it is missing, can be made and written to, without making it.
+
+    Raises:
+        CheckpointError: it cannot; names it.
+    """
+    above = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+    effective = os.access in os.supports_effective_ids
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK, effective_ids=effective):
+        reason = "may not be written to" if above.is_dir() else "is no folder"
+        raise CheckpointError(f"Cannot make the folder {folder}: {above} {reason}. Name another, or see to this one.")
+
+
 def require_new(paths: Iterable[Path], overwrite: bool = False) -> None:
     """Check that nothing is at `paths`, which a command is about to write, or that --overwrite lets it replace files.
 
