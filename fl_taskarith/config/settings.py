@@ -102,7 +102,7 @@ RECORDED_DEFAULTS: dict[str, Any] = {kebab(field.name): field.default for field 
 
 
 def course_of(settings: Mapping[str, Scalar]) -> str:
-    """Return eight hexadecimal digits of `COURSE_KEYS` in recorded settings: masks and models say by them whose they are.
+    """Return eight hexadecimal digits of `COURSE_KEYS` in recorded settings: files of a run say by them whose they are.
 
     They stay the same where a run goes on with more rounds, or under other settings that it may be continued with.
     """

@@ -5,10 +5,12 @@ process that is killed leaves it behind; whoever writes to the folder next finds
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +21,7 @@ from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.storage.locks import owned, remove_if_abandoned
 
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.fl-taskarith\.tmp(\.lock)?")
+_PART_LENGTH = 100  # characters of a file's name that are made of words
 _NAME_BYTES = 150  # of a file's name that its temporary neighbour repeats; file systems allow 255 in all
 
 
@@ -141,6 +144,21 @@ def require_new(paths: Iterable[Path], overwrite: bool = False) -> None:
     if there and not overwrite:
         names = ", ".join(map(str, there))
         raise ConfigError(f"Already there: {names}. Give another --output, or --overwrite to replace what is there.")
+
+
+def file_names(words: Iterable[str]) -> dict[str, str]:
+    """Return of each of `words` a part of a file's name, lower case, with "-" for what a name should not hold.
+
+    No two are alike: where that would be so, or nothing is left, digits of a checksum of the words follow.
+    """
+    plain = {each: re.sub(r"[^a-z0-9.]+", "-", each.lower()).strip("-.")[:_PART_LENGTH] for each in words}
+    counts = Counter(plain.values())
+    return {
+        each: name
+        if name and counts[name] == 1
+        else f"{name}-{hashlib.sha256(each.encode()).hexdigest()[:8]}".strip("-")
+        for each, name in plain.items()
+    }
 
 
 def version_of(path: Path) -> tuple[int, int]:
