@@ -20,7 +20,8 @@ from typing import BinaryIO
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.storage.locks import owned, remove_if_abandoned
 
-_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.fl-taskarith\.tmp(\.lock)?")
+_TEMPORARY = re.compile(r"(\..+\.\d+-[0-9a-f]{8}\.fl-taskarith\.tmp)(?:\.lock)?")
+_SCRATCH = re.compile(r"(fl-taskarith-\d+-[0-9a-f]{8})(?:\.lock)?")
 _PART_LENGTH = 100  # characters of a file's name that are made of words
 _NAME_BYTES = 150  # of a file's name that its temporary neighbour repeats; file systems allow 255 in all
 
@@ -71,15 +72,22 @@ def replacement(path: Path) -> Iterator[BinaryIO]:
             os.close(descriptor)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files in `folder` whose processes were killed while they wrote them.
+def remove_leftovers(folder: Path, *, below: bool = False) -> None:
+    """Remove the temporary files in `folder`, or in it and all `below` it, whose processes were killed meanwhile.
 
     Those that a process still writes stay, on whichever machine it runs, and so do all files of other programs.
     """
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for path in [Path(entry) for entry in entries if _TEMPORARY.fullmatch(entry.name)]:
-            with contextlib.suppress(OSError):  # gone by now, or of another user
-                remove_if_abandoned(path)
+    for here, _, names in os.walk(folder):
+        _remove_abandoned(Path(here), _TEMPORARY, names)
+        if not below:
+            break
+
+
+def _remove_abandoned(folder: Path, pattern: re.Pattern[str], names: Iterable[str]) -> None:
+    """Remove what is named by `pattern`, a lock without its file among it, unless a process owns it."""
+    for name in {found[1] for name in names if (found := pattern.fullmatch(name))}:
+        with contextlib.suppress(OSError):  # gone by now, or of another user
+            remove_if_abandoned(folder / name)
 
 
 @lru_cache(maxsize=4096)
@@ -93,9 +101,8 @@ def scratch_folder() -> Iterator[Path]:
 
     Those of processes that were killed are removed first.
     """
-    for left in Path(gettempdir()).glob("fl-taskarith-*/"):
-        with contextlib.suppress(OSError):
-            remove_if_abandoned(left)
+    with contextlib.suppress(OSError):
+        _remove_abandoned(Path(gettempdir()), _SCRATCH, [path.name for path in Path(gettempdir()).iterdir()])
     folder = Path(gettempdir()) / f"fl-taskarith-{os.getpid()}-{secrets.token_hex(4)}"
     with owned(folder):
         try:

@@ -257,8 +257,8 @@ def read_rounds(folder: Path) -> list[Row]:
     if unknown := set(content.partition(b"\n")[0].decode(errors="replace").split(",")) - set(COLUMNS):
         raise CheckpointError(f"{path} has columns that no run has: {shown(sorted(unknown))}. {remedy}")
     rows = parsed_csv(path, content, CELLS, remedy)
-    if [row["round"] for row in rows] != list(range(len(rows))):
-        raise CheckpointError(f"{path} does not have one row for every round from 0 on. {remedy}")
+    if any(row["round"] != rows[0]["round"] + place for place, row in enumerate(rows)):
+        raise CheckpointError(f"{path} does not have one row for every round. {remedy}")
     return rows
 
 

@@ -24,7 +24,7 @@ def shipped_digests(results: Path) -> dict[str, list[str]]:
 def _of_tables(results: Path) -> Iterator[tuple[Path, str]]:
     for path in results.rglob("runs.csv"):
         for line in read_csv(path, RUN_LINE, "Restore it.") or []:
-            if line["state"] == "done":
+            if line["run"] and line["state"] == "done":
                 yield path, digest(line["run"], line["test_percent"], line["seconds"])
 
 

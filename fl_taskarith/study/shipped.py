@@ -18,7 +18,12 @@ from fl_taskarith.storage.records import read_csv
 
 LIST = "study/shipped_runs.json"
 MARK = "shipped"  # at the end of a run's line in `study --list`
-RUN_LINE = {"run": str, "state": str, "test_percent": (float, None), "seconds": (float, None)}  # of runs.csv
+RUN_LINE = {
+    "run": (str, None),
+    "state": (str, None),
+    "test_percent": (float, None),
+    "seconds": (float, None),
+}  # of runs.csv
 DIGITS = 16  # hexadecimal digits of a run's digest
 
 
