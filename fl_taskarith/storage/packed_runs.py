@@ -135,6 +135,8 @@ def _read(path: Path, changed: int, size: int) -> Mapping[str, PackedRun]:
                 raise ValueError("its checksum is another")
             if content["run"] in runs:
                 raise ValueError(f"{shown(content['run'])} is there twice")
+            if run.record is not None and run.record["config"].get("run-name", "") not in ("", content["run"]):
+                raise ValueError(f"it is the run {shown(run.record['config']['run-name'])} under another name")
             runs[content["run"]] = run
     except (OSError, ValueError, RecursionError) as error:
         remedy = "It is damaged, or was edited: restore the file, or delete the line to run that run again."

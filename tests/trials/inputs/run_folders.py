@@ -130,10 +130,10 @@ def _resumed(prepared: Prepared, run: Path, has_foreign: bool) -> str:
 def _read(prepared: Prepared, run: Path) -> str:
     """Read everything of a finished run that still is there: what is accepted is the run's."""
     record = read_run(run)
-    assert [row["test_accuracy"] for row in record.rows] == [row["test_accuracy"] for row in prepared.rows]
-    assert [row["val_accuracy"] for row in record.rows] == [row["val_accuracy"] for row in prepared.rows]
     (member,) = members([record])
     assert member.settings["seed"] == 0
+    assert [row["test_accuracy"] for row in record.rows] == [row["test_accuracy"] for row in prepared.rows]
+    assert [row["val_accuracy"] for row in record.rows] == [row["val_accuracy"] for row in prepared.rows]
     assert torch.equal(load_mask(run / "mask.safetensors")[0].tensors["w"], _tensors(0, 0)["w"] > 0)
     assert torch.equal(ModelFile(run / "model.safetensors")["w"], _tensors(0, ROUNDS)["w"])
     return "read"
