@@ -148,7 +148,9 @@ def _pack(prepared: Prepared, drawn: random.Random, folder: Path) -> Made:
 
 def _damage(path: Path, drawn: random.Random) -> None:
     content = path.read_bytes()
-    kind = drawn.choice([*["value"] * 12, "line", "line", "flipped", "cut", "empty", "gone", "folder", "utf-16", "deep"])
+    kind = drawn.choice(
+        [*["value"] * 12, "line", "line", "flipped", "cut", "empty", "gone", "folder", "utf-16", "deep"]
+    )
     place = drawn.randrange(len(content))
     lines = content.splitlines(keepends=True)
     if kind == "value":
