@@ -26,7 +26,7 @@ from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.environment import environment
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.processes import worker_pool
-from fl_taskarith.storage.records import Within, read_csv
+from fl_taskarith.storage.record_files import Within, read_csv
 from fl_taskarith.storage.run_log import RUN_LOG, recorded
 from fl_taskarith.training.schedules import step_coefficient_sum
 

@@ -12,7 +12,7 @@ from fl_taskarith.errors import CheckpointError
 from fl_taskarith.figures.statistics import Paired, Summary, paired, summarise
 from fl_taskarith.one_shot.benchmark_file import Cell, OneShot
 from fl_taskarith.storage.files import make_folder, write_atomically
-from fl_taskarith.storage.records import Within, read_json
+from fl_taskarith.storage.record_files import Within, read_json
 
 Record = dict[str, Any]
 Place = tuple[str, str]  # (data level, training level)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.storage.files import make_folder, remove_leftovers, write_atomically
-from fl_taskarith.storage.records import read_json
+from fl_taskarith.storage.record_files import read_json
 
 MANIFEST = ".generated.json"  # {name: SHA-256 of what was written under it, or two of them while it is being replaced}
 FOLDERS = (Path("tables"), Path("figures"))  # where what is not generated any more is removed

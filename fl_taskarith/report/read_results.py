@@ -14,7 +14,7 @@ from fl_taskarith.config.fields import rules
 from fl_taskarith.config.rule import Scalar, shown
 from fl_taskarith.config.settings import CHOSEN_KEYS, OPERATIONAL_KEYS, Config
 from fl_taskarith.errors import CheckpointError, ConfigError
-from fl_taskarith.storage.records import COUNT, SCALAR, Within, conforming, read_csv, read_json, unreadable
+from fl_taskarith.storage.record_files import COUNT, SCALAR, Within, conforming, read_csv, read_json, unreadable
 from fl_taskarith.study.shipped import line_is_shipped
 
 Line = Mapping[str, Any]

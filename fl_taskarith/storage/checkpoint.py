@@ -17,7 +17,7 @@ from fl_taskarith.config.rule import shown
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.client_files import StateNames
-from fl_taskarith.storage.records import conforming
+from fl_taskarith.storage.record_files import conforming
 from fl_taskarith.storage.run_record import SETTINGS
 from fl_taskarith.storage.verified_files import CHECKSUM_DIGITS, read_verified, write_verified
 

@@ -17,7 +17,7 @@ from typing import Any
 from fl_taskarith.config.rule import shown
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.files import write_atomically
-from fl_taskarith.storage.records import conforming, unreadable
+from fl_taskarith.storage.record_files import conforming, unreadable
 from fl_taskarith.storage.run_folder import CELLS, COLUMNS, Row
 from fl_taskarith.storage.run_record import SETTINGS, SHAPE
 

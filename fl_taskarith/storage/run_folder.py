@@ -25,7 +25,7 @@ from fl_taskarith.storage.client_files import prune_client_states
 from fl_taskarith.storage.environment import environment, now
 from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.folder_choice import choose_folder, hold
-from fl_taskarith.storage.records import COUNT, Within, parsed_csv, read_content
+from fl_taskarith.storage.record_files import COUNT, Within, parsed_csv, read_content
 from fl_taskarith.storage.run_record import RECORD, read_record
 from fl_taskarith.storage.tensor_file import RUN
 from fl_taskarith.storage.trackers import Tracker, open_trackers

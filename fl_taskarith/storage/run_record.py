@@ -5,7 +5,7 @@ from typing import Any
 
 from fl_taskarith.config.settings import course_of
 from fl_taskarith.errors import CheckpointError
-from fl_taskarith.storage.records import COUNT, SCALAR, Within, parsed_json, read_content
+from fl_taskarith.storage.record_files import COUNT, SCALAR, Within, parsed_json, read_content
 from fl_taskarith.storage.verified_files import CHECKSUMS, check_unchanged, checksum_of_file, read_checksums
 
 Record = dict[str, Any]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.files import make_folder, write_atomically
-from fl_taskarith.storage.records import read_content
+from fl_taskarith.storage.record_files import read_content
 
 CHECKSUM_DIGITS = 32  # hexadecimal digits of SHA-256 that a verified file carries in its name
 CHECKSUMS = "SHA256SUMS"  # in a finished run's folder, of what it left, as `sha256sum --check` reads it

@@ -12,6 +12,7 @@ from typing import Self
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import FlTaskarithError
+from fl_taskarith.storage.files import make_folder
 from fl_taskarith.storage.progress import duration
 from fl_taskarith.storage.run_log import RunLog
 from fl_taskarith.study.definition import Arm
@@ -42,7 +43,7 @@ class Monitor:
         self._out = sys.stdout
         self._logs = [RunLog(results.folder / STUDY_LOG) for results in everything]
         for results in everything:
-            results.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(results.folder)
         self._arms = [arm.title for results in everything for arm in results.study.in_turn]
         self._training: dict[Path, _Training] = {}
         self._lock, self._ended = threading.Lock(), threading.Event()

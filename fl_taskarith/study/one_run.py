@@ -10,7 +10,7 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import BudgetSpent, Divergence, FlTaskarithError, FolderInUse
 from fl_taskarith.server import simulate as simulation
 from fl_taskarith.server.round_zero_cache import Starts
-from fl_taskarith.storage.files import write_atomically
+from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.results import FAILURE, Outcome, State, inspect, run_folder
 
@@ -23,7 +23,7 @@ def run_once(run: Config, deadline: float | None) -> Outcome:
     if before.state in (State.DONE, State.DIVERGED):
         return before
     folder = run_folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     (folder / FAILURE).unlink(missing_ok=True)
     try:
         with (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fl_taskarith.config.rule import AUTO
 from fl_taskarith.config.settings import Config
-from fl_taskarith.storage.files import write_atomically
+from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.folder_choice import run_name
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.results import StudyResults
@@ -45,6 +45,6 @@ def search_rate(
     try:
         run_what_is_left([results], jobs, budget)
     finally:
-        results.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(results.folder)
         write_atomically(path, trials_csv(results))
     return path, results.choice(arm)

@@ -11,7 +11,7 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.packed_runs import packed_run
 from fl_taskarith.storage.paths import portable, results_root
-from fl_taskarith.storage.records import read_json
+from fl_taskarith.storage.record_files import read_json
 from fl_taskarith.storage.run_folder import TIMING_COLUMNS, Row, read_rounds
 from fl_taskarith.storage.run_record import REMEDY, is_finished, read_record
 from fl_taskarith.study.definition import Arm, Study

@@ -8,7 +8,7 @@ from pathlib import Path
 from fl_taskarith.figures.run_groups import find_runs
 from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.paths import shipped_file
-from fl_taskarith.storage.records import read_csv
+from fl_taskarith.storage.record_files import read_csv
 from fl_taskarith.study.results import Outcome, State
 from fl_taskarith.study.shipped import LIST, RUN_LINE, digest
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.paths import shipped_file
-from fl_taskarith.storage.records import read_csv
+from fl_taskarith.storage.record_files import read_csv
 
 LIST = "study/shipped_runs.json"
 MARK = "shipped"  # at the end of a run's line in `study --list`

@@ -22,7 +22,7 @@ from fl_taskarith.figures.set_curves import plot_bands
 from fl_taskarith.figures.set_plots import SWEPT, plot_drift, plot_heat_map, plot_sweep
 from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.files import file_names, make_folder, write_atomically
-from fl_taskarith.storage.records import COUNT, read_csv
+from fl_taskarith.storage.record_files import COUNT, read_csv
 from fl_taskarith.study.comparison import Comparison, compare
 from fl_taskarith.study.definition import Study
 from fl_taskarith.study.frame import StudyFrame, read_frame, varied_settings

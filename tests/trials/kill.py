@@ -162,7 +162,7 @@ def differences_after_kill_at(instant: str, folder: Path) -> list[str]:
     """What a run that was killed at `instant` and then started again does not have as an undisturbed one has it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fl_taskarith.server.simulate", "fl_taskarith.figures.plots", "sklearn.datasets"])
-    words = ["simulate", *CASES["fedavg, random"], "num-rounds=3", f"results-dir={folder}"]
+    words = ["simulate", *CASES["fedbn, random"], "num-rounds=3", f"results-dir={folder}"]
     for name, place in (("undisturbed", ("", 0)), ("killed", INSTANTS[instant]), ("killed", ("", 0))):
         process = context.Process(target=_run_until, args=([*words, f"run-name={name}"], *place))
         process.start()

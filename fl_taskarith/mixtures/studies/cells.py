@@ -14,7 +14,7 @@ import pandas
 from tqdm.auto import tqdm
 
 from fl_taskarith.errors import CheckpointError
-from fl_taskarith.storage.files import write_atomically
+from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.processes import worker_pool
 
 Rows = Mapping[str, Sequence[dict[str, Any]]]
@@ -102,7 +102,7 @@ def run_cells(
     left = [cell for cell in dict.fromkeys(cells) if dataclasses.astuple(cell) not in tables.done]
     if not left:
         return True
-    tables.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(tables.folder)
     saved = time.monotonic()
     deadline = math.inf if budget is None else saved + budget
     units = {cell: max(1, round(1000 * cost(cell))) for cell in left}  # whole numbers add up to the total exactly
