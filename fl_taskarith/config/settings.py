@@ -221,7 +221,7 @@ def _recorded(folder: Path | str) -> dict[str, object]:
     try:
         record = json.loads((Path(folder).expanduser() / "run.json").read_text(encoding="utf-8"))["config"]
         return {key: value for key, value in dict(record).items() if key != "run-name"}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"Cannot read the configuration {folder}: {error}.") from error
 
 

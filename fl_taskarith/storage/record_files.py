@@ -24,6 +24,7 @@ from fl_taskarith.config.rule import shown
 from fl_taskarith.errors import CheckpointError
 
 Shape = Any
+USER = "It is a text of yours: save it in UTF-8."
 SCALAR = (str, bool, int, float)
 LARGEST = 2**63  # of a whole number: beyond it neither pandas nor a file of ours has any
 _NAMES = {str: "a string", bool: "true or false", int: "a whole number", float: "a number", type(None): "nothing"}
@@ -124,6 +125,18 @@ def read_content(path: Path, remedy: str, *, optional: bool = False) -> bytes | 
         raise unreadable(path, error, remedy) from error
     except OSError as error:
         raise unreadable(path, error, remedy) from error
+
+
+def read_words(path: Path) -> str:
+    """Return the text of a file of the user's, without white space around it; "" without one.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not in UTF-8.
+    """
+    try:
+        return (read_content(path, USER, optional=True) or b"").decode().strip()
+    except UnicodeDecodeError as error:
+        raise unreadable(path, error, USER) from error
 
 
 def unreadable(path: Path, error: Exception, remedy: str, place: str = "") -> CheckpointError:
