@@ -120,7 +120,7 @@ def _finished_below(folder: Path) -> Iterator[Path]:
             continue  # a run.json of another program
         if finished:
             yield path
-        elif has_table:
+        else:
             left_out.append(str(path))
     if left_out:
         more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""

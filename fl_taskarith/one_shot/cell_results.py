@@ -30,6 +30,9 @@ SHAPE = {
     "own_test_accuracy": SHARE,
     "pretrained_test_accuracy": SHARE,
     "mean_cosine": Within(float, -1.001, 1.001),
+    "learning_rate": Within(float, 0),
+    "environment": {"machine": {"processor": str}},
+    "seconds": Within(float, 0),
 }  # fmt: skip
 
 log = logging.getLogger(__name__)

@@ -15,6 +15,15 @@ from report_studies import MIXED, write_study
 from small_studies import STUDY, FakeTraining, study_of
 
 from fl_taskarith.figures.run_groups import find_runs, has_regression_data, members
+from fl_taskarith.one_shot.benchmark_file import OneShot, load_one_shot
+from fl_taskarith.one_shot.benchmark_tables import (
+    accuracy_table,
+    attribution_table,
+    cell_table,
+    chosen_table,
+    difference_table,
+)
+from fl_taskarith.one_shot.cell_results import OneShotResults, write_cell
 from fl_taskarith.report.document import answer, context
 from fl_taskarith.report.read_results import read_studies
 from fl_taskarith.storage.csv_text import csv_text
@@ -27,6 +36,21 @@ from fl_taskarith.study.results import StudyResults, read_outcome
 from fl_taskarith.study.shipped import count_shipped
 from fl_taskarith.study.tables import arm_table, trials_csv
 
+ONE_SHOT = """
+title = "A benchmark"
+name = "tiny"
+seeds = [0, 1]
+methods = ["task-arithmetic", "median"]
+reference = "task-arithmetic"
+tasks = { family = "inversions", number = 4 }
+settings = { learning-rate = 0.1 }
+data = [{ name = "low", overlap = 1.0 }, { name = "high", overlap = 0.0 }]
+training = [{ name = "low" }, { name = "high", steps-spread = 4 }]
+"""
+METHOD = {"value": None, "scale": 1.0, "edge": False, "val_normalised": 0.9, "test_normalised": 0.9,
+          "test_accuracy": 0.8}  # fmt: skip
+CELL = {"own_test_accuracy": 0.9, "pretrained_test_accuracy": 0.1, "mean_cosine": 0.1, "learning_rate": 0.1,
+        "seconds": 3.0, "environment": {"machine": {"processor": "A processor"}}}  # fmt: skip
 FAULT = "records of runs and studies damaged"
 ODD = (
     *(None, True, -1, 0, 1.5, 10**30, 2**63, -(10**400), float("nan"), float("inf"), 1e308, "", "x", "auto", "\ud800"),
@@ -36,11 +60,13 @@ CELLS = ("", "x", "-1", "nan", "inf", "1e999", "1_0", "9" * 5000, "٣", " 1", "T
 
 
 class Prepared(NamedTuple):
-    """A folder of a study's tables, and the study and root of its runs."""
+    """A folder of a study's tables; the study and root of its runs; a one-shot benchmark and its folder of cells."""
 
     tables: Path
     study: Study
     root: Path
+    one_shot: OneShot
+    cells: Path
 
 
 def prepare(folder: Path) -> Prepared:
@@ -53,11 +79,16 @@ def prepare(folder: Path) -> Prepared:
         assert choice is not None
         for run in results.final_runs(arm, choice):
             training(run)
-    return Prepared(folder / "tables", study, folder / "results")
+    (folder / "one-shot.toml").write_text(ONE_SHOT)
+    one_shot = load_one_shot(folder / "one-shot.toml")
+    for cell in one_shot.cells:
+        methods = dict.fromkeys(one_shot.methods, METHOD)
+        write_cell(one_shot, cell, folder / "one-shot", {"methods": methods, **CELL})
+    return Prepared(folder / "tables", study, folder / "results", one_shot, folder / "one-shot")
 
 
 def attempt(prepared: Prepared, drawn: random.Random, folder: Path) -> str:
-    use, place, files = drawn.choice([_report, _report, _plot, _tables, _pack])(prepared, drawn, folder)
+    use, place, files = drawn.choice([_report, _report, _plot, _tables, _pack, _one_shot])(prepared, drawn, folder)
     for path in drawn.sample(files, min(len(files), drawn.choice([1, 1, 2]))):
         _damage(path, drawn)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -144,6 +175,24 @@ def _pack(prepared: Prepared, drawn: random.Random, folder: Path) -> Made:
                    for name, run in read_pack(pack).items())  # fmt: skip
 
     return use, "pack", [pack]
+
+
+def _one_shot(prepared: Prepared, drawn: random.Random, folder: Path) -> Made:
+    shutil.copytree(prepared.cells, folder / "one-shot")
+    files = sorted(folder.rglob("*.json"))
+    for path in files if drawn.random() < 0.8 else ():  # as an earlier version wrote them
+        record = json.loads(path.read_text())
+        del record["sha256"]
+        path.write_text(json.dumps(record))
+
+    def use() -> None:
+        one_shot = prepared.one_shot
+        results = OneShotResults(one_shot, folder / "one-shot")
+        for table in (accuracy_table, difference_table, attribution_table, chosen_table, cell_table):
+            assert table(results)
+        assert csv_text(results.runs()) is not None and csv_text(results.table())
+
+    return use, "one-shot", files
 
 
 def _damage(path: Path, drawn: random.Random) -> None:
