@@ -111,7 +111,7 @@ def plausible(settings: Settings, seed: int) -> float:
     accuracy += 0.8 * (settings["local-loss"] == "squared") + 0.6 * (settings["strategy"] == "scaffold")
     accuracy += 0.3 * (settings["schedule"] == "cosine") + 0.5 * (settings["strategy"] == "fednova")
     noise = np.random.default_rng([seed, zlib.crc32(json.dumps(dict(settings), sort_keys=True).encode())])
-    return float(accuracy + noise.normal(0, 0.25))
+    return min(100.0, float(accuracy + noise.normal(0, 0.25)))
 
 
 def write_studies(root: Path, names: Sequence[str] = tuple(STUDIES), accuracy: Accuracy = plausible) -> Path:

@@ -43,9 +43,7 @@ class Config(Settings):
         So a run keeps its name when a later version of this package has more settings. A folder's run.json holds them
         all, and `differing_keys` finds what a name does not tell.
         """
-        decisive = {key: value for key, value in self.to_run_config().items() if key in IDENTITY_KEYS}
-        identity = {key: value for key, value in decisive.items() if _settled(key, value) != RECORDED_DEFAULTS[key]}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+        return _digest(self.to_run_config(), IDENTITY_KEYS)
 
     def differing_keys(self, other: Mapping[str, Scalar]) -> list[str]:
         """Keys of `IDENTITY_KEYS`, but for `SWITCHABLE_KEYS`, on which the run-config mapping `other` disagrees.
@@ -90,6 +88,8 @@ OPERATIONAL_KEYS = frozenset(
 IDENTITY_KEYS = frozenset(rules()) - OPERATIONAL_KEYS
 # An interrupted run may go on with another value of these; they decide single rows, or rounding, and not the course.
 SWITCHABLE_KEYS = frozenset({"on-client-failure", "evaluate-every", "device"})
+# What makes the files of one run another's: all that decides numbers, but for how long it goes on and its rounding.
+COURSE_KEYS = IDENTITY_KEYS - SWITCHABLE_KEYS - {"num-rounds", "threads"}
 LENGTH_FREE_SCHEDULES = ("constant", "plateau")  # whose rates do not depend on the number of rounds
 CHOSEN_KEYS = frozenset({"seed", "shard-seed", "learning-rate"})  # of a single run, not of an arm of a study
 # What a setting that a record or a name lacks was: today's defaults, and what they were before "auto" was one.
@@ -98,6 +98,20 @@ RECORDED_DEFAULTS: dict[str, Any] = {kebab(field.name): field.default for field 
     "precision": "fp32",
     "compile": "off",
 }
+
+
+def course_of(settings: Mapping[str, Scalar]) -> str:
+    """Return eight hexadecimal digits of `COURSE_KEYS` in recorded settings: files of a run say by them whose they are.
+
+    They stay the same where a run goes on with more rounds, or under other settings that it may be continued with.
+    """
+    return _digest(settings, COURSE_KEYS)
+
+
+def _digest(settings: Mapping[str, Scalar], keys: Iterable[str]) -> str:
+    told = {key: settings[key] for key in keys if key in settings}
+    identity = {key: value for key, value in told.items() if _settled(key, value) != RECORDED_DEFAULTS[key]}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _settled(key: str, value: Scalar) -> Scalar:

@@ -137,7 +137,7 @@ def _sound_tokens(path: Path, count: int, dtype: str) -> Tensor | None:
     try:
         recorded = json.loads(_record(path).read_text())["sha256"]
         sound = bool(recorded == _digest(path, version_of(path)))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         sound = False
     return _open(path, count, dtype) if sound else None
 

@@ -9,6 +9,7 @@ from typing import Any
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.masking.anatomy import KINDS, Part, density_by_kind, density_by_layer, key_biases, parts
 from fl_taskarith.masking.mask import Mask, load_mask
+from fl_taskarith.storage.record_files import conforming
 
 CELL = 9  # characters of a column
 
@@ -38,10 +39,8 @@ def read_mask(path: Path) -> DescribedMask:
     """
     mask, metadata = load_mask(path)
     try:
-        facts = json.loads(metadata.get("facts", "{}"))
-        if not isinstance(facts, dict):
-            raise ValueError("a table of facts was expected")
-    except ValueError as error:
+        facts = conforming(json.loads(metadata.get("facts", "{}")), {str: object})
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"The description of the mask in {path} is damaged ({error}). Make the mask again."
         ) from error

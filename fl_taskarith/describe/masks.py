@@ -20,7 +20,14 @@ from fl_taskarith.masking.mask import Mask
 from fl_taskarith.masking.overlap import Spread, between_pairs, chance_overlap, jaccard_matrix
 from fl_taskarith.server.launch import describe, make_run, show_log
 from fl_taskarith.server.learning_rates import with_known_rate
-from fl_taskarith.storage.files import make_folder, require_new, scratch_folder, write_atomically
+from fl_taskarith.storage.files import (
+    make_folder,
+    remove_leftovers,
+    require_new,
+    require_writable,
+    scratch_folder,
+    write_atomically,
+)
 from fl_taskarith.storage.paths import resolve, results_root
 from fl_taskarith.storage.run_folder import Logbook
 from fl_taskarith.storage.run_log import RUN_LOG, recorded
@@ -62,6 +69,7 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0, ove
     folder = output or results_root(config.results_dir) / "masks" / _mask_name(config)
     if config.mask_file and _is_one_file(folder / MASK, resolve(config.mask_file, "mask-file")):
         raise ConfigError(f"{folder / MASK} is the mask-file itself, and would be overwritten: give another --output.")
+    require_writable(folder)
     show_log()
     started = time.perf_counter()
     with scratch_folder() as scratch, ExitStack() as printed:
@@ -77,6 +85,7 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0, ove
         home = workspace(alone)
         facts = describe(home)  # among them the shards: an infeasible request fails here, before a folder is made
         make_folder(folder)
+        remove_leftovers(folder)
         printed.enter_context(recorded(folder / RUN_LOG))
         with Logbook(alone) as logbook:
             run = make_run(alone, home, logbook, lambda *_: None, client_app)

@@ -1,6 +1,7 @@
 """Any set of runs, grouped by settings: runs that differ in nothing but their seeds are one member."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,12 @@ from fl_taskarith.figures.setting_words import SEED_KEYS, Settings, labels, run_
 from fl_taskarith.figures.statistics import Summary, summarise
 from fl_taskarith.storage.packed_runs import packed_folders, packed_run
 from fl_taskarith.storage.run_folder import COLUMNS, Row, read_rounds
-from fl_taskarith.storage.verified_files import CHECKSUMS, check_unchanged
+from fl_taskarith.storage.run_record import RECORD, is_finished, read_record
+from fl_taskarith.storage.verified_files import CHECKSUMS
+
+NAMED = 5  # folders in a warning
+
+log = logging.getLogger("fl_taskarith")
 
 
 @dataclass(frozen=True)
@@ -38,14 +44,12 @@ class RunRecord:
         Raises:
             CheckpointError: run.json cannot be read.
         """
-        path = self.folder / "run.json"
+        record = read_record(self.folder) if self.packed is None else self.packed
         try:
-            if self.packed is not None:
-                return from_mapping(self.packed["config"]).to_run_config()
-            content = path.read_bytes()
-            check_unchanged(path, content)
-            return from_mapping(json.loads(content)["config"]).to_run_config()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+            if record is None:
+                raise ConfigError("there is no run.json")
+            return from_mapping(record["config"]).to_run_config()
+        except ConfigError as error:
             raise CheckpointError(
                 f"Cannot read the settings of the run in {self.folder} ({error}): expected run.json."
             ) from error
@@ -101,15 +105,26 @@ def find_runs(folders: Sequence[Path]) -> list[RunRecord]:
 
 
 def _finished_below(folder: Path) -> Iterator[Path]:
-    for path in sorted(path.parent for path in folder.rglob("rounds.csv")):
-        if (path / CHECKSUMS).exists():  # finished; should run.json be damaged, its reader will say so
-            yield path
-            continue
+    """Yield the folders of finished runs below `folder`; what they lack or is damaged in them, their reader will say.
+
+    Runs that are not finished are left out, and named in a warning.
+    """
+    left_out = []
+    for path in sorted({path.parent for name in (RECORD, "rounds.csv", CHECKSUMS) for path in folder.rglob(name)}):
+        has_table = (path / "rounds.csv").exists()
         try:
-            if json.loads((path / "run.json").read_text(encoding="utf-8"))["status"] == "finished":
-                yield path
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+            finished = (path / CHECKSUMS).exists() or is_finished(read_record(path))
+        except CheckpointError:
+            if has_table:
+                raise
+            continue  # a run.json of another program
+        if finished:
+            yield path
+        else:
+            left_out.append(str(path))
+    if left_out:
+        more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
+        log.warning("Left out, for they are not finished: %s%s.", ", ".join(left_out[:NAMED]), more)
 
 
 @dataclass(frozen=True)

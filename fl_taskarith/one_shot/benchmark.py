@@ -1,6 +1,5 @@
 """Runs a one-shot benchmark: cell by cell, each a file; finished cells are not run again."""
 
-import csv
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,10 +26,13 @@ from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.environment import environment
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.processes import worker_pool
+from fl_taskarith.storage.record_files import Within, read_csv
 from fl_taskarith.storage.run_log import RUN_LOG, recorded
 from fl_taskarith.training.schedules import step_coefficient_sum
 
 Apply = Callable[..., Iterator[Any]]  # `map`, in this process or in others
+
+SEARCH = {"learning_rate": Within(float, 0), "val_accuracy": Within(float, 0, 1), "settings": str}  # search.csv
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +158,7 @@ def at_chosen_rate(one_shot: OneShot, folder: Path, apply: Apply = map) -> OneSh
     path, spread = folder / "search.csv", next(iter(one_shot.training.values()))
     levels = dict.fromkeys((next(iter(one_shot.data.values())), list(one_shot.data.values())[-1]))
     key = "-".join(one_shot.fingerprint(Cell("", overlap, "", spread, one_shot.seeds[0])) for overlap in levels)
-    lines = csv.DictReader(path.read_text(encoding="utf-8").splitlines() if path.exists() else [])
+    lines = read_csv(path, SEARCH, "Delete it to search again.", optional=True) or []
     scores = {float(line["learning_rate"]): float(line["val_accuracy"]) for line in lines if line["settings"] == key}
     left = [rate for rate in one_shot.rates if rate not in scores]
     trials = [(one_shot.at_rate(rate), overlap, spread) for rate in left for overlap in levels]

@@ -18,6 +18,7 @@ from fl_taskarith.one_shot.cell_results import OneShotResults, Place
 from fl_taskarith.one_shot.source_plots import plot_sources
 from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.files import make_folder, write_atomically
+from fl_taskarith.storage.record_files import read_words
 
 OF_THIS_MACHINE = ("data-dir", "learning-rate")  # of the settings: this machine's, and what has its own sentence
 
@@ -37,7 +38,7 @@ def write_tables(one_shot: OneShot, folder: Path) -> None:
     text = render_markdown(
         Path(__file__).with_name("README.md.j2"),
         one_shot=one_shot,
-        findings=findings.read_text(encoding="utf-8").strip() if findings.exists() else "",
+        findings=read_words(findings),
         tables={
             "Test accuracy": accuracy_table(results),
             f"Difference to {one_shot.reference}": difference_table(results),

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fl_taskarith.errors import CheckpointError
 from fl_taskarith.figures.statistics import Paired, Summary, paired, summarise
 from fl_taskarith.one_shot.benchmark_file import Cell, OneShot
 from fl_taskarith.storage.files import make_folder, write_atomically
+from fl_taskarith.storage.record_files import Within, read_json
 
 Record = dict[str, Any]
 Place = tuple[str, str]  # (data level, training level)
@@ -18,6 +20,20 @@ Place = tuple[str, str]  # (data level, training level)
 CHECKSUM = "sha256"  # in a cell's file: of the rest of it
 CHOSEN = ("value", "scale", "edge", "val_normalised", "test_normalised", "test_accuracy")
 FACTS = ("own_test_accuracy", "pretrained_test_accuracy", "mean_cosine")  # that no method changes
+
+SHARE = Within(float, 0, 1)
+SHAPE = {
+    "methods": {str: {
+        "value": (float, None), "scale": float, "edge": bool, "val_normalised": Within(float, 0),
+        "test_normalised": Within(float, 0), "test_accuracy": SHARE,
+    }},
+    "own_test_accuracy": SHARE,
+    "pretrained_test_accuracy": SHARE,
+    "mean_cosine": Within(float, -1.001, 1.001),
+    "learning_rate": Within(float, 0),
+    "environment": {"machine": {"processor": str}},
+    "seconds": Within(float, 0),
+}  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +52,15 @@ def read_cell(one_shot: OneShot, cell: Cell, folder: Path) -> Record | None:
     """
     path = _path(one_shot, cell, folder)
     try:
-        record: Record = json.loads(path.read_text(encoding="utf-8"))
-        if record.pop(CHECKSUM, None) not in (None, _checksum(record)):
-            raise ValueError("another checksum")
-    except FileNotFoundError:
+        record: Record | None = read_json(path, SHAPE, "It is run again.", optional=True)
+        if record is not None and record.pop(CHECKSUM, None) not in (None, _checksum(record)):
+            raise CheckpointError(f"{path} has another checksum than when it was written. It is run again.")
+    except CheckpointError as error:
+        log.warning("A finished cell is damaged. %s", error)
         return None
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        log.warning("The cell %s is damaged (%s); it is run again.", path, error)
+    if record is None:
         return None
-    return record if set(one_shot.methods) <= record.get("methods", {}).keys() else None
+    return record if set(one_shot.methods) <= record["methods"].keys() else None
 
 
 def _checksum(record: Record) -> str:

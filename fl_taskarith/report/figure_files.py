@@ -35,16 +35,17 @@ def figures_of(section: str, studies: Sequence[StudyFolder]) -> list[Figure]:
     for order, (pattern, caption) in enumerate(wording("FIGURES").get(section, ())):
         for place, path in enumerate(path for path in pdfs if fnmatch(path.name, f"{pattern}.pdf")):
             choices.setdefault(path, (place, order, caption))
-    return [
-        _figure(section, path, choices[path][2]) for path in sorted(choices, key=lambda path: choices[path])[:LIMIT]
-    ]
+    chosen = sorted(choices, key=lambda path: choices[path])[:LIMIT]
+    names = [re.sub(r"[^A-Za-z0-9]+", "-", f"{section}-{path.stem}").strip("-") for path in chosen]
+    names = [name if names.count(name) == 1 else f"{name}-{place}" for place, name in enumerate(names, start=1)]
+    return [_figure(Latex(name), path, choices[path][2]) for name, path in zip(names, chosen, strict=True)]
 
 
-def _figure(section: str, path: Path, caption: str) -> Figure:
+def _figure(name: Latex, path: Path, caption: str) -> Figure:
     try:
         pdf = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"Cannot read the figure {path}: {error.strerror}.") from error
-    box = re.search(rb"/MediaBox\s*\[\s*([\d.]+)\s+[\d.]+\s+([\d.]+)", pdf)  # of the first page, if it is in plain text
-    name = re.sub(r"[^A-Za-z0-9]+", "-", f"{section}-{path.stem}").strip("-")
-    return Figure(Latex(name), pdf, caption, box is not None and float(box[2]) - float(box[1]) > COLUMN)
+    number = rb"(\d+\.?\d*)"  # the box is of the first page, if it is in plain text
+    box = re.search(rb"/MediaBox\s*\[\s*%b\s+[\d.]+\s+%b" % (number, number), pdf)
+    return Figure(name, pdf, caption, box is not None and float(box[2]) - float(box[1]) > COLUMN)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fl_taskarith.errors import CheckpointError, ConfigError
-from fl_taskarith.storage.files import make_folder, write_atomically
+from fl_taskarith.storage.files import make_folder, remove_leftovers, write_atomically
+from fl_taskarith.storage.record_files import read_json
 
 MANIFEST = ".generated.json"  # {name: SHA-256 of what was written under it, or two of them while it is being replaced}
 FOLDERS = (Path("tables"), Path("figures"))  # where what is not generated any more is removed
@@ -22,6 +23,7 @@ def write_generated(folder: Path, files: Mapping[str, bytes]) -> None:
         ConfigError: a user wrote or changed one of the files; names all such, and nothing is written.
         CheckpointError: a file cannot be written, or the folder or its manifest cannot be read.
     """
+    remove_leftovers(folder, below=True)
     known = _read_manifest(folder)
     changed = [name for name, content in files.items() if not _replaceable(folder / name, content, known.get(name, []))]
     if changed:
@@ -109,17 +111,9 @@ def _digest_of(path: Path) -> str:
 
 
 def _read_manifest(folder: Path) -> dict[str, list[str]]:
-    path = folder / MANIFEST
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): [str(digest) for digest in digests] for name, digests in record.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"Cannot read {path} ({error}), which tells what of the folder was generated: restore it, or give another "
-            "--output."
-        ) from error
+    remedy = "It tells what of the folder was generated: restore it, or give another --output."
+    record: dict[str, list[str]] | None = read_json(folder / MANIFEST, {str: [str]}, remedy, optional=True)
+    return record or {}
 
 
 def _write_manifest(folder: Path, digests: Mapping[str, list[str]]) -> None:

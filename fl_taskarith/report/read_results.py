@@ -1,25 +1,53 @@
 """The results of studies, arm by arm: settings, and accuracies by seed. Nothing is computed here."""
 
-import csv
 import itertools
-import json
+import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isclose
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
-from fl_taskarith.config.rule import Scalar
+from fl_taskarith.config.fields import rules
+from fl_taskarith.config.rule import Scalar, shown
 from fl_taskarith.config.settings import CHOSEN_KEYS, OPERATIONAL_KEYS, Config
-from fl_taskarith.errors import CheckpointError
+from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.storage.csv_text import plain_words
+from fl_taskarith.storage.record_files import COUNT, SCALAR, Within, conforming, read_csv, read_json, unreadable
 from fl_taskarith.study.shipped import line_is_shipped
 
-Line = Mapping[str, str]
+Line = Mapping[str, Any]
+Lines = Sequence[Line]
 BySeed = Mapping[int, float]
 Curves = Mapping[int, Mapping[int, float]]  # by seed, then by round
 CURVES = ("val_percent", "test_percent", "uplink_megabytes")  # columns of curves.csv that are read
+log = logging.getLogger("fl_taskarith")
+
+REMEDY = "Write the results of the study again with fl-taskarith study ... --tables."
+SEED, PERCENT = Within(int, 0, 2**53), (Within(float, 0, 100), None)
+SEARCH = {"rates": [Within(float, 0)], "rounds": [COUNT], "keep": COUNT, "seed": SEED}
+SETTINGS_JSON = {
+    "seeds?": [SEED],
+    "machines?": [str],
+    "search?": (SEARCH, None),
+    "arms": [{"group": str, "arm": str, "settings": {str: SCALAR}, "search?": (SEARCH, None)}],
+}
+_PLACE = {"group": str, "arm": str}
+TABLE_CSV = {
+    **_PLACE,
+    "learning_rate": (Within(float, 0), None),
+    "edge": (bool, None),
+    "n": (COUNT, None),
+} | dict.fromkeys(("test_percent", "val_percent", "ridge_test_percent"), PERCENT)
+RUNS_CSV = {**_PLACE, "seed": SEED, "state": str, "seconds": (Within(float, 0), None)} | dict.fromkeys(
+    ("test_percent", "val_percent", "ridge_test_percent"), PERCENT
+)
+CURVES_CSV = {**_PLACE, "seed": SEED, "round": COUNT, "val_percent": PERCENT, "test_percent": PERCENT} | {
+    "uplink_megabytes": (Within(float, 0), None)
+}
+DEFAULTS = {key: value for key, value in Config().to_run_config().items() if key not in OPERATIONAL_KEYS | CHOSEN_KEYS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +96,8 @@ class MeasuredArm:
 class FinishedRun(NamedTuple):
     """A run with a result; the same arm in a second table has the same runs."""
 
-    seed: str
-    test_percent: str
+    seed: int
+    test_percent: float
     seconds: float
     shipped: bool
 
@@ -90,8 +118,10 @@ def read_studies(root: Path) -> list[StudyFolder]:
     Raises:
         CheckpointError: there is none, or a file is missing or damaged; names it.
     """
-    with _reading(root):
+    try:
         folders = [folder for folder in (root, *sorted(root.iterdir())) if (folder / "table.csv").is_file()]
+    except OSError as error:
+        raise unreadable(root, error, "Expected the folder of a study's results.") from error
     if not folders:
         raise CheckpointError(
             f"{root} holds no results of a study: expected table.csv in it or in folders in it. Run fl-taskarith "
@@ -104,63 +134,76 @@ def read_study(folder: Path) -> StudyFolder:
     """Read the table.csv, runs.csv and settings.json of one study and, where it is there, its curves.csv.
 
     Raises:
-        CheckpointError: a file is missing or damaged; names it.
+        CheckpointError: a file is missing or damaged, or two of them do not agree; names it.
     """
-    # A setting that the version which ran the study did not have was at its default.
-    own = OPERATIONAL_KEYS | CHOSEN_KEYS
-    defaults = {key: value for key, value in Config().to_run_config().items() if key not in own}
-    with _reading(folder / "settings.json") as path:
-        record = {"seeds": [], "machines": []} | json.loads(path.read_text(encoding="utf-8"))
-        settings = {(arm["group"], arm["arm"]): defaults | arm["settings"] for arm in record["arms"]}
-    runs = _lines(folder / "runs.csv", "seed", "state", "test_percent", "val_percent")
-    courses = folder / "curves.csv"
-    points = _lines(courses, "seed", "round", "val_percent") if courses.exists() else {}
-    table = _lines(folder / "table.csv", "learning_rate", "edge")
-    with _reading(folder):
-        arms = tuple(
-            _arm(line, settings[place], runs[place], points.get(place, ()))
-            for place, lines in table.items() for line in lines
-        )  # fmt: skip
-        finished = frozenset(
-            FinishedRun(run["seed"], run["test_percent"], float(run.get("seconds") or 0), line_is_shipped(run))
-            for run in itertools.chain(*runs.values()) if run["test_percent"]
-        )  # fmt: skip
+    record = {"seeds": [], "machines": []} | read_json(folder / "settings.json", SETTINGS_JSON, REMEDY)
+    settings = {(arm["group"], arm["arm"]): _settings(folder, arm["settings"]) for arm in record["arms"]}
+    runs = _by_arm(read_csv(folder / "runs.csv", RUNS_CSV, REMEDY))
+    points = _by_arm(read_csv(folder / "curves.csv", CURVES_CSV, REMEDY, optional=True))
+    table = _by_arm(read_csv(folder / "table.csv", TABLE_CSV, REMEDY))
+    for place, lines in table.items():
+        _check_agreement(folder, place, lines, runs[place], place in settings)
+    arms = tuple(_arm(lines[0], settings[place], runs[place], points[place]) for place, lines in table.items())
+    finished = frozenset(
+        FinishedRun(run["seed"], run["test_percent"], run["seconds"] or 0.0, line_is_shipped(run))
+        for run in itertools.chain(*runs.values()) if run["test_percent"] is not None
+    )  # fmt: skip
     return StudyFolder(folder.resolve().name, folder, arms, finished, record)
 
 
-def _arm(line: Line, settings: Mapping[str, Scalar], runs: Iterable[Line], points: Iterable[Line]) -> MeasuredArm:
+def _settings(folder: Path, recorded: Mapping[str, Any]) -> Mapping[str, Scalar]:
+    """Return an arm's settings; one that the study's version did not have was at its default.
+
+    Raises:
+        CheckpointError: a number is not accepted, or something else stands in its place.
+    """
+    numbers = {key: rule for key, rule in rules().items() if key in recorded and rule.kind is not str}
+    try:
+        known = {key: rule.check(key, recorded[key]) for key, rule in numbers.items()}
+        words = {key: rule.kind for key, rule in rules().items() if key not in numbers}
+        conforming(recorded, {f"{key}?": kind for key, kind in words.items()})
+    except (ConfigError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'settings.json'} is damaged: {str(error).rstrip('.')}. {REMEDY}") from error
+    return {**DEFAULTS, **recorded, **known}
+
+
+def _check_agreement(folder: Path, place: tuple[str, str], table: Lines, runs: Lines, has_settings: bool) -> None:
+    """Check that table.csv has an arm once, and the means of its runs; warn where runs.csv has fewer runs."""
+    finished, counted = sum(run["test_percent"] is not None for run in runs), table[0]["n"]
+    problem = "" if has_settings else "settings.json does not have it"
+    if len(table) > 1 or len({run["seed"] for run in runs}) < len(runs):
+        problem = "a line of it, or of a seed of it, is there twice"
+    if counted is not None and counted != finished:
+        log.warning(
+            "%s: at the arm %s, table.csv counts %d finished runs, and runs.csv has %d, which the report is made of.",
+            folder, shown(place[1]), counted, finished,
+        )  # fmt: skip
+    for column in () if counted != finished else ("test_percent", "val_percent", "ridge_test_percent"):
+        values, mean = [run[column] for run in runs if run[column] is not None], table[0][column]
+        if mean is not None and not (values and isclose(fmean(values), mean, abs_tol=1e-6)):
+            problem = problem or f"{column} in table.csv is not the mean of its runs in runs.csv"
+    if problem:
+        raise CheckpointError(f"The results in {folder} are damaged, at the arm {shown(place[1])}: {problem}. {REMEDY}")
+
+
+def _arm(line: Line, settings: Mapping[str, Scalar], runs: Lines, points: Lines) -> MeasuredArm:
     def by_seed(column: str) -> dict[int, float]:
-        return {int(run["seed"]): float(run[column]) for run in runs if run.get(column)}
+        return {run["seed"]: float(run[column]) for run in runs if run[column] is not None}
 
     curves: dict[str, dict[int, dict[int, float]]] = {column: defaultdict(dict) for column in CURVES}
     for point, column in itertools.product(points, CURVES):
-        if point.get(column):
-            curves[column][int(point["seed"])][int(point["round"])] = float(point[column])
-    rate = float(line["learning_rate"]) if line["learning_rate"] else None
+        if point[column] is not None:
+            curves[column][point["seed"]][point["round"]] = float(point[column])
     test, val, ridge = map(by_seed, ("test_percent", "val_percent", "ridge_test_percent"))
-    states = {int(run["seed"]): run["state"] for run in runs}
-    return MeasuredArm(line["arm"], settings, rate, line["edge"] == "True", test, val, ridge, states, curves)
+    states = {run["seed"]: run["state"] for run in runs}
+    rate = None if line["learning_rate"] is None else float(line["learning_rate"])
+    return MeasuredArm(line["arm"], settings, rate, bool(line["edge"]), test, val, ridge, states, curves)
 
 
-def _lines(path: Path, *columns: str) -> dict[tuple[str, str], list[Line]]:
-    """Return the lines of a CSV file by group and arm."""
+def _by_arm(lines: Lines | None) -> dict[tuple[str, str], list[Line]]:
+    """Return the lines of a table by group and arm."""
     by_arm: dict[tuple[str, str], list[Line]] = defaultdict(list)
-    with _reading(path), open(path, encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            missing = [column for column in ("group", "arm", *columns) if line.get(column) is None]
-            if missing or None in line:
-                raise ValueError(f"expected {', '.join(missing) or 'no more cells than columns'}")
-            line |= {name: plain_words(line[name]) for name in ("group", "arm")}
-            by_arm[line["group"], line["arm"]].append(line)
+    for line in lines or ():
+        place = plain_words(line["group"]), plain_words(line["arm"])
+        by_arm[place].append({**line, "group": place[0], "arm": place[1]})
     return by_arm
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[Path]:
-    try:
-        yield path
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise CheckpointError(
-            f"Cannot read {path} ({error!r}): expected the results of a study. Write them again with fl-taskarith "
-            "study ... --tables."
-        ) from error

@@ -65,7 +65,7 @@ class FederatedRun(Run):
         arrays = to_record(self.model.trained)
         self.strategy.context = self.context(self.config.num_rounds)
         messages = self.strategy.configure_evaluate(self.config.num_rounds, arrays, ConfigRecord(), self.grid)
-        if means := evaluate_clients(self.grid, messages, self.logbook.folder / "clients.csv", self.strategy.failures):
+        if means := evaluate_clients(self.grid, messages, self.logbook.output("clients.csv"), self.strategy.failures):
             log.info(
                 "Mean over clients on their own classes: test accuracy %(own_test_accuracy).4f of their own models, "
                 "%(global_test_accuracy).4f of the global one.",

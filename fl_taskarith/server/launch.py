@@ -27,7 +27,8 @@ from fl_taskarith.server.learning_rates import KnownRate, with_known_rate
 from fl_taskarith.server.regression_run import MixtureRun, describe_mixture
 from fl_taskarith.server.round_zero_cache import Starts
 from fl_taskarith.server.run import Progress, Run
-from fl_taskarith.server.speed import device_line, speed_of, work_of
+from fl_taskarith.server.speed import Speed, device_line, speed_of, work_of
+from fl_taskarith.storage.folder_choice import require_folder
 from fl_taskarith.storage.output import lasting_output
 from fl_taskarith.storage.progress import duration
 from fl_taskarith.storage.run_folder import PRETRAINED, Logbook
@@ -66,7 +67,10 @@ def run_federation(
     show_log()
     with lasting_output(), RunLog() as printed:
         require_trackers(config)
-        config, known = _resolved(config, alone=starts is None)
+        config, speed, known = _resolved(config)
+        require_folder(config)
+        if starts is None:
+            _announce_duration(config, speed)
         # Every process of the run, Ray's actors among them, computes with the same number of threads, stated here.
         shared = dataclasses.replace(config, threads=config.threads or available_threads())
         torch.set_num_threads(shared.threads)
@@ -100,27 +104,30 @@ def run_federation(
     return History(logbook.folder, logbook.rows)
 
 
-def _resolved(config: Config, *, alone: bool) -> tuple[Config, KnownRate | None]:
-    """Resolve "auto" for the machine and the rate; return the configuration and the source of such a rate.
+def _resolved(config: Config) -> tuple[Config, Speed | None, KnownRate | None]:
+    """Resolve "auto" for the machine and the rate; return the configuration, its speed, and the source of such a rate.
 
-    Log the device and its speed, what this machine emulates and, for a long run that is no part of a study (`alone`),
-    how long it takes.
+    Log the device and its speed, and what this machine emulates.
     """
     here = on_this_machine(config)
     speed = speed_of(here, GLANCE)  # before the rate: of a model that does not exist no rate is known
     here, known = with_known_rate(here)
-    work = work_of(here)
-    seconds = work.seconds(speed) if alone and work is not None and speed is not None else 0.0
-    if seconds > LONG and work is not None and (speed := speed_of(here, MEASUREMENT)) is not None:
-        seconds = work.seconds(speed)
     log.info("%s", device_line(here, speed))
     for sentence in emulated(here):
         log.warning("%s", sentence)
     if known is not None:
         log.info("%s", known.describe())
-    if seconds > LONG:
-        log.info("All %d rounds take about %s here.", here.num_rounds, duration(seconds))
-    return here, known
+    return here, speed, known
+
+
+def _announce_duration(config: Config, speed: Speed | None) -> None:
+    """Log how long a long run takes that is no part of a study."""
+    work = work_of(config)
+    if work is None or speed is None or work.seconds(speed) <= LONG:
+        return
+    measured = speed_of(config, MEASUREMENT)
+    if measured is not None and (seconds := work.seconds(measured)) > LONG:
+        log.info("All %d rounds take about %s here.", config.num_rounds, duration(seconds))
 
 
 def make_run(

@@ -75,8 +75,8 @@ class MixtureRun:
             )
         self.logbook.note(rounds=self.logbook.rows[-1]["round"], converged=self.strategy.converged)
         if self.config.save_model:
-            content = sealed({"theta": self.theta, "truth": self.mixture.truth}, {})
-            write_atomically(self.logbook.folder / "model.safetensors", content)
+            content = sealed({"theta": self.theta, "truth": self.mixture.truth}, self.logbook.owner)
+            write_atomically(self.logbook.output("model.safetensors"), content)
 
     def _after_round(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> None:
         started = time.perf_counter()

@@ -17,7 +17,7 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.errors import BudgetSpent, ConfigError, Divergence
 from fl_taskarith.masking.calibration import Sums
-from fl_taskarith.masking.mask import save_mask
+from fl_taskarith.masking.mask import Mask, save_mask
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, export_model
 from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
 from fl_taskarith.server.course import remarks
@@ -115,12 +115,13 @@ class Run(ABC):
                 self.home.place(model)
                 export_model(
                     self.home.model,
-                    self.logbook.folder / f"model{f'-cluster-{number}' if len(models) > 1 else ''}.safetensors",
+                    self.logbook.output(f"model{f'-cluster-{number}' if len(models) > 1 else ''}.safetensors"),
                     self.home.data.dataset.classes,
                     {
                         "dataset": self.config.dataset,
                         "weights": self.config.weights,
                         "round": str(self.config.num_rounds),
+                        **self.logbook.owner,
                     },
                 )
 
@@ -179,6 +180,8 @@ class Run(ABC):
         # In the model's order, not the file's: sums over tensors are to have the same bits as if never interrupted.
         trained = {name: checkpoint.trained[name] for name in self.home.parameters if name in checkpoint.trained}
         self.model = GlobalModel(on_device(trained), frozen)
+        if frozen.mask is not None:
+            self._save_mask(frozen.mask)
         self.restore(dataclasses.replace(checkpoint, strategy_state=on_device(checkpoint.strategy_state)))
         self.distribute({"downlink_bytes": 0})  # a client's files may be gone; the row that counts it is written
 
@@ -215,16 +218,18 @@ class Run(ABC):
                 "Mask: %(updated)d of %(maskable)d weights (density %(density).4g) are updated, by %(rule)s.", facts
             )
             self.logbook.note(mask=facts)
-            save_mask(
-                self.logbook.folder / "mask.safetensors",
-                calibration.mask,
-                {"model": config.model, "facts": json.dumps(facts)},
-            )
+            self._save_mask(calibration.mask)
             frozen = Frozen(frozen.weights, calibration.mask)
             trained = calibration.mask.gather(trained)
         self.model = GlobalModel(start_clusters(config, trained), frozen)
         self.distribute(row)
         row["overhead_seconds"] += overhead(time.perf_counter() - started, row["train_seconds"] - clients_before)
+
+    def _save_mask(self, mask: Mask) -> None:
+        """Write the mask with what run.json says about it."""
+        facts = json.dumps(self.logbook.fact("mask"))
+        path = self.logbook.output("mask.safetensors")
+        save_mask(path, mask, {"model": self.config.model, "facts": facts, **self.logbook.owner})
 
     def _refresh_head(self, row: Row) -> None:
         """Solve the head again for the backbone as it is, and send it to clients in place of the last one."""

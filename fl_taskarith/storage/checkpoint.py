@@ -13,8 +13,12 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fl_taskarith.config.rule import shown
+from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.client_files import StateNames
+from fl_taskarith.storage.record_files import conforming
+from fl_taskarith.storage.run_record import SETTINGS
 from fl_taskarith.storage.verified_files import CHECKSUM_DIGITS, read_verified, write_verified
 
 KEPT = 2
@@ -36,6 +40,7 @@ class Checkpoint:
         strategy_state: the tensors of the strategy.
         notes: the log so far, JSON values.
         client_states: the file name of each client's own state, by partition, for those that have one.
+        settings: of the run, all of them; empty in a file of a version that did not write them.
     """
 
     round: int
@@ -44,6 +49,7 @@ class Checkpoint:
     strategy_state: dict[str, Tensor]
     notes: dict[str, Any] = field(default_factory=dict)
     client_states: StateNames = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -61,11 +67,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         "round": str(checkpoint.round),
         "notes": json.dumps(checkpoint.notes),
         "client_states": json.dumps(checkpoint.client_states),
+        "settings": json.dumps(checkpoint.settings),
     }
     path = write_verified(folder, f"round-{checkpoint.round:06d}", safetensors.torch.save(tensors, metadata))
     # A run that was resumed may come to a round twice; the later file of the same round is the one just written.
     for _, old in [found for found in list_checkpoints(folder) if found[1] != path][KEPT - 1 :]:
-        old.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            old.unlink()
     return path
 
 
@@ -102,6 +110,39 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
 
 
+def require_own(folder: Path, config: Config) -> None:
+    """Check that every checkpoint in `folder` that says its settings is one that a run of `config` can go on from.
+
+    Raises:
+        CheckpointError: one is of another run; names it, and the settings.
+    """
+    for number, path in list_checkpoints(folder):
+        settings = settings_of(path)
+        if not settings or config.extends(settings, number) or read_verified(path) is None:
+            continue
+        raise CheckpointError(
+            f"The checkpoint {path} is of another run ({changes(settings, config) or f'after round {number}'}): move "
+            "it out of the folder to go on from this run's own, or restore those settings."
+        )
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """Return the settings that a checkpoint says its run has; {} if it says none, or is damaged."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            settings: dict[str, Any] = conforming(json.loads(file.metadata().get("settings", "{}")), SETTINGS)
+    except (*_NO_CHECKPOINT, RecursionError):
+        return {}
+    return settings
+
+
+def changes(settings: Mapping[str, Any], config: Config) -> str:
+    """Name the settings in which a run of `config` cannot differ from one of `settings`, with both values."""
+    now = config.to_run_config()
+    different = config.differing_keys(settings)
+    return "; ".join(f"{key} was {shown(settings.get(key))}, now {shown(now[key])}" for key in different)
+
+
 def referenced_client_states(folder: Path) -> list[StateNames]:
     """Return the names of the client states that each readable checkpoint in `folder` refers to."""
     tables = []
@@ -131,6 +172,7 @@ def _read(path: Path) -> Checkpoint | None:
             **{group: _under(group, tensors) for group in _GROUPS},
             notes=json.loads(metadata["notes"]),
             client_states=_state_names(metadata),
+            settings=conforming(json.loads(metadata.get("settings", "{}")), SETTINGS),
         )
     except _NO_CHECKPOINT:
         return None

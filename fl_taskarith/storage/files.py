@@ -6,10 +6,12 @@ process that is killed leaves it behind; whoever writes to the folder next finds
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +21,9 @@ from typing import BinaryIO
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.storage.locks import owned, remove_if_abandoned
 
-_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.fl-taskarith\.tmp(\.lock)?")
+_TEMPORARY = re.compile(r"(\..+\.\d+-[0-9a-f]{8}\.fl-taskarith\.tmp)(?:\.lock)?")
+_SCRATCH = re.compile(r"(fl-taskarith-\d+-[0-9a-f]{8})(?:\.lock)?")
+_PART_LENGTH = 100  # characters of a file's name that are made of words
 _NAME_BYTES = 150  # of a file's name that its temporary neighbour repeats; file systems allow 255 in all
 
 
@@ -69,15 +73,22 @@ def replacement(path: Path) -> Iterator[BinaryIO]:
             os.close(descriptor)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files in `folder` whose processes were killed while they wrote them.
+def remove_leftovers(folder: Path, *, below: bool = False) -> None:
+    """Remove the temporary files in `folder`, or in it and all `below` it, whose processes were killed meanwhile.
 
     Those that a process still writes stay, on whichever machine it runs, and so do all files of other programs.
     """
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for path in [Path(entry) for entry in entries if _TEMPORARY.fullmatch(entry.name)]:
-            with contextlib.suppress(OSError):  # gone by now, or of another user
-                remove_if_abandoned(path)
+    for here, _, names in os.walk(folder):
+        _remove_abandoned(Path(here), _TEMPORARY, names)
+        if not below:
+            break
+
+
+def _remove_abandoned(folder: Path, pattern: re.Pattern[str], names: Iterable[str]) -> None:
+    """Remove what is named by `pattern`, a lock without its file among it, unless a process owns it."""
+    for name in {found[1] for name in names if (found := pattern.fullmatch(name))}:
+        with contextlib.suppress(OSError):  # gone by now, or of another user
+            remove_if_abandoned(folder / name)
 
 
 @lru_cache(maxsize=4096)
@@ -91,9 +102,8 @@ def scratch_folder() -> Iterator[Path]:
 
     Those of processes that were killed are removed first.
     """
-    for left in Path(gettempdir()).glob("fl-taskarith-*/"):
-        with contextlib.suppress(OSError):
-            remove_if_abandoned(left)
+    with contextlib.suppress(OSError):
+        _remove_abandoned(Path(gettempdir()), _SCRATCH, [path.name for path in Path(gettempdir()).iterdir()])
     folder = Path(gettempdir()) / f"fl-taskarith-{os.getpid()}-{secrets.token_hex(4)}"
     with owned(folder):
         try:
@@ -119,6 +129,19 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
+def require_writable(folder: Path) -> None:
+    """Check that `folder`, or what of it is missing, can be made and written to, without making it.
+
+    Raises:
+        CheckpointError: it cannot; names it.
+    """
+    above = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+    effective = os.access in os.supports_effective_ids
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK, effective_ids=effective):
+        reason = "may not be written to" if above.is_dir() else "is no folder"
+        raise CheckpointError(f"Cannot make the folder {folder}: {above} {reason}. Name another, or see to this one.")
+
+
 def require_new(paths: Iterable[Path], overwrite: bool = False) -> None:
     """Check that nothing is at `paths`, which a command is about to write, or that --overwrite lets it replace files.
 
@@ -131,6 +154,21 @@ def require_new(paths: Iterable[Path], overwrite: bool = False) -> None:
     if there and not overwrite:
         names = ", ".join(map(str, there))
         raise ConfigError(f"Already there: {names}. Give another --output, or --overwrite to replace what is there.")
+
+
+def file_names(words: Iterable[str]) -> dict[str, str]:
+    """Return of each of `words` a part of a file's name, lower case, with "-" for what a name should not hold.
+
+    No two are alike: where that would be so, or nothing is left, digits of a checksum of the words follow.
+    """
+    plain = {each: re.sub(r"[^a-z0-9.]+", "-", each.lower()).strip("-.")[:_PART_LENGTH] for each in words}
+    counts = Counter(plain.values())
+    return {
+        each: name
+        if name and counts[name] == 1
+        else f"{name}-{hashlib.sha256(each.encode()).hexdigest()[:8]}".strip("-")
+        for each, name in plain.items()
+    }
 
 
 def version_of(path: Path) -> tuple[int, int]:

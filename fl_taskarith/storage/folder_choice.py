@@ -1,6 +1,5 @@
 """Which folder a run writes to, and from which run it goes on: its own, an unfinished one, or a shorter one."""
 
-import json
 import logging
 import re
 from collections.abc import Iterable
@@ -14,9 +13,12 @@ from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.rule import shown
 from fl_taskarith.config.settings import Config, from_mapping
 from fl_taskarith.errors import CheckpointError, ConfigError, FolderInUse
-from fl_taskarith.storage.checkpoint import list_checkpoints
+from fl_taskarith.storage.checkpoint import changes, list_checkpoints, require_own, settings_of
+from fl_taskarith.storage.files import make_folder, require_writable
 from fl_taskarith.storage.locks import take
 from fl_taskarith.storage.paths import results_root
+from fl_taskarith.storage.run_record import RECORD, is_finished, read_record
+from fl_taskarith.storage.verified_files import CHECKSUMS
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,28 @@ def choose_folder(config: Config) -> tuple[Path, Path | None]:
 
     Raises:
         ConfigError: run-name is no plain folder name.
-        CheckpointError: the unfinished run there has other settings, or a folder cannot be used.
+        CheckpointError: the unfinished run there has other settings, holds checkpoints of another run, or a folder
+            cannot be used.
     """
+    folder, origin = _find_folder(config)
+    make_folder(folder)
+    return folder, origin
+
+
+def require_folder(config: Config) -> None:
+    """Check all that `choose_folder` and `hold` check, before the data of a run are read; nothing is left behind.
+
+    Raises:
+        ConfigError, CheckpointError: as those do.
+    """
+    folder, _ = _find_folder(config)
+    if not folder.exists():
+        require_writable(folder)
+    elif (lock := hold(folder)) is not None:
+        lock.release()
+
+
+def _find_folder(config: Config) -> tuple[Path, Path | None]:
     name = run_name(config)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,149}", name):
         raise ConfigError(
@@ -71,12 +93,12 @@ def finished_run(config: Config) -> Path | None:
         if not folder.exists():
             return last
         try:
-            status, settings, _ = _read_record(folder)
-            if status == "finished" and from_mapping(settings).fingerprint() == config.fingerprint():
+            record = read_record(folder, checked=False)
+            same = record is not None and from_mapping(record["config"]).fingerprint() == config.fingerprint()
+            if same and is_finished(record) and _has_ended(folder, config):
                 last = folder
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
+        except (OSError, CheckpointError, ConfigError):
             continue  # no run of ours, or one that cannot be read
-    return last
 
 
 def _folder_for(root: Path, name: str, config: Config) -> tuple[Path, Path | None]:
@@ -84,20 +106,20 @@ def _folder_for(root: Path, name: str, config: Config) -> tuple[Path, Path | Non
     while (folder := root / (name if number == 1 else f"{name}-{number}")).exists():
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is a file where a run's folder should be: move it away.")
-        if config.resume and not _is_finished(folder, config):
-            if (folder / "run.json").exists():
+        if config.resume and not _has_ended(folder, config):
+            require_own(folder / "checkpoints", config)
+            if _last_round(folder) >= 0 or (folder / RECORD).exists():
                 return folder, folder
             break  # killed before its first write: it is begun as if it were not there
         finished.append(folder)
         number += 1
-    origin = None
     if config.resume:
         others = finished if config.run_name else sorted(root.glob(f"{name.rpartition('-')[0]}-*/"))
         in_place, origin = _extendable(others, config)
         if in_place and origin is not None:
             return origin, origin
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder, origin
+        return folder, origin
+    return folder, None
 
 
 def _extendable(folders: Iterable[Path], config: Config) -> tuple[bool, Path | None]:
@@ -108,27 +130,26 @@ def _extendable(folders: Iterable[Path], config: Config) -> tuple[bool, Path | N
     candidates: list[tuple[bool, int, Path]] = []
     for folder in folders:
         try:
-            status, settings, done = _read_record(folder)
+            record, done = read_record(folder, checked=False), _last_round(folder)
+            if record is None or done < 0:
+                continue
+            settings, finished = record["config"], is_finished(record)
             same_length = settings.get("num-rounds", config.num_rounds) == config.num_rounds
-            finished = status == "finished"
-            usable = done >= 0 and config.extends(settings, done) and not (finished and same_length)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            if not config.extends(settings, done) or (finished and same_length):
+                continue
+            require_own(folder / "checkpoints", config)
+        except (OSError, CheckpointError):
             continue  # no run of ours, or one that cannot be read: it is none to go on from
-        if usable and (finished or not _is_in_use(folder)):
+        if finished or not _is_in_use(folder):
             candidates.append((same_length, done, folder))
     in_place, _, origin = max(candidates, default=(False, 0, None))
     return in_place, origin
 
 
-def _read_record(folder: Path) -> tuple[str, dict[str, Any], int]:
-    """Return a run's status and settings from its run.json, and the round of its last checkpoint, -1 without one.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError: there is no such record, or it is none of a run.
-    """
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+def _last_round(folder: Path) -> int:
+    """Return the round of a run's last checkpoint; -1 without one."""
     checkpoints = list_checkpoints(folder / "checkpoints")
-    return record["status"], dict(record["config"]), checkpoints[0][0] if checkpoints else -1
+    return checkpoints[0][0] if checkpoints else -1
 
 
 def _is_in_use(folder: Path) -> bool:
@@ -142,29 +163,38 @@ def _is_in_use(folder: Path) -> bool:
     return False
 
 
-def _is_finished(folder: Path, config: Config) -> bool:
-    """Whether the run in `folder` has ended well; an unfinished one must have the same settings as `config`."""
-    path = folder / "run.json"
-    if not path.exists():
-        return (folder / "checkpoints").exists()  # else it was killed before its first write and may be taken over
-    try:
-        status, settings, done = _read_record(folder)
-        different = [] if status == "finished" else config.differing_keys(settings)
-        if different == ["num-rounds"] and config.extends(settings, max(done, 0)):
-            different = []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+def _has_ended(folder: Path, config: Config) -> bool:
+    """Whether the run in `folder` has ended well; one that has not must have the same settings as `config`.
+
+    A run that was killed before it wrote SHA256SUMS, its last file, has not ended: it is completed from its last
+    checkpoint. Without run.json, the checkpoints say the settings.
+    """
+    done, record = _last_round(folder), read_record(folder, checked=False)
+    if record is None and done < 0:
+        return False  # killed before its first write: it is begun as if it were not there
+    settings = _recorded_settings(folder, config) if record is None else record["config"]
+    different = changes(settings, config)
+    if is_finished(record):
+        return bool(different) or done < 0 or (folder / CHECKSUMS).exists()
+    if different and not config.extends(settings, max(done, 0)):
         raise CheckpointError(
-            f"{path} cannot be read ({error!r}), so the run in this folder can be neither continued nor passed over: "
-            "move the folder away, or choose another run-name."
-        ) from error
-    if different:
-        now = config.to_run_config()
-        changes = "; ".join(f"{key} was {settings.get(key)!r}, now {now[key]!r}" for key in different)
-        raise CheckpointError(
-            f"The unfinished run in {folder} cannot be continued under other settings: {changes}. Restore them, "
+            f"The unfinished run in {folder} cannot be continued under other settings: {different}. Restore them, "
             "choose another run-name, or set resume = false to begin a new run beside it."
         )
-    return status == "finished"
+    return False
+
+
+def _recorded_settings(folder: Path, config: Config) -> dict[str, Any]:
+    """Return the settings of a run without run.json: its checkpoints say them, or its name has their fingerprint."""
+    for _, path in list_checkpoints(folder / "checkpoints"):
+        if settings := settings_of(path):
+            return settings
+    if not config.run_name:
+        return config.to_run_config()
+    raise CheckpointError(
+        f"{folder} has checkpoints and no run.json, and they do not say under which settings: restore run.json, move "
+        "the folder away, or choose another run-name."
+    )
 
 
 def hold(folder: Path) -> BaseFileLock | None:

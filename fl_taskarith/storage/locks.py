@@ -29,8 +29,11 @@ def take(path: Path) -> BaseFileLock | None:
     lock = FileLock(path, thread_local=False)
     if not can_lock(path.parent):
         return None
-    lock.acquire(timeout=0)
-    return lock
+    while True:
+        lock.acquire(timeout=0)
+        if path.exists():
+            return lock
+        lock.release()  # of a file that another process removed meanwhile, for it took it for abandoned
 
 
 @lru_cache
@@ -40,7 +43,7 @@ def can_lock(folder: Path) -> bool:
     Raises:
         OSError: no file can be made there.
     """
-    probe = folder / f".{os.getpid()}-{secrets.token_hex(4)}.probe"
+    probe = folder / f".probe.{os.getpid()}-{secrets.token_hex(4)}.fl-taskarith.tmp"
     probe.touch()
     try:
         with FileLock(probe).acquire(timeout=0):
@@ -64,14 +67,14 @@ def owned(path: Path) -> Iterator[None]:
 
 
 def remove_if_abandoned(path: Path) -> None:
-    """Remove a file or folder that was `owned` by a process that was killed; one that a process owns stays.
+    """Remove a file or folder that was `owned` by a process that was killed, and its lock; one that is owned stays.
 
     A file without a lock, of a folder that has none, counts as abandoned when nobody wrote to it for a day.
 
     Raises:
         OSError: it is gone, or may not be removed.
     """
-    lock_path, size = path.with_name(f"{path.name}.lock"), path.lstat().st_size
+    lock_path = path.with_name(f"{path.name}.lock")
     if not lock_path.exists():
         if path.is_file() and time.time() - path.lstat().st_mtime > A_DAY:
             path.unlink()
@@ -80,8 +83,9 @@ def remove_if_abandoned(path: Path) -> None:
         lock = take(lock_path)
     except Timeout:
         return
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    log.info("Removed %s (%.1f MB), which a killed process left behind.", path, size / 1e6)
+    if os.path.lexists(path):
+        log.info("Removing %s (%.1f MB), which a killed process left behind.", path, path.lstat().st_size / 1e6)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if lock is not None:
         _release(lock, lock_path)
 

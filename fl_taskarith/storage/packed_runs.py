@@ -14,13 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_taskarith.config.rule import shown
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.files import write_atomically
-from fl_taskarith.storage.run_folder import COLUMNS, Row
+from fl_taskarith.storage.record_files import conforming, unreadable
+from fl_taskarith.storage.run_folder import CELLS, COLUMNS, Row
+from fl_taskarith.storage.run_record import SETTINGS, SHAPE
 
 FORMAT = "fl-taskarith runs, 1"
 SUFFIX = ".jsonl"
 DIGITS = 16  # hexadecimal, of a line's checksum
+HEAD = {"format": str, "config": SETTINGS}
+LINE = {
+    "run": str,
+    "sha256": str,
+    "diverged?": str,
+    "record?": SHAPE,
+    "rounds?": {("round" if name == "round" else f"{name}?"): [shape] for name, shape in CELLS.items()},
+}
 
 
 @dataclass(frozen=True)
@@ -71,8 +82,10 @@ def read_pack(path: Path) -> Mapping[str, PackedRun]:
     """
     try:
         state = path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
+    except OSError as error:
+        raise unreadable(path, error, "See to its folder.") from error
     return _read(path, state.st_mtime_ns, state.st_size)
 
 
@@ -110,32 +123,38 @@ def _read(path: Path, changed: int, size: int) -> Mapping[str, PackedRun]:
     number = 1
     try:
         first, *lines = path.read_text(encoding="utf-8").splitlines()
-        head = json.loads(first)
+        head = conforming(json.loads(first), HEAD)
         if head["format"] != FORMAT:
-            raise ValueError(f"its format is {head['format']!r}, and this version reads {FORMAT!r}")
+            raise ValueError(f"its format is {shown(head['format'])}, and this version reads {FORMAT!r}")
         runs = {}
         for line in lines:
             number += 1
-            content = json.loads(line)
+            content = conforming(json.loads(line), LINE)
             run = _unpacked(content, head["config"])
             if content["sha256"] != _checksum(run):
                 raise ValueError("its checksum is another")
+            if content["run"] in runs:
+                raise ValueError(f"{shown(content['run'])} is there twice")
+            if run.record is not None and run.record["config"].get("run-name", "") not in ("", content["run"]):
+                raise ValueError(f"it is the run {shown(run.record['config']['run-name'])} under another name")
             runs[content["run"]] = run
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"Cannot read line {number} of {path} ({error}): it is damaged, or was edited. Restore the file, or delete "
-            "the line to run that run again."
-        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        remedy = "It is damaged, or was edited: restore the file, or delete the line to run that run again."
+        raise unreadable(path, error, remedy, f"line {number}") from error
     return runs
 
 
 def _unpacked(content: Mapping[str, Any], shared: Mapping[str, Any]) -> PackedRun:
     if "diverged" in content:
         return PackedRun(cause=content["diverged"])
+    if "record" not in content or "rounds" not in content:
+        raise ValueError("it has neither record and rounds nor a cause")
     record, rounds = content["record"], content["rounds"]
     length = len(rounds["round"])
     columns = {column: rounds.get(column, [None] * length) for column in COLUMNS}
     rows = tuple(dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
+    if not rows:
+        raise ValueError("it has no rounds")
     return PackedRun(record | {"config": {**shared, **record["config"]}}, rows)
 
 

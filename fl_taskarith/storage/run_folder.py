@@ -6,13 +6,13 @@ import dataclasses
 import io
 import json
 import logging
-import re
 import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fl_taskarith.config.settings import Config
+from fl_taskarith.config.rule import shown
+from fl_taskarith.config.settings import Config, course_of
 from fl_taskarith.errors import BudgetSpent, CheckpointError
 from fl_taskarith.storage.checkpoint import (
     Checkpoint,
@@ -25,8 +25,11 @@ from fl_taskarith.storage.client_files import prune_client_states
 from fl_taskarith.storage.environment import environment, now
 from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.folder_choice import choose_folder, hold
+from fl_taskarith.storage.record_files import COUNT, Within, parsed_csv, read_content
+from fl_taskarith.storage.run_record import RECORD, read_record
+from fl_taskarith.storage.tensor_file import RUN
 from fl_taskarith.storage.trackers import Tracker, open_trackers
-from fl_taskarith.storage.verified_files import CHECKSUMS, check_unchanged, write_checksums
+from fl_taskarith.storage.verified_files import ALWAYS, CHECKSUMS, check_unchanged, write_checksums
 
 COLUMNS = (
     "round", "learning_rate", "train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy",
@@ -36,10 +39,15 @@ COLUMNS = (
 )  # fmt: skip
 PRETRAINED = "pretrained_sha256"  # in run.json: of the weights that a run starts from
 TIMING_COLUMNS = ("train_seconds", "overhead_seconds", "evaluate_seconds")
-CHECKED = ("run.json", "rounds.csv", "clients.csv")  # of a finished run: a changed digit shows nowhere else
-
 # Facts of run.json that a resumed run takes from its checkpoint.
-KEPT_FACTS = ("started", "head", "mask", "continued_from", PRETRAINED)
+KEPT_FACTS = ("started", "head", "mask", "continued_from", "starts", PRETRAINED)
+
+CELLS = {  # what a column holds; what was not measured is empty, and what has no value NaN
+    **dict.fromkeys(COLUMNS, (Within(float, nan=True), None)),
+    **dict.fromkeys(("val_accuracy", "test_accuracy", "cluster_accuracy"), (Within(float, 0, 1, nan=True), None)),
+    **dict.fromkeys(("clients", "failed_clients", "uplink_bytes", "downlink_bytes"), (COUNT, None)),
+    "round": COUNT,
+}
 
 Row = dict[str, Any]
 
@@ -72,7 +80,9 @@ class Logbook:
         self._config = config
         self._trackers: list[Tracker] = []
         self._lock = hold(self.folder)
-        self._record: dict[str, Any] = {"status": "running", "config": config.to_run_config()} | environment()
+        self._here = environment()
+        self._outputs: set[str] = set()
+        self._record: dict[str, Any] = {"status": "running", "config": config.to_run_config()} | self._here
         try:
             self._begin(origin)
         except BaseException:  # the lock would last as long as the traceback, in a notebook up to the next error
@@ -88,16 +98,40 @@ class Logbook:
             log.info("Going on from the run in %s, which stays as it is.", origin)
             self._record["continued_from"] = origin.name
             _copy_end(origin, self.folder)
+        self.restored = load_latest_checkpoint(self.checkpoints)
         for leftover in [*self.folder.rglob(".*.tmp"), *self.folder.rglob(".*.tmp.lock"), self.folder / CHECKSUMS]:
             with contextlib.suppress(OSError):  # where nothing can be written, the next write says so
                 leftover.unlink(missing_ok=True)
-        self.restored = load_latest_checkpoint(self.checkpoints)
+        starts: list[dict[str, Any]] = []
         if self.restored is not None:
             self.rows = self.restored.notes["rows"]
             self._record |= self.restored.notes["record"]
             log.info("Continuing %s after round %d.", self.folder, self.restored.round)
+            starts = self._earlier_starts(self.restored)
+        self._record["starts"] = [*starts, self._here | {"first_round": len(self.rows), "last_round": None}]
         self.note()
         write_atomically(self.rounds_csv, ",".join(COLUMNS) + "\n" + _csv_lines(self.rows))
+
+    def _earlier_starts(self, restored: Checkpoint) -> list[dict[str, Any]]:
+        """Return when, where and under which versions the rounds so far were computed; warn of other versions."""
+        if not restored.settings:
+            log.warning(
+                "The checkpoint in %s was written by a version that did not say whose it is: it is taken for this "
+                "folder's run.", self.checkpoints,
+            )  # fmt: skip
+        starts: list[dict[str, Any]] = restored.notes["record"].get("starts", [])
+        if not starts and (record := read_record(self.folder, checked=False)) is not None:
+            starts = [{key: record.get(key) for key in self._here} | {"first_round": 0, "last_round": restored.round}]
+        if not starts:
+            return []
+        before, now = starts[-1].get("versions") or {}, self._here["versions"]
+        if other := [f"{name} {before[name]}, now {now.get(name)}" for name in before if before[name] != now.get(name)]:
+            log.warning(
+                "The run in %s goes on under other versions than those of its rounds so far: %s. Its numbers may "
+                "differ from those of a run under one version; run.json lists both under starts.",
+                self.folder, "; ".join(other),
+            )  # fmt: skip
+        return starts
 
     @property
     def checkpoints(self) -> Path:
@@ -117,7 +151,17 @@ class Logbook:
     def note(self, **facts: Any) -> None:
         """Add facts (JSON values) to run.json."""
         self._record |= facts
-        write_atomically(self.folder / "run.json", json.dumps(self._record, indent=2) + "\n")
+        write_atomically(self.folder / RECORD, json.dumps(self._record, indent=2) + "\n")
+
+    @property
+    def owner(self) -> dict[str, str]:
+        """The metadata by which masks and models of this run say that they are its own."""
+        return {RUN: course_of(self._config.to_run_config())}
+
+    def output(self, name: str) -> Path:
+        """Return the path of a file that belongs to the finished run, which SHA256SUMS will list."""
+        self._outputs.add(name)
+        return self.folder / name
 
     def fact(self, name: str) -> dict[str, Any]:
         """Return a group of facts of run.json; {} if it is not there (yet)."""
@@ -154,8 +198,11 @@ class Logbook:
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Save a checkpoint with the log up to its round as notes, and drop client states no checkpoint refers to."""
+        self._record["starts"][-1]["last_round"] = checkpoint.round
         facts = {key: value for key, value in self._record.items() if key in KEPT_FACTS}
-        noted = dataclasses.replace(checkpoint, notes={"rows": self.rows, "record": facts})
+        noted = dataclasses.replace(
+            checkpoint, notes={"rows": self.rows, "record": facts}, settings=self._config.to_run_config()
+        )
         save_checkpoint(self.checkpoints, noted)
         prune_client_states(self.client_states, referenced_client_states(self.checkpoints))
 
@@ -173,7 +220,7 @@ class Logbook:
         try:
             if error is None:
                 self.note(status="finished", finished=now())
-                write_checksums(self.folder, CHECKED)
+                write_checksums(self.folder, [*sorted(self._outputs), *ALWAYS])
             else:
                 stopped = isinstance(error, (KeyboardInterrupt, BudgetSpent))
                 if isinstance(error, KeyboardInterrupt):
@@ -204,26 +251,15 @@ def read_rounds(folder: Path) -> list[Row]:
             since the run ended. Columns that a version did not have yet are None.
     """
     path = folder / "rounds.csv"
-    try:
-        content = path.read_bytes()
-        lines = list(csv.reader(io.StringIO(content.decode(), newline="")))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CheckpointError(f"Cannot read {path}: {error}. Expected the folder of a run.") from error
-    if not lines or not {"round"} <= set(lines[0]) <= set(COLUMNS):
-        raise CheckpointError(f"{path} does not begin with columns of {', '.join(COLUMNS)}.")
-    absent = dict.fromkeys(set(COLUMNS) - set(lines[0]))
-    try:
-        rows = [absent | {name: _number(cell) for name, cell in zip(lines[0], line, strict=True)} for line in lines[1:]]
-    except ValueError as error:
-        raise CheckpointError(f"{path} has a damaged row ({error}): resume the run to rebuild it.") from error
+    remedy = "Expected the table of a run: restore it, or resume the run to rebuild it."
+    content = read_content(path, remedy) or b""
     check_unchanged(path, content)
+    if unknown := set(content.partition(b"\n")[0].decode(errors="replace").split(",")) - set(COLUMNS):
+        raise CheckpointError(f"{path} has columns that no run has: {shown(sorted(unknown))}. {remedy}")
+    rows = parsed_csv(path, content, CELLS, remedy)
+    if any(row["round"] != rows[0]["round"] + place for place, row in enumerate(rows)):
+        raise CheckpointError(f"{path} does not have one row for every round. {remedy}")
     return rows
-
-
-def _number(cell: str) -> int | float | None:
-    if not cell:
-        return None
-    return int(cell) if re.fullmatch(r"-?\d+", cell) else float(cell)
 
 
 def _csv_lines(rows: list[Row]) -> str:
@@ -238,15 +274,13 @@ def _csv_lines(rows: list[Row]) -> str:
 def _copy_end(origin: Path, folder: Path) -> None:
     """Copy what a run needs that goes on from the last checkpoint of the one in `origin`.
 
-    Checkpoints first: a folder that has them and no run.json yet, of a killed process, is passed over by the next one.
+    Checkpoints last, the newest at the end: a folder that has one, of a killed process, has all that it refers to.
     """
     try:
+        if (origin / "client-states").exists():
+            shutil.copytree(origin / "client-states", folder / "client-states", dirs_exist_ok=True)
         (folder / "checkpoints").mkdir(exist_ok=True)
         for _, path in reversed(list_checkpoints(origin / "checkpoints")):
             write_atomically(folder / "checkpoints" / path.name, path.read_bytes())
-        if (origin / "mask.safetensors").exists():
-            shutil.copy2(origin / "mask.safetensors", folder)
-        if (origin / "client-states").exists():
-            shutil.copytree(origin / "client-states", folder / "client-states", dirs_exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"Cannot copy the end of the run in {origin} to {folder}: {error}.") from error

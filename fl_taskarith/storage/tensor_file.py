@@ -1,6 +1,7 @@
 """Tensor files that can tell damage: .safetensors with a checksum of all they hold among their metadata.
 
-A flipped bit in a tensor leaves a file that loads. Files from elsewhere have no seal and are read as they are.
+A flipped bit in a tensor leaves a file that loads. Files from elsewhere have no seal and are read as they are. Masks
+and models of runs also say which run's they are, so that one in the folder of another run is told.
 """
 
 import hashlib
@@ -12,7 +13,10 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from fl_taskarith.storage.run_record import check_belongs
+
 SEAL = "sha256"  # key of the metadata
+RUN = "fl_taskarith.run"  # key of the metadata: `course_of` the settings of the run that wrote the file
 LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 BLOCK = 2**24  # bytes read at a time
 
@@ -27,10 +31,11 @@ def sealed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def check_seal(path: Path) -> bool:
-    """Whether the .safetensors file at `path` has a seal; reads it once, block by block.
+    """Whether the .safetensors file at `path` has a seal; reads it block by block.
 
     Raises:
-        ValueError: it has one and is not what was sealed, or it is no such file.
+        ValueError: it has one and is not what was sealed, it is no such file, or it lies in the folder of a run that
+            did not write it.
         OSError: it cannot be read.
     """
     with open(path, "rb") as file:
@@ -42,6 +47,7 @@ def check_seal(path: Path) -> bool:
         except RecursionError as error:
             raise ValueError("its header is no table of tensors") from error
         metadata = header.get("__metadata__") if isinstance(header, dict) else None
+        check_belongs(path, metadata.get(RUN) if isinstance(metadata, dict) else None)
         if not isinstance(metadata, dict) or SEAL not in metadata:
             return False
         recorded = metadata.pop(SEAL)

@@ -14,7 +14,7 @@ import pandas
 
 from fl_taskarith.config.fields import snake
 from fl_taskarith.config.rule import Scalar
-from fl_taskarith.config.settings import CHOSEN_KEYS, OPERATIONAL_KEYS, Config
+from fl_taskarith.config.settings import CHOSEN_KEYS, OPERATIONAL_KEYS, RECORDED_DEFAULTS, Config
 from fl_taskarith.errors import FlTaskarithError
 from fl_taskarith.storage.run_folder import Row
 from fl_taskarith.study.definition import Arm, Study
@@ -150,10 +150,10 @@ def speed(outcome: Outcome) -> tuple[float, float]:
 
 
 def _images(record: Mapping[str, Any], row: Row) -> float:
-    config, shards = record["config"], record.get("shards", {"smallest": 0})
-    if config.get("strategy") == "centralized":
-        return float(record["data"]["train"])  # a round is an epoch
-    if config.get("local-steps-max") or shards["smallest"] < config["batch-size"]:
+    config, shards = RECORDED_DEFAULTS | record["config"], record.get("shards", {"smallest": 0})
+    if config["strategy"] == "centralized":
+        return float(record.get("data", {}).get("train", nan))  # a round is an epoch
+    if config["local-steps-max"] or shards["smallest"] < config["batch-size"] or row.get("clients") is None:
         return nan
     return float(row["clients"] * config["local-steps"] * config["batch-size"])
 

@@ -1,6 +1,5 @@
 """How far each run of a study is, from its folder or a pack. Reads, and never trains."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,13 +11,15 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.packed_runs import packed_run
 from fl_taskarith.storage.paths import portable, results_root
+from fl_taskarith.storage.record_files import read_json
 from fl_taskarith.storage.run_folder import TIMING_COLUMNS, Row, read_rounds
-from fl_taskarith.storage.verified_files import check_unchanged
+from fl_taskarith.storage.run_record import REMEDY, is_finished, read_record
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.search import DIVERGED, Choice, Score, Trial, choose, open_trials
 from fl_taskarith.study.shipped import is_shipped
 
-FAILURE = "failure.json"  # in a run's folder: {"diverged": bool, "cause": str}
+FAILURE = "failure.json"  # in a run's folder
+FAILED = {"diverged": bool, "cause": str}
 
 
 class State(StrEnum):
@@ -76,7 +77,8 @@ class Outcome:
         if self.state is State.DIVERGED:
             return DIVERGED
         last = self.rows[-1]
-        return float(last.get("val_accuracy", nan)), -float(last.get("val_loss", nan))
+        accuracy, loss = (nan if (value := last.get(name)) is None else value for name in ("val_accuracy", "val_loss"))
+        return float(accuracy), -float(loss)
 
 
 class StudyResults:
@@ -185,12 +187,16 @@ def read_outcome(folder: Path) -> Outcome:
     Raises:
         CheckpointError: the folder or the pack cannot be read.
     """
-    record, failure = _read_json(folder / "run.json"), _read_json(folder / FAILURE)
-    if record is not None and record.get("status") == "finished":
-        return Outcome(State.DONE, tuple(read_rounds(folder)), record, name=folder.name)
+    record = read_record(folder)
+    failure = read_json(folder / FAILURE, FAILED, "Delete it to run the run again.", optional=True)
+    if record is not None and is_finished(record):
+        rows = tuple(read_rounds(folder))
+        if not rows:
+            raise CheckpointError(f"{folder / 'rounds.csv'} has no row, though its run has finished. {REMEDY}")
+        return Outcome(State.DONE, rows, record, name=folder.name)
     if failure is not None:
-        state = State.DIVERGED if failure.get("diverged") else State.FAILED
-        return Outcome(state, cause=str(failure.get("cause", "")), name=folder.name)
+        state = State.DIVERGED if failure["diverged"] else State.FAILED
+        return Outcome(state, cause=failure["cause"], name=folder.name)
     if record is not None:
         return Outcome(State.UNFINISHED, name=folder.name)
     packed = packed_run(folder)
@@ -198,18 +204,3 @@ def read_outcome(folder: Path) -> Outcome:
         return Outcome(State.TO_DO, name=folder.name)
     state = State.DIVERGED if packed.record is None else State.DONE
     return Outcome(state, packed.rows, packed.record, packed.cause, folder.name)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file, or None if there is no such file."""
-    try:
-        content = path.read_bytes()
-        record = json.loads(content)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"Cannot read {path} ({error}): move the folder away to run it again.") from error
-    check_unchanged(path, content)
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{path} holds no JSON object: move the folder away to run it again.")
-    return record

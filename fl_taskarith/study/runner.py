@@ -13,7 +13,7 @@ from typing import Any
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import FlTaskarithError, StudyError
 from fl_taskarith.server.interruption import ending_until_idle
-from fl_taskarith.storage.files import make_folder
+from fl_taskarith.storage.files import make_folder, remove_leftovers
 from fl_taskarith.storage.processes import worker_pool
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.listing import list_study
@@ -63,6 +63,8 @@ def run_what_is_left(everything: Sequence[StudyResults], jobs: int = 1, budget: 
     deadline = None if budget is None else time.time() + budget
     for results in everything:
         make_folder(results.runs)
+    for folder in {each for results in everything for each in (results.folder, results.runs)}:
+        remove_leftovers(folder, below=True)
     schedule = _Schedule([(results, arm) for results in everything for arm in results.study.in_turn])
     with Monitor(everything, jobs) as monitor:
         for results in everything:

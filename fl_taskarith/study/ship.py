@@ -1,6 +1,5 @@
 """Write the list of shipped runs, after results were committed: python -m fl_taskarith.study.ship results."""
 
-import csv
 import json
 import sys
 from collections.abc import Iterator
@@ -9,8 +8,9 @@ from pathlib import Path
 from fl_taskarith.figures.run_groups import find_runs
 from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.paths import shipped_file
+from fl_taskarith.storage.record_files import read_csv
 from fl_taskarith.study.results import Outcome, State
-from fl_taskarith.study.shipped import LIST, digest
+from fl_taskarith.study.shipped import LIST, RUN_LINE, digest
 
 
 def shipped_digests(results: Path) -> dict[str, list[str]]:
@@ -23,11 +23,9 @@ def shipped_digests(results: Path) -> dict[str, list[str]]:
 
 def _of_tables(results: Path) -> Iterator[tuple[Path, str]]:
     for path in results.rglob("runs.csv"):
-        with open(path, encoding="utf-8", newline="") as file:
-            for line in csv.DictReader(file):
-                if line.get("run") and line.get("state") == "done":
-                    accuracy, seconds = (float(line[key]) if line[key] else None for key in ("test_percent", "seconds"))
-                    yield path, digest(line["run"], accuracy, seconds)
+        for line in read_csv(path, RUN_LINE, "Restore it.") or []:
+            if line["run"] and line["state"] == "done":
+                yield path, digest(line["run"], line["test_percent"], line["seconds"])
 
 
 def _of_runs(results: Path) -> Iterator[tuple[Path, str]]:

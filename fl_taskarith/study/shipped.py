@@ -5,17 +5,25 @@ measured of it, its seconds to the last bit among that, and not by where it lies
 and a run of one's own with the same settings is not.
 """
 
-import csv
 import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.paths import shipped_file
+from fl_taskarith.storage.record_files import read_csv
 
 LIST = "study/shipped_runs.json"
 MARK = "shipped"  # at the end of a run's line in `study --list`
+RUN_LINE = {
+    "run": (str, None),
+    "state": (str, None),
+    "test_percent": (float, None),
+    "seconds": (float, None),
+}  # of runs.csv
 DIGITS = 16  # hexadecimal digits of a run's digest
 
 
@@ -24,22 +32,20 @@ def is_shipped(name: str, test_percent: float | None, seconds: float | None) -> 
     return bool(name) and digest(name, test_percent, seconds) in _known()
 
 
-def line_is_shipped(line: Mapping[str, str]) -> bool:
-    """Return whether the run in a line of runs.csv is one of the project's own."""
-    try:
-        accuracy, seconds = (float(cell) if (cell := line.get(key)) else None for key in ("test_percent", "seconds"))
-    except ValueError:
-        return False
+def line_is_shipped(line: Mapping[str, Any]) -> bool:
+    """Return whether the run in a line of runs.csv, with its numbers read, is one of the project's own."""
+    accuracy, seconds = (None if (value := line.get(key)) is None else float(value)
+                         for key in ("test_percent", "seconds"))  # fmt: skip
     return is_shipped(line.get("run") or "", accuracy, seconds)
 
 
 def count_shipped(table: Path) -> tuple[int, int]:
     """Count shipped and finished runs in a runs.csv, each run once; (0, 0) where it cannot be read."""
     try:
-        with open(table, encoding="utf-8", newline="") as file:
-            finished = {line.get("run"): line for line in csv.DictReader(file) if line.get("state") == "done"}
-    except (OSError, UnicodeDecodeError, csv.Error):
+        lines = read_csv(table, RUN_LINE, "", optional=True) or []
+    except CheckpointError:
         return 0, 0
+    finished = {line["run"]: line for line in lines if line["state"] == "done"}
     return sum(map(line_is_shipped, finished.values())), len(finished)
 
 

@@ -1,9 +1,7 @@
 """The files of a study's folder: README.md to read, CSVs and settings.json to compute with, and figures."""
 
-import csv
 import json
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +21,8 @@ from fl_taskarith.figures.run_groups import Member, members, read_run
 from fl_taskarith.figures.set_curves import plot_bands
 from fl_taskarith.figures.set_plots import SWEPT, plot_drift, plot_heat_map, plot_sweep
 from fl_taskarith.storage.csv_text import csv_text
-from fl_taskarith.storage.files import make_folder, write_atomically
+from fl_taskarith.storage.files import file_names, make_folder, write_atomically
+from fl_taskarith.storage.record_files import COUNT, read_csv
 from fl_taskarith.study.comparison import Comparison, compare
 from fl_taskarith.study.definition import Study
 from fl_taskarith.study.frame import StudyFrame, read_frame, varied_settings
@@ -34,6 +33,8 @@ from fl_taskarith.study.study_file import shown_setting
 from fl_taskarith.study.table_plots import plot_arms
 
 TEMPLATE = Path(__file__).with_name("tables.md.j2")
+
+REMEDY = "Restore it, or move it away to write the tables from what is there."
 
 log = logging.getLogger("fl_taskarith")
 
@@ -71,19 +72,15 @@ def write_tables(results: StudyResults) -> None:
 
 def _has_results(path: Path) -> bool:
     """Return whether there is a table.csv that counts finished runs."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return any(line.get("n") not in (None, "", "0") for line in csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return False
+    return any(line["n"] for line in read_csv(path, {"n": (COUNT, None)}, REMEDY, optional=True) or ())
 
 
 def _readme(results: StudyResults, frame: StudyFrame, rows: Sequence[Comparison]) -> str:
     study, done = frame.study, frame.done
-    groups = []
+    groups, names = [], file_names(study.groups)
     for name in study.groups:
         own = [row for row in rows if row.results.arm.group == name]
-        file = "accuracy" + (f"-{re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-.')}" if name else "")
+        file = f"accuracy-{names[name]}" if name else "accuracy"
         figures = (
             [("test accuracy", f"{file}.png")] if plot_arms(own, name or study.title, results.folder / file) else []
         )

@@ -149,7 +149,7 @@ def start_files(config: Config) -> list[Path]:
 def facts(folder: Path) -> dict[str, object]:
     """run.json without what tells one sitting from another."""
     record = json.loads((folder / "run.json").read_text())
-    del record["started"], record["finished"]
+    del record["started"], record["starts"], record["finished"]
     return record | {"config": {key: value for key, value in record["config"].items() if key != "run-name"}}
 
 

@@ -70,13 +70,12 @@ def test_the_names_that_stay_differ_from_ours_by_little(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_lock_alone_of_a_killed_process_goes_after_a_day(tmp_path: Path) -> None:
-    fresh, old = (tmp_path / f".{name}.12-0123abcd.fl-taskarith.tmp.lock" for name in ("fresh", "old"))
-    fresh.touch()
-    old.touch()
-    os.utime(old, (time.time() - 86_500,) * 2)
-    remove_leftovers(tmp_path)
-    assert fresh.exists() and not old.exists()
+def test_a_lock_alone_of_a_killed_process_goes_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+    dead, alive = (tmp_path / f".{name}.12-0123abcd.fl-taskarith.tmp.lock" for name in ("dead", "alive"))
+    dead.touch()
+    with locks.owned(alive.with_suffix("")):
+        remove_leftovers(tmp_path)
+        assert not dead.exists() and alive.exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])

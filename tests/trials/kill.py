@@ -8,8 +8,10 @@ last checkpoint and clients' states, bit for bit.
 """
 
 import argparse
+import importlib
 import json
 import multiprocessing
+import os
 import random
 import signal
 import sys
@@ -144,6 +146,47 @@ def kill_and_compare(case: str, kills: int, folder: Path, seed: int = 0) -> Outc
     if (folder / "killed-2").exists():
         raise RuntimeError(f"{case}: a killed run was begun anew instead of being continued")
     return Outcome(case, len(rounds_at_kill), rounds_at_kill, differences(folder / "undisturbed", folder / "killed"))
+
+
+INSTANTS = {  # in words: the function before whose call number so many the process is killed
+    "before the mask of round 0 is written": ("fl_taskarith.server.run.save_mask", 1),
+    "between mask and first checkpoint": ("fl_taskarith.storage.run_folder.save_checkpoint", 1),
+    "between row and checkpoint of round 1": ("fl_taskarith.storage.run_folder.save_checkpoint", 2),
+    "before the model is written": ("fl_taskarith.server.run.export_model", 1),
+    "between model and run.json": ("fl_taskarith.storage.run_folder.now", 1),
+    "between run.json and SHA256SUMS": ("fl_taskarith.storage.run_folder.write_checksums", 1),
+}
+
+
+def differences_after_kill_at(instant: str, folder: Path) -> list[str]:
+    """What a run that was killed at `instant` and then started again does not have as an undisturbed one has it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fl_taskarith.server.simulate", "fl_taskarith.figures.plots", "sklearn.datasets"])
+    words = ["simulate", *CASES["fedbn, random"], "num-rounds=3", f"results-dir={folder}"]
+    for name, place in (("undisturbed", ("", 0)), ("killed", INSTANTS[instant]), ("killed", ("", 0))):
+        process = context.Process(target=_run_until, args=([*words, f"run-name={name}"], *place))
+        process.start()
+        process.join()
+        if process.exitcode != (-signal.SIGKILL if place[0] else 0):
+            return [f"the run {name} ended with status {process.exitcode}"]
+    begun_anew = ["a folder of its own"] if (folder / "killed-2").exists() else []
+    return begun_anew + differences(folder / "undisturbed", folder / "killed")
+
+
+def _run_until(words: list[str], function: str, call: int) -> None:
+    """Run a command; the process is killed before the call number `call` of `function`, if one is named."""
+    if function:
+        module, _, name = function.rpartition(".")
+        original, calls = getattr(importlib.import_module(module), name), []
+
+        def counted(*given: object, **named: object) -> object:
+            calls.append(name)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*given, **named)
+
+        setattr(importlib.import_module(module), name, counted)
+    _run(words)
 
 
 def differences(whole: Path, other: Path) -> list[str]:

@@ -40,6 +40,7 @@ class CellTables:
         """
         self.folder = folder
         self.fields = [field.name for field in dataclasses.fields(cell_type)]
+        self._words = {"method", *(field.name for field in dataclasses.fields(cell_type) if field.type in (str, "str"))}
         self.columns = {table: [*self.fields, *own] for table, own in columns.items()}
         self.frames = {table: self._read(table) for table in self.columns}
         self._new: dict[str, list[dict[str, Any]]] = {table: [] for table in self.columns}
@@ -71,10 +72,12 @@ class CellTables:
             return pandas.DataFrame(columns=columns)
         try:
             frame = pandas.read_csv(path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise CheckpointError(f"Cannot read {path}: {error}. Restore it, or delete it to start again.") from error
         if list(frame.columns) != columns:
             raise CheckpointError(f"{path} does not have the columns {', '.join(columns)}: delete it to start again.")
+        if damaged := [name for name in frame if name not in self._words and frame[name].dtype == object]:
+            raise CheckpointError(f"{path} holds more than numbers in {damaged[0]}: restore it, or delete it.")
         for name in frame[self.fields].select_dtypes("float"):  # the very numbers of the cells, not an ulp beside them
             frame[name] = [float(DIGITS % value) for value in frame[name]]
         return frame

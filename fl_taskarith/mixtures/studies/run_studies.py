@@ -15,6 +15,7 @@ from fl_taskarith.mixtures.studies import br_ifca_cells, br_ifca_report, em_cell
 from fl_taskarith.mixtures.studies.cells import MAIN, CellTables, Rows, run_cells
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.paths import shipped_file
+from fl_taskarith.storage.record_files import read_words
 from fl_taskarith.storage.run_log import RUN_LOG, recorded
 
 FINDINGS = "findings.md"  # in a study's folder: what somebody wrote after looking at the figures
@@ -104,7 +105,7 @@ def write_report(name: str, tables: CellTables) -> Path:
     )  # fmt: skip
     words = templates.get_template(f"{name}.md.j2").render(
         charts=charts, frames=frames, select=select, mean_and_sd=mean_and_sd, mean_difference=mean_difference,
-        findings=findings.read_text(encoding="utf-8").strip() if findings.exists() else "",
+        findings=read_words(findings),
         coverage=coverage(tables.done, grids, study.cells(False)), **study.numbers(frames),
     )  # fmt: skip
     write_atomically(folder / "README.md", words)
