@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Iterable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +86,9 @@ def _find_folder(config: Config) -> tuple[Path, Path | None]:
 def finished_run(config: Config) -> Path | None:
     """Return the folder of the last finished run of these settings under its name; None if there is none."""
     root, name = results_root(config.results_dir), run_name(config)
-    last = None
-    for number in count(1):
-        folder = root / (name if number == 1 else f"{name}-{number}")
-        if not folder.exists():
-            return last
+    number, last = 1, None
+    while (folder := root / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
         try:
             record = read_record(folder, checked=False)
             same = record is not None and from_mapping(record["config"]).fingerprint() == config.fingerprint()
@@ -99,6 +96,7 @@ def finished_run(config: Config) -> Path | None:
                 last = folder
         except (OSError, CheckpointError, ConfigError):
             continue  # no run of ours, or one that cannot be read
+    return last
 
 
 def _folder_for(root: Path, name: str, config: Config) -> tuple[Path, Path | None]:
