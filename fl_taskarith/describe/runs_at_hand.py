@@ -1,6 +1,5 @@
 """The runs and studies in a results folder, as frames."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,9 +12,20 @@ from fl_taskarith.errors import CheckpointError
 from fl_taskarith.figures.run_groups import read_run
 from fl_taskarith.figures.setting_words import mask_words, sharding_words
 from fl_taskarith.storage.paths import results_root
+from fl_taskarith.storage.record_files import COUNT, read_csv
+from fl_taskarith.storage.run_record import read_record
 
 RUN_COLUMNS = ("run", "state", "round", "rounds", "test_accuracy", "gain", "distance", "learning_rate", "dataset",
                "strategy", "clients", "mask", "local_steps", "seed", "age_hours")  # fmt: skip
+NUMBER = (float, None)
+TABLE = {
+    "group": (str, None),
+    "arm": str,
+    "n": COUNT,
+    "val_percent": NUMBER,
+    "test_percent": NUMBER,
+    "gain_mean": NUMBER,
+}
 STUDY_COLUMNS = ("study", "arms", "finished", "best_arm", "test_accuracy", "gain", "age_hours")
 
 
@@ -49,17 +59,16 @@ def studies(results_dir: str = "") -> pandas.DataFrame:
 def _run(folder: Path, root: Path) -> Mapping[str, Any]:
     row: dict[str, Any] = {"run": folder.relative_to(root).as_posix(), "age_hours": _age(folder / "run.json")}
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        run = read_run(folder)
+        record, run = read_record(folder), read_run(folder)
         settings, rows = run.settings, run.rows
-        row |= {"state": str(record["status"])}
-    except (CheckpointError, OSError, ValueError, KeyError, TypeError):
+    except CheckpointError:
         return row | {"state": "unreadable"}
     accuracies = [each["test_accuracy"] for each in rows if each.get("test_accuracy") is not None]
     distances = [each["matched_distance"] for each in rows if each.get("matched_distance") is not None]
     of_images = settings["dataset"] != REGRESSION
     federated = settings["strategy"] != "centralized"
     return row | {
+        "state": "unreadable" if record is None else record["status"],
         "round": rows[-1]["round"] if rows else None,
         "rounds": settings["num-rounds"],
         "test_accuracy": 100 * accuracies[-1] if accuracies else None,
@@ -78,17 +87,18 @@ def _run(folder: Path, root: Path) -> Mapping[str, Any]:
 def _study(table: Path, root: Path) -> Mapping[str, Any]:
     row: dict[str, Any] = {"study": table.parent.relative_to(root).as_posix(), "age_hours": _age(table)}
     try:
-        frame = pandas.read_csv(table)
-        measured = frame[frame["n"] > 0]
-        best = measured.loc[measured["val_percent"].idxmax()] if measured["val_percent"].notna().any() else None
-        row |= {"arms": len(frame), "finished": int((frame["n"] >= frame["n"].max()).sum()) if len(measured) else 0}
-    except (OSError, ValueError, KeyError, TypeError):
+        lines = read_csv(table, TABLE, "Write it again with fl-taskarith study ... --tables.") or []
+    except CheckpointError:
         return row | {"best_arm": "unreadable"}
-    if best is None:
+    most = max((line["n"] for line in lines), default=0)
+    finished = [line for line in lines if line["n"] == most > 0]
+    row |= {"arms": len(lines), "finished": len(finished)}
+    measured = [line for line in lines if line["n"] and line["val_percent"] is not None]
+    if not measured:
         return row
-    group = best.get("group")
-    name = f"{group} | {best['arm']}" if isinstance(group, str) and group else best["arm"]
-    return row | {"best_arm": name, "test_accuracy": best["test_percent"], "gain": best.get("gain_mean")}
+    best = max(measured, key=lambda line: float(line["val_percent"]))
+    name = " | ".join(words for words in (best["group"], best["arm"]) if words)
+    return row | {"best_arm": name, "test_accuracy": best["test_percent"], "gain": best["gain_mean"]}
 
 
 def _age(path: Path) -> float:

@@ -1,8 +1,7 @@
 """One web page of everything in a results folder: needs no server, no internet, and no other file."""
 
 import html
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import pandas
 
 from fl_taskarith.describe.runs_at_hand import results
 from fl_taskarith.errors import CheckpointError, ConfigError
-from fl_taskarith.report.read_results import StudyFolder, read_studies
+from fl_taskarith.report.read_results import REMEDY, StudyFolder, read_studies
 from fl_taskarith.storage.files import make_folder, require_new, write_atomically
+from fl_taskarith.storage.record_files import COUNT, read_csv, read_json
 
 try:
     from bokeh.embed import file_html
@@ -22,6 +22,7 @@ try:
 
     from fl_taskarith.report.page_parts import (
         COMPARED,
+        NUMBER,
         TRIED,
         WIDTH,
         accuracies,
@@ -36,6 +37,7 @@ except ImportError as missing:
     raise ConfigError('Bokeh, which draws the page, is not installed: pip install "fl-taskarith[html]".') from missing
 
 PAGE = "index.html"
+SUMMARY = {"density?": float, "density_by_kind?": {str: float}, "density_by_layer?": {str: float}}  # of a mask
 
 
 def write_page(root: Path, output: Path, overwrite: bool = True) -> Path:
@@ -104,7 +106,7 @@ def _of_study(study: StudyFolder) -> Iterator[Any]:
         f"<h3>Provenance</h3><p>Machines: {html.escape('; '.join(study.record['machines']) or 'not recorded')}.</p>"
     )
     yield table(
-        _csv(study.folder / "runs.csv").drop(columns=["mask_rule", "strategy", "sharding"], errors="ignore"), "runs"
+        _csv(study.folder / "runs.csv", {}).drop(columns=["mask_rule", "strategy", "sharding"], errors="ignore"), "runs"
     )
 
 
@@ -130,25 +132,16 @@ def _of_runs(root: Path) -> Iterator[Any]:
 
 def _of_masks(root: Path) -> Iterator[Any]:
     for path in sorted(root.rglob("summary.json")):
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-            found = mask_anatomy(summary, path.parent.name)
-        except (OSError, ValueError, TypeError, AttributeError):
-            continue  # a file of that name that is none of a mask
-        if found is not None:
+        if (found := mask_anatomy(read_json(path, SUMMARY, REMEDY), path.parent.name)) is not None:
             yield found
 
 
-def _csv(path: Path, columns: Iterable[str] = ()) -> pandas.DataFrame:
-    try:
-        frame = pandas.read_csv(path)
-        if missing := set(columns) - set(frame):
-            raise ValueError(f"no columns {', '.join(sorted(missing))}")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"Cannot read {path} ({error}): write it again with fl-taskarith study ... --tables."
-        ) from error
-    return frame
+def _csv(path: Path, columns: Mapping[str, Any]) -> pandas.DataFrame:
+    """Return a table by its columns; those without a shape in `columns` hold text."""
+    frame = pandas.DataFrame(read_csv(path, columns, REMEDY))
+    if frame.empty:
+        return pandas.DataFrame(columns=list(columns))
+    return frame.astype({name: float for name, shape in columns.items() if shape in (NUMBER, float, COUNT)})
 
 
 def _text(markup: str) -> Div:

@@ -15,25 +15,19 @@ from fl_taskarith.figures.plots import COLOURS
 from fl_taskarith.figures.setting_words import mask_words, mean_local_steps, sharding_words
 from fl_taskarith.figures.statistics import summarise
 from fl_taskarith.report.read_results import MeasuredArm
+from fl_taskarith.storage.record_files import COUNT
 
 FORMATS = {"learning rate": "0.[000000]", "learning_rate": "0.[000000]", "distance": "0.0000"}  # others have two digits
 DASHES = ("solid", "dashed", "dotdash", "dotted")
 ROW, HEADER, BAR, TALLEST = 26, 30, 18, 640  # pixels of a table; BAR scrolls sideways
 WIDTH = 980  # pixels of the page
-COMPARED = (
-    "group",
-    "arm",
-    "learning_rate",
-    "edge",
-    "n",
-    "test_percent",
-    "test_percent_sd",
-    "val_percent",
-    "gain_mean",
-    "difference_mean",
-    "uplink_megabytes",
-)  # columns of table.csv
-TRIED = ("group", "arm", "learning_rate", "rounds", "val_accuracy")  # columns of search.csv
+NUMBER, WORDS = (float, None), (str, None)
+COMPARED = {  # columns of table.csv, and what they hold
+    "group": WORDS, "arm": str, "learning_rate": NUMBER, "edge": (bool, str, None), "n": COUNT,
+    **dict.fromkeys(("test_percent", "test_percent_sd", "val_percent", "gain_mean", "gain_low", "gain_high",
+                     "difference_mean", "difference_low", "difference_high", "uplink_megabytes"), NUMBER),
+}  # fmt: skip
+TRIED = {"group": WORDS, "arm": str, "learning_rate": float, "rounds": COUNT, "val_accuracy": NUMBER}  # of search.csv
 LETTER = 7.5  # pixels, about
 
 

@@ -73,10 +73,13 @@ def test_without_results_it_says_what_was_expected(tmp_path: Path) -> None:
         write_page(tmp_path, tmp_path / "page")
 
 
-def test_a_table_without_its_columns_is_named(results: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("column", "value"), [("arm", None), ("test_percent", "many"), ("n", "-1")])
+def test_a_damaged_table_is_named(column: str, value: str | None, results: Path, tmp_path: Path) -> None:
     path = results / "six-models" / "table.csv"
-    pandas.read_csv(path).drop(columns="gain_mean").to_csv(path, index=False)
-    with pytest.raises(CheckpointError, match="gain_mean"):
+    frame = pandas.read_csv(path)
+    frame = frame.drop(columns=column) if value is None else frame.assign(**{column: value})
+    frame.to_csv(path, index=False)
+    with pytest.raises(CheckpointError, match=rf"table\.csv.*{column}"):
         write_page(results, tmp_path / "page")
 
 
