@@ -87,7 +87,9 @@ def read_csv(
 
 
 def parsed_csv(path: Path, content: bytes, columns: Mapping[str, Shape], remedy: str) -> list[dict[str, Any]]:
-    """Return the lines of the content of a CSV file at `path`; see `read_csv`."""
+    """Return the lines of the content of a CSV file at `path`, none of an empty one; see `read_csv`."""
+    if not content:  # as it is written where nothing is known yet
+        return []
     try:
         text = content.decode()
         if not text.endswith("\n"):
@@ -104,8 +106,8 @@ def parsed_csv(path: Path, content: bytes, columns: Mapping[str, Shape], remedy:
             for name, shape in columns.items():
                 cells[name] = conforming(_cell(cells[name], shape), shape, f"{name} in line {number}")
             records.append(cells)
-        if not records and absent:
-            conforming(None, columns[next(iter(absent))], next(iter(absent)))
+        for name in absent:  # though there be no line
+            conforming(None, columns[name], name)
     except (ValueError, csv.Error) as error:
         raise unreadable(path, error, remedy) from error
     return records

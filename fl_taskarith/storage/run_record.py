@@ -6,7 +6,7 @@ from typing import Any
 from fl_taskarith.config.settings import course_of
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.record_files import COUNT, SCALAR, Within, parsed_json, read_content
-from fl_taskarith.storage.verified_files import CHECKSUMS, check_unchanged, checksum_of_file, read_checksums
+from fl_taskarith.storage.verified_files import ALWAYS, CHECKSUMS, check_unchanged, checksum_of_file, read_checksums
 
 Record = dict[str, Any]
 
@@ -62,6 +62,8 @@ def check_belongs(path: Path, run: str | None) -> None:
     Raises:
         ValueError: it is not the file that the run left.
     """
+    if not any((path.parent / name).exists() for name in ALWAYS):
+        return  # no run's folder, whatever a SHA256SUMS in it is of
     try:
         listed = read_checksums(path.parent).get(path.name)
     except CheckpointError as error:

@@ -136,6 +136,7 @@ def test_a_swapped_mask_or_model_of_a_finished_run_is_found_out(config: Config) 
             ModelFile(run / "model.safetensors")
         (run / CHECKSUMS).unlink(missing_ok=True)
     shutil.copy(other / "model.safetensors", run.parent / "elsewhere.safetensors")
+    (run.parent / CHECKSUMS).write_text("0 *elsewhere.safetensors\n")  # of somebody's own
     assert len(ModelFile(run.parent / "elsewhere.safetensors")) == 1
 
 

@@ -96,6 +96,11 @@ def test_tables_come_back_as_they_were_written(lines: list[tuple[str, int, float
     assert parsed_csv(Path("t.csv"), csv_text(written, list(COLUMNS)).encode(), COLUMNS, REMEDY) == written
 
 
+def test_a_table_of_nothing_has_no_lines() -> None:
+    for empty in (csv_text([]), csv_text([], list(COLUMNS))):
+        assert parsed_csv(Path("t.csv"), empty.encode(), COLUMNS, REMEDY) == []
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -106,7 +111,7 @@ def test_tables_come_back_as_they_were_written(lines: list[tuple[str, int, float
         ("arm,seed,percent\na,1,100.5\n", "percent in line 2 is 100.5, expected a number from 0 up to 100"),
         ("arm,seed,percent\na,1,1e999\n", "percent in line 2 is inf"),
         ("arm,seed,percent\na,,5\n", "seed in line 2 is missing"),
-        ("arm,percent\na,5\n", "seed in line 2 is missing"),
+        ("arm,percent\na,5\n", "seed in line 2 is missing|seed is missing"),
         ("arm,percent\n", "seed is missing"),
         ("arm,seed,seed\na,1,2\n", "one name"),
         ('arm,seed,percent\n"a,1,50\n', "unexpected end of data"),
