@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,15 +90,28 @@ def parse_words(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     parsed, rest = parser.parse_known_args(arguments)
     words = [*getattr(parsed, "displaced", ()), *rest]
     unknown = [word for word in words if word.startswith("-")]
-    names = [kebab(word.lstrip("-").partition("=")[0]) for word in unknown]
-    if hasattr(parsed, "words") and (settings := [name for name in names if is_known(name)]):
-        said = "; ".join(f"{name}=VALUE" if name in rules() else hint(name) for name in settings)
-        parser.error(f"settings are given without dashes, as key=value: {said}")
+    if hasattr(parsed, "words"):
+        said = _settings_among(unknown, sys.argv[1:] if arguments is None else arguments)
+        if said:
+            parser.error(f"settings are given without dashes, as key=value: {'; '.join(said)}")
     if unknown or (words and not hasattr(parsed, "words")):
         parser.error(f"unrecognized arguments: {' '.join(map(shown, unknown or words))}")
     if words:
         parsed.words = [*parsed.words, *words]
     return parsed
+
+
+def _settings_among(options: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """Return how those of the unknown options are written that are settings, or what settings are called elsewhere."""
+    said = []
+    for option in options:
+        name, equals, value = option.lstrip("-").partition("=")
+        if not equals:
+            behind = [*arguments[arguments.index(option) + 1 :], "-"][0]
+            value = "VALUE" if behind.startswith("-") or ASSIGNMENT.match(behind) else behind
+        if is_known(kebab(name)):
+            said.append(shown(f"{kebab(name)}={value}").strip('"') if kebab(name) in rules() else hint(kebab(name)))
+    return said
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -19,14 +19,14 @@ GRID = 'name = "big"\nseeds = [0]\n[settings]\nlearning-rate = 0.1\n[grid]\n'
 
 
 def test_lists_of_runs_are_counted_before_they_are_made(tmp_path: Path) -> None:
-    many = list(range(1, 1001))
-    with pytest.raises(ConfigError, match=r"1,000,000,000,000 runs are asked for: expected no more than 4,000"):
+    many = list(range(1, 101))
+    with pytest.raises(ConfigError, match=r"100,000,000 runs are asked for: expected no more than 4,000"):
         keys = ("local-steps", "batch-size", "num-rounds", "num-clients")
         study_of(GRID + "".join(f"{key} = {many}\n" for key in keys), tmp_path)
-    with pytest.raises(ConfigError, match=r"400,000 runs are asked for"):
-        study_of(STUDY.replace("[0, 1, 2]", str(list(range(200_000)))), tmp_path)
+    with pytest.raises(ConfigError, match=r"40,000 runs are asked for"):
+        study_of(STUDY.replace("[0, 1, 2]", str(list(range(20_000)))), tmp_path)
     with pytest.raises(ConfigError, match=r"runs are asked for"):
-        study_of(STUDY + "".join(f'[[group]]\nname = "g{n}"\n' for n in range(MOST_RUNS)), tmp_path)
+        study_of(STUDY + "".join(f'[[group]]\nname = "g{n}"\n' for n in range(MOST_RUNS // 5)), tmp_path)
     with pytest.raises(ConfigError, match=r"4,009 runs are asked for"):
         Search(1e-3, 10.0, 2, tuple(range(1, 2002)), 2, 0)
     with pytest.raises(ConfigError, match=r"\[search\]: 4,003 runs are asked for"):

@@ -70,6 +70,11 @@ def prepare(folder: Path) -> Path:
 def attempt(shared: Path, drawn: random.Random, folder: Path) -> str:
     expected = {key: drawn.choice(VALUES[key]) for key in drawn.sample(sorted(VALUES), drawn.randint(0, 4))}
     sound = [f"{key}={_spelt(value, drawn)}" for key, value in expected.items()]
+    with contextlib.chdir(folder):
+        return _attempt(shared, drawn, expected, sound)
+
+
+def _attempt(shared: Path, drawn: random.Random, expected: dict[str, Any], sound: list[str]) -> str:
     if drawn.random() < 0.4:
         given = _accepted(["simulate", *sound, *drawn.choice([[], [str(shared / "settings.toml")]])])
         assert given is None or all(getattr(given, snake(key)) == value for key, value in expected.items()), sound
@@ -81,8 +86,7 @@ def attempt(shared: Path, drawn: random.Random, folder: Path) -> str:
         setting = f"{drawn.choice([*other_names(), *rules()])}={drawn.choice(ODD)}"
         odd = drawn.choice([drawn.choice(files), drawn.choice(OPTIONS), drawn.choice(ODD), setting, *sound])
         words.insert(drawn.randint(0, len(words)), odd)
-    with contextlib.chdir(folder):
-        return f"{'refused' if _accepted([name, *words]) is None else 'accepted'}: {name[:20]}"
+    return f"{'refused' if _accepted([name, *words]) is None else 'accepted'}: {name[:20]}"
 
 
 def _spelt(value: Any, drawn: random.Random) -> str:
@@ -117,5 +121,6 @@ def _accepted(words: list[str]) -> Config | bool | None:
 @contextlib.contextmanager
 def _without_work() -> Iterator[list[mock.Mock]]:
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch("fl_taskarith.storage.paths.checkout", return_value=Path.cwd()))
         patches = [mock.patch(f"fl_taskarith.{name}", return_value=value) for name, value in WORK.items()]
         yield [stack.enter_context(patch) for patch in patches]
