@@ -63,6 +63,53 @@ def to_tensors(record: ArrayRecord, device: torch.device) -> dict[str, Tensor]:
     }
 
 
+def read_array(array: Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Return the tensor of an array that a client sent, of this type and shape, where the array really holds that.
+
+    What the array says of itself, what the header of its bytes says, and how many bytes there are must all agree with
+    what is expected before any memory is taken. The result is the tensor that a `TensorArray` refers to, or a copy.
+
+    Raises:
+        ValueError: they do not, or the bytes are no .npy file.
+    """
+    expected = _shown(_dtype_name(dtype), shape)
+    if array.dtype != _dtype_name(dtype):
+        raise ValueError(f"as {_shown(array.dtype, array.shape)}, not as {expected}")
+    if tuple(array.shape) != shape:
+        raise ValueError(f"as {_shown(array.dtype, array.shape)}, not as {expected}: was it made under another mask?")
+    if array.stype != NUMPY_STYPE:
+        raise ValueError(f"in the form {array.stype!r}, not {NUMPY_STYPE!r}")
+    if isinstance(array, TensorArray):
+        tensor = array.tensor
+        if type(tensor) is not Tensor or tensor.layout is not torch.strided:
+            raise ValueError(f"as a {type(tensor).__name__} that is no plain tensor")
+        if (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
+            raise ValueError(f"as {_shown(_dtype_name(tensor.dtype), tensor.shape)}, not as {expected}")
+        return tensor.detach()
+    return torch.from_numpy(_values(array.data, np.dtype(array.dtype), shape))
+
+
+def _values(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a copy of the values in .npy bytes, after their header and their length are found to be as expected."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}.get(version[0])
+    if read_header is None:
+        raise ValueError(f"in a .npy file of version {version}, which cannot be read")
+    told_shape, by_columns, told_dtype = read_header(file)
+    if (told_dtype, told_shape) != (dtype, shape):
+        raise ValueError(f"with a header of {_shown(str(told_dtype), told_shape)}, not of {_shown(str(dtype), shape)}")
+    start, count = file.tell(), math.prod(shape)
+    if len(data) - start != count * dtype.itemsize:
+        raise ValueError(f"in {len(data) - start} bytes, not in {count * dtype.itemsize}: it cannot be read")
+    values = np.frombuffer(data, dtype, count, start)
+    return values.reshape(shape, order="F" if by_columns else "C").copy(order="C")
+
+
+def _shown(dtype: str, shape: tuple[int, ...]) -> str:
+    return f"{dtype} {list(shape)}"
+
+
 def payload_bytes(record: ArrayRecord) -> int:
     """Return the bytes of the record's arrays as Flower serialises them: Σ (bytes of values + .npy header + name).
 
