@@ -86,7 +86,11 @@ def read_array(array: Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tens
         if (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
             raise ValueError(f"as {_shown(_dtype_name(tensor.dtype), tensor.shape)}, not as {expected}")
         return tensor.detach()
-    return torch.from_numpy(_values(array.data, np.dtype(array.dtype), shape))
+    try:
+        values = _values(array.data, np.dtype(array.dtype), shape)
+    except Exception as error:  # whatever numpy, or Python's parser, makes of the bytes
+        raise ValueError(f"in a form that cannot be read: {error}") from error
+    return torch.from_numpy(values)
 
 
 def _values(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -95,13 +99,13 @@ def _values(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     version = np.lib.format.read_magic(file)
     read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}.get(version[0])
     if read_header is None:
-        raise ValueError(f"in a .npy file of version {version}, which cannot be read")
+        raise ValueError(f"a .npy file of version {version}")
     told_shape, by_columns, told_dtype = read_header(file)
     if (told_dtype, told_shape) != (dtype, shape):
-        raise ValueError(f"with a header of {_shown(str(told_dtype), told_shape)}, not of {_shown(str(dtype), shape)}")
+        raise ValueError(f"a header of {_shown(str(told_dtype), told_shape)}, not of {_shown(str(dtype), shape)}")
     start, count = file.tell(), math.prod(shape)
     if len(data) - start != count * dtype.itemsize:
-        raise ValueError(f"in {len(data) - start} bytes, not in {count * dtype.itemsize}: it cannot be read")
+        raise ValueError(f"{len(data) - start} bytes, not {count * dtype.itemsize}")
     values = np.frombuffer(data, dtype, count, start)
     return values.reshape(shape, order="F" if by_columns else "C").copy(order="C")
 

@@ -38,7 +38,7 @@ from fl_taskarith.merging.task_vector_bank import TaskVectorBank
 from fl_taskarith.storage.client_files import StateNames
 from fl_taskarith.training.schedules import draw_local_steps, step_coefficient_sum
 
-MOST_TIMES = 1e3  # a task vector's norm over that of the weights that were sent
+MOST_TIMES = 100.0  # that of the weights which were sent: see `FedAvg.largest_norm`
 MASK = "mask"  # key of the array record of a client's own mask
 BANK = "bank/"  # in the state of a checkpoint
 
@@ -255,10 +255,11 @@ class FedAvg(FlowerFedAvg):
         return {"train-loss": LOSS, "step-coefficient-sum": taken, **WORKED}
 
     def largest_norm(self, key: str, numbers: Numbers, norms: Numbers) -> float | None:
-        """Return the largest norm of a reply's tensors under `key`: 1000 (1 + ‖θ‖) (1 + η‖a‖₁), θ what was sent.
+        """Return the largest norm of a reply's tensors under `key`: 100 (1 + ‖θ‖) (1 + η‖a‖₁), θ what was sent.
 
-        No training that works comes near it, and with weights as large a model's loss is a number still. Robust
-        strategies are for clients that lie within it.
+        Local training that works stays below a hundredth of it, and training that collapses, at rates a thousand times
+        too large, below a quarter. A model with weights as large still has a loss that is a number. It is no defence
+        against clients that lie within it: robust strategies are.
         """
         if key == MASK:
             return None

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -42,7 +43,7 @@ SHORT = ("raises", "hangs", "sends no loss", "sends infinity", "uses another mas
 )
 def test_by_stop_a_run_names_the_client_and_fails(one_round: Config, fault: str) -> None:
     config = with_fault(one_round, fault, "stop")
-    with pytest.raises(ClientFailure, match=f"^Client 1 .*{FAULTS[fault][1]}"):
+    with pytest.raises(ClientFailure, match=f"^Client 1 .*{re.escape(FAULTS[fault][1])}"):
         run_federation(config, FaultyApp(fault, AT_FAULT))
     record = json.loads((Path(config.results_dir) / config.run_name / "run.json").read_text())
     assert record["status"] == "failed"
