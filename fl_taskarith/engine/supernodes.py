@@ -90,7 +90,7 @@ class SuperNodeGrid(PartitionGrid):
         received = self._received(list(reachable.values()), timeout)
         replies = {}
         for partition, message in messages.items():
-            reply = received.get(message.metadata.message_id) if partition in reachable else None
+            reply = received.get(self._nodes[partition]) if partition in reachable else None
             stopped = reply is None or (reply.has_error() and reply.metadata.src_node_id != self._nodes[partition])
             (self._lost.add if stopped else self._lost.discard)(partition)
             if reply is None:
@@ -100,31 +100,29 @@ class SuperNodeGrid(PartitionGrid):
             replies[partition] = reply
         return replies
 
-    def _received(self, messages: list[Message], timeout: float | None) -> dict[str, Message]:
-        """Return what came back, by the message that it answers; nothing of a SuperNode that this was not sent to.
+    def _received(self, messages: list[Message], timeout: float | None) -> dict[int, Message]:
+        """Return what came back, by the SuperNode that was asked; nothing in its name from another one.
 
         Where Flower cannot read a reply it returns none of them, and does not say whose it is: then each SuperNode is
-        asked again by itself.
+        asked again by itself. Their work is done twice.
         """
-        received = dict[str, Message]()
+        received = dict[int, Message]()
         try:
             replies = list(self._grid.send_and_receive(messages, timeout=timeout)) if messages else []
         except Exception as error:
             reason = f"its reply cannot be read ({named_error(error)})"
             if len(messages) == 1:
-                return {messages[0].metadata.message_id: Message(Error(CLIENT_ERROR, reason), reply_to=messages[0])}
+                return {messages[0].metadata.dst_node_id: Message(Error(CLIENT_ERROR, reason), reply_to=messages[0])}
             log.warning("Of %d replies one cannot be read: each client is asked by itself.", len(messages))
             for message in messages:
                 again = Message(message.content, message.metadata.dst_node_id, message.metadata.message_type)
-                received.update(
-                    (message.metadata.message_id, reply) for reply in self._received([again], timeout).values()
-                )
+                received |= self._received([again], timeout)
             return received
         sent_to = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         for reply in replies:
-            asked = reply.metadata.reply_to_message_id
-            if reply.has_error() or reply.metadata.src_node_id == sent_to.get(asked):
-                received.setdefault(asked, reply)
+            node = sent_to.get(reply.metadata.reply_to_message_id)
+            if node is not None and (reply.has_error() or reply.metadata.src_node_id == node):
+                received.setdefault(node, reply)
         return received
 
     def _wait_for_nodes(self, timeout: float) -> None:
@@ -163,8 +161,7 @@ class SuperNodeGrid(PartitionGrid):
         self._known.update(node_ids)
         settings = RecordDict({"config": settings_record(self._config, RoundSettings(0))})
         questions = [Message(settings, node_id, HANDSHAKE) for node_id in node_ids]
-        replies = self._grid.send_and_receive(questions, timeout=HANDSHAKE_TIMEOUT) if questions else ()
-        for reply in replies:
+        for reply in self._received(questions, HANDSHAKE_TIMEOUT).values():
             try:
                 partition = guarded(reply, _partition_told)
             except ClientFailure as failure:
