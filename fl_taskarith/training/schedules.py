@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -68,6 +69,7 @@ def draw_local_steps(config: Config, server_round: int, partition: int) -> int:
     return int(generator.integers(config.local_steps_min, config.local_steps_max + 1))
 
 
+@lru_cache(maxsize=64)
 def step_coefficient_sum(config: Config, local_steps: int, learning_rate: float) -> float:
     """Return ‖a‖₁ of θ_0 − θ_J = η Σ_j a_j g_j: how many plain SGD steps J local ones amount to (Wang et al. 2020).
 

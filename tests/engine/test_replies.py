@@ -219,6 +219,14 @@ def test_whatever_a_client_raises_is_its_failure(error: Callable[[], BaseExcepti
         read(answer)
     assert str(caught.value).isprintable()
 
+    def reading(_: Message) -> None:
+        raise error()
+
+    with pytest.raises(ClientFailure, match=r"^Client 2 sent a reply that cannot be used \(") as caught:
+        list(Failures("stop").read([reply()], reading))
+    assert str(caught.value).isprintable()
+    assert list(Failures("skip").read([reply(), reply(client=3)], reading)) == []
+
 
 def test_a_reply_to_another_message_is_none() -> None:
     other = Message(RecordDict(), reply_to=message_to(3))
