@@ -31,6 +31,8 @@ def ask_all(
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Send `content` to all clients; yield the partition and tensors of each good reply, by ascending partition.
 
+    The tensors have the shapes of the question's layout.
+
     Args:
         question: what is asked for in the record "arrays".
         traffic: the bytes and the clients' seconds are added to it.
