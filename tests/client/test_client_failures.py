@@ -17,6 +17,7 @@ from flwr.app import Context, Error, Message, RecordDict
 
 from fl_taskarith import simulate
 from fl_taskarith.client import app as client
+from fl_taskarith.client.local_work import Work
 from fl_taskarith.config.fields import STRATEGIES
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.time_limit import limited
@@ -195,6 +196,22 @@ def test_a_skipped_fault_changes_nothing_after_an_interruption(one_round: Config
 def test_cohorts_fail_as_a_whole_and_cannot_be_skipped() -> None:
     with pytest.raises(ConfigError, match="clients-at-once"):
         Config(dataset="linear-regression", strategy="fed-em", clients_at_once=0, on_client_failure="skip")
+
+
+def test_of_clients_that_train_together_the_one_at_fault_is_named(
+    one_round: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = Work.trained_reply
+
+    def leaves(work: Work, *trained: object) -> RecordDict:
+        return raises_exit() if work.partition == 3 else sound(work, *trained)
+
+    def raises_exit() -> RecordDict:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(Work, "trained_reply", leaves)
+    with pytest.raises(ClientFailure, match=r"^Client 3 failed: SystemExit: 0 \("):
+        simulate(one_round, clients_at_once=0)
 
 
 def regression_fault(change: Callable[[RecordDict], None]) -> Callable[[Message, Context], Message]:
