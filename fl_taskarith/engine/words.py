@@ -1,7 +1,7 @@
 """Text that a client wrote, made fit for a log, a table or an error message: one short line that can be printed."""
 
-LONGEST = 200  # characters of a client's own text
-ENDING = 60  # of them at the end of a text that is cut: errors end with what to do
+LONGEST = 320  # characters of a client's own text
+ENDING = 100  # of them at the end of a text that is cut: errors end with what to do
 
 
 def one_line(text: object) -> str:
