@@ -14,7 +14,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from torch import Tensor
 
-from fl_taskarith.engine.records import payload_bytes, read_array, to_record
+from fl_taskarith.engine.records import read_array, tensor_bytes
 from fl_taskarith.engine.replies import complaint
 from fl_taskarith.engine.words import one_line
 from fl_taskarith.errors import Divergence
@@ -127,7 +127,7 @@ class Question:
             limit = self.largest_norm(key, numbers, norms)
             if limit is not None:
                 norms[key] = _norm(reply, key, tensors[key], limit)
-        sent = sum(payload_bytes(to_record(each)) for each in tensors.values())
+        sent = sum(map(tensor_bytes, tensors.values()))
         return Answer(client, numbers, lists, tensors, norms, sent, state)
 
     def _numbers(self, reply: Message, most_seconds: float) -> tuple[dict[str, float], dict[str, list[float]]]:

@@ -120,12 +120,12 @@ def payload_bytes(record: ArrayRecord) -> int:
     This is `record.count_bytes()` without making the bytes; the headers are 128 bytes each for usual shapes. Message
     metadata (some hundred bytes) and the configuration sent along are not counted.
     """
-    return sum(
-        math.prod(array.shape) * np.dtype(array.dtype).itemsize
-        + _npy_header_size(array.dtype, tuple(array.shape))
-        + len(name)
-        for name, array in record.items()
-    )
+    return sum(_array_bytes(name, array.dtype, tuple(array.shape)) for name, array in record.items())
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Return `payload_bytes` of a record of these tensors, of any shape."""
+    return sum(_array_bytes(name, _dtype_name(value.dtype), tuple(value.shape)) for name, value in tensors.items())
 
 
 def metric(record: MetricRecord, name: str) -> float:
@@ -142,9 +142,13 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _array_bytes(name: str, dtype: str, shape: tuple[int, ...]) -> int:
+    return len(name) + _npy_bytes(dtype, shape)
+
+
 @lru_cache(maxsize=4096)
-def _npy_header_size(dtype: str, shape: tuple[int, ...]) -> int:
+def _npy_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     header = io.BytesIO()
     descriptor = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, descriptor)
-    return len(header.getvalue())
+    return len(header.getvalue()) + math.prod(shape) * np.dtype(dtype).itemsize

@@ -22,7 +22,7 @@ from fl_taskarith.engine.cohort_messages import (
 )
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
 from fl_taskarith.engine.question import Question
-from fl_taskarith.engine.records import payload_bytes, to_record
+from fl_taskarith.engine.records import payload_bytes, tensor_bytes, to_record
 from fl_taskarith.engine.round_reply import Traffic
 from fl_taskarith.errors import AggregateDivergence
 from fl_taskarith.merging.aggregate import apply_task_vector, task_vector_norm
@@ -76,8 +76,8 @@ class BRIFCA(FedAvg):
 
         for report, tensors in self.failures.read(replies, read):
             members = len(report.partitions)
-            one = to_record({name: value[:1] for name, value in tensors.items()})
-            self.traffic.uplink += members * payload_bytes(one)  # the same for a cohort as for its members
+            one = tensor_bytes({name: value[:1] for name, value in tensors.items()})
+            self.traffic.uplink += members * one  # the same for a cohort as for its members
             sent += [{name: value[place].clone() for name, value in tensors.items()} for place in range(members)]
             reports.append(report)
         if not sent:

@@ -227,11 +227,11 @@ class FedAvg(FlowerFedAvg):
             ClientFailure: a client failed, or sent what cannot be used (by `on-client-failure`).
             AggregateDivergence: the aggregate is NaN or infinite.
         """
-        log: list[Answer] = []
+        log: list[tuple[Numbers, float]] = []  # and no tensors: memory must not grow with the number of clients
 
         def read(message: Message) -> Reply:
             answer, reply = self._read(server_round, message)
-            log.append(answer)
+            log.append((answer.numbers, answer.norms[self.arrayrecord_key]))
             return reply
 
         incoming = self.failures.read(replies, read)
@@ -317,11 +317,11 @@ class FedAvg(FlowerFedAvg):
             raise complaint(message, f"whose mask updates {mask.updated} of {mask.size} weights, not {wanted}")
         return mask.to(self.device)
 
-    def _metrics(self, log: list[Answer], norm: float) -> MetricRecord:
-        """Return the metrics of a round whose aggregate has this norm, from those of its clients."""
-        examples, losses, seconds = ([answer.numbers[name] for answer in log] for name in
+    def _metrics(self, log: list[tuple[Numbers, float]], norm: float) -> MetricRecord:
+        """Return the metrics of a round whose aggregate has this norm, from its clients' numbers and norms."""
+        examples, losses, seconds = ([numbers[name] for numbers, _ in log] for name in
                                      ("num-examples", "train-loss", "train-seconds"))  # fmt: skip
-        norms = [answer.norms[self.arrayrecord_key] for answer in log]
+        norms = [own for _, own in log]
 
         def mean(values: list[float]) -> float:
             return sum(n * value for n, value in zip(examples, values, strict=True)) / sum(examples)
