@@ -90,8 +90,8 @@ class Question:
         clients: who was asked; None for anybody.
         numbers: of each metric, where it must lie.
         layouts: of each array record, its tensors.
-        largest_norm: from the key of a record, the reply's numbers, and the norms of the records before it, the largest
-            2-norm that the record's tensors may have together; None leaves tensors of whole numbers unmeasured.
+        largest_norm: from the key of a record, the reply's numbers, and the norms of the records so far, this one's
+            included, the largest 2-norm that the record's tensors may have together.
         examples_of: the number of examples of a client, where the server knows it.
         frozen_name: the file of what is fixed in the round, which the reply must name; None where that is no matter.
     """
@@ -100,7 +100,7 @@ class Question:
     clients: Collection[int] | None = None
     numbers: Mapping[str, Range] = field(default_factory=lambda: WORKED)
     layouts: Mapping[str, Layout] = field(default_factory=dict)
-    largest_norm: Callable[[str, Numbers, Numbers], float | None] = lambda *_: math.inf
+    largest_norm: Callable[[str, Numbers, Numbers], float] = lambda *_: math.inf
     examples_of: Callable[[int], int] | None = None
     frozen_name: str | None = None
 
@@ -124,9 +124,9 @@ class Question:
         tensors, norms = dict[str, dict[str, Tensor]](), dict[str, float]()
         for key, layout in self.layouts.items():
             tensors[key] = tensors_of(reply, records[key], key, device, layout)
-            limit = self.largest_norm(key, numbers, norms)
-            if limit is not None:
-                norms[key] = _norm(reply, key, tensors[key], limit)
+            if all(dtype.is_floating_point for dtype, _ in layout.values()):
+                norms[key] = task_vector_norm(tensors[key])
+                _check_norm(reply, key, tensors[key], norms[key], self.largest_norm(key, numbers, norms))
         sent = sum(map(tensor_bytes, tensors.values()))
         return Answer(client, numbers, lists, tensors, norms, sent, state)
 
@@ -212,14 +212,13 @@ def tensors_of(
     return tensors
 
 
-def _norm(reply: Message, key: str, tensors: Mapping[str, Tensor], limit: float) -> float:
-    """Return the 2-norm of the tensors, of any shape, together, which is no larger than `limit` (one synchronisation).
+def _check_norm(reply: Message, key: str, tensors: Mapping[str, Tensor], norm: float, limit: float) -> None:
+    """Check that the 2-norm of the tensors, of any shape, together is no larger than `limit`.
 
     An entry that is NaN or infinite, or beyond what a sum of squares can hold, makes the norm so as well.
     """
-    norm = task_vector_norm(tensors)
     if norm <= limit and math.isfinite(norm):
-        return norm
+        return
     for name, value in tensors.items():
         if not bool(value.isfinite().all()):
             about = f"with NaN or infinite values in {name}; if it diverged, lower learning-rate"

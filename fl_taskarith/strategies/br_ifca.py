@@ -112,7 +112,7 @@ class BRIFCA(FedAvg):
 
     def _largest_step(self, members: int) -> float:
         """Return the largest norm of task vectors −γ ∇F_j of so many clients with regression data."""
-        config, theta = self.config, self._norms[self.arrayrecord_key]
+        config, theta = self.config, self.sent_norm(self.arrayrecord_key)
         away = theta + math.sqrt(output_square(config))
         return members * MOST_TIMES * (1 + away) * (1 + self.context.learning_rate * config.dimension)
 

@@ -75,7 +75,8 @@ class FedAvg(FlowerFedAvg):
         self._weights: dict[str, Tensor] = {}
         self._own_masks = False  # each client trains under its own mask
         self._layouts: dict[str, Layout] = {}  # of the array records that this round's replies must have
-        self._norms: dict[str, float] = {}  # of the tensors that were sent in this round, by the key of their record
+        self._sent: dict[str, dict[str, Tensor]] = {}  # in this round, by the key of their record
+        self._sent_norms: dict[str, float] = {}
         self._asked: list[int] = []  # the clients of this round
         self._kept: dict[str, Tensor] = {}
 
@@ -182,7 +183,7 @@ class FedAvg(FlowerFedAvg):
     def begin_round(self, server_round: int, arrays: ArrayRecord, grid: PartitionGrid) -> tuple[list[int], int]:
         """Take the global tensors; return the clients that stay in the round, ascending, and how many were sampled."""
         self._weights = to_tensors(arrays, self.device)
-        self._norms = {self.arrayrecord_key: task_vector_norm(self._weights)}
+        self._sent, self._sent_norms = {self.arrayrecord_key: self._weights}, {}
         sampled = sample_clients(self.config, server_round, grid.get_node_ids())
         self._asked = without_dropouts(self.config, server_round, sampled)
         return self._asked, len(sampled)
@@ -194,9 +195,8 @@ class FedAvg(FlowerFedAvg):
         staying, sampled = self.begin_round(server_round, arrays, grid)
         self._own_masks = self.config.mask_source == "own" and server_round > self.config.head_rounds
         records = self.message_arrays(arrays)
-        sent = {key: to_tensors(record, self.device) for key, record in records.items()}
-        self._layouts = {key: layout_of(tensors) for key, tensors in sent.items()}
-        self._norms |= {key: task_vector_norm(sent[key]) for key in sent.keys() - self._norms.keys()}
+        self._sent = {key: to_tensors(record, self.device) for key, record in records.items()}
+        self._layouts = {key: layout_of(tensors) for key, tensors in self._sent.items()}
         self.traffic = Traffic(downlink=sampled * sum(map(payload_bytes, records.values())))
         messages = []
         shared: dict[RoundSettings, ConfigRecord] = {}  # one record for all clients that have no state of their own
@@ -254,17 +254,21 @@ class FedAvg(FlowerFedAvg):
         taken = Range(0.999999 * expected, 1.000001 * expected, words=f"above 0, here {expected:g}")
         return {"train-loss": LOSS, "step-coefficient-sum": taken, **WORKED}
 
-    def largest_norm(self, key: str, numbers: Numbers, norms: Numbers) -> float | None:
+    def largest_norm(self, key: str, numbers: Numbers, norms: Numbers) -> float:
         """Return the largest norm of a reply's tensors under `key`: 100 (1 + ‖θ‖) (1 + η‖a‖₁), θ what was sent.
 
         Local training that works stays below a hundredth of it, and training that collapses, at rates a thousand times
         too large, below a quarter. A model with weights as large still has a loss that is a number. It is no defence
         against clients that lie within it: robust strategies are.
         """
-        if key == MASK:
-            return None
-        reach = self.context.learning_rate * numbers["step-coefficient-sum"]
-        return MOST_TIMES * (1 + self._norms.get(key, 0.0)) * (1 + reach)
+        most = MOST_TIMES * (1 + self.context.learning_rate * numbers["step-coefficient-sum"])
+        return most if norms[key] <= most else most * (1 + self.sent_norm(key))  # which takes a pass over θ
+
+    def sent_norm(self, key: str) -> float:
+        """Return the 2-norm of all tensors that were sent in this round's record `key`."""
+        if key not in self._sent_norms:
+            self._sent_norms[key] = task_vector_norm(self._sent.get(key, {}))
+        return self._sent_norms[key]
 
     def _read(self, server_round: int, message: Message) -> tuple[Answer, Reply]:
         """Check and return the reply in `message`; count its bytes and note the name of the client's newest file.

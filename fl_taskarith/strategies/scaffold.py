@@ -26,14 +26,14 @@ class Scaffold(FedAvg):
         """Return the weights, and c, which is zero in the first round."""
         return {**super().message_arrays(arrays), CONTROL: to_record(self.recalled(CONTROL, self._weights))}
 
-    def largest_norm(self, key: str, numbers: Numbers, norms: Numbers) -> float | None:
+    def largest_norm(self, key: str, numbers: Numbers, norms: Numbers) -> float:
         """Return the largest norm of the client's change of c_k, −c − τ_k/(η‖a‖₁), which its task vector bounds."""
         if key != CONTROL:
             return super().largest_norm(key, numbers, norms)
         path = self.context.learning_rate * numbers["step-coefficient-sum"]
         if not path:
             return math.inf
-        return ROUNDING * (self._norms[CONTROL] + norms[self.arrayrecord_key] / path)
+        return ROUNDING * (self.sent_norm(CONTROL) + norms[self.arrayrecord_key] / path)
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
         """Return the mean task vector, in the shapes of `weights`, and update c."""
