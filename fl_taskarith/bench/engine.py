@@ -20,6 +20,7 @@ from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.sequential import SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
+from fl_taskarith.training.schedules import step_coefficient_sum
 from fl_taskarith.workspace.machine import available_threads, choose_device
 
 ROUNDS = 3  # measured together, as rounds follow one another in a federation
@@ -42,10 +43,11 @@ def on_train(message: Message, context: Context) -> Message:
 
 def reply_at_once(message: Message, partition: int) -> RecordDict:
     """Put the weights on the client's device, as every client does, and send them straight back as a task vector."""
-    config, _ = read_settings(message.content.config_records["config"])
+    config, current = read_settings(message.content.config_records["config"])
     weights = to_tensors(message.content.array_records["arrays"], choose_device(config.device))
-    metrics: dict[str, MetricValue] = {"num-examples": 1, "step-coefficient-sum": 1.0}
-    metrics |= dict.fromkeys(("train-loss", "update-norm", "train-seconds"), 0.0)
+    steps = step_coefficient_sum(config, config.local_steps, current.learning_rate)
+    metrics: dict[str, MetricValue] = {"num-examples": 1, "step-coefficient-sum": steps}
+    metrics |= dict.fromkeys(("train-loss", "train-seconds"), 0.0)
     return RecordDict({"arrays": to_record(weights), "metrics": MetricRecord(metrics)})
 
 

@@ -5,9 +5,11 @@ partition id. It knows no strategy: a message with a record "control" is answere
 but not in the message is the client's own.
 """
 
+import logging
 import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -27,9 +29,12 @@ from fl_taskarith.engine.grid import read_settings
 from fl_taskarith.engine.node_config import partition_of, use_own_places
 from fl_taskarith.engine.replies import CLIENT_ERROR, DIVERGED, LACKS_FROZEN
 from fl_taskarith.engine.time_limit import limited
+from fl_taskarith.engine.words import named_error
 from fl_taskarith.errors import Divergence, FlTaskarithError, FrozenMissing
 from fl_taskarith.workspace.regression_data import mixture_of
 from fl_taskarith.workspace.workspace import workspace
+
+log = logging.getLogger(__name__)
 
 ROUTES: dict[str, Callable[[Message, int], RecordDict]] = {
     "train": train,
@@ -64,8 +69,12 @@ def answer(work: Callable[[Message, int], RecordDict], message: Message, context
         return Message(Error(LACKS_FROZEN, str(error)), reply_to=message)
     except FlTaskarithError as error:
         reason = f"{type(error).__name__}: {error}"
-    except Exception as error:  # a bug of ours, or out of memory: the server must learn of it with its origin
-        reason = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a bug of ours, or out of memory: the server must learn of it with its origin
+        log.debug("Client %s:", context.node_config.get("partition-id"), exc_info=True)
+        origin = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{named_error(error)} ({Path(origin.filename).name}, line {origin.lineno})"
     return Message(Error(CLIENT_ERROR, reason), reply_to=message)
 
 

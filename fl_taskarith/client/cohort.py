@@ -14,6 +14,7 @@ from torch import Tensor
 from fl_taskarith.client.local_work import Work
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import RoundSettings
+from fl_taskarith.engine.words import named_error
 from fl_taskarith.storage.client_files import CONTROL, under
 from fl_taskarith.training.corrections import control_shift, correct_gradients
 from fl_taskarith.training.local import is_single, set_trained
@@ -54,8 +55,8 @@ def train_together(messages: Sequence[Message]) -> dict[int, Message]:
         members = list(group)
         try:
             replies |= _train(members) if len(members) > 1 else {}
-        except Exception as error:  # too little memory, or a kind of layer that vmap cannot do
-            _warn(first.config, f"{type(error).__name__}: {error}")
+        except (Exception, SystemExit) as error:  # too little memory, or a kind of layer that vmap cannot do
+            _warn(first.config, named_error(error))
     return {message.metadata.dst_node_id: Message(replies[message.metadata.dst_node_id], reply_to=message)
             for message in messages if message.metadata.dst_node_id in replies}  # fmt: skip
 

@@ -11,11 +11,10 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.engine.grid import read_settings
 from fl_taskarith.engine.records import to_record, to_tensors
-from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.storage.client_files import CONTROL, read_client_state, read_frozen, under, write_client_state
 from fl_taskarith.training.corrections import control_change
-from fl_taskarith.training.schedules import step_coefficient_sum
+from fl_taskarith.training.schedules import draw_local_steps, step_coefficient_sum
 from fl_taskarith.training.stacked import ClientData
 from fl_taskarith.workspace.global_model import Frozen, Weights
 from fl_taskarith.workspace.views import as_seen_by, as_trained_on
@@ -73,10 +72,15 @@ class Work:
         own = as_trained_on(config, self.partition, train.take(shard), len(self.home.data.dataset.classes))
         return ClientData(own, torch.arange(len(shard), device=shard.device), generator)
 
+    @property
+    def origin(self) -> dict[str, MetricValue]:
+        """Whose reply it is, and to which round: the server compares both with what it asked for."""
+        return {"partition-id": self.partition, "round": self.current.number}
+
     def reply(self, arrays: Weights | None, examples: int, **metrics: MetricValue) -> RecordDict:
         """Return a reply with these tensors, of any shape, and metrics; it states the seconds since the start."""
         values: dict[str, MetricValue] = {name.replace("_", "-"): value for name, value in metrics.items()}
-        values |= {"num-examples": examples, "train-seconds": time.perf_counter() - self.started}
+        values |= {"num-examples": examples, "train-seconds": time.perf_counter() - self.started, **self.origin}
         records = {} if arrays is None else {"arrays": to_record(arrays)}
         return RecordDict({**records, "metrics": MetricRecord(values)})
 
@@ -96,8 +100,6 @@ class Work:
             task_vector,
             len(self.home.shards[self.partition]),
             train_loss=train_loss,
-            update_norm=task_vector_norm(task_vector),
-            local_steps=steps,
             step_coefficient_sum=path,
         )
         reply["frozen"] = ConfigRecord({"name": self.current.frozen_name})
@@ -116,11 +118,3 @@ class Work:
 def _frozen(folder: str, name: str, shapes: tuple[tuple[str, torch.Size], ...], device: torch.device) -> Frozen:
     """Read what is frozen, on the device; once per process."""
     return Frozen.of_tensors(read_frozen(Path(folder), name), dict(shapes), device)
-
-
-def draw_local_steps(config: Config, server_round: int, partition: int) -> int:
-    """Return J, or this client's number of steps this round, uniform on local-steps-min..max where they are set."""
-    if not config.local_steps_max:
-        return config.local_steps
-    generator = random_generator(config.seed, "local steps", server_round, partition)
-    return int(generator.integers(config.local_steps_min, config.local_steps_max + 1))

@@ -29,7 +29,7 @@ def keep_frozen(message: Message, partition: int) -> RecordDict:
     _, current = read_settings(message.content.config_records["config"])
     tensors = to_tensors(message.content.array_records["arrays"], torch.device("cpu"))
     write_frozen(Path(current.state_folder), current.frozen_name, tensors)
-    return RecordDict({"metrics": MetricRecord({"partition-id": partition})})
+    return RecordDict({"metrics": MetricRecord({"partition-id": partition, "round": current.number})})
 
 
 def score_sensitivity(message: Message, partition: int) -> RecordDict:
@@ -63,8 +63,9 @@ def evaluate_own(message: Message, partition: int) -> RecordDict:
     """Reply with the accuracy of this client's own model, and of the global one, on the images of its classes."""
     work = Work(message.content, partition)
     home, data = work.home, work.home.data
-    classes = data.train.labels[home.shards[partition]].unique()
-    metrics: dict[str, MetricValue] = {"num-examples": len(home.shards[partition]), "num-classes": len(classes)}
+    shard = home.shards[partition]
+    classes = data.train.labels[shard].unique()
+    metrics: dict[str, MetricValue] = {"num-examples": len(shard), "num-classes": len(classes), **work.origin}
     for model, state in (("own", work.state), ("global", {})):
         home.place(GlobalModel(all_trained(work, work.received["arrays"], state), work.frozen))
         for split, images in (("val", data.validation), ("test", data.test)):

@@ -23,12 +23,12 @@ CPU = torch.device("cpu")
 def expectation_step(message: Message, partition: int) -> RecordDict:
     """Answer with each client's likeliest cluster, and Σ_j w_jk X_jᵀX_j, [K, d, d], and Σ_j w_jk X_jᵀy_j, [K, d]."""
     started = time.perf_counter()
-    config, _, theta, clients = _read(message, partition)
+    config, current, theta, clients = _read(message, partition)
     points = mixture_of(config).points_of(clients)
     responsibilities, losses = expectation(points, theta, config.noise)
     sums = statistics(points, responsibilities)
     arrays = {"grams": sums.grams, "moments": sums.moments}
-    return _reply(arrays, config, clients, responsibilities.argmax(1), losses, started)
+    return _reply(arrays, config, current.number, clients, responsibilities.argmax(1), losses, started)
 
 
 def cluster_step(message: Message, partition: int) -> RecordDict:
@@ -41,7 +41,7 @@ def cluster_step(message: Message, partition: int) -> RecordDict:
     points = adversary.points_of(clients)
     (reports,) = client_reports(points, theta[None], adversary.reported[places][None], magnified)
     arrays = {"theta": reports.gradients * -current.learning_rate}
-    return _reply(arrays, config, clients, reports.clusters, reports.losses, started)
+    return _reply(arrays, config, current.number, clients, reports.clusters, reports.losses, started)
 
 
 def _read(message: Message, partition: int) -> tuple[Config, RoundSettings, Tensor, list[int]]:
@@ -52,10 +52,17 @@ def _read(message: Message, partition: int) -> tuple[Config, RoundSettings, Tens
 
 
 def _reply(
-    arrays: dict[str, Tensor], config: Config, clients: list[int], clusters: Tensor, losses: Tensor, started: float
+    arrays: dict[str, Tensor],
+    config: Config,
+    number: int,
+    clients: list[int],
+    clusters: Tensor,
+    losses: Tensor,
+    started: float,
 ) -> RecordDict:
     metrics = MetricRecord(
         {
+            "round": number,
             "partitions": clients,
             "clusters": clusters.tolist(),
             "losses": losses.tolist(),

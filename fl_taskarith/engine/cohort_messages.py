@@ -5,18 +5,18 @@ to its receiver alone, so clients have one way of answering.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
-from fl_taskarith.engine.replies import check_examples, metrics_of, number, numbers
+from fl_taskarith.engine.question import LOSS, WORKED, Answer, Range
 from fl_taskarith.engine.round_reply import Traffic
-from fl_taskarith.errors import ClientFailure, Divergence
 
 COHORT = "cohort"
+ANYTHING = 1e9  # times what is usual of losses and steps: beyond it a client has diverged, or lies
 
 
 def cohort_size(config: Config) -> int:
@@ -24,13 +24,34 @@ def cohort_size(config: Config) -> int:
     return config.clients_at_once if config.dataset == REGRESSION else 1
 
 
-def cohort_messages(content: RecordDict, partitions: Sequence[int], size: int, message_type: str) -> Iterator[Message]:
-    """Yield messages with the same `content` to cohorts of `size` partitions each, or with 0 one message to all."""
+def cohorts(partitions: Sequence[int], size: int) -> dict[int, list[int]]:
+    """Return the partitions in groups of `size`, or with 0 in one, each by the first of its group."""
     size = size or len(partitions)
-    for start in range(0, len(partitions), size):
-        cohort = list(partitions[start : start + size])
-        addressed_content = RecordDict({**content, COHORT: ConfigRecord({"partitions": cohort})})
-        yield Message(addressed_content, cohort[0], message_type)
+    return {partitions[start]: list(partitions[start : start + size]) for start in range(0, len(partitions), size)}
+
+
+def cohort_messages(content: RecordDict, groups: Mapping[int, list[int]], message_type: str) -> Iterator[Message]:
+    """Yield a message with the same `content` to each group of `cohorts`."""
+    for first, cohort in groups.items():
+        addressed_content = RecordDict({**content, COHORT: ConfigRecord({"partitions": list(cohort)})})
+        yield Message(addressed_content, first, message_type)
+
+
+def cohort_numbers(config: Config, members: int) -> dict[str, Range]:
+    """Return where the numbers of a reply of so many clients must lie, by metric."""
+    losses = replace(LOSS, length=members)
+    if config.dataset == REGRESSION:
+        most = ANYTHING * output_square(config) * (1 + 1 / config.noise**2)
+        least = min(0.0, math.log(config.noise)) - 1  # −log-likelihoods of narrow densities are below 0
+        losses = replace(losses, low=least, high=most)
+    clusters = Range(0, config.num_clusters - 1, whole=True, length=members)
+    partitions = Range(0, config.num_clients - 1, whole=True, length=members)
+    return {**WORKED, "losses": losses, "partitions": partitions, "clusters": clusters}
+
+
+def output_square(config: Config) -> float:
+    """Return a bound on the mean square of the outputs of regression data: ‖θ*‖² + σ², or 1 if that is less."""
+    return 1 + config.separation**2 + config.farthest_separation**2 + config.noise**2
 
 
 def addressed(message: Message, partition: int) -> list[int]:
@@ -54,30 +75,18 @@ class CohortReply:
     seconds: float
 
     @classmethod
-    def read(cls, reply: Message, config: Config, shard_size: Callable[[int], int] | None) -> "CohortReply":
-        """Check the reply of one client, or of a cohort whose members all have the same number of examples.
+    def of(cls, answer: Answer, partitions: Sequence[int]) -> "CohortReply":
+        """Return what a client, or a cohort of these `partitions` with as many examples each, answered.
 
         Raises:
-            Divergence: a loss is NaN or infinite.
-            ClientFailure: a number is missing, or is not one that the client can have.
+            ValueError: it is an answer of others.
         """
-        client, metrics = reply.metadata.src_node_id, metrics_of(reply)
-        listed, losses = metrics.get("partitions"), metrics.get("losses")
-        size = len(listed) if isinstance(listed, list) and cohort_size(config) != 1 else 1
-        for loss in losses if isinstance(losses, list) else [losses]:
-            if isinstance(loss, float) and not math.isfinite(loss):
-                raise Divergence(f"Client {client} diverged: its loss is {loss}. Lower learning-rate.")
-        partitions, clusters, losses = (numbers(reply, name, size) for name in ("partitions", "clusters", "losses"))
-        if partitions[0] != client or not all(cluster in range(config.num_clusters) for cluster in clusters):
-            raise ClientFailure(
-                f"Client {client} sent a reply of client {partitions[0]:g} and cluster {clusters[0]:g}: expected its "
-                f"own, and a cluster from 0 to {config.num_clusters - 1}."
-            )
-        if shard_size is not None:
-            check_examples(reply, shard_size(client))
-        examples, seconds = number(reply, "num-examples"), number(reply, "train-seconds")
-        return cls([int(each) for each in partitions], [int(each) for each in clusters], losses,
-                   [examples] * size, seconds)  # fmt: skip
+        lists, numbers = answer.lists, answer.numbers
+        if lists["partitions"] != list(partitions):
+            raise ValueError(f"it is of clients {lists['partitions'][:5]}, not {list(partitions)[:5]}")
+        clusters = [int(each) for each in lists["clusters"]]
+        return cls(list(partitions), clusters, lists["losses"], [numbers["num-examples"]] * len(partitions),
+                   numbers["train-seconds"])  # fmt: skip
 
     @classmethod
     def joined(cls, replies: Sequence["CohortReply"]) -> "CohortReply":

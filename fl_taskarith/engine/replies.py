@@ -1,22 +1,19 @@
-"""Checks of clients' replies before they are used, and what a run does about a client that fails."""
+"""What a run does about a client that fails: whatever goes wrong while one reply is read is that client's failure."""
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-import torch
-from flwr.app import ConfigRecord, Message, MetricRecord
-from torch import Tensor
+from flwr.app import Error, Message
 
-from fl_taskarith.engine.records import metric, to_tensors
+from fl_taskarith.engine.words import named_error, one_line
 from fl_taskarith.errors import ClientFailure, Divergence
 
 CLIENT_ERROR, DIVERGED, LACKS_FROZEN = 100, 101, 102  # codes of our error replies; Flower's own are below
+LATE = 1.0  # seconds that a client may state beyond those measured here
 
 Read = TypeVar("Read")
-Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
-"""The type and shape of each tensor that a reply must have, by name."""
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +27,21 @@ class Failures:
     def __init__(self, policy: str) -> None:
         self.policy = policy
         self.by_client: dict[int, ClientFailure] = {}
+        self._asked_at = time.perf_counter()
 
     def read(self, replies: Iterable[Message], read: Callable[[Message], Read]) -> Iterator[Read]:
-        """Yield `read` of each reply that is no error, in order.
+        """Yield `read` of each reply that is no error, in order; of two replies from one client the first counts.
 
         Raises:
-            ClientFailure: under "stop", a reply is an error, or `read` raised one.
+            ClientFailure: under "stop", a reply is an error, or anything at all went wrong in `read`.
         """
+        self._asked_at, heard = time.perf_counter(), set[int]()
         for reply in replies:
             try:
-                value = read(checked(reply))
+                if reply.metadata.src_node_id in heard:
+                    raise complaint(reply, "a second time")
+                heard.add(reply.metadata.src_node_id)
+                value = guarded(reply, lambda message: read(checked(message)))
             except ClientFailure as failure:
                 if self.policy == "stop":
                     raise
@@ -47,6 +49,11 @@ class Failures:
                 log.warning("%s\nThe run goes on without it (on-client-failure = skip).", failure)
                 continue
             yield value
+
+    @property
+    def most_seconds(self) -> float:
+        """The most seconds that a client can have worked: since the replies that are being read were asked for."""
+        return 1.1 * (time.perf_counter() - self._asked_at) + LATE
 
     def take(self) -> int:
         """Return how many clients failed, each counted once, and forget them."""
@@ -62,6 +69,21 @@ class Failures:
         return kind(f"{place} got no reply that can be used from any client. {reasons[0] if reasons else ''}".rstrip())
 
 
+def guarded(reply: Message, read: Callable[[Message], Read]) -> Read:
+    """Return `read` of the reply.
+
+    Raises:
+        ClientFailure: whatever was raised, but for Ctrl-C, named by the client.
+    """
+    try:
+        return read(reply)
+    except (ClientFailure, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        log.debug("The reply of client %s:", reply.metadata.src_node_id, exc_info=True)
+        raise complaint(reply, f"that cannot be used ({named_error(error)})") from error
+
+
 def checked(reply: Message) -> Message:
     """Return `reply` itself.
 
@@ -70,143 +92,29 @@ def checked(reply: Message) -> Message:
     """
     client = reply.metadata.src_node_id
     if reply.has_error() and reply.error.code == DIVERGED:
-        raise Divergence(f"Client {client} diverged: {reply.error.reason}")
+        raise Divergence(f"Client {client} diverged: {one_line(reply.error.reason)}")
     if reply.has_error():
-        raise ClientFailure(f"Client {client} failed: {reply.error.reason}")
+        raise ClientFailure(f"Client {client} failed: {one_line(reply.error.reason)}")
     return reply
 
 
-def metrics_of(reply: Message) -> MetricRecord:
-    """Return the metrics of a reply.
+def answer_to(message: Message, ask: Callable[[Message], object]) -> Message:
+    """Return what `ask`, which calls a client in this process, replies to the message; else a reply with an error.
 
-    Raises:
-        ClientFailure: it has none.
+    The error says what the client raised, or that it replied to another message. Ctrl-C is raised again.
     """
-    metrics = reply.content.metric_records.get("metrics")
-    if metrics is None:
-        raise ClientFailure(_complaint(reply, "without metrics"))
-    return metrics
-
-
-def number(reply: Message, name: str, above: float = -math.inf) -> float:
-    """Return one finite number of a reply's metrics.
-
-    Raises:
-        ClientFailure: it is missing, no number, or not above `above`.
-        Divergence: it is NaN or infinite.
-    """
-    metrics = metrics_of(reply)
     try:
-        value = metric(metrics, name)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ClientFailure(_complaint(reply, f'whose metric "{name}" is missing or no number')) from error
-    if not math.isfinite(value):
-        raise Divergence(_complaint(reply, f'whose metric "{name}" is {value}; if it diverged, lower learning-rate'))
-    if value <= above:
-        raise ClientFailure(_complaint(reply, f'whose metric "{name}" is {value:g}, and must be above {above:g}'))
-    return value
+        reply = ask(message)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return Message(Error(CLIENT_ERROR, named_error(error)), reply_to=message)
+    asked = (message.metadata.dst_node_id, message.metadata.message_id)
+    if isinstance(reply, Message) and (reply.metadata.src_node_id, reply.metadata.reply_to_message_id) == asked:
+        return reply
+    return Message(Error(CLIENT_ERROR, "it sent no reply, or one to another message"), reply_to=message)
 
 
-def numbers(reply: Message, name: str, length: int) -> list[float]:
-    """Return a metric that holds `length` finite numbers, or a single one.
-
-    Raises:
-        ClientFailure: it does not.
-    """
-    value = metrics_of(reply).get(name)
-    listed = value if isinstance(value, list) else [value]
-    finite = [float(each) for each in listed if isinstance(each, int | float) and math.isfinite(each)]
-    if not len(finite) == len(listed) == length:
-        raise ClientFailure(_complaint(reply, f'whose metric "{name}" is {value!r}, not {length} finite numbers'))
-    return finite
-
-
-def check_examples(reply: Message, expected: int) -> None:
-    """Check that "num-examples" is the number of examples that the client has, for it is the client's weight.
-
-    Raises:
-        ClientFailure: it is another number.
-    """
-    count = number(reply, "num-examples")
-    if count != expected:
-        raise ClientFailure(_complaint(reply, f"of {count:g} examples, and its shard holds {expected}"))
-
-
-def check_frozen(reply: Message, expected: str) -> None:
-    """Check that the client worked with the frozen tensors, and so under the mask, of the file `expected`.
-
-    Raises:
-        ClientFailure: it worked with others or, where there are any, does not say.
-    """
-    name = reply.content.config_records.get("frozen", ConfigRecord()).get("name", "")
-    if name != expected:
-        raise ClientFailure(_complaint(reply, f"made with another mask or head ({name!r}, not {expected!r})"))
-
-
-def state_name(reply: Message) -> str | None:
-    """Return the name of the file that the client keeps its state in from now on, if it wrote one.
-
-    Raises:
-        ClientFailure: it wrote a file, and does not name it.
-    """
-    record = reply.content.config_records.get("state")
-    if record is None:
-        return None
-    if not isinstance(name := record.get("name"), str):
-        raise ClientFailure(_complaint(reply, "whose state has no name"))
-    return name
-
-
-def tensors_of(reply: Message, key: str, device: torch.device, layout: Layout) -> dict[str, Tensor]:
-    """Return the tensors of a reply's array record `key`, in the order, types and shapes of `layout`.
-
-    Raises:
-        ClientFailure: the record is missing or damaged, or its names, types or shapes are not those of `layout`.
-    """
-    record = reply.content.array_records.get(key)
-    if record is None:
-        raise ClientFailure(_complaint(reply, f'without the array record "{key}"'))
-    if record.keys() != layout.keys():
-        different = ", ".join(sorted(record.keys() ^ layout.keys())[:5])
-        raise ClientFailure(_complaint(reply, f'whose "{key}" has other tensors than asked for: {different}'))
-    try:
-        tensors = to_tensors(record, device)
-    except (ValueError, TypeError, OSError, EOFError) as error:
-        raise ClientFailure(_complaint(reply, f'whose "{key}" cannot be read: {error}')) from error
-    for name, (dtype, shape) in layout.items():
-        received = tensors[name]
-        if (received.dtype, received.shape) != (dtype, shape):
-            hint = ": was it made under another mask?" if received.dtype == dtype else "."
-            about = f"holds {name} as {_shown(received.dtype, received.shape)}, not as {_shown(dtype, shape)}"
-            raise ClientFailure(_complaint(reply, f'whose "{key}" {about}', hint))
-    return {name: tensors[name] for name in layout}
-
-
-def check_finite(reply: Message, tensors: Mapping[str, Tensor]) -> None:
-    """Check that no entry of `tensors`, of any shape, is NaN or infinite; one synchronisation.
-
-    Raises:
-        Divergence: an entry is.
-    """
-    if not tensors or bool(torch.stack([value.isfinite().all() for value in tensors.values()]).all()):
-        return
-    name = next(name for name, value in tensors.items() if not bool(value.isfinite().all()))
-    raise Divergence(_complaint(reply, f"with NaN or infinite values in {name}; if it diverged, lower learning-rate"))
-
-
-def layout_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Return the type and shape of each tensor."""
-    return {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
-
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor."""
-    return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
-def _shown(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
-
-
-def _complaint(reply: Message, about: str, end: str = ".") -> str:
-    return f"Client {reply.metadata.src_node_id} sent a reply {about}{end}"
+def complaint(reply: Message, about: str, end: str = ".", kind: type[ClientFailure] = ClientFailure) -> ClientFailure:
+    """Return the failure of the client that sent `reply`, which is `about` what."""
+    return kind(f"Client {reply.metadata.src_node_id} sent a reply {about}{end}")

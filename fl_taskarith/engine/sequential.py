@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from fl_taskarith.engine.grid import PartitionGrid
 from fl_taskarith.engine.records import TensorArray
+from fl_taskarith.engine.replies import answer_to
 
 ClientCallable = Callable[[Message, Context], Message]
 Together = Callable[[Sequence[Message]], dict[int, Message]]
@@ -42,9 +43,9 @@ class SequentialGrid(PartitionGrid):
             ready = self._together(cohort) if self._together is not None and len(cohort) > 1 else {}
             for message in cohort:
                 reply = ready.pop(message.metadata.dst_node_id, None)
-                yield self._answer(message) if reply is None else reply
+                yield answer_to(message, self._call) if reply is None else reply
 
-    def _answer(self, message: Message) -> Message:
+    def _call(self, message: Message) -> Message:
         partition = message.metadata.dst_node_id
         context = Context(
             run_id=message.metadata.run_id,

@@ -10,7 +10,8 @@ from flwr.supercore.run import Run
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
-from fl_taskarith.engine.replies import CLIENT_ERROR, LACKS_FROZEN, number
+from fl_taskarith.engine.replies import CLIENT_ERROR, LACKS_FROZEN, checked, complaint, guarded
+from fl_taskarith.engine.words import named_error, one_line
 from fl_taskarith.errors import ClientFailure, ConfigError
 
 NODES_TIMEOUT = 30.0  # seconds for the SuperNodes to register; simulated ones do so at once
@@ -86,13 +87,10 @@ class SuperNodeGrid(PartitionGrid):
         for partition, message in reachable.items():
             message.metadata.dst_node_id = self._nodes[partition]
         # Where a SuperNode has stopped it is the SuperLink that answers: only the message tells for whom.
-        received = {
-            reply.metadata.reply_to_message_id: reply
-            for reply in (self._grid.send_and_receive(list(reachable.values()), timeout=timeout) if reachable else ())
-        }
+        received = self._received(list(reachable.values()), timeout)
         replies = {}
         for partition, message in messages.items():
-            reply = received.get(message.metadata.message_id) if partition in reachable else None
+            reply = received.get(self._nodes[partition]) if partition in reachable else None
             stopped = reply is None or (reply.has_error() and reply.metadata.src_node_id != self._nodes[partition])
             (self._lost.add if stopped else self._lost.discard)(partition)
             if reply is None:
@@ -101,6 +99,31 @@ class SuperNodeGrid(PartitionGrid):
             reply.metadata.__dict__["_src_node_id"] = partition  # strategies know clients by partition
             replies[partition] = reply
         return replies
+
+    def _received(self, messages: list[Message], timeout: float | None) -> dict[int, Message]:
+        """Return what came back, by the SuperNode that was asked; nothing in its name from another one.
+
+        Where Flower cannot read a reply it returns none of them, and does not say whose it is: then each SuperNode is
+        asked again by itself. Their work is done twice.
+        """
+        received = dict[int, Message]()
+        try:
+            replies = list(self._grid.send_and_receive(messages, timeout=timeout)) if messages else []
+        except Exception as error:
+            reason = f"its reply cannot be read ({named_error(error)})"
+            if len(messages) == 1:
+                return {messages[0].metadata.dst_node_id: Message(Error(CLIENT_ERROR, reason), reply_to=messages[0])}
+            log.warning("Of %d replies one cannot be read: each client is asked by itself.", len(messages))
+            for message in messages:
+                again = Message(message.content, message.metadata.dst_node_id, message.metadata.message_type)
+                received |= self._received([again], timeout)
+            return received
+        sent_to = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        for reply in replies:
+            node = sent_to.get(reply.metadata.reply_to_message_id)
+            if node is not None and (reply.has_error() or reply.metadata.src_node_id == node):
+                received.setdefault(node, reply)
+        return received
 
     def _wait_for_nodes(self, timeout: float) -> None:
         """Wait until every partition has its SuperNode, or `timeout` seconds are over and no further ones connect."""
@@ -138,19 +161,15 @@ class SuperNodeGrid(PartitionGrid):
         self._known.update(node_ids)
         settings = RecordDict({"config": settings_record(self._config, RoundSettings(0))})
         questions = [Message(settings, node_id, HANDSHAKE) for node_id in node_ids]
-        replies = self._grid.send_and_receive(questions, timeout=HANDSHAKE_TIMEOUT) if questions else ()
-        for reply in replies:
-            if reply.has_error():
-                log.warning("A SuperNode cannot take part: %s", reply.error.reason)
-                continue
+        for reply in self._received(questions, HANDSHAKE_TIMEOUT).values():
             try:
-                partition = int(number(reply, "partition-id"))
+                partition = guarded(reply, _partition_told)
             except ClientFailure as failure:
                 log.warning("A SuperNode cannot take part: %s", failure)
                 continue
             if partition in self._nodes and partition not in self._lost:
                 twice = f"Two SuperNodes hold partition {partition}: give each its own partition-id."
-                if at_start:
+                if at_start and self._config.on_client_failure == "stop":
                     raise ConfigError(twice)
                 log.warning("%s The later one is left idle.", twice)
                 continue
@@ -158,6 +177,14 @@ class SuperNodeGrid(PartitionGrid):
                 log.info("Another SuperNode has connected with partition-id %d.", partition)
             self._nodes[partition] = reply.metadata.src_node_id
             self._lost.discard(partition)
+
+
+def _partition_told(reply: Message) -> int:
+    """Return the partition that a SuperNode says it holds."""
+    partition = checked(reply).content.metric_records["metrics"]["partition-id"]
+    if isinstance(partition, bool) or not isinstance(partition, int) or partition < 0:
+        raise complaint(reply, f"without a partition-id from 0 ({one_line(partition)})")
+    return partition
 
 
 def _says(reply: Message, code: int) -> bool:

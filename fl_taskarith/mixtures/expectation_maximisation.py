@@ -14,6 +14,8 @@ from torch import Tensor
 from fl_taskarith.mixtures.regression import Points
 
 RANK_TOLERANCE = 1e-12  # eigenvalues of a cluster's Gram matrix below this share of its largest count as zero
+ROUNDING = 1e-9  # of a Gram matrix, as a share of its trace
+RARE = 100.0  # times its mean that a sum of squares of normal numbers never reaches
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,26 @@ class Statistics:
 
     grams: Tensor
     moments: Tensor
+
+    def check(self, points: int, size: float) -> None:
+        """Check that these can be sums over so many points, x ~ N(0, I), y of mean square `size`², weighted by w ≤ 1.
+
+        Raises:
+            ValueError: they cannot: a Gram matrix is not symmetric or positive semidefinite, or sums are too large.
+        """
+        traces = self.grams.diagonal(dim1=1, dim2=2).sum(1)
+        most = RARE * points * self.grams.shape[1]
+        if not float(traces.min()) >= 0 or not float(traces.sum()) <= most:
+            raise ValueError(f"its Gram matrices have a trace of {float(traces.sum()):g}, above {most:g} or below 0")
+        grams = self.grams / traces.clamp_min(1e-200)[:, None, None]
+        if not torch.allclose(grams, grams.mT, rtol=0.0, atol=ROUNDING):
+            raise ValueError("a Gram matrix is not symmetric")
+        jitter = ROUNDING * torch.eye(grams.shape[1], dtype=grams.dtype)
+        if bool(torch.linalg.cholesky_ex(grams + jitter).info.any()):
+            raise ValueError("a Gram matrix is not positive semidefinite")
+        largest = (traces * RARE * points).sqrt() * size  # ‖Σ w x y‖² ≤ Σ w ‖x‖² Σ w y²
+        if not bool((self.moments.norm(dim=1) <= largest + 1e-100).all()):
+            raise ValueError("the moments are larger than its Gram matrices allow")
 
     def __add__(self, other: "Statistics") -> "Statistics":
         return Statistics(self.grams + other.grams, self.moments + other.moments)

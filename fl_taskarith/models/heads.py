@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 RIDGE_GRID = tuple(float(value) for value in np.logspace(-2, 6, 17))
+LARGEST_FEATURE = 1e4  # mean absolute size of a feature, far beyond any that a normalisation layer lets pass
+ROUNDING = 1e-6  # of products of features, relative to their sizes
 LOG_SCALE_BOUNDS = (-5.0, 8.0)  # natural logarithms of the logit scales that are searched
 LOG_SCALE_EDGE = 1e-3  # an optimum this close to the lower bound lies at it
 
@@ -56,6 +58,34 @@ class RidgeStatistics:
     def tensors(self) -> dict[str, Tensor]:
         """Return the five tensors by name, of the `shapes` given there, for a message."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def check(self, examples: int) -> None:
+        """Check that these can be the sums over so many examples.
+
+        The matrix of all products of [1, h, y], added up, must be positive semidefinite, like any such sum: that ties
+        features, classes and counts to one another.
+
+        Raises:
+            ValueError: they cannot, or features are larger than any model's.
+        """
+        counts, most = self.class_counts, examples * LARGEST_FEATURE**2
+        if float(self.count) != examples or float(counts.sum()) != examples:
+            raise ValueError(f"it counts {float(self.count):g} examples, {float(counts.sum()):g} by class: {examples}")
+        if not bool(((counts >= 0) & (counts == counts.round())).all()):
+            raise ValueError("its numbers of examples per class are no whole numbers from 0")
+        if not float(self.gram.diagonal().max()) <= most:
+            raise ValueError(f"its features have squares of {float(self.gram.diagonal().max()):g}, above {most:g}")
+        middle = torch.cat([self.feature_sum[:, None], self.gram, self.class_sums], 1)
+        first = torch.cat([self.count, self.feature_sum, counts])
+        products = torch.cat([first[None], middle, torch.cat([counts[:, None], self.class_sums.T, counts.diag()], 1)])
+        scales = products.diagonal().clamp_min(0.0).sqrt()
+        scales = torch.where(scales > 0, scales, 1.0)
+        products = products / scales[:, None] / scales
+        if not torch.allclose(products, products.T, rtol=0.0, atol=ROUNDING):
+            raise ValueError("its Gram matrix is not symmetric")
+        products.diagonal().add_(ROUNDING)
+        if int(torch.linalg.cholesky_ex(products).info):
+            raise ValueError("its sums are of no features and classes: their products are not positive semidefinite")
 
     def __add__(self, other: "RidgeStatistics") -> "RidgeStatistics":
         mine, theirs = self.tensors(), other.tensors()

@@ -2,16 +2,17 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl_taskarith.config.settings import Config
-from fl_taskarith.engine.client_questions import ask_all
+from fl_taskarith.engine.client_questions import Check, ask_all, check_squares
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
+from fl_taskarith.engine.question import Question, layout_of
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
-from fl_taskarith.engine.replies import Layout, layout_of, metrics_of
 from fl_taskarith.engine.round_context import RoundContext
 from fl_taskarith.engine.round_reply import Traffic
 from fl_taskarith.masking.calibration import Sums
@@ -19,7 +20,7 @@ from fl_taskarith.masking.mask import Mask
 from fl_taskarith.mixtures.matching import cluster_accuracy
 from fl_taskarith.models.backbone import linear_shapes
 from fl_taskarith.models.heads import RidgeStatistics
-from fl_taskarith.server.personal_accuracy import evaluate_clients
+from fl_taskarith.server.personal_accuracy import evaluate_clients, own_accuracies
 from fl_taskarith.server.run import Progress, Run, overhead, scheduled_rate, solved_logit_scale
 from fl_taskarith.storage.checkpoint import Checkpoint
 from fl_taskarith.storage.client_files import frozen_name
@@ -65,7 +66,10 @@ class FederatedRun(Run):
         arrays = to_record(self.model.trained)
         self.strategy.context = self.context(self.config.num_rounds)
         messages = self.strategy.configure_evaluate(self.config.num_rounds, arrays, ConfigRecord(), self.grid)
-        if means := evaluate_clients(self.grid, messages, self.logbook.output("clients.csv"), self.strategy.failures):
+        question = Question(self.config.num_rounds, self.grid.get_node_ids(), own_accuracies(self.home.data),
+                            examples_of=self._shard_size)  # fmt: skip
+        failures = self.strategy.failures
+        if means := evaluate_clients(self.grid, messages, self.logbook.output("clients.csv"), failures, question):
             log.info(
                 "Mean over clients on their own classes: test accuracy %(own_test_accuracy).4f of their own models, "
                 "%(global_test_accuracy).4f of the global one.",
@@ -81,7 +85,12 @@ class FederatedRun(Run):
         shapes = RidgeStatistics.shapes(self.home.model.num_features, len(self.home.data.dataset.classes))
         layout = {name: (torch.float64, shape) for name, shape in shapes.items()}
         total: RidgeStatistics | None = None
-        replies = self._ask(current, self.model.trained, "query.ridge", layout, self._shard_size, row)
+        question = Question(current.number, layouts={"arrays": layout}, examples_of=self._shard_size)
+
+        def check(client: int, tensors: Weights) -> None:
+            RidgeStatistics(**tensors).check(self._shard_size(client))
+
+        replies = self._ask(current, self.model.trained, "query.ridge", question, check, row)
         for _, tensors in tracked(replies, self.config.num_clients, "Ridge head: sums of the clients"):
             statistics = RidgeStatistics(**tensors)
             total = statistics if total is None else total + statistics
@@ -97,7 +106,14 @@ class FederatedRun(Run):
         def sums(calibration_round: int, alive: Mask) -> tuple[Weights, int]:
             total = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in alive.tensors.items()}
             sent, current, examples = Frozen(head, alive).tensors(), RoundSettings(calibration_round), 0
-            replies = self._ask(current, sent, "query.sensitivity", layout_of(total), self._scored_examples, row)
+            question = Question(
+                calibration_round, layouts={"arrays": layout_of(total)}, examples_of=self._scored_examples
+            )
+
+            def check(client: int, scores: Weights) -> None:
+                check_squares(scores, self._scored_examples(client))
+
+            replies = self._ask(current, sent, "query.sensitivity", question, check, row)
             for client, scores in tracked(replies, self.config.num_clients, "Calibration: scores of the clients"):
                 examples += self._scored_examples(client)
                 for name, value in scores.items():
@@ -113,14 +129,14 @@ class FederatedRun(Run):
         current: RoundSettings,
         tensors: Weights,
         message_type: str,
-        layout: Layout,
-        examples_of: Callable[[int], int],
+        question: Question,
+        check: Check,
         row: Row,
     ) -> Iterator[tuple[int, Weights]]:
         """Yield the answers of all clients to a question; add its bytes and the clients' seconds to `row`."""
         content = RecordDict({"config": settings_record(self.config, current), "arrays": to_record(tensors)})
         failures, traffic = self.strategy.failures, Traffic()
-        yield from ask_all(self.grid, failures, content, message_type, layout, self.home.device, traffic, examples_of)
+        yield from ask_all(self.grid, failures, content, message_type, question, self.home.device, traffic, check)
         row["downlink_bytes"] += traffic.downlink
         row["uplink_bytes"] += traffic.uplink
         row["train_seconds"] += traffic.seconds
@@ -144,7 +160,9 @@ class FederatedRun(Run):
         content = RecordDict({"config": settings_record(self.config, settings), "arrays": arrays})
         partitions = self.grid.get_node_ids()
         sent = (Message(content, partition, "query.frozen") for partition in partitions)
-        for _ in self.strategy.failures.read(self.grid.exchange(sent), metrics_of):
+        question, failures = Question(0, partitions, numbers={}), self.strategy.failures
+        read = partial(question.read, device=self.home.device, most_seconds=math.inf)
+        for _ in failures.read(self.grid.exchange(sent), read):
             pass  # a client that cannot keep them answers with an error
         for file in self.logbook.client_states.glob("frozen-*.safetensors"):
             if file.name != self.frozen_name:  # of before the head was solved anew

@@ -7,12 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
+import torch
 from flwr.app import Message
 
 from fl_taskarith.engine.grid import PartitionGrid
-from fl_taskarith.engine.replies import Failures, number
+from fl_taskarith.engine.question import EXAMPLES, SECONDS, SHARE, Question, Range
+from fl_taskarith.engine.replies import Failures, complaint
 from fl_taskarith.storage.files import write_atomically
+from fl_taskarith.workspace.workspace import Data
 
+CPU = torch.device("cpu")
 MODELS = ("own", "global")
 SPLITS = ("val", "test")
 COLUMNS = (
@@ -21,8 +25,20 @@ COLUMNS = (
 )
 
 
+def own_accuracies(data: Data) -> dict[str, Range]:
+    """Return where the numbers of a client's reply must lie, by metric."""
+    return {
+        "num-examples": EXAMPLES,
+        "num-classes": Range(1, len(data.dataset.classes), whole=True),
+        "val-examples": Range(0, len(data.validation), whole=True),
+        "test-examples": Range(0, len(data.test), whole=True),
+        **{name.replace("_", "-"): SHARE for name in COLUMNS if name.endswith("accuracy")},
+        "evaluate-seconds": SECONDS,
+    }
+
+
 def evaluate_clients(
-    grid: PartitionGrid, messages: Iterable[Message], path: Path, failures: Failures
+    grid: PartitionGrid, messages: Iterable[Message], path: Path, failures: Failures, question: Question
 ) -> dict[str, float]:
     """Ask the clients that `messages` are for, write `path` with a row per client, and return means over clients.
 
@@ -30,17 +46,20 @@ def evaluate_clients(
     is the client's model, "global" the one that all share, with the parameters that none shares as pretrained. Nothing
     is written, and the result is empty, without messages.
 
+    Args:
+        question: what every client was asked; its numbers are `own_accuracies`.
+
     Raises:
         ClientFailure: a client raised, or did not answer (by `on-client-failure`).
         CheckpointError: the file cannot be written.
     """
 
     def read(reply: Message) -> dict[str, float]:
-        values = {name: number(reply, name.replace("_", "-")) for name in COLUMNS[1:] if not name.endswith("accuracy")}
+        numbers = question.read(reply, CPU, failures.most_seconds).numbers
+        values = {name: numbers[name.replace("_", "-")] for name in COLUMNS[1:]}
         for name in COLUMNS:
-            if name.endswith("accuracy"):
-                measured = values[f"{name.split('_')[1]}_examples"] > 0
-                values[name] = number(reply, name.replace("_", "-")) if measured else math.nan
+            if name.endswith("accuracy") and math.isnan(values[name]) != (not values[f"{name.split('_')[1]}_examples"]):
+                raise complaint(reply, f"whose {name} is {values[name]:g}: it is NaN without images, and only then")
         return {"client": reply.metadata.src_node_id, **values}
 
     rows = list(failures.read(grid.exchange(messages), read))

@@ -3,6 +3,7 @@
 IFCA (Ghosh et al., NeurIPS 2020) with a robust rule in place of the mean; `cluster-rule = "mean"` is IFCA itself.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -11,16 +12,23 @@ from torch import Tensor
 
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
-from fl_taskarith.engine.cohort_messages import CohortReply, cohort_messages, cohort_size
+from fl_taskarith.engine.cohort_messages import (
+    CohortReply,
+    cohort_messages,
+    cohort_numbers,
+    cohort_size,
+    cohorts,
+    output_square,
+)
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
-from fl_taskarith.engine.records import payload_bytes, to_record
-from fl_taskarith.engine.replies import check_finite, check_frozen, tensors_of
+from fl_taskarith.engine.question import Question
+from fl_taskarith.engine.records import payload_bytes, tensor_bytes, to_record
 from fl_taskarith.engine.round_reply import Traffic
 from fl_taskarith.errors import AggregateDivergence
 from fl_taskarith.merging.aggregate import apply_task_vector, task_vector_norm
 from fl_taskarith.merging.attacks import corrupted
 from fl_taskarith.merging.cluster_rules import aggregate_by
-from fl_taskarith.strategies.fedavg import FedAvg
+from fl_taskarith.strategies.fedavg import MOST_TIMES, FedAvg
 from fl_taskarith.workspace.views import byzantine_clients
 
 
@@ -44,7 +52,8 @@ class BRIFCA(FedAvg):
         settings = settings_record(self.config, self.context.settings(server_round))
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
         kind = "train.cluster_step" if self.config.dataset == REGRESSION else "train.cluster"
-        return cohort_messages(content, staying, cohort_size(self.config), kind)
+        self._cohorts = cohorts(staying, cohort_size(self.config))
+        return cohort_messages(content, self._cohorts, kind)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -59,19 +68,16 @@ class BRIFCA(FedAvg):
         sent: list[dict[str, Tensor]] = []
 
         def read(reply: Message) -> tuple[CohortReply, dict[str, Tensor]]:
-            report = CohortReply.read(reply, self.config, self.context.shard_size)
-            members = len(report.partitions)
-            layout = {name: (value.dtype, (members, *value.shape[1:])) for name, value in self._weights.items()}
-            tensors = tensors_of(reply, self.arrayrecord_key, self.device, layout)
-            check_finite(reply, tensors)
-            if self.config.dataset != REGRESSION:
-                check_frozen(reply, self.context.frozen_name)
-            return report, tensors
+            cohort = self._cohorts.get(reply.metadata.src_node_id, [])
+            answer = self._question(server_round, reply.metadata.src_node_id, len(cohort)).read(
+                reply, self.device, self.failures.most_seconds
+            )
+            return CohortReply.of(answer, cohort), answer.tensors[self.arrayrecord_key]
 
         for report, tensors in self.failures.read(replies, read):
             members = len(report.partitions)
-            one = to_record({name: value[:1] for name, value in tensors.items()})
-            self.traffic.uplink += members * payload_bytes(one)  # the same for a cohort as for its members
+            one = tensor_bytes({name: value[:1] for name, value in tensors.items()})
+            self.traffic.uplink += members * one  # the same for a cohort as for its members
             sent += [{name: value[place].clone() for name, value in tensors.items()} for place in range(members)]
             reports.append(report)
         if not sent:
@@ -79,13 +85,36 @@ class BRIFCA(FedAvg):
         clients = CohortReply.joined(reports)
         update = self._per_cluster(clients, sent)
         norm = task_vector_norm(update)
-        if not torch.isfinite(torch.tensor(norm)):
+        if not math.isfinite(norm):
             raise AggregateDivergence(
                 f"Round {server_round}: an aggregated task vector is not finite. Lower learning-rate."
             )
         mean_norm = sum(task_vector_norm(task_vector) for task_vector in sent) / len(sent)
         metrics = clients.metrics(mean_norm, self.config.server_lr * norm, self.traffic)
         return to_record(apply_task_vector(self._weights, update, self.config.server_lr)), metrics
+
+    def _question(self, server_round: int, client: int, members: int) -> Question:
+        """Return what was asked of a cohort of so many, of which `client` answers."""
+        images, config = self.config.dataset != REGRESSION, self.config
+        numbers = cohort_numbers(config, members)
+        if images:
+            numbers = {**self.training_numbers(server_round, client), **numbers}
+        layout = {name: (value.dtype, (members, *value.shape[1:])) for name, value in self._weights.items()}
+        return Question(
+            server_round,
+            self._cohorts,
+            numbers,
+            {self.arrayrecord_key: layout},
+            self.largest_norm if images else lambda *_: self._largest_step(members),
+            self.context.shard_size,
+            self.context.frozen_name if images else None,
+        )
+
+    def _largest_step(self, members: int) -> float:
+        """Return the largest norm of task vectors −γ ∇F_j of so many clients with regression data."""
+        config, theta = self.config, self.sent_norm(self.arrayrecord_key)
+        away = theta + math.sqrt(output_square(config))
+        return members * MOST_TIMES * (1 + away) * (1 + self.context.learning_rate * config.dimension)
 
     def _per_cluster(self, clients: CohortReply, sent: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return the aggregate of every cluster, stacked along the first dimension; zero where nobody reported."""

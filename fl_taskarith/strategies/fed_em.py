@@ -7,10 +7,10 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fl_taskarith.engine.cohort_messages import CohortReply, cohort_messages
+from fl_taskarith.engine.cohort_messages import CohortReply, cohort_messages, cohort_numbers, cohorts, output_square
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
+from fl_taskarith.engine.question import Question
 from fl_taskarith.engine.records import payload_bytes, to_record
-from fl_taskarith.engine.replies import check_finite, tensors_of
 from fl_taskarith.engine.round_reply import Traffic
 from fl_taskarith.mixtures.expectation_maximisation import Statistics, largest_move, maximisation
 from fl_taskarith.strategies.fedavg import FedAvg
@@ -33,7 +33,8 @@ class FedEM(FedAvg):
         self.traffic = Traffic(downlink=sampled * payload_bytes(arrays))
         settings = settings_record(self.config, self.context.settings(server_round))
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
-        return cohort_messages(content, staying, self.config.clients_at_once, "train.expectation")
+        self._cohorts = cohorts(staying, self.config.clients_at_once)
+        return cohort_messages(content, self._cohorts, "train.expectation")
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -51,14 +52,20 @@ class FedEM(FedAvg):
             "grams": (theta.dtype, (clusters, dimension, dimension)),
             "moments": (theta.dtype, (clusters, dimension)),
         }
+        layouts = {self.arrayrecord_key: layout}
 
         def read(reply: Message) -> Statistics:
-            sums = tensors_of(reply, self.arrayrecord_key, self.device, layout)
-            check_finite(reply, sums)
-            reports.append(CohortReply.read(reply, self.config, self.context.shard_size))
-            arrays = reply.content.array_records[self.arrayrecord_key]
-            self.traffic.uplink += len(reports[-1].partitions) * payload_bytes(arrays)  # each sends as much as the sum
-            return Statistics(**sums)
+            cohort = self._cohorts.get(reply.metadata.src_node_id, [])
+            question = Question(
+                server_round, self._cohorts, cohort_numbers(self.config, len(cohort)), layouts,
+                examples_of=self.context.shard_size,
+            )  # fmt: skip
+            answer = question.read(reply, self.device, self.failures.most_seconds)
+            sums, report = Statistics(**answer.tensors[self.arrayrecord_key]), CohortReply.of(answer, cohort)
+            sums.check(len(cohort) * int(report.examples[0]), math.sqrt(output_square(self.config)))
+            reports.append(report)
+            self.traffic.uplink += len(cohort) * answer.bytes  # each sends as much as the sum
+            return sums
 
         for sums in self.failures.read(replies, read):
             total = sums if total is None else total + sums

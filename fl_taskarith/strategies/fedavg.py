@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -16,28 +15,31 @@ from torch import Tensor
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.participation import sample_clients, with_attackers, without_dropouts
-from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
-from fl_taskarith.engine.replies import (
-    Failures,
+from fl_taskarith.engine.question import (
+    LOSS,
+    WORKED,
+    Answer,
     Layout,
-    check_examples,
-    check_finite,
-    check_frozen,
+    Numbers,
+    Question,
+    Range,
     layout_of,
-    metrics_of,
-    number,
     shapes_of,
-    state_name,
     tensors_of,
 )
+from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
+from fl_taskarith.engine.replies import Failures, complaint
 from fl_taskarith.engine.round_context import RoundContext
 from fl_taskarith.engine.round_reply import Reply, Traffic, all_task_vectors
-from fl_taskarith.errors import AggregateDivergence, ClientFailure, Divergence
+from fl_taskarith.errors import AggregateDivergence
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, mean_pairwise_cosine, task_vector_norm
 from fl_taskarith.merging.task_vector_bank import TaskVectorBank
 from fl_taskarith.storage.client_files import StateNames
+from fl_taskarith.training.schedules import draw_local_steps, step_coefficient_sum
 
+MOST_TIMES = 100.0  # that of the weights which were sent: see `FedAvg.largest_norm`
+MASK = "mask"  # key of the array record of a client's own mask
 BANK = "bank/"  # in the state of a checkpoint
 
 __all__ = ["FedAvg", "Reply", "all_task_vectors"]  # all that an algorithm needs
@@ -70,10 +72,12 @@ class FedAvg(FlowerFedAvg):
         self.failures = Failures(config.on_client_failure)
         self.bank = TaskVectorBank(getattr(torch, config.task_vector_bank, torch.float32), config.bank_decay)
         self._streams = vars(type(self)).get("streams", False) and config.task_vector_bank == "off"
-        self._check_all = not self._streams  # every task vector for NaN, before it is used
         self._weights: dict[str, Tensor] = {}
         self._own_masks = False  # each client trains under its own mask
         self._layouts: dict[str, Layout] = {}  # of the array records that this round's replies must have
+        self._sent: dict[str, dict[str, Tensor]] = {}  # in this round, by the key of their record
+        self._sent_norms: dict[str, float] = {}
+        self._asked: list[int] = []  # the clients of this round
         self._kept: dict[str, Tensor] = {}
 
     # What a new aggregation rule defines
@@ -164,7 +168,8 @@ class FedAvg(FlowerFedAvg):
                 break
             started = time.perf_counter()
             self.context = context_of(server_round)
-            arrays, metrics = self._round(server_round, result.arrays, grid)
+            messages = self.configure_train(server_round, result.arrays, ConfigRecord(), grid)
+            arrays, metrics = self.aggregate_train(server_round, grid.exchange(messages))
             if arrays is None or metrics is None:
                 raise self.failures.of_all(f"Round {server_round}")
             metrics["learning-rate"] = self.context.learning_rate
@@ -175,36 +180,13 @@ class FedAvg(FlowerFedAvg):
                 after_round(server_round, arrays, metrics)
         return result
 
-    def _round(
-        self, server_round: int, arrays: ArrayRecord, grid: PartitionGrid
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Run one round; repeat it with every task vector checked if their sum is not finite, to name the client.
-
-        To check every entry of every task vector costs as much as to add it; a check of their sum costs little.
-        """
-        states = dict(self.client_states)
-        try:
-            return self._exchange(server_round, arrays, grid)
-        except AggregateDivergence:
-            if self._check_all:
-                raise
-        self.client_states, self._check_all = states, True
-        try:
-            return self._exchange(server_round, arrays, grid)
-        finally:
-            self._check_all = False
-
-    def _exchange(
-        self, server_round: int, arrays: ArrayRecord, grid: PartitionGrid
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        messages = self.configure_train(server_round, arrays, ConfigRecord(), grid)
-        return self.aggregate_train(server_round, grid.exchange(messages))
-
     def begin_round(self, server_round: int, arrays: ArrayRecord, grid: PartitionGrid) -> tuple[list[int], int]:
         """Take the global tensors; return the clients that stay in the round, ascending, and how many were sampled."""
         self._weights = to_tensors(arrays, self.device)
+        self._sent, self._sent_norms = {self.arrayrecord_key: self._weights}, {}
         sampled = sample_clients(self.config, server_round, grid.get_node_ids())
-        return without_dropouts(self.config, server_round, sampled), len(sampled)
+        self._asked = without_dropouts(self.config, server_round, sampled)
+        return self._asked, len(sampled)
 
     def configure_train(  # type: ignore[override]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
@@ -213,7 +195,8 @@ class FedAvg(FlowerFedAvg):
         staying, sampled = self.begin_round(server_round, arrays, grid)
         self._own_masks = self.config.mask_source == "own" and server_round > self.config.head_rounds
         records = self.message_arrays(arrays)
-        self._layouts = {key: layout_of(to_tensors(record, self.device)) for key, record in records.items()}
+        self._sent = {key: to_tensors(record, self.device) for key, record in records.items()}
+        self._layouts = {key: layout_of(tensors) for key, tensors in self._sent.items()}
         self.traffic = Traffic(downlink=sampled * sum(map(payload_bytes, records.values())))
         messages = []
         shared: dict[RoundSettings, ConfigRecord] = {}  # one record for all clients that have no state of their own
@@ -244,12 +227,11 @@ class FedAvg(FlowerFedAvg):
             ClientFailure: a client failed, or sent what cannot be used (by `on-client-failure`).
             AggregateDivergence: the aggregate is NaN or infinite.
         """
-        log: list[MetricRecord] = []
+        log: list[tuple[Numbers, float]] = []  # and no tensors: memory must not grow with the number of clients
 
         def read(message: Message) -> Reply:
-            self._check_loss(server_round, message)
-            reply = self._read(message)
-            log.append(metrics_of(message))
+            answer, reply = self._read(server_round, message)
+            log.append((answer.numbers, answer.norms[self.arrayrecord_key]))
             return reply
 
         incoming = self.failures.read(replies, read)
@@ -265,92 +247,103 @@ class FedAvg(FlowerFedAvg):
         new = apply_task_vector(self._weights, task_vector, self.config.server_lr, overwrite=self._streams)
         return to_record(new), self._metrics(log, norm)
 
-    def _read(self, message: Message) -> Reply:
+    def training_numbers(self, server_round: int, client: int) -> dict[str, Range]:
+        """Return where the numbers of a client's reply after local steps must lie, by metric."""
+        steps = draw_local_steps(self.config, server_round, client)
+        expected = step_coefficient_sum(self.config, steps, self.context.learning_rate)
+        taken = Range(0.999999 * expected, 1.000001 * expected, words=f"above 0, here {expected:g}")
+        return {"train-loss": LOSS, "step-coefficient-sum": taken, **WORKED}
+
+    def largest_norm(self, key: str, numbers: Numbers, norms: Numbers) -> float:
+        """Return the largest norm of a reply's tensors under `key`: 100 (1 + ‖θ‖) (1 + η‖a‖₁), θ what was sent.
+
+        Local training that works stays below a hundredth of it, and training that collapses, at rates a thousand times
+        too large, below a quarter. A model with weights as large still has a loss that is a number. It is no defence
+        against clients that lie within it: robust strategies are.
+        """
+        most = MOST_TIMES * (1 + self.context.learning_rate * numbers["step-coefficient-sum"])
+        return most if norms[key] <= most else most * (1 + self.sent_norm(key))  # which takes a pass over θ
+
+    def sent_norm(self, key: str) -> float:
+        """Return the 2-norm of all tensors that were sent in this round's record `key`."""
+        if key not in self._sent_norms:
+            self._sent_norms[key] = task_vector_norm(self._sent.get(key, {}))
+        return self._sent_norms[key]
+
+    def _read(self, server_round: int, message: Message) -> tuple[Answer, Reply]:
         """Check and return the reply in `message`; count its bytes and note the name of the client's newest file.
 
         Raises:
             ClientFailure: the reply is not what was asked for.
         """
-        client, context = message.metadata.src_node_id, self.context
-        check_frozen(message, context.frozen_name)
-        if context.shard_size is not None:
-            check_examples(message, context.shard_size(client))
-        layouts, mask = self._layouts, self._mask_of(message) if self._own_masks else None
+        client, context, layouts = message.metadata.src_node_id, self.context, self._layouts
+        mask = self._mask_of(message) if self._own_masks else None
         if mask is not None:
             entries = {name: (torch.float32, (len(index),)) for name, index in mask.indices.items()}
-            layouts = {self.arrayrecord_key: entries}
-        tensors = {key: tensors_of(message, key, self.device, layout) for key, layout in layouts.items()}
-        if self._check_all:
-            for received in tensors.values():
-                check_finite(message, received)
-        reply = Reply(
-            client,
-            tensors.pop(self.arrayrecord_key),
-            number(message, "num-examples", above=0),
-            number(message, "step-coefficient-sum", above=0),
-            tensors,
-        )
-        for name in ("train-loss", "update-norm", "train-seconds"):
-            number(message, name)
+            packed = {MASK: layout_of(mask.packed())} if MASK in message.content.array_records else {}
+            layouts = {self.arrayrecord_key: entries, **packed}
+        question = Question(
+            server_round, self._asked, self.training_numbers(server_round, client), layouts, self.largest_norm,
+            context.shard_size, context.frozen_name,
+        )  # fmt: skip
+        answer = question.read(message, self.device, self.failures.most_seconds)
+        others = {key: value for key, value in answer.tensors.items() if key not in (self.arrayrecord_key, MASK)}
+        task_vector = answer.tensors[self.arrayrecord_key]
         if mask is not None:
             self.keep(f"mask-{client}", mask.packed())
             full = {name: torch.zeros_like(value) for name, value in self._weights.items()}
-            mask.scatter_(full, reply.task_vector)
-            reply = replace(reply, task_vector=full)
-        if (state := state_name(message)) is not None:
-            self.client_states[client] = state
-        self.traffic.uplink += sum(map(payload_bytes, message.content.array_records.values()))
-        return reply
+            mask.scatter_(full, task_vector)
+            task_vector = full
+        if answer.state is not None:
+            self.client_states[client] = answer.state
+        self.traffic.uplink += answer.bytes
+        numbers = answer.numbers
+        return answer, Reply(client, task_vector, numbers["num-examples"], numbers["step-coefficient-sum"], others)
 
     def _mask_of(self, message: Message) -> Mask:
         """Return the mask that a client sent with its first reply.
 
         Raises:
-            ClientFailure: the client sent no mask of the trained weights.
+            ClientFailure: the client sent no mask of the trained weights, or one of another density.
         """
-        client = message.metadata.src_node_id
-        sent = message.content.array_records.get("mask")
-        try:
-            if sent is None:
-                packed = {name: self._kept[f"mask-{client}/{name}"] for name in self._weights}
-            else:
-                received = to_tensors(sent, torch.device("cpu"))
-                packed = {name: received[name] for name in self._weights}
-            return Mask.unpacked(packed, shapes_of(self._weights)).to(self.device)
-        except (KeyError, ValueError) as error:
-            raise ClientFailure(f"Client {client} sent no mask of the weights that are trained: {error}.") from error
+        client, shapes = message.metadata.src_node_id, shapes_of(self._weights)
+        sent = message.content.array_records.get(MASK)
+        if sent is None:
+            packed = {name: self._kept.get(f"mask-{client}/{name}") for name in shapes}
+            if any(bits is None for bits in packed.values()):
+                raise complaint(message, "without a mask of the weights that are trained")
+        else:
+            layout = {name: (torch.uint8, (-(-math.prod(shape) // 8),)) for name, shape in shapes.items()}
+            packed = dict(tensors_of(message, sent, MASK, torch.device("cpu"), layout))
+        mask = Mask.unpacked({name: bits for name, bits in packed.items() if bits is not None}, shapes)
+        wanted = round(self.config.density * mask.size)
+        if not self.config.sensitivity_threshold and mask.updated != wanted:
+            raise complaint(message, f"whose mask updates {mask.updated} of {mask.size} weights, not {wanted}")
+        return mask.to(self.device)
 
-    def _check_loss(self, server_round: int, message: Message) -> None:
-        loss = metrics_of(message).get("train-loss")
-        if isinstance(loss, float) and not math.isfinite(loss):
-            raise Divergence(
-                f"Client {message.metadata.src_node_id} diverged in round {server_round}: its training loss is {loss}. "
-                f"Lower learning-rate (now {self.config.peak_rate:g}), or add warmup-rounds."
-            )
+    def _metrics(self, log: list[tuple[Numbers, float]], norm: float) -> MetricRecord:
+        """Return the metrics of a round whose aggregate has this norm, from its clients' numbers and norms."""
+        examples, losses, seconds = ([numbers[name] for numbers, _ in log] for name in
+                                     ("num-examples", "train-loss", "train-seconds"))  # fmt: skip
+        norms = [own for _, own in log]
 
-    def _metrics(self, log: list[MetricRecord], norm: float) -> MetricRecord:
-        """Return the metrics of a round whose aggregate has this norm, from those of its clients."""
-        columns = {name: [metric(each, name) for each in log] for name in
-                   ("num-examples", "train-loss", "update-norm", "train-seconds")}  # fmt: skip
-        examples = columns["num-examples"]
-
-        def mean(name: str) -> float:
-            return sum(n * value for n, value in zip(examples, columns[name], strict=True)) / sum(examples)
+        def mean(values: list[float]) -> float:
+            return sum(n * value for n, value in zip(examples, values, strict=True)) / sum(examples)
 
         metrics = MetricRecord(
             {
-                "train-loss": mean("train-loss"),
-                "client-update-norm": mean("update-norm"),
+                "train-loss": mean(losses),
+                "client-update-norm": mean(norms),
                 "update-norm": self.config.server_lr * norm,
                 "clients": len(log),
-                "train-seconds": self.traffic.seconds + sum(columns["train-seconds"]),
+                "train-seconds": self.traffic.seconds + sum(seconds),
                 "downlink-bytes": self.traffic.downlink,
                 "uplink-bytes": self.traffic.uplink,
             }
         )
-        # Under attack the norms that clients report are not those of the task vectors that arrived.
+        # Under attack these norms are not those of the task vectors that are aggregated.
         if self._streams and not self.config.byzantine_fraction:
-            cosine = mean_pairwise_cosine(norm, columns["update-norm"], examples)
+            cosine = mean_pairwise_cosine(norm, norms, examples)
             if cosine is not None:
                 metrics["client-cosine"] = cosine
         return metrics

@@ -6,8 +6,9 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
-from fl_taskarith.engine.client_questions import ask_all
+from fl_taskarith.engine.client_questions import ask_all, check_squares
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
+from fl_taskarith.engine.question import Question
 from fl_taskarith.merging.aggregate import WeightedMean
 from fl_taskarith.merging.gram_matching import GramAnchoredSum, per_entry, total
 from fl_taskarith.strategies.fedavg import FedAvg, Reply
@@ -37,7 +38,12 @@ class GramAnchored(FedAvg):
         settings = settings_record(self.config, self.round_settings(server_round, 0))
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
         layout = {name: (torch.float32, (shape[1],)) for name, shape in self.context.linear_shapes.items()}
-        replies = ask_all(grid, self.failures, content, "query.gram", layout, self.device, self.traffic)
+        question = Question(server_round, layouts={self.arrayrecord_key: layout}, examples_of=self.context.shard_size)
+
+        def check(client: int, tensors: dict[str, Tensor]) -> None:
+            check_squares(tensors, self.context.shard_size(client) if self.context.shard_size is not None else 1.0)
+
+        replies = ask_all(grid, self.failures, content, "query.gram", question, self.device, self.traffic, check)
         grams = {f"{client}/{name}": value for client, diagonals in replies for name, value in diagonals.items()}
         if not grams:
             raise self.failures.of_all("The question for Grams")

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from fl_taskarith.config.settings import Config
+from fl_taskarith.seeding import random_generator
 
 STEP_DECAY = 0.1  # factor of the step schedule (at one half and three quarters of the run) and of the plateau schedule
 PLATEAU_PATIENCE = 3  # rounds without improvement before the plateau schedule lowers the rate
@@ -59,6 +61,15 @@ def scheduled_learning_rate(schedule: str, peak: float, step: int, total: int, w
     return peak * factor
 
 
+def draw_local_steps(config: Config, server_round: int, partition: int) -> int:
+    """Return J, or this client's number of steps this round, uniform on local-steps-min..max where they are set."""
+    if not config.local_steps_max:
+        return config.local_steps
+    generator = random_generator(config.seed, "local steps", server_round, partition)
+    return int(generator.integers(config.local_steps_min, config.local_steps_max + 1))
+
+
+@lru_cache(maxsize=64)
 def step_coefficient_sum(config: Config, local_steps: int, learning_rate: float) -> float:
     """Return ‖a‖₁ of θ_0 − θ_J = η Σ_j a_j g_j: how many plain SGD steps J local ones amount to (Wang et al. 2020).
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from flwr.app import Context, Error, Message, RecordDict
 
 from fl_taskarith import simulate
 from fl_taskarith.client import app as client
+from fl_taskarith.client.local_work import Work
 from fl_taskarith.config.fields import STRATEGIES
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.time_limit import limited
@@ -34,7 +36,7 @@ def one_round(quick_config: Config) -> Config:
     )
 
 
-SHORT = ("raises", "hangs", "sends no loss", "sends infinity", "uses another mask")
+SHORT = ("raises", "hangs", "sends no loss", "sends infinity", "uses another mask", "leaves the process")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ SHORT = ("raises", "hangs", "sends no loss", "sends infinity", "uses another mas
 )
 def test_by_stop_a_run_names_the_client_and_fails(one_round: Config, fault: str) -> None:
     config = with_fault(one_round, fault, "stop")
-    with pytest.raises(ClientFailure, match=f"^Client 1 .*{FAULTS[fault][1]}"):
+    with pytest.raises(ClientFailure, match=f"^Client 1 .*{re.escape(FAULTS[fault][1])}"):
         run_federation(config, FaultyApp(fault, AT_FAULT))
     record = json.loads((Path(config.results_dir) / config.run_name / "run.json").read_text())
     assert record["status"] == "failed"
@@ -51,7 +53,7 @@ def test_by_stop_a_run_names_the_client_and_fails(one_round: Config, fault: str)
 
 @pytest.mark.parametrize(
     "faults",
-    [["raises", "sends NaN", "sends wrong shapes"], pytest.param(list(FAULTS), marks=pytest.mark.slow)],
+    [["raises", "sends wrong shapes", "sends huge numbers"], pytest.param(list(FAULTS), marks=pytest.mark.slow)],
     ids=["some", "all"],
 )
 def test_by_skip_a_run_goes_on_as_if_they_had_not_answered(
@@ -194,6 +196,22 @@ def test_a_skipped_fault_changes_nothing_after_an_interruption(one_round: Config
 def test_cohorts_fail_as_a_whole_and_cannot_be_skipped() -> None:
     with pytest.raises(ConfigError, match="clients-at-once"):
         Config(dataset="linear-regression", strategy="fed-em", clients_at_once=0, on_client_failure="skip")
+
+
+def test_of_clients_that_train_together_the_one_at_fault_is_named(
+    one_round: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = Work.trained_reply
+
+    def leaves(work: Work, *trained: object) -> RecordDict:
+        return raises_exit() if work.partition == 3 else sound(work, *trained)
+
+    def raises_exit() -> RecordDict:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(Work, "trained_reply", leaves)
+    with pytest.raises(ClientFailure, match=r"^Client 3 failed: SystemExit: 0 \("):
+        simulate(one_round, clients_at_once=0)
 
 
 def regression_fault(change: Callable[[RecordDict], None]) -> Callable[[Message, Context], Message]:

@@ -1,6 +1,7 @@
 """Flower's engine over a Grid that stands in for Flower's: SuperNodes that are missing, stop, come back, forget."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -212,3 +213,73 @@ def test_a_client_that_lacks_what_was_never_sent_fails() -> None:
     flower.forgetful = {1}
     with pytest.raises(ClientFailure, match="Client 1 failed: the frozen head is missing"):
         list(Failures("stop").read(SuperNodeGrid(flower, config_for(3)).exchange(messages_to([0, 1, 2])), checked))
+
+
+# Hostile SuperNodes
+
+
+def replaced(
+    monkeypatch: pytest.MonkeyPatch, flower: FakeFlowerGrid, change: Callable[[list[Message]], object]
+) -> None:
+    """Have `change` alter what arrives."""
+    send = flower.send_and_receive
+
+    def receive(messages: list[Message], *, timeout: float | None = None) -> list[Message]:
+        replies = send(messages, timeout=timeout)
+        change(replies)
+        return replies
+
+    monkeypatch.setattr(flower, "send_and_receive", receive)
+
+
+def test_a_reply_in_the_name_of_another_supernode_counts_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    flower = FakeFlowerGrid([0, 1, 2])
+    grid = SuperNodeGrid(flower, config_for(3, "skip"))
+
+    def forge(replies: list[Message]) -> None:
+        (mine,) = (reply for reply in replies if reply.content["metrics"]["partition-id"] == 1)
+        (other,) = (reply for reply in replies if reply.content["metrics"]["partition-id"] == 2)
+        forged = Message(RecordDict(), reply_to=other)
+        forged.metadata.__dict__ |= {"_src_node_id": mine.metadata.src_node_id,
+                                     "_reply_to_message_id": other.metadata.reply_to_message_id}  # fmt: skip
+        replies.insert(0, forged)
+
+    replaced(monkeypatch, flower, forge)
+    assert heard(grid, [0, 1, 2]) == [0, 1, 2]
+    replaced(monkeypatch, flower, lambda replies: replies.pop(-1))
+    assert heard(grid, [0, 1, 2]) == [1, 2], "what was forged does not take the place of what is missing"
+
+
+def test_a_reply_that_flower_cannot_read_is_its_clients_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    flower = FakeFlowerGrid([0, 1, 2])
+    grid = SuperNodeGrid(flower, config_for(3, "skip"))
+
+    def inflate(replies: list[Message]) -> None:
+        if any(reply.content["metrics"]["partition-id"] == 1 for reply in replies):
+            raise ValueError("Mismatch in children \x1b[2J object IDs")
+
+    replaced(monkeypatch, flower, inflate)
+    assert heard(grid, [0, 1, 2]) == [0, 2]
+    with pytest.raises(ClientFailure, match=r"Client 1 failed: its reply cannot be read \(ValueError: Mismatch in ch"):
+        list(Failures("stop").read(grid.exchange(messages_to([0, 1, 2])), checked))
+
+
+@pytest.mark.parametrize("told", [-1, 2.5, None])
+def test_a_supernode_without_a_sound_partition_stays_idle(monkeypatch: pytest.MonkeyPatch, told: float | None) -> None:
+    flower = FakeFlowerGrid([0, 1, 2])
+
+    def lie(replies: list[Message]) -> None:
+        for reply in replies:
+            metrics = reply.content["metrics"]
+            if metrics.get("partition-id") == 2:
+                del metrics["partition-id"]
+                metrics.update({} if told is None else {"partition-id": told})
+
+    replaced(monkeypatch, flower, lie)
+    assert heard(SuperNodeGrid(flower, config_for(3, "skip"), nodes_timeout=0.0), [0, 1]) == [0, 1]
+
+
+def test_by_skip_a_second_supernode_of_a_partition_stays_idle() -> None:
+    with pytest.raises(ConfigError, match="Two SuperNodes hold partition 1"):
+        SuperNodeGrid(FakeFlowerGrid([0, 1, 1, 2]), config_for(3))
+    assert heard(SuperNodeGrid(FakeFlowerGrid([0, 1, 1, 2]), config_for(3, "skip")), [0, 1, 2]) == [0, 1, 2]

@@ -20,7 +20,7 @@ from fl_taskarith import simulate
 from fl_taskarith.client import app as client
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.participation import sample_clients
-from fl_taskarith.engine.replies import shapes_of
+from fl_taskarith.engine.question import shapes_of
 from fl_taskarith.errors import ClientFailure, ConfigError
 from fl_taskarith.masking.mask import Mask, load_mask
 from fl_taskarith.merging.aggregate import WeightedMean

@@ -1,12 +1,15 @@
 """Client apps in which some clients are at fault, each in one way, for tests of what a run does about it."""
 
 import dataclasses
+import io
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fl_taskarith.client import app as client
 from fl_taskarith.config.settings import Config
@@ -138,6 +141,64 @@ def uses_another_mask(message: Message, partition: int) -> RecordDict:
     return reply
 
 
+def leaves_the_process(message: Message, partition: int) -> RecordDict:
+    raise SystemExit(0)
+
+
+def says_too_much(message: Message, partition: int) -> RecordDict:
+    raise ValueError("\x1b[2J" + "words\n" * 1000 + "and the end of it")
+
+
+def _with_plain(message: Message, partition: int, change: Callable[[Array], None]) -> RecordDict:
+    reply = client.train(message, partition)
+    arrays = _plain(reply)
+    change(arrays[sorted(arrays)[0]])
+    reply["arrays"] = arrays
+    return reply
+
+
+def lies_about_a_shape(message: Message, partition: int) -> RecordDict:
+    return _with_plain(message, partition, lambda array: array.__dict__.update(shape=(2**45,)))
+
+
+def lies_about_a_type(message: Message, partition: int) -> RecordDict:
+    return _with_plain(message, partition, lambda array: array.__dict__.update(dtype=None))
+
+
+def claims_too_many_numbers(message: Message, partition: int) -> RecordDict:
+    def change(array: Array) -> None:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**45,)})
+        array.data = header.getvalue()
+
+    return _with_plain(message, partition, change)
+
+
+def sends_huge_numbers(message: Message, partition: int) -> RecordDict:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[sorted(tensors)[0]].view(-1)[-1] = 1e18
+
+    return _with_tensors(message, partition, change)
+
+
+def _with_metric(message: Message, partition: int, name: str, value: float) -> RecordDict:
+    reply = client.train(message, partition)
+    reply.metric_records["metrics"][name] = value
+    return reply
+
+
+def sends_a_mask(message: Message, partition: int) -> RecordDict:
+    reply = client.train(message, partition)
+    reply["mask"] = to_record({"pos_embed": torch.zeros(1, dtype=torch.uint8)})
+    return reply
+
+
+def names_another_folder(message: Message, partition: int) -> RecordDict:
+    reply = client.train(message, partition)
+    reply["state"] = ConfigRecord({"name": "../../etc/passwd"})
+    return reply
+
+
 FAULTS: dict[str, tuple[Work, str]] = {  # what goes wrong, and what is said about it
     "raises": (raises, "failed: ZeroDivisionError: a bug in client code"),
     "hangs": (hangs, "did not finish within client-timeout = "),
@@ -154,6 +215,21 @@ FAULTS: dict[str, tuple[Work, str]] = {  # what goes wrong, and what is said abo
     "has a nameless state": (has_a_nameless_state, "whose state has no name"),
     "sends a wrong example count": (miscounts, "of 10000 examples, and its shard holds "),
     "sends no metrics": (forgets_its_metrics, "without metrics"),
+    "leaves the process": (leaves_the_process, "failed: SystemExit: 0 (faults.py, line "),
+    "says too much": (says_too_much, "failed: ValueError: ?[2Jwords words words"),
+    "lies about a shape": (lies_about_a_shape, "as float32 [35184372088832], not as float32 ["),
+    "lies about a type": (lies_about_a_type, "as None ["),
+    "claims too many numbers": (claims_too_many_numbers, "a header of float32 [35184372088832], not of "),
+    "sends huge numbers": (sends_huge_numbers, "has norm 1e+18, and may have "),
+    "reports a norm": (partial(_with_metric, name="update-norm", value=1e308), "not asked for: update-norm"),
+    "took hardly a step": (partial(_with_metric, name="step-coefficient-sum", value=1e-300), "is 1e-300, and must be "),
+    "reports a huge loss": (partial(_with_metric, name="train-loss", value=1e300), "its train-loss is 1e+300"),
+    "reports a loss below 0": (partial(_with_metric, name="train-loss", value=-1.0), "is -1, and must be from 0 to"),
+    "worked for a year": (partial(_with_metric, name="train-seconds", value=3e7), "is 3e+07, and must be from 0 to"),
+    "answers for another": (partial(_with_metric, name="partition-id", value=3), "with partition-id = 3, not "),
+    "answers another round": (partial(_with_metric, name="round", value=7), "with round = 7, not 1"),
+    "sends a mask unasked": (sends_a_mask, 'the array records "arrays", "mask", not "arrays"'),
+    "names another folder": (names_another_folder, "whose state is ../../etc/passwd, and not of round 1"),
     "uses another mask": (uses_another_mask, "made with another mask or head"),
 }
 
