@@ -59,8 +59,8 @@ def load_weights(model: VisionTransformer, path: Path) -> None:
             loaded = state[name].to(value)
             if not bool(loaded.isfinite().all()):
                 raise WeightsError(
-                    f"The weights in {path} hold NaN or infinite values in {name}, or some too large for {value.dtype}: "
-                    "is the file damaged?"
+                    f"The weights in {path} hold NaN or infinite values in {name}, or some too large for "
+                    f"{value.dtype}: is the file damaged?"
                 )
             value.copy_(loaded)
 

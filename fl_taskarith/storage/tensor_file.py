@@ -60,7 +60,7 @@ def check_seal(path: Path) -> bool:
         OSError: it cannot be read.
     """
     with open(path, "rb") as file:
-        header = _header(file)
+        header = read_header(file)
         metadata = header.get("__metadata__", {})
         seal = _seal_of(metadata)
         if not seal:
@@ -76,14 +76,12 @@ def check_seal(path: Path) -> bool:
     return True
 
 
-def _seal_of(metadata: Mapping[str, str]) -> str:
-    """Return the key of the seal among a file's metadata, "" if it has none."""
-    earlier = EARLIER_SEAL in metadata and any(keys <= metadata.keys() for keys in OURS)
-    return SEAL if SEAL in metadata else EARLIER_SEAL if earlier else ""
+def read_header(file: BinaryIO) -> dict[str, Any]:
+    """Return the table of tensors and metadata that an open .safetensors file begins with.
 
-
-def _header(file: BinaryIO) -> dict[str, Any]:
-    """Read the table of tensors and metadata that a .safetensors file begins with."""
+    Raises:
+        ValueError: there is none.
+    """
     length = int.from_bytes(file.read(8), "little")
     if length > LARGEST_HEADER:
         raise ValueError("it does not begin as a .safetensors file does")
@@ -95,6 +93,12 @@ def _header(file: BinaryIO) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its header is no table of tensors with metadata of text")
     return header
+
+
+def _seal_of(metadata: Mapping[str, str]) -> str:
+    """Return the key of the seal among a file's metadata, "" if it has none."""
+    earlier = EARLIER_SEAL in metadata and any(keys <= metadata.keys() for keys in OURS)
+    return SEAL if SEAL in metadata else EARLIER_SEAL if earlier else ""
 
 
 def _parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
