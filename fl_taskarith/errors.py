@@ -55,7 +55,7 @@ class StudyError(FlTaskarithError):
     """Runs of a study failed, or a study could not choose a learning rate; everything else it ran is kept."""
 
 
-def listed(lines: Iterable[str], most: int = 5, width: int = 160) -> str:
+def listed(lines: Iterable[str], most: int = 5, width: int = 400) -> str:
     """Return lines for a message, indented: at most `most`, then how many more; none with control characters."""
     lines = list(lines)
     shown = [printable(line, width) for line in lines[:most]]

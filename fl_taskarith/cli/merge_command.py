@@ -1,6 +1,7 @@
 """The command `fl-taskarith merge`; its methods and their parameters are the table of merge rules."""
 
 import argparse
+import contextlib
 import re
 import textwrap
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from fl_taskarith.cli.arguments import LateParser
 from fl_taskarith.errors import ConfigError
 
 USUAL = "task-arithmetic"
+ADDRESS_SPACE = 4_000_000_000  # bytes that Python and torch map before a model is read
 NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf|infinity|nan)$", re.IGNORECASE)
 
 
@@ -33,6 +35,7 @@ def add_merge(merge: LateParser) -> None:
 
 def _add_rules(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     """Add --method, and an option for every rule's parameter, that of a module:function among `arguments` included."""
+    _check_address_space(parser)
     from fl_taskarith.merging.merge_rules import find_rule, merge_rules
 
     early = argparse.ArgumentParser(add_help=False)
@@ -53,6 +56,19 @@ def _add_rules(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Non
     parser._negative_number_matcher = NUMBER  # argparse's own knows no exponents
     if isinstance(arguments, list):
         arguments[:] = _models_first(parser, arguments)
+
+
+def _check_address_space(parser: argparse.ArgumentParser) -> None:
+    """End with a message where a limit such as `ulimit -v` leaves no room for torch, which would abort."""
+    with contextlib.suppress(ImportError):  # Windows has no such limits
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
+            parser.error(
+                f"a merge needs about {ADDRESS_SPACE / 1e9:.0f} GB of address space for Python and torch, and more for "
+                f"the models, but it is limited to {limit / 1e9:.1f} GB: raise the limit (ulimit -v)"
+            )
 
 
 def run_merge(parsed: argparse.Namespace) -> None:

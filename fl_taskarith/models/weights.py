@@ -54,15 +54,15 @@ def load_weights(model: VisionTransformer, path: Path) -> None:
     if POSITIONS in expected and state[POSITIONS].shape != expected[POSITIONS].shape:
         grid = list(model.patch_embed.grid_size)
         state[POSITIONS] = resample_abs_pos_embed(state[POSITIONS].float(), grid, num_prefix_tokens=_prefix(model))
+    loaded = {name: state[name].to(value) for name, value in expected.items()}
+    if bad := [name for name, value in loaded.items() if not bool(value.isfinite().all())]:
+        raise WeightsError(
+            f"The weights in {path} hold NaN or infinite values in {', '.join(bad[:3])}, or some too large for "
+            f"{loaded[bad[0]].dtype}, in {len(bad)} tensors: is the file damaged?"
+        )
     with torch.no_grad():
         for name, value in expected.items():
-            loaded = state[name].to(value)
-            if not bool(loaded.isfinite().all()):
-                raise WeightsError(
-                    f"The weights in {path} hold NaN or infinite values in {name}, or some too large for "
-                    f"{value.dtype}: is the file damaged?"
-                )
-            value.copy_(loaded)
+            value.copy_(loaded[name])
 
 
 def backbone_state(model: VisionTransformer) -> StateDict:
