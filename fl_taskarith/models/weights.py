@@ -43,7 +43,8 @@ def load_weights(model: VisionTransformer, path: Path) -> None:
     found = find_backbone(read_tensors(path), expected.keys(), path)
     state = {name: _shaped(value, expected.get(name)) for name, value in found.items()}
     _include_class_position(model, state)
-    problems = [problem for name in sorted(expected.keys() | state.keys())
+    names = sorted(expected.keys() | state.keys(), key=lambda name: (name not in (PATCHES, POSITIONS), name))
+    problems = [problem for name in names
                 if (problem := _problem(model, name, state.get(name), expected.get(name)))]  # fmt: skip
     if problems:
         raise WeightsError(
