@@ -85,7 +85,7 @@ def read_tensors(path: Path) -> dict[Any, Any]:
         kind = "is a folder, no weights file: name a file in it" if path.is_dir() else "is missing: put it there"
         raise WeightsError(f"There is no weights file {path}: it {kind}, or correct `weights`.")
     try:
-        loaded = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+        loaded = _pickled(path) if _is_pickle(path) else _safetensors(path)
     except Exception as error:  # safetensors, pickle and zip each have their own
         reason = printable(error, 300)
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):  # torch advises to run the code
@@ -100,6 +100,14 @@ def read_tensors(path: Path) -> dict[Any, Any]:
             "model's state_dict()."
         )
     return loaded
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether torch.save may have written the file: by how it begins, or else by its name."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    is_header = start[8:] == b"{"  # of a .safetensors, whose length stands before it
+    return not is_header and (start.startswith((b"PK", b"\x80")) or path.suffix != ".safetensors")
 
 
 def _safetensors(path: Path) -> dict[Any, Any]:
@@ -123,14 +131,26 @@ def _pickled(path: Path) -> Any:
         if refused := [name for name in unknown if not _inert(name)]:
             raise ValueError(f"code would have to run for {', '.join(refused[:3])}: save the model's state_dict()")
     else:
-        with open(path, "rb") as file:  # as torch wrote it before 1.6: four pickles, then the numbers
-            named = {str(word).replace(" ", ".") for _ in range(4) for code, word, _ in genops(file)
-                     if code.name == "GLOBAL"}  # fmt: skip
-        unknown = [name for name in named if _inert(name)]
+        unknown = [name for name in _named_in_pickles(path) if _inert(name)]
     stand_ins = [(_Blank if name.startswith("numpy.") else _Nothing, name) for name in (*SPELLINGS["inert"], *unknown)]
-    with torch.serialization.safe_globals([*stand_ins, _Blank]), warnings.catch_warnings():
+    allowed = torch.serialization.safe_globals([*stand_ins, _Blank])
+    with allowed, warnings.catch_warnings(), open(path, "rb") as file:  # torch goes by the name of a path
         warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _named_in_pickles(path: Path) -> set[str]:
+    """Return the names of all objects in a file as torch wrote it before 1.6: four pickles, then the numbers.
+
+    Raises:
+        UnpicklingError: it is no such file.
+    """
+    try:
+        with open(path, "rb") as file:
+            return {str(word).replace(" ", ".") for _ in range(4) for code, word, _ in genops(file)
+                    if code.name == "GLOBAL"}  # fmt: skip
+    except Exception as error:  # genops has ValueErrors and those of decoders
+        raise pickle.UnpicklingError("it is no file of torch.save") from error
 
 
 def _inert(name: str) -> bool:

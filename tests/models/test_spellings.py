@@ -197,6 +197,23 @@ def test_no_code_runs_beside_weights_in_a_training_checkpoint(payload: int, tmp_
     assert not marker.exists()
 
 
+def test_the_content_tells_the_kind_of_file_and_not_its_name(tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "w.bin")
+    torch.save(weights(), tmp_path / "w.safetensors")
+    assert loads(tmp_path / "w.bin") and loads(tmp_path / "w.safetensors")
+    for content in (
+        b"",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"<html>",
+        b"\x80\x02}q",
+        b"PK\x03\x04",
+        b"\x08\x07" * 9,
+    ):
+        for name in ("w.pth", "w.safetensors"):
+            (tmp_path / name).write_bytes(content)
+            assert f"{name} cannot be read (" in refusal(tmp_path / name)
+
+
 def test_a_pickled_module_and_a_program_say_what_to_save(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pth")
