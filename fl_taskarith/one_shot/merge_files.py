@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fl_taskarith.errors import ConfigError, WeightsError
+from fl_taskarith.errors import ConfigError, WeightsError, printable
 from fl_taskarith.merging.merge_rules import find_rule, merge_rules, scaled_weights
 from fl_taskarith.one_shot.merge_checks import MERGING, check_models
 from fl_taskarith.one_shot.merge_parts import (
@@ -140,7 +140,7 @@ def merge(sources: MergeSources, settings: MergeSettings) -> dict[str, Tensor]:
     if bad := [name for name, value in merged.items() if not bool(value.isfinite().all())]:
         raise WeightsError(
             f"The merged model has entries that are not finite, or are too large for the type of the base, at λ = "
-            f"{scale:g}, in {len(bad)} tensors: {', '.join(bad[:5])}."
+            f"{scale:g}, in {len(bad)} tensors: {_some(bad)}."
         )
     return merged
 
@@ -209,4 +209,4 @@ def _needed_bytes(paths: Sequence[Path]) -> int:
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(printable(name, 60) for name in names[:SHOWN]) + more
