@@ -88,7 +88,8 @@ def read_tensors(path: Path) -> dict[Any, Any]:
         loaded = _pickled(path) if _is_pickle(path) else _safetensors(path)
     except Exception as error:  # safetensors, pickle and zip each have their own
         reason = printable(error, 300)
-        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):  # torch advises to run the code
+        of_pickles = isinstance(error, pickle.UnpicklingError | TypeError | AttributeError)
+        if of_pickles or "weights_only" in str(error):  # torch advises to run the code
             reason = "it is no file of torch.save, is damaged, or holds objects that only running code could load"
         raise WeightsError(
             f"The weights file {path} cannot be read ({reason}). Expected a .safetensors file, or a .pth file that "
