@@ -1,5 +1,7 @@
 """The errors a user can meet. Each message says what was wrong, where, what was expected and what to do."""
 
+from collections.abc import Iterable
+
 
 class FlTaskarithError(Exception):
     """Base class: anything that is the user's to fix. A traceback is for our own bugs only."""
@@ -51,3 +53,16 @@ class ReportError(FlTaskarithError):
 
 class StudyError(FlTaskarithError):
     """Runs of a study failed, or a study could not choose a learning rate; everything else it ran is kept."""
+
+
+def listed(lines: Iterable[str], most: int = 5, width: int = 400) -> str:
+    """Return lines for a message, indented: at most `most`, then how many more; none with control characters."""
+    lines = list(lines)
+    shown = [printable(line, width) for line in lines[:most]]
+    return "".join(f"\n  {line}" for line in shown) + (f"\n  and {len(lines) - most} more" if lines[most:] else "")
+
+
+def printable(text: object, width: int = 160) -> str:
+    """Return a foreign text on one line of at most `width` characters, none of them a control character."""
+    line = "".join(each if each.isprintable() else " " for each in str(text)[: width + 1])
+    return line if len(line) <= width else line[: width - 3] + "..."

@@ -1,7 +1,8 @@
 """The command `fl-taskarith merge`; its methods and their parameters are the table of merge rules."""
 
 import argparse
-import dataclasses
+import contextlib
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from fl_taskarith.cli.arguments import LateParser
 from fl_taskarith.errors import ConfigError
 
 USUAL = "task-arithmetic"
+ADDRESS_SPACE = 4_000_000_000  # bytes that Python and torch map before a model is read
+NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf|infinity|nan)$", re.IGNORECASE)
 
 
 def add_merge(merge: LateParser) -> None:
@@ -17,7 +20,7 @@ def add_merge(merge: LateParser) -> None:
     merge.formatter_class = argparse.RawDescriptionHelpFormatter
     merge.fill = _add_rules
     merge.description = textwrap.fill(merge.description or "", 100)
-    merge.add_argument("models", nargs="+", type=Path, metavar="MODEL.safetensors", help="fine-tuned models or folders")
+    merge.add_argument("words", nargs="*", metavar="MODEL.safetensors", help="fine-tuned models or folders")
     merge.add_argument("--base", type=Path, help="θ₀, the model they were fine-tuned from")
     merge.add_argument("--task-vectors", action="store_true", help="the files hold θ - θ₀ already")
     merge.add_argument("--scale", type=float, help="λ (default: where equal models merge into themselves)")
@@ -32,6 +35,7 @@ def add_merge(merge: LateParser) -> None:
 
 def _add_rules(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     """Add --method, and an option for every rule's parameter, that of a module:function among `arguments` included."""
+    _check_address_space(parser)
     from fl_taskarith.merging.merge_rules import find_rule, merge_rules
 
     early = argparse.ArgumentParser(add_help=False)
@@ -49,6 +53,22 @@ def _add_rules(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Non
     parser.set_defaults(rule=rule, parameters=tuple(parameters))
     table = [f"  {each.name:<16} {each.about}{f' ({each.source})' if each.source else ''}" for each in rules.values()]
     parser.epilog = "\n".join(["rules:", *table, "", parser.epilog or ""])
+    parser._negative_number_matcher = NUMBER  # argparse's own knows no exponents
+    if isinstance(arguments, list):
+        arguments[:] = _models_first(parser, arguments)
+
+
+def _check_address_space(parser: argparse.ArgumentParser) -> None:
+    """End with a message where a limit such as `ulimit -v` leaves no room for torch, which would abort."""
+    with contextlib.suppress(ImportError):  # Windows has no such limits
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
+            parser.error(
+                f"a merge needs about {ADDRESS_SPACE / 1e9:.0f} GB of address space for Python and torch, and more for "
+                f"the models, but it is limited to {limit / 1e9:.1f} GB: raise the limit (ulimit -v)"
+            )
 
 
 def run_merge(parsed: argparse.Namespace) -> None:
@@ -56,11 +76,21 @@ def run_merge(parsed: argparse.Namespace) -> None:
     from fl_taskarith.merging.merge_rules import merge_rules
     from fl_taskarith.one_shot.benchmark_file import load_one_shot
     from fl_taskarith.one_shot.merge_checks import check_output
-    from fl_taskarith.one_shot.merge_files import MergeSettings, describe_sources, merge, open_sources, write_merged
+    from fl_taskarith.one_shot.merge_files import (
+        MergeSettings,
+        check_settings,
+        describe_sources,
+        merge,
+        open_sources,
+        within_memory,
+        write_merged,
+    )
     from fl_taskarith.one_shot.search_files import search_files
     from fl_taskarith.storage.files import make_folder
 
-    rule = parsed.rule
+    rule, models = parsed.rule, [Path(word) for word in parsed.words]
+    if not models:
+        raise ConfigError("There is nothing to merge: name .safetensors files of models, or their folders.")
     given = {name: value for name in parsed.parameters if (value := getattr(parsed, name)) is not None}
     if foreign := given.keys() - {rule.parameter}:
         raise ConfigError(f"The method {rule.name} takes no --{', --'.join(sorted(foreign))}.")
@@ -70,18 +100,53 @@ def run_merge(parsed: argparse.Namespace) -> None:
     if parsed.search is None and (parsed.data or (parsed.seed and not rule.takes("seed"))):
         unused = "--data" if parsed.data else f"--seed under --method {rule.name}"
         raise ConfigError(f"{unused} has no effect without --search: leave it out.")
-    read = [path for path in (*parsed.models, parsed.base, parsed.search) if path is not None]
-    check_output(parsed.output, read, parsed.overwrite)
-    sources = open_sources(parsed.base, parsed.models, parsed.task_vectors)
-    print(describe_sources(sources))
-    make_folder(parsed.output.parent)
+    if parsed.search is not None and (given or parsed.scale is not None):
+        own = f" and --{rule.parameter}" if rule.parameter else ""
+        raise ConfigError(f"--search chooses --scale{own}: leave them out.")
     settings = MergeSettings(rule.name, given.get(rule.parameter), parsed.scale, parsed.steps, parsed.seed)
-    if parsed.search is not None:
-        if given or parsed.scale is not None:
-            own = f" and --{rule.parameter}" if rule.parameter else ""
-            raise ConfigError(f"--search chooses --scale{own}: leave them out.")
-        settings = search_files(sources, settings, load_one_shot(parsed.search), parsed.data)
-    merged = merge(sources, settings)
-    facts = dataclasses.asdict(settings) | {"models": [path.name for path in parsed.models]}
-    write_merged(sources, merged, facts, parsed.output)
+    check_settings(settings, parsed.base is not None, len(models), searched=parsed.search is not None)
+    read = [path for path in (*models, parsed.base, parsed.search) if path is not None]
+    check_output(parsed.output, read, parsed.overwrite)
+    benchmark = None if parsed.search is None else load_one_shot(parsed.search)
+    with within_memory(models, parsed.base):
+        sources = open_sources(parsed.base, models, parsed.task_vectors)
+        print(describe_sources(sources))
+        make_folder(parsed.output.parent)
+        if benchmark is not None:
+            settings = search_files(sources, settings, benchmark, parsed.data)
+        print(f"method {rule.name}, λ = {settings.scale_of(len(models)):g}")
+        write_merged(sources, merge(sources, settings), settings, parsed.output)
     print(parsed.output.resolve())
+
+
+def _models_first(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
+    """Return the arguments with words that are no option's before all options, in their order.
+
+    Argparse takes such words in one place only, and --steps would take those behind its numbers.
+    """
+    words: list[str] = []
+    options: list[str] = []
+    taken, several = 0, False
+    for place, argument in enumerate(arguments):
+        if argument == "--":
+            words += arguments[place + 1 :]
+            break
+        action = _option(parser, argument.partition("=")[0])
+        if action is not None or (argument.startswith("-") and not NUMBER.match(argument) and not taken):
+            options.append(argument)
+            several = action is not None and action.nargs == "+"
+            taken = int(action is not None and action.nargs is None and "=" not in argument)
+        elif taken or (several and NUMBER.match(argument)):
+            options.append(argument)
+            taken = 0
+        else:
+            words.append(argument)
+            several = False
+    return [*options, "--", *words] if words else options
+
+
+def _option(parser: argparse.ArgumentParser, word: str) -> argparse.Action | None:
+    """Return the option that a word or an unambiguous start of its name means."""
+    actions = parser._option_string_actions
+    meant = {id(action): action for name, action in actions.items() if word.startswith("--") and name.startswith(word)}
+    return actions.get(word) or (next(iter(meant.values())) if len(meant) == 1 else None)

@@ -47,7 +47,7 @@ def plot_anatomy(described: DescribedMask, output: Path) -> list[Path]:
         colours.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         _draw_bars(grid[1, 0], bars, kinds, 100 * described.mask.density, limits)
         grid[1, 1].set_axis_off()
-        figure.suptitle(fill(described.title, TITLE_CHARACTERS // 2), fontsize=9)
+        figure.suptitle(fill(described.title, TITLE_CHARACTERS // 2), fontsize=9, parse_math=False)
         return save_figure(figure, output)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.errors import CheckpointError
+from fl_taskarith.errors import CheckpointError, printable
 from fl_taskarith.masking.anatomy import KINDS, Part, density_by_kind, density_by_layer, key_biases, parts
 from fl_taskarith.masking.mask import Mask, load_mask
 from fl_taskarith.storage.record_files import conforming
@@ -28,7 +28,7 @@ class DescribedMask:
         words = [self.model, str(self.facts.get("rule", "unknown rule")), f"density {self.mask.density:.4g}"]
         if "calibration_rounds" in self.facts:
             words.append(f"R = {self.facts['calibration_rounds']}")
-        return ", ".join(words)
+        return printable(", ".join(words))
 
 
 def read_mask(path: Path) -> DescribedMask:
@@ -42,7 +42,7 @@ def read_mask(path: Path) -> DescribedMask:
         facts = conforming(json.loads(metadata.get("facts", "{}")), {str: object})
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"The description of the mask in {path} is damaged ({error}). Make the mask again."
+            f"The description of the mask in {path} is damaged ({printable(error)}). Make the mask again."
         ) from error
     if not mask.size:
         raise CheckpointError(f"{path} holds a mask of no tensors at all. Make the mask again.")

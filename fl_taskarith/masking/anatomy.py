@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fl_taskarith.masking.mask import Mask
@@ -67,7 +66,7 @@ def density_by_layer(mask: Mask) -> dict[str, Part]:
 
 def layer_of(name: str) -> str:
     """Return the layer of a parameter of timm's VisionTransformer, by its name."""
-    block = re.match(r"blocks\.(\d+)\.", name)
+    block = re.match(r"blocks\.([0-9]{1,9})\.", name)
     if block:
         return f"block {block[1]}"
     return "norm" if re.match(r"(fc_)?norm\.", name) else "embedding"
@@ -75,7 +74,7 @@ def layer_of(name: str) -> str:
 
 def _by_kind(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
     """Return the tensor by kind: a qkv weight [3d, d] or bias [3d] in thirds, any other tensor whole."""
-    if ".attn.qkv." in name:
+    if ".attn.qkv." in name and tensor.dim() and len(tensor) % 3 == 0:
         return dict(zip("qkv", tensor.chunk(3), strict=True))
     return {next((kind for pattern, kind in _KIND_PATTERNS if re.search(pattern, name)), "other"): tensor}
 
@@ -90,5 +89,5 @@ def _totals(mask: Mask, position: int) -> dict[str, Part]:
 
 def key_biases(mask: Mask) -> int:
     """Return the number of updated key biases: their gradient is zero, so a least-sensitive rule keeps all of them."""
-    biases = [tensor.chunk(3)[1] for name, tensor in mask.tensors.items() if name.endswith(".attn.qkv.bias")]
-    return int(torch.cat(biases).sum()) if biases else 0
+    thirds = [_by_kind(name, tensor) for name, tensor in mask.tensors.items() if name.endswith(".attn.qkv.bias")]
+    return sum(int(kinds["k"].sum()) for kinds in thirds if "k" in kinds)

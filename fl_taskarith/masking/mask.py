@@ -2,19 +2,21 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
 import torch
 from torch import Tensor
 
-from fl_taskarith.errors import CheckpointError
+from fl_taskarith.errors import CheckpointError, printable
 from fl_taskarith.storage.files import write_atomically
-from fl_taskarith.storage.tensor_file import SEAL, check_seal, sealed
+from fl_taskarith.storage.tensor_file import check_seal, sealed, without_seal
 
 Shapes = Mapping[str, torch.Size | tuple[int, ...]]
 
@@ -111,7 +113,7 @@ class Mask:
         """
         tensors = {}
         for name, value in packed.items():
-            count = int(np.prod(shapes[name], dtype=np.int64))
+            count = math.prod(shapes[name])
             if value.dtype != torch.uint8 or value.shape != (-(-count // 8),):
                 raise ValueError(f"{name}: {value.dtype} {tuple(value.shape)} is no packed mask of {count} entries")
             bits = np.unpackbits(value.cpu().numpy())
@@ -141,18 +143,31 @@ def load_mask(path: Path) -> tuple[Mask, dict[str, str]]:
     try:
         is_sealed = check_seal(path)
         with safetensors.safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
-            metadata.pop(SEAL, None)
+            metadata = without_seal(file.metadata() or {})
             packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        shapes = {name: tuple(shape) for name, shape in json.loads(metadata.pop("shapes")).items()}
+        shapes = _shapes(json.loads(metadata.pop("shapes", "null")))
         if shapes.keys() != packed.keys():
             raise ValueError("its tensors are not those of its table of shapes")
         mask = Mask.unpacked({name: packed[name] for name in shapes}, shapes)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, safetensors.SafetensorError) as error:
+    except Exception as error:  # safetensors, JSON and numpy each have their own
         raise CheckpointError(
-            f"{path} cannot be read as a mask ({error}). Expected a mask.safetensors as a run or `fl-taskarith mask` "
-            "writes it."
+            f"{path} cannot be read as a mask ({printable(error)}). Expected a mask.safetensors as a run or "
+            "`fl-taskarith mask` writes it."
         ) from error
     if not is_sealed:
         log.warning("The mask %s has no checksum: whether it is as it was written cannot be told.", path)
     return mask, metadata
+
+
+def _shapes(table: Any) -> dict[str, tuple[int, ...]]:
+    """Return the table of shapes of a mask's file.
+
+    Raises:
+        ValueError: it is no table of tensors that have entries.
+    """
+    if not isinstance(table, dict):
+        raise ValueError("it has no table of shapes")
+    for name, shape in table.items():
+        if not isinstance(shape, list) or not all(type(side) is int and side > 0 for side in shape):
+            raise ValueError(f"{name} is given the shape {shape}")
+    return {name: tuple(shape) for name, shape in table.items()}

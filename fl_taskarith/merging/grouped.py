@@ -64,6 +64,11 @@ def means(rows: Tensor) -> Tensor:
     return rows.mean(1)
 
 
+def flat(rows: Tensor, dims: int = 1) -> Tensor:
+    """Return rows [n, ...], or [b, n, ...] for `dims` 2, as [n, d] or [b, n, d]: d = 1 where each is a scalar."""
+    return rows.reshape(*rows.shape[:dims], math.prod(rows.shape[dims:]))
+
+
 def middle_mean(rows: Tensor, dropped: int) -> Tensor:
     """Return the mean of every entry without its `dropped` smallest and largest values, [b, n, ...] to [b, ...].
 
@@ -74,7 +79,7 @@ def middle_mean(rows: Tensor, dropped: int) -> Tensor:
 
 def krum_choice(parts: Iterable[Tensor], byzantine: int, selected: int = 1) -> Tensor:
     """Return the `selected` members of least Krum score per group, int64 [b, selected], of parts [b, n, ...] each."""
-    squares = sum((_squared_distances(rows.flatten(2)) for rows in parts), start=torch.zeros((), dtype=torch.float64))
+    squares = sum((_squared_distances(flat(rows, 2)) for rows in parts), start=torch.zeros((), dtype=torch.float64))
     squares = squares.nan_to_num(nan=math.inf, posinf=math.inf)
     squares.diagonal(dim1=1, dim2=2).zero_()
     number = squares.shape[1]
@@ -93,7 +98,7 @@ def geometric_medians(
         ValueError: a group without finite vectors.
     """
     shapes = [rows.shape[1:] for rows in parts]
-    parts = [rows.flatten(1) for rows in parts]
+    parts = [flat(rows) for rows in parts]
     finite = _norms(parts).isfinite()
     if not bool(finite.all()):
         parts, groups = [rows[finite] for rows in parts], Groups(groups.owner[finite], groups.number)
@@ -104,7 +109,7 @@ def geometric_medians(
     nearest = torch.where(groups.indicator > 0, away, math.inf).argmin(1)
     candidates = [rows[nearest] for rows in parts]
     better = groups.indicator @ _distances(parts, candidates, groups) <= groups.indicator @ away
-    return [torch.where(better[:, None], candidate, centre).view(-1, *shape)
+    return [torch.where(better[:, None], candidate, centre).view(len(candidate), *shape)
             for candidate, centre, shape in zip(candidates, centres, shapes, strict=True)]  # fmt: skip
 
 

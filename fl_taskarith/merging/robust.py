@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fl_taskarith.merging.aggregate import check_names
-from fl_taskarith.merging.grouped import geometric_medians, krum_choice, middle_mean, one_group
+from fl_taskarith.merging.grouped import flat, geometric_medians, krum_choice, middle_mean, one_group
 
 TaskVectors = Sequence[Mapping[str, Tensor]]
 
@@ -118,7 +118,7 @@ def distances(task_vectors: TaskVectors, centre: Mapping[str, Tensor] | None = N
     for name in _names(task_vectors):
         rows = stacked(task_vectors, name)
         rows = rows if centre is None else rows - centre[name]
-        squares += torch.linalg.vector_norm(rows.flatten(1), dim=1).double().square().cpu()
+        squares += torch.linalg.vector_norm(flat(rows), dim=1).double().square().cpu()
     return squares.sqrt()
 
 

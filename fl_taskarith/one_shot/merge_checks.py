@@ -2,14 +2,15 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Sequence
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fl_taskarith.errors import ConfigError
+from fl_taskarith.errors import ConfigError, listed
 from fl_taskarith.one_shot.model_files import ModelFile, files_of
 from fl_taskarith.storage.files import require_new
 
@@ -38,9 +39,18 @@ def is_merged(path: Path) -> bool:
     """Return whether this is a file that `merge` wrote."""
     try:
         with safe_open(path, "pt") as opened:
-            return MERGING in (opened.metadata() or {})
+            return is_merge(opened.metadata() or {})
     except (OSError, SafetensorError):
         return False
+
+
+def is_merge(metadata: Mapping[str, str]) -> bool:
+    """Return whether a file's metadata say how `merge` made it."""
+    try:
+        facts = json.loads(metadata.get(MERGING, "null"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(facts, dict)
 
 
 def check_models(base: ModelFile | None, models: Sequence[ModelFile]) -> None:
@@ -54,7 +64,7 @@ def check_models(base: ModelFile | None, models: Sequence[ModelFile]) -> None:
     ids = [_ids(model.path) for model in models]
     pairs = [(models[a].path, models[b].path) for a, b in combinations(range(len(models)), 2) if ids[a] == ids[b]]
     _refuse([f"{one} and {other} are one file: leave one of them out." for one, other in pairs])
-    earlier = [model.path for model in models if MERGING in model.metadata]
+    earlier = [model.path for model in models if is_merge(model.metadata)]
     problems = [f"{path} is the result of an earlier merge: leave it out of the models." for path in earlier]
     for same in _equal([*models, *([base] if base is not None else [])]):
         if base is not None and base is same[-1]:
@@ -91,7 +101,7 @@ def _digest(file: ModelFile, name: str) -> Hashable:
 
 def _refuse(problems: Sequence[str]) -> None:
     if problems:
-        raise ConfigError("What is given cannot be merged:\n  " + "\n  ".join(problems))
+        raise ConfigError(f"What is given cannot be merged:{listed(problems, width=1000)}")
 
 
 def _ids(path: Path) -> frozenset[tuple[int, int]]:

@@ -1,19 +1,34 @@
 """Merge model files into one, at given hyper-parameters: what `fl-taskarith merge` does without a search."""
 
+import contextlib
+import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from fl_taskarith.errors import ConfigError, WeightsError
+from fl_taskarith.errors import ConfigError, WeightsError, printable
 from fl_taskarith.merging.merge_rules import find_rule, merge_rules, scaled_weights
 from fl_taskarith.one_shot.merge_checks import MERGING, check_models
-from fl_taskarith.one_shot.model_files import LazyTensors, ModelFile, merged_names, task_vector
-from fl_taskarith.storage.files import make_folder, write_atomically
-from fl_taskarith.storage.tensor_file import sealed
+from fl_taskarith.one_shot.merge_parts import (
+    DROPPED,
+    Parts,
+    check_inputs,
+    mean_head,
+    metadata_of,
+    parts_of,
+    vector_parts,
+)
+from fl_taskarith.one_shot.model_files import LazyTensors, ModelFile, files_of, is_out_of_memory, task_vector
+from fl_taskarith.storage.files import make_folder
+from fl_taskarith.storage.tensor_file import read_header, write_sealed
+
+COPIES = 6  # of the largest tensor of every model that a rule holds at once
+SHOWN = 8  # names of tensors in a line
 
 
 @dataclass(frozen=True)
@@ -30,20 +45,55 @@ class MergeSettings:
     steps: Sequence[float] = ()
     seed: int = 0
 
+    def scale_of(self, number: int) -> float:
+        """Return λ for so many models."""
+        return find_rule(self.method).default_scale(number) if self.scale is None else self.scale
+
 
 @dataclass(frozen=True)
 class MergeSources:
     """The files to merge, checked against each other.
 
     base: θ₀, or in its absence the first model, which then gives names and types. models: the files; vectors: a task
-    vector of each, read tensor by tensor. left: names of tensors that stay as in `base`.
+    vector of each, read tensor by tensor. parts: what is done with which tensor.
     """
 
     base: ModelFile
     has_base: bool
     models: list[ModelFile]
     vectors: list[LazyTensors]
-    left: list[str]
+    parts: Parts
+
+
+def check_settings(settings: MergeSettings, has_base: bool, number: int, searched: bool = False) -> None:
+    """Check the settings for merging `number` models, before any of them is read.
+
+    Raises:
+        ConfigError: the hyper-parameter is missing, superfluous or out of range; or the method needs a base.
+    """
+    rule, method = find_rule(settings.method), settings.method
+    numbers = {"scale": settings.scale, rule.parameter: settings.value}
+    numbers |= {f"steps {place}": steps for place, steps in enumerate(settings.steps, 1)}
+    for name, value in numbers.items():
+        if value is not None and not abs(value) <= torch.finfo(torch.float32).max:
+            raise ConfigError(f"--{name} {value:g}: expected a finite number.")
+    if settings.seed < 0:
+        raise ConfigError(f"--seed {settings.seed}: expected a whole number from 0.")
+    if not has_base and (rule.needs_base or settings.scale not in (None, 1.0)):
+        without = ", ".join(name for name, each in merge_rules().items() if not each.needs_base)
+        raise ConfigError(
+            f'The method "{method}" needs the model that all were fine-tuned from: give it with --base. Without one: '
+            f"{without}, at scale 1."
+        )
+    if rule.parameter and settings.value is None and not searched:
+        raise ConfigError(f'The method "{method}" has a hyper-parameter: give --{rule.parameter}, or --search.')
+    if not rule.scaled and settings.scale not in (None, 1.0):
+        raise ConfigError(f'The method "{method}" has no scale: leave --scale out, or use task-arithmetic.')
+    if rule.takes("steps") and len(settings.steps) != number:
+        raise ConfigError(
+            f'The method "{method}" needs the local steps of each of {number} models: give --steps, a number per model '
+            "in their order."
+        )
 
 
 def open_sources(base: Path | None, models: Sequence[Path], are_task_vectors: bool) -> MergeSources:
@@ -58,15 +108,11 @@ def open_sources(base: Path | None, models: Sequence[Path], are_task_vectors: bo
     files = [ModelFile(path) for path in models]
     start = ModelFile(base) if base is not None else files[0]
     check_models(start if base is not None else None, files)
-    if are_task_vectors:  # they may hold the trained tensors only
-        names = [name for name in start if all(name in file for file in files)]
-        if unknown := sorted({name for file in files for name in file} - set(names)):
-            raise WeightsError(f"Not in every task vector and the base: {', '.join(unknown[:10])} ({len(unknown)}).")
-        left = [name for name in start if name not in names]
-    else:
-        names, left = merged_names(start, files)
+    check_inputs([start, *files])
+    parts = vector_parts(start, files) if are_task_vectors else parts_of(start, files)
     minuend = start if base is not None and not are_task_vectors else None
-    return MergeSources(start, base is not None, files, [task_vector(file, minuend, names) for file in files], left)
+    vectors = [task_vector(file, minuend, parts.merged) for file in files]
+    return MergeSources(start, base is not None, files, vectors, parts)
 
 
 def merge(sources: MergeSources, settings: MergeSettings) -> dict[str, Tensor]:
@@ -74,63 +120,93 @@ def merge(sources: MergeSources, settings: MergeSettings) -> dict[str, Tensor]:
 
     Raises:
         ConfigError: the hyper-parameter is missing, superfluous or out of range; or the method needs a base.
-        WeightsError: an entry is NaN or infinite.
+        WeightsError: an entry of a model or of the result is NaN or infinite.
     """
-    _check(sources, settings)
-    rule, vectors = find_rule(settings.method), sources.vectors
-    scale = rule.default_scale(len(vectors)) if settings.scale is None else settings.scale
+    check_settings(settings, sources.has_base, len(sources.vectors))
+    rule, vectors, base = find_rule(settings.method), sources.vectors, sources.base
+    scale = settings.scale_of(len(vectors))
     try:
         direction = rule.direction(vectors, settings.value, settings.steps, settings.seed)
     except ValueError as error:
         raise ConfigError(f"{settings.method}: {error}.") from error
-    if bad := [name for name, value in direction.items() if not bool(value.isfinite().all())]:
-        raise WeightsError(f"The merged task vector has entries that are not finite: {', '.join(bad[:5])} ({len(bad)} "
-                           "tensors).")  # fmt: skip
-    if not sources.has_base:
-        return {name: value.to(sources.base[name].dtype) for name, value in direction.items()}
+    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in direction.items()}
+    if shapes != {name: base.shape(name) for name in vectors[0]}:
+        raise ConfigError(f"{settings.method}: expected a tensor for every name, in the shape that the models have.")
     merged: dict[str, Tensor] = {}
-    for name in sources.vectors[0]:
-        merged |= scaled_weights(sources.base, {name: direction.pop(name)}, scale)
+    for name in sources.parts.merged:
+        part = {name: direction.pop(name)}
+        merged |= scaled_weights(base, part, scale) if sources.has_base else {name: part[name].to(base[name].dtype)}
+    merged |= {name: mean_head(sources.models, name) for name in sources.parts.means}
+    if bad := [name for name, value in merged.items() if not bool(value.isfinite().all())]:
+        raise WeightsError(
+            f"The merged model has entries that are not finite, or are too large for the type of the base, at λ = "
+            f"{scale:g}, in {len(bad)} tensors: {_some(bad)}."
+        )
     return merged
 
 
-def write_merged(sources: MergeSources, merged: dict[str, Tensor], facts: dict[str, object], output: Path) -> None:
-    """Write `merged`, and what stays as in the base, with the base's metadata and `facts` about the merging.
+def write_merged(sources: MergeSources, merged: dict[str, Tensor], settings: MergeSettings, output: Path) -> None:
+    """Write `merged`, and what stays as in the base, with what the models' metadata say and how they were merged.
 
     The tensors in `merged` have the shapes of the base.
 
     Raises:
         CheckpointError: it cannot be written.
+        WeightsError: what stays as in the base is NaN or infinite.
     """
-    tensors = {name: (merged[name] if name in merged else sources.base[name]).contiguous() for name in sources.base}
-    metadata = {"format": "pt"} | sources.base.metadata | {MERGING: json.dumps(facts)}
+    facts = dataclasses.asdict(settings) | {
+        "scale": settings.scale_of(len(sources.models)),
+        "base": str(sources.base.path.resolve()) if sources.has_base else None,
+        "models": [str(model.path.resolve()) for model in sources.models],
+    }
+    kept = {name: sources.base[name] for name in sources.base if name not in merged}
+    metadata = metadata_of(sources.base, sources.models, sources.parts) | {MERGING: json.dumps(facts)}
     make_folder(output.parent)
-    write_atomically(output, sealed(tensors, metadata))
+    write_sealed(output, merged | kept, metadata)
 
 
 def describe_sources(sources: MergeSources) -> str:
-    """Return one line on what is merged and what is not."""
-    names = list(sources.vectors[0])
-    entries = sum(math.prod(sources.base.shape(name) or ()) for name in names)
-    left = f"; as in {sources.base.path}: {', '.join(sources.left[:8])}" if sources.left else ""
-    more = f" and {len(sources.left) - 8} more" if len(sources.left) > 8 else ""
-    return f"{len(sources.vectors)} models, {len(names)} tensors of {entries:,} entries are merged{left}{more}"
+    """Return lines on what is merged and what is not, and why."""
+    parts = sources.parts
+    entries = sum(math.prod(sources.base.shape(name) or ()) for name in parts.merged)
+    lines = [f"{len(sources.vectors)} models, {len(parts.merged)} tensors of {entries:,} entries are merged"]
+    if parts.means:
+        lines.append(f"their mean, for the base has none: {_some(parts.means)}")
+    for why, names in parts.left.items():
+        place = "left out" if why == DROPPED else f"as in {sources.base.path}"
+        lines.append(f"{place}: {_some(names)} ({why})")
+    return "\n".join(lines)
 
 
-def _check(sources: MergeSources, settings: MergeSettings) -> None:
-    rule, method = find_rule(settings.method), settings.method
-    if not sources.has_base and (rule.needs_base or settings.scale not in (None, 1.0)):
-        without = ", ".join(name for name, each in merge_rules().items() if not each.needs_base)
+@contextlib.contextmanager
+def within_memory(models: Sequence[Path], base: Path | None) -> Iterator[None]:
+    """Tell how much memory a merge of these files needs if there is less.
+
+    Raises:
+        ConfigError: there is not enough.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        needed = _needed_bytes([*models, *([base] if base is not None else [])])
         raise ConfigError(
-            f'The method "{method}" needs the model that all were fine-tuned from: give it with --base. Without one: '
-            f"{without}, at scale 1."
-        )
-    if rule.parameter and settings.value is None:
-        raise ConfigError(f'The method "{method}" has a hyper-parameter: give --{rule.parameter}, or --search.')
-    if not rule.scaled and settings.scale not in (None, 1.0):
-        raise ConfigError(f'The method "{method}" has no scale: leave --scale out, or use task-arithmetic.')
-    if rule.takes("steps") and len(settings.steps) != len(sources.vectors):
-        raise ConfigError(
-            f'The method "{method}" needs the local steps of each of {len(sources.vectors)} models: give --steps, a '
-            "number per model in their order."
-        )
+            f"There is not enough memory to merge {len(models)} models: about {needed / 1e9:.1f} GB are needed beside "
+            "what Python and torch take. Merge fewer at a time, raise the limit, or use a larger machine."
+        ) from error
+
+
+def _needed_bytes(paths: Sequence[Path]) -> int:
+    """Return about what merging takes: the result in float32, and a few copies of the largest tensor of every model."""
+    sizes: list[int] = []
+    for file in files_of(paths[-1]):
+        with open(file, "rb") as opened:
+            header = read_header(opened)
+        sizes += [math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"]
+    return 4 * (sum(sizes) + COPIES * len(paths) * max(sizes, default=0))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(printable(name, 60) for name in names[:SHOWN]) + more

@@ -5,18 +5,18 @@ Any .safetensors will do, timm's and Hugging Face's among them: names mean nothi
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from fl_taskarith.errors import WeightsError
-from fl_taskarith.storage.tensor_file import check_seal
+from fl_taskarith.errors import WeightsError, printable
+from fl_taskarith.storage.tensor_file import check_seal, without_seal
 
 INDEX = "model.safetensors.index.json"  # of a Hugging Face folder whose tensors lie in several files
-# Classifiers belong to one task each and may differ; anything else that differs is another architecture.
-HEADS = ("head.*", "classifier.*", "fc.*", "*.head.*", "*.classifier.*", "lm_head.*")
+NUMBERS = ("F64", "F32", "F16", "BF16")  # safetensors' words for the types that are averaged
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -39,10 +39,10 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 class ModelFile(LazyTensors):
-    """The tensors of a .safetensors file, or of a Hugging Face folder."""
+    """The tensors of a .safetensors file, or of a Hugging Face folder; reading one that is not finite is an error."""
 
     def __init__(self, path: Path) -> None:
-        """Read names and shapes, and files of ours once through to see whether they are sound.
+        """Read names, shapes and types, and files of ours once through to see whether they are sound.
 
         Raises:
             WeightsError: missing, damaged, or not such a file or folder.
@@ -51,78 +51,82 @@ class ModelFile(LazyTensors):
         self.metadata: dict[str, str] = {}
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._kinds: dict[str, str] = {}
         try:
             for file in files_of(path):
                 check_seal(file)
                 with safe_open(file, "pt") as opened:
-                    self.metadata |= opened.metadata() or {}
+                    self.metadata |= without_seal(opened.metadata() or {})
                     for name in opened.keys():  # noqa: SIM118
                         self._files[name] = file
                         self._shapes[name] = tuple(opened.get_slice(name).get_shape())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+                        self._kinds[name] = opened.get_slice(name).get_dtype()
+        except Exception as error:  # safetensors, JSON and the file system each have their own
+            if is_out_of_memory(error):
+                raise MemoryError from error
             raise WeightsError(
-                f"{path} cannot be read as a model ({error}). Expected a .safetensors file, or a folder that holds "
-                f"model.safetensors or {INDEX}."
+                f"{path} cannot be read as a model ({printable(error, 300)}). Expected a .safetensors file, or a "
+                f"folder that holds model.safetensors or {INDEX}."
             ) from error
         super().__init__(self._files, self._open)
 
     def _open(self, name: str) -> Tensor:
         # Opened each time and copied: what stays mapped would count as this process's memory, model after model.
-        with safe_open(self._files[name], "pt") as opened:
-            tensor: Tensor = opened.get_tensor(name).clone()
+        try:
+            with safe_open(self._files[name], "pt") as opened:
+                tensor: Tensor = opened.get_tensor(name).clone()
+            wide = tensor.float() if tensor.element_size() == 1 else tensor
+            finite = not tensor.is_floating_point() or bool(wide.isfinite().all())
+        except Exception as error:  # types and sizes that torch does not have, for example
+            if is_out_of_memory(error):
+                raise MemoryError from error
+            raise WeightsError(f"{printable(name)} in {self.path} cannot be read ({printable(error, 300)}).") from error
+        if not finite:
+            raise WeightsError(f"{self.path} has NaN or infinite entries, in {printable(name)}: leave this file out.")
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape of one tensor, None if there is none of that name; nothing is read."""
         return self._shapes.get(name)
 
+    def kind(self, name: str) -> str | None:
+        """Return safetensors' word for the type of one tensor, None if there is none of that name."""
+        return self._kinds.get(name)
 
-def task_vector(model: Mapping[str, Tensor], base: Mapping[str, Tensor] | None, names: Sequence[str]) -> LazyTensors:
-    """Return τ = θ − θ₀ in float32 and the models' shapes, computed tensor by tensor; τ = θ without a θ₀."""
+    def about(self, name: str) -> str:
+        """Return type, shape and file of one tensor in words."""
+        what = f"{self._kinds[name]} {self._shapes[name]}" if name in self else "missing"
+        return f"{what} in {self.path}"
+
+
+def task_vector(model: ModelFile, base: ModelFile | None, names: Sequence[str]) -> LazyTensors:
+    """Return τ = θ − θ₀ in the models' shapes, in float32 or wider, tensor by tensor; τ = θ without a θ₀."""
 
     def difference(name: str) -> Tensor:
-        value = model[name].float()
+        value = model[name]
+        value = value.to(torch.promote_types(value.dtype, torch.float32))
         return value if base is None else value.sub_(base[name])
 
     return LazyTensors(names, difference)
 
 
-def merged_names(base: ModelFile, models: Sequence[ModelFile]) -> tuple[list[str], list[str]]:
-    """Return the names of the tensors of `base` to merge, and of those that stay as they are: integers, unlike heads.
+def files_of(path: Path) -> list[Path]:
+    """Return the .safetensors of a model: the file itself, or those that a Hugging Face folder's index names.
 
     Raises:
-        WeightsError: a model lacks a tensor that is no head, has it in another shape, or has more; names them.
+        ValueError: the index is none, or leads out of its folder.
     """
-    merged: list[str] = []
-    left: list[str] = []
-    problems: list[str] = []
-    for name in base:
-        unlike = [model for model in models if model.shape(name) != base.shape(name)]
-        if not unlike and base[name].is_floating_point():
-            merged.append(name)
-        elif not unlike or is_head(name):
-            left.append(name)
-        else:
-            problems.append(f"{name} is {base.shape(name)} in {base.path} and {unlike[0].shape(name)} in "
-                            f"{unlike[0].path}")  # fmt: skip
-    for model in models:
-        problems += [f"{name} is in {model.path} alone" for name in model if name not in base and not is_head(name)]
-    if problems or not merged:
-        raise WeightsError(
-            f"The models are not of one architecture: {len(problems)} tensors differ beside heads.\n  "
-            + "\n  ".join(problems[:20] or ["no tensor is the same in all of them"])
-        )
-    return merged, left
-
-
-def is_head(name: str) -> bool:
-    """Return whether this names a classifier's tensor."""
-    return any(fnmatchcase(name, pattern) for pattern in HEADS)
-
-
-def files_of(path: Path) -> list[Path]:
-    """Return the .safetensors of a model: the file itself, or those that a Hugging Face folder's index names."""
     if path.is_dir() and (path / INDEX).exists():
-        table = json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return [path / name for name in sorted(set(table.values()))]
+        index = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        table = index.get("weight_map") if isinstance(index, dict) else None
+        names: list[Any] = list(table.values()) if isinstance(table, dict) and table else [None]
+        if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+            raise ValueError(f"{INDEX} names no files of its folder, but {wrong[0]}")
+        return [path / name for name in sorted(set(names))]
     return [path / "model.safetensors" if path.is_dir() else path]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of Python, torch, safetensors or the system says that there is no memory left."""
+    words = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

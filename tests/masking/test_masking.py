@@ -352,6 +352,26 @@ def test_a_file_that_is_no_mask_is_an_error_that_names_it(tmp_path: Path, damage
         load_mask(path)
 
 
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        "null", "[]", '{"a": 300}', '{"a": [-300, -1]}', '{"a": [300.0]}', '{"a": [true, 300]}', '{"a": [[300]]}',
+        '{"a": [4294967296, 4294967296, 300]}', '{"a": [0, 9223372036854775807]}', '{"b": [300]}', "[" * 9999,
+        '{"a": [300], "b": [1]}', '{"a": ["300"]}', '{"a": [1e400]}', '{"a": null}',
+    ],
+)  # fmt: skip
+def test_shapes_that_no_mask_has_are_an_error_that_names_the_file(tmp_path: Path, shapes: str) -> None:
+    import safetensors.torch
+
+    path = tmp_path / "mask.safetensors"
+    packed = Mask({"a": torch.ones(300, dtype=torch.bool)}).packed()
+    safetensors.torch.save_file(packed, path, {"shapes": shapes})
+    with pytest.raises(CheckpointError, match=r"mask\.safetensors cannot be read as a mask"):
+        load_mask(path)
+    safetensors.torch.save_file(packed, path, {"shapes": '{"a": [3, 100]}'})
+    assert load_mask(path)[0].updated == 300
+
+
 def test_random_masks_do_not_depend_on_the_federations_rounds(masked_config: Config) -> None:
     """The order of the random rule is a function of the seed alone."""
     home = workspace(masked_config)

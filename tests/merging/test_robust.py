@@ -203,3 +203,17 @@ def test_norms_and_distances_are_over_all_tensors_together() -> None:
     np.testing.assert_allclose(norms(vectors).numpy(), np.linalg.norm(rows(vectors), axis=1), rtol=1e-6)
     expected = np.linalg.norm(rows(vectors) - rows(vectors)[2], axis=1)
     np.testing.assert_allclose(distances(vectors, vectors[2]).numpy(), expected, rtol=1e-6)
+
+
+def test_scalars_and_empty_tensors_count_like_any_entry() -> None:
+    """CLIP's logit scale is a scalar; a rule sees it as one more entry of the vector."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(5, 4, generator=generator)
+    whole = [{"w": row} for row in rows]
+    parted = [{"w": row[:3], "scale": row[3], "none": row[:0]} for row in rows]
+    rules = {**RULES, "clipping": lambda vectors: centred_clipping(vectors, 0.5)}
+    for name, rule in rules.items():
+        merged = rule(parted)
+        assert merged["scale"].shape == () and merged["none"].shape == (0,), name
+        assert torch.allclose(torch.cat([merged["w"], merged["scale"][None]]), rule(whole)["w"], atol=1e-6), name
+    assert torch.allclose(norms(parted), norms(whole))

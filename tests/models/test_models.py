@@ -120,7 +120,8 @@ def test_pretrained_weights_that_cannot_be_had_say_what_to_do(monkeypatch: pytes
 
 
 def test_pretrained_weights_come_from_the_local_hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    source = build_model("vit_small_patch16_224.dino", 3, 224, "none", download=False, seed=5)
+    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    source = build_model(name, 3, 32, "none", download=False, seed=5)
     save_file({name: value.clone() for name, value in backbone_state(source).items()}, tmp_path / "w.safetensors")
     content = (tmp_path / "w.safetensors").read_bytes()
     blob = tmp_path / hashlib.sha256(content).hexdigest()  # as the hub's cache has it
@@ -129,16 +130,16 @@ def test_pretrained_weights_come_from_the_local_hub_cache(monkeypatch: pytest.Mo
 
     def from_cache(repository: str, filename: str, local_files_only: bool) -> str:
         assert (repository, filename, local_files_only) == (
-            "timm/vit_small_patch16_224.dino", "model.safetensors", True,
+            f"timm/{name}", "model.safetensors", True,
         )  # fmt: skip
         return str(tmp_path / "w.safetensors")
 
     monkeypatch.setattr(backbone.huggingface_hub, "hf_hub_download", from_cache)
-    model = build_model("vit_small_patch16_224.dino", 10, 224, "pretrained", download=False, seed=0)
+    model = build_model(name, 10, 32, "pretrained", download=False, seed=0)
     assert torch.equal(model.blocks[11].mlp.fc2.weight, source.blocks[11].mlp.fc2.weight)
     blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(WeightsError, match=f"damaged.*{blob.name}"):
-        build_model("vit_small_patch16_224.dino", 10, 224, "pretrained", download=False, seed=0)
+        build_model(name, 10, 32, "pretrained", download=False, seed=0)
 
 
 @pytest.mark.parametrize(

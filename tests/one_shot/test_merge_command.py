@@ -177,7 +177,7 @@ def test_a_hugging_face_folder_of_several_files(tmp_path: Path, files: list[Path
         (["--method", "average", "--base", "{0}", "{1}", "--scale", "0.3"], "leave --scale out"),
         (["--task-vectors", "{0}", "{1}"], "--base"),
         (["--base", "{0}", "nowhere.safetensors"], "nowhere.safetensors cannot be read"),
-        (["--base", "{0}", "{nan}"], "not finite"),
+        (["--base", "{0}", "{nan}"], "nan.safetensors has NaN or infinite entries, in vit.embeddings.cls_token"),
         (["--base", "{0}", "{other}"], "not of one architecture"),
     ],
 )

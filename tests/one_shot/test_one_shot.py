@@ -451,7 +451,7 @@ def test_files_are_merged_at_what_validation_chooses(
     assert not torch.equal(merged["blocks.0.mlp.fc1.weight"], base["blocks.0.mlp.fc1.weight"])
 
     for extra, expected in ((["--scale", "0.5"], "leave them out"), (["--data", "none"], "expected one of low, high"),
-                            (["--method", "fednova"], "FedNova needs")):  # fmt: skip
+                            (["--method", "fednova"], "needs the local steps of each of 2")):  # fmt: skip
         assert main([*words, *extra]) == 1
         assert expected in capsys.readouterr().err
 

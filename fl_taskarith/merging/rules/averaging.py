@@ -1,5 +1,6 @@
 """Sums and means of task vectors."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,7 +31,7 @@ def fednova(task_vectors: TaskVectors, steps: Sequence[float]) -> Direction:
     Raises:
         ValueError: not a positive number of steps for each model.
     """
-    if len(steps) != len(task_vectors) or min(steps, default=1.0) <= 0:
+    if len(steps) != len(task_vectors) or not all(0 < taken < math.inf for taken in steps):
         raise ValueError(f"FedNova needs a positive number of steps for each of {len(task_vectors)} models: {steps}")
     taken = torch.tensor(steps, dtype=torch.float64)
     weights = taken.mean() / taken / len(steps)

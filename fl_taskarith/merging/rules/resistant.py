@@ -23,7 +23,13 @@ def clipping_radii(task_vectors: TaskVectors) -> Sequence[float]:
     values=tuple(round(0.1 * step, 1) for step in range(1, 10)), summed=True,
 )  # fmt: skip
 def fedgma(task_vectors: TaskVectors, threshold: float) -> Direction:
-    """Return m ⊙ Σ τ_t, m = 1 where |Σ sign τ_t| / T is at least ρ = `threshold`, else that agreement; same shapes."""
+    """Return m ⊙ Σ τ_t, m = 1 where |Σ sign τ_t| / T is at least ρ = `threshold`, else that agreement; same shapes.
+
+    Raises:
+        ValueError: not 0 <= ρ <= 1.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"FedGMA's threshold is a share of 0 <= ρ <= 1, not {threshold}")
 
     def masked_sum(name: str, rows: Tensor) -> Tensor:
         agreement = rows.sign().sum(0).abs() / len(rows)
