@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import safetensors
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import fl_taskarith.models.vit_glyph  # noqa: F401  (tells timm of it)
 from fl_taskarith.errors import WeightsError
+from fl_taskarith.models.weights import read_tensors
 
 
 class ExportedModel(NamedTuple):
@@ -41,7 +41,7 @@ def read_exported(path: Path) -> ExportedModel:
             facts = file.metadata() or {}
         size, classes = int(facts["input_size"]), tuple(json.loads(facts["classes"]))
         model = timm.create_model(facts["architecture"], num_classes=len(classes), img_size=size).eval()
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(read_tensors(path))
         normalise = v2.Normalize(json.loads(facts["mean"]), json.loads(facts["std"]))
     except FileNotFoundError as error:
         raise WeightsError(f"There is no {path}: the run is not finished, or ran with save-model = false.") from error

@@ -11,6 +11,7 @@ from torch import Tensor
 from fl_taskarith.errors import WeightsError, listed, printable
 from fl_taskarith.models.spellings import is_head
 from fl_taskarith.one_shot.model_files import NUMBERS, ModelFile
+from fl_taskarith.storage.tensor_file import RUN
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation, counted and not trained
 INPUTS = ("mean", "std")  # keys of the metadata on which models to be merged have to agree
@@ -123,12 +124,12 @@ def check_inputs(files: Sequence[ModelFile]) -> None:
 
 
 def metadata_of(base: ModelFile, models: Sequence[ModelFile], parts: Parts) -> dict[str, str]:
-    """Return the metadata of a merged model: the base's, and what all models agree on if it lacks it."""
+    """Return the metadata of a merged model, which is no run's: the base's, and what all agree on if it lacks it."""
     agreed = {key: value for key, value in models[0].metadata.items()
               if all(model.metadata.get(key) == value for model in models)}  # fmt: skip
     if any(why in parts.left for why in (HEADS, DROPPED)):
         agreed = {key: value for key, value in agreed.items() if key not in ("classes", "head")}
-    return {"format": "pt"} | agreed | base.metadata
+    return {key: value for key, value in ({"format": "pt"} | agreed | base.metadata).items() if key != RUN}
 
 
 def mean_head(models: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:

@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_used_is_told_before_data_are_read(
         run = written(dataclasses.replace(config, seed=3 if problem != "held" else 0), 1)
         if problem == "foreign":
             (run / "run.json").unlink()
-    with pytest.raises((CheckpointError, ConfigError), match=r"Another process|seed was 3|is no folder|plain folder"):
+    with pytest.raises((CheckpointError, ConfigError), match=r"Another process|seed was 3|is a file|plain folder"):
         if problem == "held":
             with Logbook(config):
                 simulate(config)
