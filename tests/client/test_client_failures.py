@@ -353,7 +353,7 @@ def test_loading_does_not_count(one_round: Config, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["raises", "hangs", "sends NaN", "sends wrong shapes", "sends a wrong example count",
-                                   "uses another mask"])  # fmt: skip
+                                   "uses another mask", "leaves the process", "sends huge numbers"])  # fmt: skip
 def test_the_same_on_flowers_engine(one_round: Config, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = with_fault(one_round, fault, "skip")
     expected = run_federation(config, FaultyApp(fault, AT_FAULT))
