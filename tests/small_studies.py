@@ -70,7 +70,7 @@ class FakeTraining:
     """
 
     def __init__(
-        self, accuracy: Callable[[Config], float], test: Callable[[float], float] = lambda value: 1.7 - value
+        self, accuracy: Callable[[Config], float], test: Callable[[float], float] = lambda value: 1.0 - value
     ) -> None:
         self.accuracy = accuracy
         self.test = test

@@ -14,7 +14,6 @@ from fl_taskarith.config.fields import rules
 from fl_taskarith.config.rule import Scalar, shown
 from fl_taskarith.config.settings import CHOSEN_KEYS, OPERATIONAL_KEYS, Config
 from fl_taskarith.errors import CheckpointError, ConfigError
-from fl_taskarith.storage.csv_text import plain_words
 from fl_taskarith.storage.record_files import COUNT, SCALAR, Within, conforming, read_csv, read_json, unreadable
 from fl_taskarith.study.shipped import line_is_shipped
 
@@ -204,6 +203,5 @@ def _by_arm(lines: Lines | None) -> dict[tuple[str, str], list[Line]]:
     """Return the lines of a table by group and arm."""
     by_arm: dict[tuple[str, str], list[Line]] = defaultdict(list)
     for line in lines or ():
-        place = plain_words(line["group"]), plain_words(line["arm"])
-        by_arm[place].append({**line, "group": place[0], "arm": place[1]})
+        by_arm[line["group"], line["arm"]].append(line)
     return by_arm

@@ -22,6 +22,7 @@ from typing import Any
 
 from fl_taskarith.config.rule import shown
 from fl_taskarith.errors import CheckpointError
+from fl_taskarith.storage.csv_text import plain_words
 
 Shape = Any
 USER = "It is a text of yours: save it in UTF-8."
@@ -221,7 +222,7 @@ def _cell(text: str | None, shape: Shape) -> Any:
     if bool in alternatives and text in ("True", "False"):
         return text == "True"
     if str in alternatives:
-        return text
+        return plain_words(text)
     if _WHOLE.fullmatch(text):
         return int(text)
     return float(text) if _NUMBER.fullmatch(text) else text

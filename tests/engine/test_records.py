@@ -34,7 +34,7 @@ def test_a_studys_folder_is_read_back_arm_by_arm(tmp_path: Path, training: FakeT
                           for seed, line in enumerate(table(tmp_path / "tiny" / "runs.csv")[:3])}  # fmt: skip
     assert dense.curves["val_percent"][2] == {0: 50.0, 1: dense.val[2], 2: dense.val[2]}
     assert set(dense.states.values()) == {"done"}
-    assert {(run.seed, run.seconds, run.shipped) for run in found.finished} == {(seed, 6.0, False) for seed in "012"}
+    assert {(run.seed, run.seconds, run.shipped) for run in found.finished} == {(seed, 6.0, False) for seed in range(3)}
     assert found.record["seeds"] == [0, 1, 2]
     courses = table(tmp_path / "tiny" / "curves.csv")
     assert [float(line["uplink_megabytes"]) for line in courses[:3]] == pytest.approx([7e-6, 2 + 7e-6, 6 + 7e-6])

@@ -19,7 +19,7 @@ from fl_taskarith.server.launch import run_federation
 from fl_taskarith.storage.checkpoint import list_checkpoints
 from fl_taskarith.storage.run_folder import read_rounds
 
-SLOW = ["num-rounds=400", "evaluate-every=400", "checkpoint-every=400", "train-subset=200", "num-clients=10",
+SLOW = ["num-rounds=150", "evaluate-every=150", "checkpoint-every=150", "train-subset=200", "num-clients=10",
         "mask-rule=none", "learning-rate=0.001"]  # fmt: skip
 
 
@@ -50,8 +50,8 @@ def test_a_signal_saves_the_last_whole_round_and_says_which(number: int, tmp_pat
     assert process.returncode == 128 + number
     rows, record = read_rounds(tmp_path / "cut"), json.loads((tmp_path / "cut" / "run.json").read_text())
     last = rows[-1]["round"]
-    assert 2 <= last < 400 and record["status"] == "interrupted"
-    assert f"Interrupted; saved after round {last}" in printed and f"Stopped after round {last} of 400" in errors
+    assert 2 <= last < 150 and record["status"] == "interrupted"
+    assert f"Interrupted; saved after round {last}" in printed and f"Stopped after round {last} of 150" in errors
     assert (tmp_path / "cut" / "run.log").read_text().startswith(printed[:200])
     assert list_checkpoints(tmp_path / "cut" / "checkpoints")[0][0] == last
 

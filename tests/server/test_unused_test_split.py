@@ -143,7 +143,7 @@ per-decade = 1
 local-steps = 4
 validation-size = 20
 train-subset = 100
-test-subset = 100
+test-subset = 200
 calibration-size = 0
 [[data]]
 name = "high"

@@ -207,7 +207,7 @@ def test_a_table_is_made_from_folders_alone_and_says_what_was_not_run(tmp_path: 
     assert len(training.runs) == 2
     written = (tmp_path / "tiny" / "README.md").read_text()
     assert "| new | 1 | – | not run | 0 |" in written
-    assert "| 80.90 | 1 of 3 |" in written, "one seed has no ±"
+    assert "| 10.90 | 1 of 3 |" in written, "one seed has no ±"
 
 
 def test_an_edge_is_marked_in_the_table(tmp_path: Path, training: FakeTraining) -> None:
