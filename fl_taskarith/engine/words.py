@@ -11,7 +11,9 @@ def one_line(text: object) -> str:
         if len(full) > 4 * LONGEST:
             full = full[: 2 * LONGEST] + full[-2 * LONGEST :]
         line = " ".join("".join(each if each.isprintable() or each.isspace() else "?" for each in full).split())
-    except Exception:  # an object of the client's own, which says what it likes
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # an object of the client's own, which says what it likes, and exits if it likes
         return "(text that cannot be read)"
     return line if len(line) <= LONGEST else f"{line[: LONGEST - ENDING - 5]} ... {line[-ENDING:]}"
 

@@ -17,14 +17,14 @@ from typing import Any
 from fl_taskarith.config.rule import shown
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.files import write_atomically
-from fl_taskarith.storage.record_files import conforming, unreadable
+from fl_taskarith.storage.record_files import COUNT, conforming, unreadable
 from fl_taskarith.storage.run_folder import CELLS, COLUMNS, Row
 from fl_taskarith.storage.run_record import SETTINGS, SHAPE
 
 FORMAT = "fl-taskarith runs, 1"
 SUFFIX = ".jsonl"
 DIGITS = 16  # hexadecimal, of a line's checksum
-HEAD = {"format": str, "config": SETTINGS}
+HEAD = {"format": str, "runs?": COUNT, "config": SETTINGS}
 LINE = {
     "run": str,
     "sha256": str,
@@ -99,7 +99,7 @@ def write_pack(path: Path, runs: Mapping[str, PackedRun]) -> None:
     keys = [key for key in configs[0] if all(key in config for config in configs)] if configs else []
     common = {key: Counter(json.dumps(config[key]) for config in configs).most_common(1)[0][0] for key in keys}
     shared = {key: json.loads(value) for key, value in common.items()}
-    lines = [json.dumps({"format": FORMAT, "config": shared})]
+    lines = [json.dumps({"format": FORMAT, "runs": len(runs), "config": shared})]
     for name, run in sorted(runs.items()):
         line: dict[str, Any] = {"run": name, "sha256": _checksum(run)}
         if run.record is None:
@@ -138,6 +138,8 @@ def _read(path: Path, changed: int, size: int) -> Mapping[str, PackedRun]:
             if run.record is not None and run.record["config"].get("run-name", "") not in ("", content["run"]):
                 raise ValueError(f"it is the run {shown(run.record['config']['run-name'])} under another name")
             runs[content["run"]] = run
+        if head.get("runs", len(runs)) != len(runs):
+            raise ValueError(f"the file ends there, and its first line counts {head['runs']} runs, not {len(runs)}")
     except (OSError, ValueError, RecursionError) as error:
         remedy = "It is damaged, or was edited: restore the file, or delete the line to run that run again."
         raise unreadable(path, error, remedy, f"line {number}") from error

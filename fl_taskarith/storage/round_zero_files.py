@@ -38,6 +38,8 @@ def read_start(folder: Path, stem: str) -> tuple[dict[str, Tensor], dict[str, An
             if content is None:
                 raise ValueError("its content is not what its name says")
             metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+            if metadata.get("stem", stem) != stem:
+                raise ValueError(f"it is {metadata['stem']} under another name")
             start = safetensors.torch.load(content), {key: json.loads(metadata[key]) for key in NOTES}
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             if path.exists():  # else another process made room
@@ -57,7 +59,7 @@ def write_start(folder: Path, stem: str, tensors: Mapping[str, Tensor], notes: M
     Where they cannot be written, a warning says so.
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {key: json.dumps(value) for key, value in notes.items()}
+    metadata = {"stem": stem} | {key: json.dumps(value) for key, value in notes.items()}
     try:
         write_verified(folder, stem, safetensors.torch.save(on_cpu, metadata))
     except CheckpointError as error:

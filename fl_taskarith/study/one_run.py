@@ -41,7 +41,11 @@ def run_once(run: Config, deadline: float | None) -> Outcome:
         return Outcome(State.FAILED, cause=str(error), name=folder.name)
     except Exception as error:  # of ours or of the machine (out of memory): the other runs go on
         diverged = isinstance(error, Divergence)
-        failure = {"diverged": diverged, "cause": str(error) if diverged else f"{type(error).__name__}: {error}"}
+        failure = {
+            "run": folder.name,
+            "diverged": diverged,
+            "cause": str(error) if diverged else f"{type(error).__name__}: {error}",
+        }
         if not isinstance(error, FlTaskarithError):
             failure["traceback"] = traceback.format_exc()
         write_atomically(folder / FAILURE, json.dumps(failure, indent=2) + "\n")

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.packed_runs import PackedRun, pack_of, read_pack, write_pack
 from fl_taskarith.study.results import SETTLED, read_outcome
 
@@ -16,8 +17,10 @@ def pack_runs(runs: Path) -> tuple[Path, int]:
         The pack, and how many folders went.
 
     Raises:
-        CheckpointError: a folder or the pack cannot be read or written; then no folder is removed.
+        CheckpointError: a folder or the pack cannot be read or written, or is a link; then no folder is removed.
     """
+    if links := [path for path in sorted(runs.glob("*")) if path.is_symlink()]:
+        raise CheckpointError(f"{links[0]} is a link, which packing would not remove: put the folder in its place.")
     outcomes = {path: read_outcome(path) for path in sorted(runs.glob("*/")) if any(path.iterdir())}
     settled = {path: outcome for path, outcome in outcomes.items() if outcome.state in SETTLED}
     packed = {path.name: PackedRun(each.record, each.rows, each.cause) for path, each in settled.items()}

@@ -7,6 +7,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+from fl_taskarith.config.rule import shown
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.packed_runs import packed_run
@@ -19,7 +20,7 @@ from fl_taskarith.study.search import DIVERGED, Choice, Score, Trial, choose, op
 from fl_taskarith.study.shipped import is_shipped
 
 FAILURE = "failure.json"  # in a run's folder
-FAILED = {"diverged": bool, "cause": str}
+FAILED = {"diverged": bool, "cause": str, "run?": str}
 
 
 class State(StrEnum):
@@ -194,6 +195,8 @@ def read_outcome(folder: Path) -> Outcome:
         if not rows:
             raise CheckpointError(f"{folder / 'rounds.csv'} has no row, though its run has finished. {REMEDY}")
         return Outcome(State.DONE, rows, record, name=folder.name)
+    if failure is not None and failure.get("run", folder.name) != folder.name:
+        raise CheckpointError(f"{folder / FAILURE} is of the run {shown(failure['run'])}: delete it to run this one.")
     if failure is not None:
         state = State.DIVERGED if failure["diverged"] else State.FAILED
         return Outcome(state, cause=failure["cause"], name=folder.name)

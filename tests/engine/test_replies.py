@@ -318,3 +318,12 @@ def test_replies_drawn_at_random_end_in_a_name_or_change_nothing(tmp_path: Path)
     prepared = replies.prepare(tmp_path, ("fedavg", "scaffold", "own masks", "regression, fed-em", "ridge", "evaluate"))
     for number in range(40):
         replies.attempt(prepared, random.Random(f"default-{number}"), tmp_path)
+
+
+@pytest.mark.parametrize("raised", [SystemExit(0), GeneratorExit(), RecursionError(), ValueError()])
+def test_an_exception_that_raises_when_it_is_read_is_still_named(raised: BaseException) -> None:
+    class Unreadable(Exception):
+        def __str__(self) -> str:
+            raise raised
+
+    assert named_error(Unreadable()) == "Unreadable: (text that cannot be read)"

@@ -295,3 +295,11 @@ def test_runs_started_together_find_their_start_once(shared_config: Config, tmp_
         assert numbers(folder) == numbers(folders[0])
         assert same_bits(final_weights(folder), final_weights(folders[0]))
     assert {path.suffix for path in start_files(shared_config)} == {".safetensors"}
+
+
+def test_a_file_of_another_start_under_this_ones_name_is_not_taken(tmp_path: Path) -> None:
+    mine, other = (f"head-{number:032x}" for number in range(2))
+    write_start(tmp_path, other, {"w": torch.ones(2)}, {"facts": {}, "counted": {}})
+    (path,) = tmp_path.glob(f"{other}-*")
+    path.rename(tmp_path / path.name.replace(other, mine))
+    assert read_start(tmp_path, mine) is None and not list(tmp_path.glob(f"{mine}-*"))

@@ -115,3 +115,26 @@ def test_an_empty_pack_and_no_pack_hold_no_runs(tmp_path: Path) -> None:
     assert read_pack(tmp_path / "runs.jsonl") == {}
     write_pack(tmp_path / "runs.jsonl", {})
     assert read_pack(tmp_path / "runs.jsonl") == {}
+
+
+def test_a_pack_that_ends_too_early_and_a_link_in_place_of_a_folder_are_refused(results: StudyResults) -> None:
+    first, *_ = sorted(results.runs.iterdir())
+    elsewhere = results.runs.parent / "elsewhere"
+    first.rename(elsewhere)
+    first.symlink_to(elsewhere, target_is_directory=True)
+    with pytest.raises(CheckpointError, match="is a link"):
+        pack_runs(results.runs)
+    first.unlink()
+    elsewhere.rename(first)
+    pack, number = pack_runs(results.runs)
+    pack.write_text("".join(pack.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(CheckpointError, match=f"counts {number} runs, not {number - 1}"):
+        read_pack(pack)
+
+
+def test_a_failure_of_another_run_is_not_this_ones(results: StudyResults) -> None:
+    diverged = next(path for path in results.runs.iterdir() if read_outcome(path).cause)
+    other = results.runs / "another"
+    shutil.copytree(diverged, other)
+    with pytest.raises(CheckpointError, match=f"is of the run .*{diverged.name}"):
+        read_outcome(other)
