@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fl_taskarith.config.choices import REGRESSION
+from fl_taskarith.config.fields import kebab
 from fl_taskarith.config.settings import load
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.figures.plots import STYLE, save_figure
@@ -27,6 +28,7 @@ from fl_taskarith.workspace.workspace import Workspace, workspace
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of the k-NN classifier of DINO (Caron et al., ICCV 2021)
 EXPORT = "model.safetensors"
+IDLE = {"learning-rate", "num-rounds", "run-name", "results-dir", "local-steps", "seed", "strategy", "momentum"}
 FILES = ("evaluation.json", "by-class.csv", "confusion.csv", "confusion.png", "confusion.pdf")
 NUMBERED_CLASSES = 20  # up to here every cell of the figure has its number, and every class its name
 QUERIES = 1024  # test examples that are compared with all training examples at once
@@ -79,6 +81,10 @@ def evaluate_run(
         CheckpointError: the folder holds neither an exported model nor a checkpoint.
         WeightsError: a file does not fit the model.
     """
+    if not source.exists():
+        raise CheckpointError(f"There is no {source}: expected the folder of a run, or a file of weights.")
+    if idle := sorted(set(map(kebab, settings or {})) & IDLE):
+        raise ConfigError(f"{', '.join(idle)}: no effect on an evaluation, leave out.")
     folder = source if source.is_dir() else source.parent
     of_run = (folder / "run.json").exists()
     if source.is_dir() and not of_run:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas
 
 from fl_taskarith.config.choices import REGRESSION
-from fl_taskarith.errors import CheckpointError
+from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.figures.run_groups import read_run
 from fl_taskarith.figures.setting_words import mask_words, sharding_words
 from fl_taskarith.storage.paths import results_root
@@ -34,8 +34,8 @@ def results(results_dir: str = "") -> pandas.DataFrame:
 
     Columns: run (name of its folder), state ("finished", "running", "interrupted", "failed" or "unreadable"), round and
     rounds (done and asked for), test_accuracy (%, last round measured), gain (points over the head before training),
-    distance (to the truth, on regression data), learning_rate, dataset, strategy, clients (how data are spread), mask,
-    local_steps, seed, age_hours (since something was last written).
+    distance (to the truth, on regression data), learning_rate (the peak), dataset, strategy, clients (how data are
+    spread), mask, local_steps, seed, age_hours (since something was last written).
 
     Raises:
         ConfigError: `results_dir` is relative and there is no checkout that it could be relative to.
@@ -74,7 +74,7 @@ def _run(folder: Path, root: Path) -> Mapping[str, Any]:
         "test_accuracy": 100 * accuracies[-1] if accuracies else None,
         "gain": 100 * (accuracies[-1] - accuracies[0]) if len(accuracies) > 1 and rows[0]["round"] == 0 else None,
         "distance": distances[-1] if distances else None,
-        "learning_rate": rows[-1].get("learning_rate") if rows else None,
+        "learning_rate": settings["learning-rate"],
         "dataset": settings["dataset"],
         "strategy": settings["strategy"],
         "clients": sharding_words(settings) if of_images and federated else None,
@@ -115,6 +115,8 @@ def _files(folder: Path) -> Iterator[Path]:
 def describe_results(results_dir: str = "") -> Iterator[str]:
     """Yield the lines of `fl-taskarith results`: a table of studies, then one of runs."""
     root = results_root(results_dir)
+    if results_dir and not root.is_dir():
+        raise ConfigError(f"There is no folder {root}. A relative results-dir lies in the checkout.")
     of_studies, of_runs = studies(results_dir), results(results_dir)
     if of_studies.empty and of_runs.empty:
         yield f"{root} holds no results yet. Start with: fl-taskarith simulate"

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -71,6 +71,11 @@ def hints(names: Collection[str]) -> str:
                    if any(re.search(pattern, name) for name in names))  # fmt: skip
 
 
+def quantised_names(names: Iterable[str]) -> list[str]:
+    """Return those of `names` that only quantised weights have, as bitsandbytes and GPTQ write them."""
+    return [name for name in names if re.search(SPELLINGS["quantised"], name)]
+
+
 def is_number(tensor: Tensor) -> bool:
     """Return whether a tensor of any shape holds floating-point numbers of 16 to 64 bits, each of them in memory."""
     return (
@@ -89,7 +94,8 @@ def _tables(contents: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict
     seen = {id(contents)}  # a pickled dictionary may hold itself
     while waiting:
         words, table = waiting.pop()
-        if tensors := {str(name): value for name, value in table.items() if isinstance(value, Tensor)}:
+        if tensors := {str(name): value for name, value in table.items()
+                       if isinstance(value, Tensor) and not value.is_nested}:  # fmt: skip
             yield words, tensors
         for name, value in table.items():
             if isinstance(value, Mapping) and id(value) not in seen:
@@ -117,7 +123,11 @@ def _prefixes(name: str, expected: Collection[str]) -> Iterator[str]:
 
 def _of_training(place: tuple[tuple[str, ...], str]) -> bool:
     words, prefix = place
-    return any(word in SPELLINGS["not_weights"] for word in (*words, *prefix.split(".")))
+    every = (*words, *prefix.split("."))
+    parts = {part for word in every for part in word.split("_")}
+    return any(word in SPELLINGS["not_weights"] for word in every) or not parts.isdisjoint(
+        SPELLINGS["not_weights_parts"]
+    )
 
 
 def _preference(place: tuple[tuple[str, ...], str]) -> int:

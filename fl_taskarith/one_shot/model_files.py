@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fl_taskarith.errors import WeightsError, printable
+from fl_taskarith.models.spellings import quantised_names
 from fl_taskarith.storage.tensor_file import check_seal, without_seal
 
 INDEX = "model.safetensors.index.json"  # of a Hugging Face folder whose tensors lie in several files
@@ -58,6 +59,10 @@ class ModelFile(LazyTensors):
                 with safe_open(file, "pt") as opened:
                     self.metadata |= without_seal(opened.metadata() or {})
                     for name in opened.keys():  # noqa: SIM118
+                        if name in self._files:
+                            raise ValueError(
+                                f"{name} stands in two of its files, {self._files[name].name} and {file.name}"
+                            )
                         self._files[name] = file
                         self._shapes[name] = tuple(opened.get_slice(name).get_shape())
                         self._kinds[name] = opened.get_slice(name).get_dtype()
@@ -68,6 +73,11 @@ class ModelFile(LazyTensors):
                 f"{path} cannot be read as a model ({printable(error, 300)}). Expected a .safetensors file, or a "
                 f"folder that holds model.safetensors or {INDEX}."
             ) from error
+        if codes := quantised_names(self._files):
+            raise WeightsError(
+                f"{path} is quantised ({', '.join(codes[:3])}): its entries are codes and scales, which cannot be "
+                "averaged. Convert it to float16 or float32 first."
+            )
         super().__init__(self._files, self._open)
 
     def _open(self, name: str) -> Tensor:

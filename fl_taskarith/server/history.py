@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl_taskarith.config.choices import REGRESSION
+from fl_taskarith.config.rule import shown
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.storage.paths import results_root
 from fl_taskarith.storage.run_folder import Row
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from fl_taskarith.models.exported import ExportedModel
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class History:
     """The results of a run, finished or not.
 
@@ -45,9 +46,15 @@ class History:
         """
         from fl_taskarith.figures.run_groups import read_run
 
-        folder = Path(run)
-        if not folder.is_dir() and (named := results_root(results_dir) / run).is_dir():
-            folder = named
+        places = (Path(run), results_root(results_dir) / run)
+        try:
+            folder = next((place for place in places if place.is_dir()), None)
+        except (OSError, ValueError):  # no name of a file: too long, or with a character that none has
+            folder = None
+        if folder is None:
+            raise CheckpointError(
+                f"There is no run {shown(str(run))}: expected a folder, or a name in {places[1].parent}."
+            )
         rows = read_run(folder).rows
         return cls(folder, [{name: cell for name, cell in row.items() if cell is not None} for row in rows])
 

@@ -12,6 +12,7 @@ from fl_taskarith.client.app import app as client_app
 from fl_taskarith.config import settings as configuration
 from fl_taskarith.config.effects import refuse_idle
 from fl_taskarith.config.fields import kebab
+from fl_taskarith.config.rule import shown
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.server.history import History
@@ -52,12 +53,16 @@ def simulate(
         BudgetSpent: at the deadline; the same call continues the run.
         FlTaskarithError: anything the user can mend; the run's folder keeps what was done.
     """
+    if if_finished not in (choices := ("load", "new", "error")):
+        raise ConfigError(f"if_finished = {shown(if_finished)} is not accepted: expected one of {', '.join(choices)}.")
+    if deadline is not None and not (isinstance(deadline, (int, float)) and deadline == deadline):
+        raise ConfigError(f"deadline = {shown(deadline)} is not accepted: expected a time of time.time(), in seconds.")
     if isinstance(conf, Config):
         given = {kebab(key): value for key, value in overrides.items()}
         config = configuration.from_mapping(conf.to_run_config() | given)
         refuse_idle(config, given)
     else:
-        config = configuration.load(None if conf is None else conf_file(conf), overrides)
+        config = configuration.load(conf_file(conf) if isinstance(conf, str | Path) else conf, overrides)
     if config.resume and if_finished != "new" and (folder := _finished(config)) is not None:
         if if_finished == "error":
             raise ConfigError(f'A run of these settings is finished: {folder}. Load it, or set if_finished to "new".')

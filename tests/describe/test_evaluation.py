@@ -60,6 +60,10 @@ def test_an_unfinished_run_is_evaluated_at_its_last_checkpoint(quick_config: Con
 def test_what_cannot_be_evaluated_is_refused(run: History, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no run\.json"):
         evaluate_run(tmp_path)
+    with pytest.raises(CheckpointError, match="There is no"):
+        evaluate_run(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="num-rounds: no effect"):
+        evaluate_run(run.folder, {"num_rounds": 7})
     with pytest.raises(ConfigError, match=r"head\.weight"):
         evaluate_run(run.folder / "model.safetensors", {"dataset": "synthetic", "validation_size": 100})
     (tmp_path / "out").mkdir()

@@ -11,10 +11,11 @@ import fl_taskarith
 from fl_taskarith import simulate
 from fl_taskarith.config.settings import Config
 from fl_taskarith.describe.runs_at_hand import describe_results
+from fl_taskarith.errors import ConfigError
 
 
 def test_every_run_has_a_row_whatever_its_state(quick_config: Config) -> None:
-    done = simulate(dataclasses.replace(quick_config, run_name="done"))
+    done = simulate(dataclasses.replace(quick_config, run_name="done", schedule="cosine"))
     with power_cut(after_round=1):
         simulate(dataclasses.replace(quick_config, run_name="cut", seed=1))
     root = Path(quick_config.results_dir)
@@ -25,7 +26,9 @@ def test_every_run_has_a_row_whatever_its_state(quick_config: Config) -> None:
     assert frame.loc["done", "test_accuracy"] == pytest.approx(100 * done.rows[-1]["test_accuracy"])
     assert frame.loc["done", "gain"] == pytest.approx(done.gain)
     assert (frame.loc["cut", "round"], frame.loc["cut", "rounds"], frame.loc["cut", "seed"]) == (1, 3, 1)
-    assert frame.loc["done", "learning_rate"] == 0.01 and (frame["age_hours"] < 1).all()
+    assert (
+        frame.loc["done", "learning_rate"] == 0.01 != done.rows[-1]["learning_rate"] and (frame["age_hours"] < 1).all()
+    )
     printed = "\n".join(describe_results(str(root)))
     assert "runs, newest first" in printed and "broken" in printed and "distance" not in printed
 
@@ -33,6 +36,8 @@ def test_every_run_has_a_row_whatever_its_state(quick_config: Config) -> None:
 def test_an_empty_folder_says_how_to_start(tmp_path: Path) -> None:
     assert fl_taskarith.results(str(tmp_path)).empty and fl_taskarith.studies(str(tmp_path)).empty
     assert "fl-taskarith simulate" in "\n".join(describe_results(str(tmp_path)))
+    with pytest.raises(ConfigError, match="There is no folder"):
+        list(describe_results(str(tmp_path / "nothing")))
 
 
 def test_a_study_is_a_function_and_its_best_arm_is_that_of_validation(tmp_path: Path, training: FakeTraining) -> None:

@@ -227,3 +227,23 @@ def test_an_object_of_a_foreign_class_is_read_as_nothing(tmp_path: Path) -> None
     torch.save({"record": spelt_weights.OwnRecord(), "settings": spelt_weights.OwnSettings(a=1)}, tmp_path / "w.pth")
     found = read_tensors(tmp_path / "w.pth")
     assert type(found["record"]) is not spelt_weights.OwnRecord and dict(found["settings"]) == {"a": 1}
+
+
+def test_statistics_of_training_are_not_taken_for_weights(tmp_path: Path) -> None:
+    noise = {name: torch.randn_like(value) for name, value in weights().items()}
+    for word in ("ema_grads", "opt_ema", "ema_fisher"):
+        torch.save({"params": weights(), word: noise}, tmp_path / "w.pth")
+        assert loads(tmp_path / "w.pth"), word
+
+
+def test_a_nested_tensor_is_no_weight(tmp_path: Path) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    torch.save({**weights(), "cls_token": nested}, tmp_path / "w.pth")
+    assert "cls_token" in refusal(tmp_path / "w.pth")
+
+
+def test_register_tokens_are_read_in_hugging_faces_spelling(tmp_path: Path) -> None:
+    from fl_taskarith.models.spellings import _renamed
+
+    assert set(_renamed({"embeddings.register_tokens": torch.ones(1)})) == {"reg_token"}
+    assert set(_renamed({"register_tokens": torch.ones(1)})) == {"reg_token"}

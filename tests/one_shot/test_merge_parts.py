@@ -302,3 +302,20 @@ def test_a_rule_of_ones_own_that_returns_something_else_is_told(
         assert "expected a tensor for every name" in merges.refused(
             "--method", "own_merge_rule:first", "--base", *paths
         )
+
+
+def test_quantised_models_and_names_in_two_files_of_a_folder_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merges = Merges(tmp_path, capsys)
+    codes = {"block.qweight": torch.ones(3, 4, dtype=torch.int32), "block.scales": torch.ones(4)}
+    assert "is quantised (block.qweight)" in merges.refused(*merges.write_all(codes, codes), "--method", "average")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("one", "two"):
+        safetensors.torch.save_file(tensors(0), folder / f"{name}.safetensors")
+    index = {
+        "weight_map": {name: f"{file}.safetensors" for name, file in zip(SHAPES, ("one", "two", "two"), strict=True)}
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "stands in two of its files" in merges.refused(folder, merges.write("c", tensors(1)), "--method", "average")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,3 +102,19 @@ def test_the_public_names_are_there_and_typed() -> None:
         assert callable(getattr(fl_taskarith, name)) and f'"{name}"' in stub
     with pytest.raises(AttributeError, match="nothing"):
         fl_taskarith.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [({"if_finished": "reload"}, "if_finished"), ({"deadline": "5m"}, "deadline"),
+     ({"deadline": float("nan")}, "deadline"), ({"conf": 5}, "5"), ({"conf": {"seed": 1}}, "seed")],
+)  # fmt: skip
+def test_what_cannot_be_asked_for_is_an_error_of_ours(given: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        simulate(**given)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "nothing"])
+def test_a_name_of_no_run_is_an_error_of_ours(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="There is no run"):
+        History.load(name, str(tmp_path))
