@@ -28,6 +28,7 @@ HEAD = {"format": str, "runs?": COUNT, "config": SETTINGS}
 LINE = {
     "run": str,
     "sha256": str,
+    "run_sha256?": str,
     "diverged?": str,
     "record?": SHAPE,
     "rounds?": {("round" if name == "round" else f"{name}?"): [shape] for name, shape in CELLS.items()},
@@ -101,7 +102,7 @@ def write_pack(path: Path, runs: Mapping[str, PackedRun]) -> None:
     shared = {key: json.loads(value) for key, value in common.items()}
     lines = [json.dumps({"format": FORMAT, "runs": len(runs), "config": shared})]
     for name, run in sorted(runs.items()):
-        line: dict[str, Any] = {"run": name, "sha256": _checksum(run)}
+        line: dict[str, Any] = {"run": name, "sha256": _checksum(run), "run_sha256": _named(name, run)}
         if run.record is None:
             line["diverged"] = run.cause
         else:
@@ -133,6 +134,8 @@ def _read(path: Path, changed: int, size: int) -> Mapping[str, PackedRun]:
             run = _unpacked(content, head["config"])
             if content["sha256"] != _checksum(run):
                 raise ValueError("its checksum is another")
+            if content.get("run_sha256", named := _named(content["run"], run)) != named:
+                raise ValueError(f"it is another run under the name {shown(content['run'])}")
             if content["run"] in runs:
                 raise ValueError(f"{shown(content['run'])} is there twice")
             if run.record is not None and run.record["config"].get("run-name", "") not in ("", content["run"]):
@@ -158,6 +161,11 @@ def _unpacked(content: Mapping[str, Any], shared: Mapping[str, Any]) -> PackedRu
     if not rows:
         raise ValueError("it has no rounds")
     return PackedRun(record | {"config": {**shared, **record["config"]}}, rows)
+
+
+def _named(name: str, run: PackedRun) -> str:
+    """Return a checksum of a run and its name: a line that was renamed has another."""
+    return hashlib.sha256(f"{name} {_checksum(run)}".encode()).hexdigest()[:DIGITS]
 
 
 def _checksum(run: PackedRun) -> str:

@@ -95,3 +95,17 @@ def test_a_browser_draws_it(results: Path, tmp_path: Path) -> None:
     colours = {colour for number, colour in pixels.getcolors(2**24) or [] if number > 30}
     assert {(0, 114, 178), (213, 94, 0), (0, 158, 115)} <= colours, "the lines of three arms"
     assert sum(number for number, colour in pixels.getcolors(2**24) or [] if sum(colour) < 200) > 2000, "text"
+
+
+@pytest.mark.parametrize(("name", "old", "new", "told"), [
+    ("settings.json", '"num-rounds": 40', '"num-rounds": 41', "another num-rounds than table.csv"),
+    ("settings.json", '"strategy": "fedavg"', '"strategy": "scaffold"', "another strategy than table.csv"),
+    ("curves.csv", ",98.61111111111111\n", ",11.1\n", "curves.csv ends at another accuracy"),
+])  # fmt: skip
+def test_files_of_another_study_are_told(name: str, old: str, new: str, told: str, results: Path) -> None:
+    path = results / "six-models" / name
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=told):
+        read_study(path.parent)

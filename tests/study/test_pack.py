@@ -132,6 +132,14 @@ def test_a_pack_that_ends_too_early_and_a_link_in_place_of_a_folder_are_refused(
         read_pack(pack)
 
 
+def test_a_line_of_a_pack_under_another_name_is_told(results: StudyResults) -> None:
+    diverged = next(path.name for path in results.runs.iterdir() if read_outcome(path).cause)
+    pack, _ = pack_runs(results.runs)
+    pack.write_text(pack.read_text().replace(f'"run": "{diverged}"', '"run": "digits-another"'))
+    with pytest.raises(CheckpointError, match="another run under the name"):
+        read_pack(pack)
+
+
 def test_a_failure_of_another_run_is_not_this_ones(results: StudyResults) -> None:
     diverged = next(path for path in results.runs.iterdir() if read_outcome(path).cause)
     other = results.runs / "another"
