@@ -45,6 +45,7 @@ def test_the_fisher_bench_refuses_to_compare_different_work(monkeypatch: pytest.
         fisher.bench_fisher(BENCHMARKS["fisher"].with_options(model="vit_glyph", input_size=16, examples=2, repeats=1))
 
 
+@pytest.mark.slow
 def test_a_process_does_not_count_its_parents_memory_as_its_own_peak() -> None:
     ballast = np.ones(2**26)  # 512 MiB, held while the child starts
     with multiprocessing.get_context("spawn").Pool(1) as pool:

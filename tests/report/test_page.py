@@ -20,9 +20,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """Two studies of the project's own."""
-    for name in ("heterogeneity", "six-models"):
-        shutil.copytree(SHIPPED / name, tmp_path / "results" / name)
+    """A study of the project's own."""
+    shutil.copytree(SHIPPED / "six-models", tmp_path / "results" / "six-models")
     return tmp_path / "results"
 
 

@@ -43,7 +43,7 @@ def signalled(number: int, folder: Path) -> "subprocess.Popen[str]":
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_last_whole_round_and_says_which(number: int, tmp_path: Path) -> None:
     process = signalled(number, tmp_path)
     printed, errors = process.communicate(timeout=60)
@@ -72,6 +72,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(quick_config: Config) ->
 
 
 def test_a_second_signal_ends_a_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_taskarith.server.interruption.ECHO", 600.0)
     with finishing_rounds():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)  # at once: the same one, by another way

@@ -89,7 +89,14 @@ def test_a_run_says_and_records_where_its_rate_is_from(tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize(
-    "settings", [{"mask_rule": "none"}, {"mask_rule": "most-sensitive"}, {"classes_per_client": 1}]
+    "settings",
+    [
+        {"mask_rule": "none"},
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ({"mask_rule": "most-sensitive"}, {"classes_per_client": 1})
+        ),
+    ],
 )
 def test_runs_that_used_to_collapse_by_default_end_above_the_ridge_head(
     settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
