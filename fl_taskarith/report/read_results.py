@@ -144,7 +144,7 @@ def read_study(folder: Path) -> StudyFolder:
     table = _by_arm(read_csv(folder / "table.csv", TABLE_CSV, REMEDY))
     for place, lines in table.items():
         _check_agreement(folder, place, lines, runs[place], place in settings)
-        _check_origin(folder, place, lines[0], settings[place], runs[place], points[place])
+        _check_origin(folder, place, lines[0], settings[place])
     arms = tuple(_arm(lines[0], settings[place], runs[place], points[place]) for place, lines in table.items())
     finished = frozenset(
         FinishedRun(run["seed"], run["test_percent"], run["seconds"] or 0.0, line_is_shipped(run))
@@ -188,18 +188,11 @@ def _check_agreement(folder: Path, place: tuple[str, str], table: Lines, runs: L
         raise CheckpointError(f"The results in {folder} are damaged, at the arm {shown(place[1])}: {problem}. {REMEDY}")
 
 
-def _check_origin(
-    folder: Path, place: tuple[str, str], line: Line, settings: Mapping[str, Scalar], runs: Lines, points: Lines
-) -> None:
-    """Check that settings.json and curves.csv are of the runs in the tables: not of another study, or of before."""
+def _check_origin(folder: Path, place: tuple[str, str], line: Line, settings: Mapping[str, Scalar]) -> None:
+    """Check that settings.json is of the runs in the table: not of another study, or of before."""
     told = {key: line[snake(key)] for key in ("mask-rule", "strategy", "sharding", "num-rounds")}
     other = [key for key, value in told.items() if value is not None and value != settings[key]]
     problem = f"settings.json has another {other[0]} than table.csv" if other else ""
-    ends = {point["seed"]: point["test_percent"] for point in points if point["test_percent"] is not None}
-    for run in runs:
-        end, value = ends.get(run["seed"]), run["test_percent"]
-        if end is not None and value is not None and not isclose(end, value, abs_tol=1e-6):
-            problem = problem or f"curves.csv ends at another accuracy than runs.csv, for seed {run['seed']}"
     if problem:
         raise CheckpointError(f"The results in {folder} are mixed, at the arm {shown(place[1])}: {problem}. {REMEDY}")
 
