@@ -207,3 +207,11 @@ def test_the_first_round_that_gets_to_an_accuracy_is_that_of_the_mean_over_seeds
     assert reached is not None
     assert reached.round == 2
     assert math.isnan(reached.megabytes)
+
+
+def test_holm_keeps_what_bonferroni_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of p = 0.01, 0.02, 0.04 all are at most 0.05/3, 0.05/2, 0.05; only the first is at most 0.05/3."""
+    monkeypatch.setattr("fl_taskarith.report.contrasts.p_value", lambda value: value)
+    assert surviving_holm([0.04, 0.01, 0.02]) == 3  # type: ignore[list-item]
+    assert surviving_holm([0.06, 0.01, 0.02]) == 2  # type: ignore[list-item]
+    assert surviving_holm([0.03, 0.01, 0.03]) == 1  # type: ignore[list-item]
