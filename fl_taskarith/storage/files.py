@@ -27,8 +27,8 @@ _PART_LENGTH = 100  # characters of a file's name that are made of words
 _NAME_BYTES = 150  # of a file's name that its temporary neighbour repeats; file systems allow 255 in all
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write `content` to a temporary neighbour, flush it to the disk, and rename it over `path`.
+def write_atomically(path: Path, content: bytes | str | Iterator[bytes | memoryview]) -> None:
+    """Write `content`, whole or piece by piece, to a temporary neighbour, flush it, and rename it over `path`.
 
     Raises:
         CheckpointError: the disk is full, the folder read-only, ...; `path` is as it was.
@@ -36,7 +36,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     try:
         with replacement(path) as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

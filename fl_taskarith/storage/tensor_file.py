@@ -6,7 +6,6 @@ and models of runs also say which run's they are, so that one in the folder of a
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -16,8 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fl_taskarith.errors import CheckpointError
-from fl_taskarith.storage.files import replacement
+from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.run_record import check_belongs
 
 SEAL = "fl_taskarith.sha256"  # key of the metadata
@@ -39,15 +37,7 @@ def write_sealed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     Raises:
         CheckpointError: the disk is full, the folder read-only, ...; `path` is as it was.
     """
-    try:
-        with replacement(path) as file:
-            for part in _parts(tensors, metadata):
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(f"Cannot write {path}: {reason}. What was there before is kept.") from error
+    write_atomically(path, _parts(tensors, metadata))
 
 
 def without_seal(metadata: Mapping[str, str]) -> dict[str, str]:
