@@ -42,7 +42,7 @@ class Settings(TypedDict, total=False):
     calibration_memory: float
     mask_exclude: str
     mask_file: str
-    strategy: Literal["br-ifca", "cclip", "fed-em", "fedadam", "fedavg", "fedavgm", "fedbn", "fedgma", "fednova", "fedprox", "fedyogi", "geometric-median", "gram-anchored", "krum", "median", "scaffold", "trimmed-mean", "centralized"] | str
+    strategy: Literal["br-ifca", "cclip", "covariance", "covariance-momentum", "fed-em", "fedadam", "fedavg", "fedavgm", "fedbn", "fedgma", "fednova", "fedprox", "fedyogi", "geometric-median", "gram-anchored", "krum", "median", "merge-rule", "scaffold", "trimmed-mean", "centralized"] | str
     num_clients: int
     participation: float
     sampling: Literal["random", "cyclic"]
@@ -69,6 +69,12 @@ class Settings(TypedDict, total=False):
     clipping_start: Literal["zero", "previous"]
     gram_anchor: float
     gram_epsilon: float
+    covariance_epsilon: float
+    covariance_shrinkage: float
+    covariance_weights: Literal["examples", "equal"]
+    covariance_mask: Literal["projected", "rows"]
+    merge_rule: Literal["task-arithmetic", "average", "fednova", "magmax", "emr", "covariance", "wudi", "ace", "fedgma", "median", "cclip", "ties", "dare", "breadcrumbs", "iso-c", "iso-cts", "tsv-m"] | str
+    merge_parameter: float | Literal["auto"]
     personal_parameters: str
     client_groups: Literal["none", "half-turn", "rotations", "inverted"]
     cluster_start_noise: float

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from fl_taskarith.config.choices import ATTACKS, CLUSTER_RULES, IMAGE_DATASETS, REGRESSION
+from fl_taskarith.config.choices import ATTACKS, CLUSTER_RULES, IMAGE_DATASETS, MERGE_RULES, REGRESSION
 from fl_taskarith.config.rule import AUTO, Rule, key
 from fl_taskarith.masking import rules as mask_rules
 
@@ -18,7 +18,8 @@ STRATEGY_NAMES = {
     "fedavg": "FedAvg", "fedprox": "FedProx", "fednova": "FedNova", "scaffold": "SCAFFOLD", "fedgma": "FedGMA",
     "fedavgm": "FedAvgM", "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedbn": "FedBN", "cclip": "CCLIP",
     "krum": "Krum", "trimmed-mean": "trimmed mean", "geometric-median": "geometric median",
-    "gram-anchored": "Gram-anchored averaging",
+    "gram-anchored": "Gram-anchored averaging", "covariance": "covariance aggregation",
+    "covariance-momentum": "covariance aggregation with momentum", "merge-rule": "merge rule",
 }  # fmt: skip
 SCHEDULES = ("constant", "cosine", "step", "exponential", "plateau")
 SENSITIVITY_RULES = tuple(name for name, rule in mask_rules.RULES.items() if rule.scores is None)
@@ -151,7 +152,7 @@ class Settings:
     )
     bank_decay: float = ALGORITHM(1.0, "[0, 1]", "task-vector-bank: factor per round on what is not new")
     proximal_mu: float = ALGORITHM(0.0, "[0, 1e6]", "FedProx: (μ/2)‖θ − θ_t‖² in the local loss", symbol="μ")
-    server_momentum: float = ALGORITHM(0.9, "[0, 1]", "fedavgm: momentum of the server")
+    server_momentum: float = ALGORITHM(0.9, "[0, 1]", "fedavgm, covariance-momentum: momentum of the server")
     server_beta1: float = ALGORITHM(0.9, "[0, 1]", "fedadam, fedyogi: decay of the mean update", symbol="β₁")
     server_beta2: float = ALGORITHM(0.99, "[0, 1]", "fedadam, fedyogi: decay of the mean squared update", symbol="β₂")
     server_tau: float = ALGORITHM(1e-3, "(0, 1e6]", "fedadam, fedyogi: adaptivity, added to the root", symbol="τ")
@@ -171,6 +172,30 @@ class Settings:
     )
     gram_epsilon: float = ALGORITHM(
         0.0, "[0, 1e6]", "gram-anchored: as a share of the mean factor over a layer's updated entries", symbol="ε"
+    )
+    covariance_epsilon: float = ALGORITHM(
+        1e-3, "(0, 1e6]", "covariance: added to the diagonal, as a share of its mean", symbol="ε"
+    )
+    covariance_shrinkage: float = ALGORITHM(
+        0.0, "[0, 1]", "covariance: of each client's Gram matrix towards the identity; 1 = the mean", symbol="s"
+    )
+    covariance_weights: str = ALGORITHM(
+        "examples", "examples | equal", "covariance: clients count by their examples, or alike"
+    )
+    covariance_mask: str = ALGORITHM(
+        "projected",
+        "projected | rows",
+        "covariance under a mask: solved and projected, or solved for the entries of each row",
+    )
+    merge_rule: str = ALGORITHM(
+        "task-arithmetic",
+        MERGE_RULES,
+        "merge-rule: how the server merges a round's task vectors",
+        importable=True,
+        words="{}",
+    )
+    merge_parameter: float | str = ALGORITHM(
+        AUTO, "[0, 1e6]", "merge-rule: the rule's own parameter (fl-taskarith merge --help); auto = a usual value"
     )
     personal_parameters: str = ALGORITHM(
         "*norm*, *.ls1.*, *.ls2.*", None, "fedbn: what stays with each client: comma-separated names or patterns with *"

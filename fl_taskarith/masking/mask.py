@@ -77,6 +77,16 @@ class Mask:
         for name, index in self.indices.items():
             weights[name].view(-1).index_copy_(0, index, values[name])
 
+    def spread(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return full tensors that hold values, [n] per tensor as `gather` returns them, and zeros elsewhere.
+
+        Raises:
+            ValueError: `values` belong to another mask.
+        """
+        full = {name: values[name].new_zeros(self.tensors[name].shape) for name in self.indices if name in values}
+        self.scatter_(full, values)
+        return full
+
     def to(self, device: torch.device) -> "Mask":
         """Return the mask on `device`."""
         return Mask({name: tensor.to(device) for name, tensor in self.tensors.items()})

@@ -40,6 +40,9 @@ class MergeRule:
         scaled: whether λ is searched; otherwise it is 1.
         summed: whether the direction scales as a sum of task vectors.
         needs_base: False if moving all models by the same vector moves the merged one by it too, so that θ₀ cancels.
+        streams: whether the direction follows from sums over the task vectors, which need not be at hand all at once.
+        matrices: whether it merges each matrix as a whole. Under a mask the entries outside are then zeros that go in,
+            and what comes out there is dropped; other rules see the updated entries alone.
     """
 
     name: str
@@ -52,6 +55,8 @@ class MergeRule:
     scaled: bool = True
     summed: bool = False
     needs_base: bool = True
+    streams: bool = False
+    matrices: bool = False
 
     def __call__(self, task_vectors: TaskVectors, *arguments: object, **named: object) -> Direction:
         """Return the direction, each tensor in the shape that the task vectors have it."""

@@ -23,8 +23,10 @@ from fl_taskarith.storage.paths import shipped_file
 IID = "iid"
 FEDAVG_LIKE = (  # strategies whose clients take FedAvg's steps, and whose server's step is about a mean of theirs
     "fedavg", "fedprox", "fednova", "fedgma", "fedavgm", "scaffold", "median", "trimmed-mean", "geometric-median",
-    "cclip", "krum", "gram-anchored", "fedbn", "br-ifca", "fedadam", "fedyogi",
+    "cclip", "krum", "gram-anchored", "fedbn", "br-ifca", "fedadam", "fedyogi", "covariance", "covariance-momentum",
+    "merge-rule",
 )  # fmt: skip
+SUMMING = ("covariance", "covariance-momentum", "merge-rule")  # whose step is up to the sum of the clients' own
 ADAPTIVE = ("fedadam", "fedyogi")  # whose server takes steps of server-lr in every entry
 ADAPTIVE_STEP = 0.01  # the largest server-lr of theirs that was tried and did not collapse
 CLIENTS, MOMENTUM = 10, 0.9  # of the runs that the table is from
@@ -203,7 +205,9 @@ def _factor(config: Config, cell: Cell) -> float:
     factor *= min(1.0, averaged / CLIENTS)
     if config.strategy in ADAPTIVE:
         return factor
-    memory = 1 - config.server_momentum if config.strategy == "fedavgm" else 1.0
+    if config.strategy in SUMMING:
+        factor /= config.sampled_clients
+    memory = 1 - config.server_momentum if config.strategy in ("fedavgm", "covariance-momentum") else 1.0
     return factor * min(1.0, memory / config.server_lr)
 
 

@@ -110,14 +110,27 @@ def test_dare_keeps_the_expectation_and_depends_on_its_seed() -> None:
     assert torch.equal(vectors[0]["w"], torch.ones(200_000)), "task vectors are left as they are"
 
 
-@pytest.mark.parametrize("method", merge_rules())
+OTHERWISE = {
+    "wudi",
+    "ace",
+    "iso-c",
+    "iso-cts",
+    "tsv-m",
+    "breadcrumbs",
+}  # of equal task vectors they make something else
+
+
+@pytest.mark.parametrize("method", sorted(merge_rules().keys() - OTHERWISE))
 def test_equal_task_vectors_merge_into_themselves_at_the_default_scale(method: str) -> None:
     vector = drawn(1)[0]
-    value = {"threshold": 0.5, "radius": 1e9, "keep": 1.0, "drop": 0.0}.get(merge_rules()[method].parameter)
+    value = {"threshold": 0.5, "radius": 1e9, "keep": 1.0, "drop": 0.0, "shrinkage": 1.0}.get(
+        merge_rules()[method].parameter
+    )
     direction = merge_rules()[method].direction([vector] * 4, value, [3.0] * 4, 0)
     merged = scaled_weights({name: torch.zeros_like(each) for name, each in vector.items()}, direction,
                             merge_rules()[method].default_scale(4))  # fmt: skip
-    np.testing.assert_allclose(flat(merged), flat(vector), rtol=1e-5, atol=1e-6)
+    tolerance = 1e-3 if method == "covariance" else 1e-5  # its ε
+    np.testing.assert_allclose(flat(merged), flat(vector), rtol=tolerance, atol=1e-6)
 
 
 def test_radii_lie_between_the_shortest_and_the_longest_task_vector() -> None:

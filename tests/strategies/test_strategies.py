@@ -33,6 +33,7 @@ OWN = {
     "geometric-median": {"participation": 0.3},
     "krum": {"participation": 0.4},
     "cclip": {"clipping_start": "previous"},
+    "merge-rule": {"merge_rule": "wudi"},
     "br-ifca": {"num_clusters": 1, "cluster_rule": "median", "participation": 0.3},
 }
 
@@ -47,6 +48,7 @@ def test_every_file_is_a_choice_and_every_choice_a_strategy() -> None:
     assert set(STRATEGIES) == {
         "fedavg", "fedprox", "scaffold", "fedavgm", "fedadam", "fedyogi", "fednova", "fedgma", "median",
         "trimmed-mean", "geometric-median", "krum", "cclip", "fedbn", "gram-anchored", "br-ifca", "fed-em",
+        "covariance", "covariance-momentum", "merge-rule",
     }  # fmt: skip
     classes = {strategy_class(name) for name in STRATEGIES}
     assert len(classes) == len(STRATEGIES)
@@ -95,7 +97,7 @@ def test_every_conf_file_of_a_strategy_runs(path: Path, cifar100_folder: Path, t
     history = simulate(
         path, data_dir=str(cifar100_folder), download=False, model="vit_glyph", input_size=16, num_rounds=2,
         train_subset=1200, validation_size=100, calibration_size=100, test_subset=100, results_dir=str(tmp_path),
-        threads=1,
+        threads=1, learning_rate=1e-3,
     )  # fmt: skip
     assert history.rows[-1]["task_vector_norm"] > 0
 

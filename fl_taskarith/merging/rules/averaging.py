@@ -9,13 +9,20 @@ from fl_taskarith.merging.merge_rules import Direction, by_name, merge_rule
 from fl_taskarith.merging.robust import TaskVectors
 
 
-@merge_rule("task-arithmetic", "the sum Σ τ_t", source="Ilharco et al., ICLR 2023", summed=True)
+@merge_rule("task-arithmetic", "the sum Σ τ_t", source="Ilharco et al., ICLR 2023", summed=True, streams=True)
 def task_arithmetic(task_vectors: TaskVectors) -> Direction:
     """Return Σ τ_t, in the shapes of the task vectors."""
     return by_name(task_vectors, lambda name, rows: rows.sum(0))
 
 
-@merge_rule("average", "the mean of the models", source="Wortsman et al., ICML 2022", scaled=False, needs_base=False)
+@merge_rule(
+    "average",
+    "the mean of the models",
+    source="Wortsman et al., ICML 2022",
+    scaled=False,
+    needs_base=False,
+    streams=True,
+)
 def average(task_vectors: TaskVectors) -> Direction:
     """Return Σ τ_t / T, in the shapes of the task vectors."""
     return by_name(task_vectors, lambda name, rows: rows.mean(0))

@@ -8,6 +8,8 @@ from fl_taskarith.merging.robust import TaskVectors
 from fl_taskarith.merging.trimming import magnitude_threshold
 from fl_taskarith.seeding import random_generator, torch_seed
 
+LEFT_OUT = (0.15, 0.01)  # shares of the smallest and the largest entries that breadcrumbs drops
+
 
 @merge_rule(
     "ties", "trim, elect sign, disjoint mean", source="Yadav et al., NeurIPS 2023", parameter="keep",
@@ -53,3 +55,26 @@ def dare(task_vectors: TaskVectors, drop: float, seed: int = 0) -> Direction:
         return rows.sum(0) / (1 - drop)
 
     return by_name(task_vectors, dropped_sum)
+
+
+@merge_rule(
+    "breadcrumbs", "the sum without each tensor's largest and smallest entries",
+    source="Davari & Belilovsky, ECCV 2024", summed=True,
+)  # fmt: skip
+def breadcrumbs(task_vectors: TaskVectors) -> Direction:
+    """Return Σ of task vectors without the largest 1 % and the smallest 15 % of each tensor's entries by magnitude.
+
+    Shapes are those of the task vectors. Of n entries ⌊0.01 n⌋ and ⌊0.15 n⌋ are dropped, the first of equals.
+    """
+
+    def middle_sum(name: str, rows: Tensor) -> Tensor:
+        for row in rows:
+            entries = row.flatten()
+            order = entries.abs().argsort(stable=True)
+            smallest, largest = int(LEFT_OUT[0] * len(order)), int(LEFT_OUT[1] * len(order))
+            entries[order[:smallest]] = 0
+            entries[order[len(order) - largest :]] = 0
+            row.copy_(entries.view(row.shape))
+        return rows.sum(0)
+
+    return by_name(task_vectors, middle_sum)

@@ -1,0 +1,114 @@
+"""Averaging of matrices by the inputs that each client's own update was made of: from updates alone, without data.
+
+An SGD step changes a linear layer by −η Σ δ xᵀ, so the rows of a client's task vector T [out, in] lie in the span of
+its inputs x, and G = TᵀT [in, in] stands in for their second moments, which RegMean (Jin et al., ICLR 2023) needs. With
+weights w = n/‖T‖² the merged X minimises
+
+    (1 − s) Σ w ‖(X − T) Tᵀ‖² + (s/d) Σ n ‖X − T‖² + ε' ‖X‖²,     d = in,
+
+whose first term is WUDI's (2025) objective. In closed form
+
+    X = ((1 − s) Σ w T G + (s/d) Σ n T) ((1 − s) Σ w G + (s/d) Σ n I + ε' I)⁻¹,     ε' = ε Σ n / d.
+
+Where the clients' inputs share no direction, X is the sum of the task vectors; where they have the same G, their mean
+(both at s = 0 and as ε goes to 0). The shrinkage s, from covariance estimation (Ledoit & Wolf 2004), mixes every G with
+a multiple of the identity: s = 1 is the mean. All sums are additive, so clients are added one at a time.
+"""
+
+import torch
+from torch import Tensor
+
+ROUNDING = 4  # least ε, in units of d times the relative rounding error
+ROWS_AT_ONCE = 64  # of systems that are solved together, each of up to in² entries
+
+
+class CovarianceSum:
+    """Adds up Σ w G and Σ w T G of one matrix, client by client, in float32 (float64 of float64)."""
+
+    def __init__(self) -> None:
+        self.total_weight = 0.0
+        self._gram: Tensor | None = None
+        self._product: Tensor | None = None
+        self._squares: Tensor | None = None  # Σ ‖w G‖²
+
+    def add(self, matrix: Tensor, weight: float = 1.0) -> None:
+        """Add one client's T, [out, in], n = `weight`; a T of zeros has no directions and counts in the mean alone."""
+        matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(matrix)
+        unit = torch.where(norm > 0, matrix / norm, 0.0)
+        rows, columns = unit.shape
+        gram = unit.mT @ unit
+        product = (unit @ unit.mT) @ unit if 2 * rows < columns else unit @ gram
+        squares = (weight * torch.linalg.vector_norm(gram)) ** 2
+        if self._gram is None or self._product is None or self._squares is None:
+            self._gram, self._product, self._squares = weight * gram, (weight * norm) * product, squares
+        else:
+            self._gram.add_(gram, alpha=weight)
+            self._product.addcmul_(product, weight * norm)
+            self._squares += squares
+        self.total_weight += weight
+
+    def overlap(self) -> float:
+        """Return the effective number of clients that share an input direction, ‖Σ w G‖² / Σ ‖w G‖².
+
+        It is 1 where no two clients share one, so that X is their sum, and the number of clients where all have the
+        same G (and weight), so that X is their mean. NaN without any direction.
+        """
+        gram, squares = self._sums()[0], self._squares
+        assert squares is not None
+        return float(torch.linalg.vector_norm(gram) ** 2 / squares)
+
+    def result(self, mean: Tensor, epsilon: float, shrinkage: float = 0.0, support: Tensor | None = None) -> Tensor:
+        """Return X, [out, in].
+
+        Args:
+            mean: Σ n T / Σ n, [out, in].
+            epsilon: ε, as a share of the mean of the diagonal of Σ w G. The least is what rounding leaves of directions
+                that no client has: 7e-4 for 1,536 inputs in float32. At 1e-3 rounding enters X by 2 % if only 8 of
+                1,000 directions are used, and by 0.01 % over a spectrum that falls off.
+            shrinkage: s, from 0 to 1.
+            support: bool [out, in]: X is the minimiser among matrices that are zero elsewhere, row by row. Every T must
+                be zero there too.
+        """
+        gram, product = (value.double() for value in self._sums())
+        share = self.total_weight / len(gram)
+        epsilon = max(epsilon, ROUNDING * len(gram) * torch.finfo(self._sums()[0].dtype).eps)
+        gram = (1 - shrinkage) * gram
+        gram.diagonal().add_((shrinkage + epsilon) * share)
+        product = (1 - shrinkage) * product + shrinkage * share * mean.double()
+        solved = _solved(gram, product) if support is None else _solved_by_row(gram, product, support)
+        return solved.to(mean)
+
+    def gradient(self, at: Tensor) -> Tensor:
+        """Return the gradient of Σ w ‖(X − T) Tᵀ‖² at X = `at`, [out, in]: 2 (X Σ w G − Σ w T G)."""
+        gram, product = self._sums()
+        return 2 * (at @ gram - product)
+
+    def _sums(self) -> tuple[Tensor, Tensor]:
+        if self._gram is None or self._product is None:
+            raise ValueError("there are no task vectors to aggregate")
+        return self._gram, self._product
+
+
+def _solved(gram: Tensor, product: Tensor) -> Tensor:
+    """Return product · gram⁻¹ for a positive definite gram [..., in, in] and product [..., out, in]."""
+    solved: Tensor = torch.cholesky_solve(product.mT, torch.linalg.cholesky(gram)).mT
+    return solved
+
+
+def _solved_by_row(gram: Tensor, product: Tensor, support: Tensor) -> Tensor:
+    """Return X, [out, in], row i of which solves the system of the columns in row i of `support`, bool [out, in]."""
+    result = torch.zeros_like(product)
+    sizes = support.sum(1)
+    for rows in sizes.argsort().split(ROWS_AT_ONCE):  # of about one size, so that little is padded
+        width = int(sizes[rows[-1]])
+        if not width:
+            continue
+        columns = support[rows].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
+        inside = torch.arange(width, device=columns.device) < sizes[rows][:, None]
+        both = inside[:, :, None] & inside[:, None, :]
+        systems = torch.where(both, gram[columns[:, :, None], columns[:, None, :]], 0.0)
+        systems.diagonal(dim1=1, dim2=2).add_((~inside).double())
+        targets = torch.where(inside, product[rows].gather(1, columns), 0.0)
+        result[rows] = torch.zeros_like(result[rows]).scatter_(1, columns, _solved(systems, targets[:, None])[:, 0])
+    return result
