@@ -38,17 +38,25 @@ class RunRecord:
     packed: Mapping[str, Any] | None = None
 
     @cached_property
+    def record(self) -> Mapping[str, Any] | None:
+        """What run.json holds; None if there is none.
+
+        Raises:
+            CheckpointError: run.json cannot be read.
+        """
+        return read_record(self.folder) if self.packed is None else self.packed
+
+    @cached_property
     def settings(self) -> Settings:
         """The run's settings from run.json, all keys of this version.
 
         Raises:
             CheckpointError: run.json cannot be read.
         """
-        record = read_record(self.folder) if self.packed is None else self.packed
         try:
-            if record is None:
+            if self.record is None:
                 raise ConfigError("there is no run.json")
-            return from_mapping(record["config"]).to_run_config()
+            return from_mapping(self.record["config"]).to_run_config()
         except ConfigError as error:
             raise CheckpointError(
                 f"Cannot read the settings of the run in {self.folder} ({error}): expected run.json."
@@ -135,11 +143,13 @@ class Member:
         label: what tells it from the other members of its set, in words.
         settings: of its first run.
         runs: the rows of rounds.csv of each.
+        records: run.json of each.
     """
 
     label: str
     settings: Settings
     runs: tuple[tuple[Row, ...], ...]
+    records: tuple[Mapping[str, Any], ...] = ()
 
     @cached_property
     def rounds(self) -> pandas.DataFrame:
@@ -182,6 +192,8 @@ def members(runs: Sequence[RunRecord], names: Sequence[str] | None = None) -> li
     settings = [run.settings for run in first]
     words = list(groups) if names is not None else labels(settings, [run.folder.resolve().name for run in first])
     return [
-        Member(label, each, tuple(run.rows for run in group.values()))
+        Member(
+            label, each, tuple(run.rows for run in group.values()), tuple(run.record or {} for run in group.values())
+        )
         for label, each, group in zip(words, settings, groups.values(), strict=True)
     ]

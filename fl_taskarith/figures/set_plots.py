@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from fl_taskarith.figures.layer_plots import plot_overlap
 from fl_taskarith.figures.panels import Row, draw_bars, seeds_note, spread
 from fl_taskarith.figures.plots import COLOURS, MARKERS, STYLE, STYLES, draw_rows, line_look, save_figure
 from fl_taskarith.figures.run_groups import Member
@@ -32,7 +33,7 @@ CELL = (0.75, 0.42)  # inches of a heat map's cell
 
 def possible_figures(output: Path) -> list[Path]:
     """Return every file that `plot_set`, or a figure of a single run, may write for `output`."""
-    names = (output.name, *(f"{output.name}-{suffix}" for suffix in ("heat-map", "drift", *SWEPT)))
+    names = (output.name, *(f"{output.name}-{suffix}" for suffix in ("heat-map", "drift", "overlap", *SWEPT)))
     return [output.with_name(name + ending) for name in names for ending in (".png", ".pdf")]
 
 
@@ -43,7 +44,7 @@ def plot_set(members: Sequence[Member], output: Path) -> list[Path]:
         CheckpointError: a figure cannot be written.
     """
     paths = plot_bands(members, output)
-    for suffix, draw in (("heat-map", plot_heat_map), ("drift", plot_drift)):
+    for suffix, draw in (("heat-map", plot_heat_map), ("drift", plot_drift), ("overlap", plot_overlap)):
         paths += draw(members, output.with_name(f"{output.name}-{suffix}"))
     for key in SWEPT:
         paths += plot_sweep(members, key, output.with_name(f"{output.name}-{key}"))

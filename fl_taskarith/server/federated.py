@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterator
 from functools import partial
+from operator import itemgetter
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -24,6 +25,8 @@ from fl_taskarith.server.personal_accuracy import evaluate_clients, own_accuraci
 from fl_taskarith.server.run import Progress, Run, overhead, scheduled_rate, solved_logit_scale
 from fl_taskarith.storage.checkpoint import Checkpoint
 from fl_taskarith.storage.client_files import frozen_name
+from fl_taskarith.storage.csv_text import csv_text
+from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.progress import tracked
 from fl_taskarith.storage.run_folder import Logbook, Row
 from fl_taskarith.strategies import strategy_class
@@ -78,6 +81,23 @@ class FederatedRun(Run):
             self.logbook.note(clients=means)
         if failed := self.strategy.failures.take():
             self.logbook.note(failed_evaluations=failed)
+        self._write_layers()
+
+    def _write_layers(self) -> None:
+        """What the strategy measured of single tensors: a row per round and tensor in layers.csv, means in run.json."""
+        measured = {kind: table for kind, table in self.strategy.measured().items() if table}
+        if not measured:
+            return
+        names = [name for name in self.model.trained if name in next(iter(measured.values()))]
+        rows = [
+            {"round": self.config.num_rounds - left, "tensor": name}
+            | {kind: float(table[name][-1 - left]) for kind, table in measured.items()}
+            for left in reversed(range(len(next(iter(measured.values()))[names[0]])))
+            for name in names
+        ]
+        write_atomically(self.logbook.output("layers.csv"), csv_text(rows))
+        self.logbook.note(layers={kind: {name: float(table[name].mean()) for name in names}
+                                  for kind, table in measured.items()})  # fmt: skip
 
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
         """Return the sum of all clients' statistics, in partition order."""

@@ -10,7 +10,7 @@ from fl_taskarith.merging.input_covariance import CovarianceSum
 from fl_taskarith.merging.matrices import matrix_shapes
 from fl_taskarith.strategies.fedavg import FedAvg, Reply
 
-OVERLAP, STEP = "overlap", "step"
+MEASURES = ("overlap", "step")
 
 
 class Covariance(FedAvg):
@@ -49,12 +49,28 @@ class Covariance(FedAvg):
         self._note(sums, result, average)
         return result
 
+    def measured(self) -> dict[str, dict[str, Tensor]]:
+        """Return, for every matrix, [rounds] of "overlap" and of "step".
+
+        Overlap is the effective number of clients that share an input direction (`CovarianceSum.overlap`), step is ‖X‖
+        over the norm of the mean: where X is a sum, 1 and up to the number of clients; where it is a mean, that and 1.
+        """
+        return {
+            kind: {
+                name.removeprefix(f"{kind}/"): value
+                for name, value in self._kept.items()
+                if name.startswith(f"{kind}/")
+            }
+            for kind in MEASURES
+        }
+
     def _note(self, sums: dict[str, CovarianceSum], result: dict[str, Tensor], average: dict[str, Tensor]) -> None:
-        """Append to what is kept of every matrix, [rounds] each: the overlap, and ‖X‖ over the norm of the mean."""
+        """Append this round's measures to those of the rounds before."""
         norm = torch.linalg.vector_norm
         overlaps = {name: layer.overlap() for name, layer in sums.items()}
         steps = {name: float(norm(result[name]) / norm(average[name])) for name in sums}
-        for kind, values in ((OVERLAP, overlaps), (STEP, steps)):
-            none = {name: torch.empty(0) for name in values}
-            before = {name: self._kept.get(f"{kind}/{name}", none[name]) for name in values}
-            self.keep(kind, {name: torch.cat([before[name].cpu(), torch.tensor([values[name]])]) for name in values})
+        for kind, values in zip(MEASURES, (overlaps, steps), strict=True):
+            before = self.measured()[kind]
+            new = {name: torch.tensor([value]) for name, value in values.items()}
+            self.keep(kind, {name: torch.cat([before[name].cpu(), own]) if name in before else own
+                             for name, own in new.items()})  # fmt: skip

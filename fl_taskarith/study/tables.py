@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_taskarith.errors import FlTaskarithError
+from fl_taskarith.figures.layer_plots import plot_overlap
 from fl_taskarith.figures.markdown import (
     BLANK,
     markdown_table,
@@ -86,7 +87,9 @@ def _readme(results: StudyResults, frame: StudyFrame, rows: Sequence[Comparison]
         )
         figures += _figures(results, own, file.replace("accuracy", "curves", 1), plot_bands)
         groups.append({"name": name, "table": arm_table(study, own), "failures": _failures(own), "figures": figures})
-    whole = {"heat-map": plot_heat_map, "drift": plot_drift} | {key: partial(_plot_sweep, key) for key in SWEPT}
+    whole = {"heat-map": plot_heat_map, "drift": plot_drift, "overlap": plot_overlap} | {
+        key: partial(_plot_sweep, key) for key in SWEPT
+    }
     own_searches: dict[Search, list[str]] = {}
     for arm in study.arms:
         if arm.search is not None and study.searched(arm) is not None:

@@ -1,0 +1,75 @@
+"""How many clients share an input direction, layer by layer: where a round sums task vectors and where it averages."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from fl_taskarith.figures.panels import Row, draw_bars, seeds_note, spread
+from fl_taskarith.figures.plots import draw_rows, line_look, save_figure
+from fl_taskarith.figures.run_groups import Member
+from fl_taskarith.figures.statistics import Summary, summarise
+
+KINDS = {
+    "attn.qkv": "queries, keys, values",
+    "attn.proj": "attention output",
+    "mlp.fc1": "MLP, first",
+    "mlp.fc2": "MLP, second",
+}
+BLOCK = re.compile(r"blocks\.(\d+)\.(attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.weight")
+
+
+def plot_overlap(members: Sequence[Member], output: Path) -> list[Path]:
+    """Draw the effective number of clients that share an input direction against depth, a panel per kind of layer.
+
+    Points are means over rounds, and over runs with their spread. Nothing is drawn unless `strategy = "covariance"`
+    measured it.
+
+    Raises:
+        CheckpointError: the figure cannot be written.
+    """
+    lines = {member.label: points for member in members if (points := _points(member))}
+    if not lines:
+        return []
+    labels = list(lines)
+    most = max(point.mean for line in lines.values() for kind in line.values() for point in kind.values())
+
+    def draw(row: Row, panels: Sequence[Axes]) -> None:
+        for axes, (kind, words) in zip(panels, KINDS.items(), strict=True):
+            for turn, place in enumerate(row.places):
+                found = lines[labels[place]].get(kind, {})
+                if found:
+                    draw_bars(
+                        axes, list(found), list(found.values()), (1.0, most), label=labels[place], **line_look(turn)
+                    )
+            axes.set_title(words, fontsize=9)
+            axes.set_xlabel("block")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[0].set_ylabel("clients that share a direction\n(1: updates are summed)")
+
+    note = seeds_note((len(member.runs) for member in members if member.label in lines), "bars")
+    return save_figure(draw_rows(spread(len(labels)), labels, draw, (len(KINDS), 2.1, 2.4), note), output)
+
+
+def _points(member: Member) -> dict[str, dict[float, Summary]]:
+    """Return, by kind of layer and block, the overlap over the member's runs."""
+    values: dict[str, dict[float, list[float]]] = {}
+    for record in member.records:
+        for name, value in _overlaps(record).items():
+            if found := BLOCK.fullmatch(name):
+                values.setdefault(found[2], {}).setdefault(float(found[1]), []).append(value)
+    return {kind: {block: summarise(each) for block, each in sorted(blocks.items())} for kind, blocks in values.items()}
+
+
+def _overlaps(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the overlap by tensor that run.json holds, if it does."""
+    layers = record.get("layers")
+    overlap = layers.get("overlap") if isinstance(layers, dict) else None
+    return (
+        {name: float(value) for name, value in overlap.items() if isinstance(value, (int, float))}
+        if isinstance(overlap, dict)
+        else {}
+    )
