@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Iterator
 from functools import partial
-from operator import itemgetter
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
