@@ -42,7 +42,7 @@ class Settings(TypedDict, total=False):
     calibration_memory: float
     mask_exclude: str
     mask_file: str
-    strategy: Literal["br-ifca", "cclip", "covariance", "covariance-momentum", "fed-em", "fedadam", "fedavg", "fedavgm", "fedbn", "fedgma", "fednova", "fedprox", "fedyogi", "geometric-median", "gram-anchored", "krum", "median", "merge-rule", "scaffold", "trimmed-mean", "centralized"] | str
+    strategy: Literal["br-ifca", "cclip", "covariance", "covariance-momentum", "fed-em", "fedadam", "fedavg", "fedavgm", "fedbn", "fedcm", "fedexp", "fedgma", "fedhbm", "fednova", "fedprox", "fedvarp", "fedyogi", "geometric-median", "ghbm", "gram-anchored", "krum", "local-ghbm", "median", "merge-rule", "scaffold", "trimmed-mean", "centralized"] | str
     num_clients: int
     participation: float
     sampling: Literal["random", "cyclic"]
@@ -59,6 +59,8 @@ class Settings(TypedDict, total=False):
     bank_decay: float
     proximal_mu: float
     server_momentum: float
+    momentum_rounds: int
+    exp_epsilon: float
     server_beta1: float
     server_beta2: float
     server_tau: float
@@ -69,11 +71,12 @@ class Settings(TypedDict, total=False):
     clipping_start: Literal["zero", "previous"]
     gram_anchor: float
     gram_epsilon: float
+    covariance_form: Literal["least-squares", "bounded"]
     covariance_epsilon: float
     covariance_shrinkage: float
     covariance_weights: Literal["examples", "equal"]
     covariance_mask: Literal["projected", "rows"]
-    merge_rule: Literal["task-arithmetic", "average", "fednova", "magmax", "emr", "covariance", "wudi", "ace", "fedgma", "median", "cclip", "ties", "dare", "breadcrumbs", "iso-c", "iso-cts", "tsv-m"] | str
+    merge_rule: Literal["task-arithmetic", "average", "fednova", "magmax", "emr", "covariance", "covariance-bounded", "wudi", "ace", "fedgma", "median", "cclip", "ties", "dare", "breadcrumbs", "iso-c", "iso-cts", "tsv-m"] | str
     merge_parameter: float | Literal["auto"]
     personal_parameters: str
     client_groups: Literal["none", "half-turn", "rotations", "inverted"]

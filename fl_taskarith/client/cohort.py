@@ -15,8 +15,7 @@ from fl_taskarith.client.local_work import Work
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import RoundSettings
 from fl_taskarith.engine.words import named_error
-from fl_taskarith.storage.client_files import CONTROL, under
-from fl_taskarith.training.corrections import control_shift, correct_gradients
+from fl_taskarith.training.corrections import correct_gradients
 from fl_taskarith.training.local import is_single, set_trained
 from fl_taskarith.training.sparse_sgdm import SparseSGDM, in_every_client, sgdm
 from fl_taskarith.training.stacked import has_dropout, stacked, train_stacked
@@ -34,7 +33,10 @@ def train_together(messages: Sequence[Message]) -> dict[int, Message]:
     if any(message.metadata.message_type != MessageType.TRAIN for message in messages):
         return {}
     kinds = set(messages[0].content)
-    if any(set(message.content) != kinds for message in messages) or kinds - {"control"} != {"arrays", "config"}:
+    if any(set(message.content) != kinds for message in messages) or kinds - {"control", "momentum"} != {
+        "arrays",
+        "config",
+    }:
         return {}
     if not all(_same_arrays(messages, key) for key in kinds - {"config"}):
         return {}
@@ -115,12 +117,10 @@ def _train(works: Sequence[Work]) -> dict[int, RecordDict]:
 
 
 def _correct(works: Sequence[Work], optimizer: SparseSGDM, weights: Weights, rows: Mapping[str, Tensor] | None) -> None:
-    """Add the terms of FedProx and SCAFFOLD to the gradients of the clients' weights, [clients, ...]."""
-    mu, control, shared = works[0].config.proximal_mu, works[0].received.get("control"), works[0].received["arrays"]
-    shift = None
-    if control is not None:
-        shifts = [control_shift(control, under(CONTROL, work.state)) for work in works]
-        shift = {name: torch.stack([each[name] for each in shifts]) for name in shared}
+    """Add what an algorithm adds to the gradients of the clients' weights, [clients, ...]."""
+    mu, shared = works[0].config.proximal_mu, works[0].received["arrays"]
+    shifts = [found for work in works if (found := work.gradient_shift(shared)) is not None]
+    shift = {name: torch.stack([each[name] for each in shifts]) for name in shared} if shifts else None
     if mu or shift is not None:
         start = {name: value.expand(len(works), *value.shape) for name, value in shared.items()}
         correct_gradients(optimizer, weights, rows, start=start, proximal_mu=mu, shift=shift)

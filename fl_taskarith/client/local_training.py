@@ -6,8 +6,8 @@ from fl_taskarith.client.local_work import Work
 from fl_taskarith.engine.records import metric, to_record, to_tensors
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
-from fl_taskarith.storage.client_files import CONTROL, MASK, OWN, under
-from fl_taskarith.training.corrections import control_shift, correct_gradients
+from fl_taskarith.storage.client_files import MASK, OWN, under
+from fl_taskarith.training.corrections import correct_gradients
 from fl_taskarith.training.local import set_trained, train_locally
 from fl_taskarith.training.sparse_sgdm import sgdm
 from fl_taskarith.workspace.global_model import GlobalModel, Weights
@@ -46,7 +46,6 @@ def train_in_cluster(message: Message, partition: int) -> RecordDict:
 def _train(work: Work, shared: Weights) -> RecordDict:
     """Train from the tensors `shared`, which are the global ones or those of one cluster."""
     home, config, current, frozen = work.home, work.config, work.current, work.frozen
-    control = work.received.get("control")
     trained = all_trained(work, shared, work.state)
     mask, new_mask = frozen.mask, Weights()
     if config.mask_source == "own" and current.number > config.head_rounds:
@@ -58,15 +57,10 @@ def _train(work: Work, shared: Weights) -> RecordDict:
     parameters = dict(zip(trained, set_trained(home.model, list(trained)), strict=True))
     data = work.training_data()
     optimizer = sgdm(parameters.items(), config, current.learning_rate, mask)
-    if config.proximal_mu or control is not None:
-        correct_gradients(
-            optimizer,
-            parameters,
-            None if mask is None else mask.indices,
-            start=trained,
-            proximal_mu=config.proximal_mu,
-            shift=None if control is None else control_shift(control, under(CONTROL, work.state)),
-        )
+    shift = work.gradient_shift(shared)
+    if config.proximal_mu or shift is not None:
+        indices = None if mask is None else mask.indices
+        correct_gradients(optimizer, parameters, indices, start=trained, proximal_mu=config.proximal_mu, shift=shift)
     loss = train_locally(
         home.compiled_network,
         data.examples,

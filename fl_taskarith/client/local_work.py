@@ -12,14 +12,15 @@ from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.engine.grid import read_settings
 from fl_taskarith.engine.records import to_record, to_tensors
 from fl_taskarith.seeding import random_generator
-from fl_taskarith.storage.client_files import CONTROL, read_client_state, read_frozen, under, write_client_state
-from fl_taskarith.training.corrections import control_change
+from fl_taskarith.storage.client_files import ANCHOR, CONTROL, read_client_state, read_frozen, under, write_client_state
+from fl_taskarith.training.corrections import control_change, control_shift, momentum_of_visits, momentum_shift
 from fl_taskarith.training.schedules import draw_local_steps, step_coefficient_sum
 from fl_taskarith.training.stacked import ClientData
 from fl_taskarith.workspace.global_model import Frozen, Weights
 from fl_taskarith.workspace.views import as_seen_by, as_trained_on
 from fl_taskarith.workspace.workspace import Workspace, workspace
 
+ANCHORS = {"local-ghbm": "start", "fedhbm": "end"}  # the weights of a visit that a client's momentum is measured from
 MetricValue = int | float | list[int] | list[float]
 
 
@@ -73,6 +74,24 @@ class Work:
         return ClientData(own, torch.arange(len(shard), device=shard.device), generator)
 
     @property
+    def path(self) -> float:
+        """η‖a‖₁, the length of this round's way in units of the gradient."""
+        return self.current.learning_rate * step_coefficient_sum(
+            self.config, self.local_steps, self.current.learning_rate
+        )
+
+    def gradient_shift(self, shared: Weights) -> Weights | None:
+        """Return what is added to the gradient in every local step, in the shapes of `shared`; None for nothing."""
+        if (control := self.received.get("control")) is not None:
+            return control_shift(control, under(CONTROL, self.state))
+        momentum = self.received.get("momentum")
+        if self.config.strategy in ANCHORS:
+            momentum = momentum_of_visits(under(ANCHOR, self.state), shared, self.config.participation)
+        if momentum is None or not self.path:
+            return None
+        return momentum_shift(momentum, self.config.server_momentum, self.path)
+
+    @property
     def origin(self) -> dict[str, MetricValue]:
         """Whose reply it is, and to which round: the server compares both with what it asked for."""
         return {"partition-id": self.partition, "round": self.current.number}
@@ -93,8 +112,10 @@ class Work:
             ends: the trained tensors, detached, in the same shapes; the task vector overwrites those of `shared`.
             keeps: what else the client keeps, of any shape.
         """
-        config, steps = self.config, self.local_steps
-        path = step_coefficient_sum(config, steps, self.current.learning_rate)
+        path = step_coefficient_sum(self.config, self.local_steps, self.current.learning_rate)
+        if anchor := ANCHORS.get(self.config.strategy):
+            kept = {"start": shared, "end": ends}[anchor]
+            keeps |= {ANCHOR + name: kept[name].clone() for name in shared}
         task_vector = {name: ends[name].sub_(start) for name, start in shared.items()}
         reply = self.reply(
             task_vector,

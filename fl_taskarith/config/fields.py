@@ -20,6 +20,8 @@ STRATEGY_NAMES = {
     "krum": "Krum", "trimmed-mean": "trimmed mean", "geometric-median": "geometric median",
     "gram-anchored": "Gram-anchored averaging", "covariance": "covariance aggregation",
     "covariance-momentum": "covariance aggregation with momentum", "merge-rule": "merge rule",
+    "ghbm": "GHBM", "local-ghbm": "LocalGHBM", "fedhbm": "FedHBM", "fedcm": "FedCM", "fedvarp": "FedVARP",
+    "fedexp": "FedExP",
 }  # fmt: skip
 SCHEDULES = ("constant", "cosine", "step", "exponential", "plateau")
 SENSITIVITY_RULES = tuple(name for name, rule in mask_rules.RULES.items() if rule.scores is None)
@@ -152,7 +154,13 @@ class Settings:
     )
     bank_decay: float = ALGORITHM(1.0, "[0, 1]", "task-vector-bank: factor per round on what is not new")
     proximal_mu: float = ALGORITHM(0.0, "[0, 1e6]", "FedProx: (μ/2)‖θ − θ_t‖² in the local loss", symbol="μ")
-    server_momentum: float = ALGORITHM(0.9, "[0, 1]", "fedavgm, covariance-momentum: momentum of the server")
+    server_momentum: float = ALGORITHM(
+        0.9, "[0, 1]", "fedavgm, covariance-momentum: momentum of the server; ghbm, local-ghbm, fedhbm, fedcm: β"
+    )
+    momentum_rounds: int = ALGORITHM(
+        0, "[0, 1000]", "ghbm: rounds that its momentum spans; 0 = until all clients have come by", symbol="τ"
+    )
+    exp_epsilon: float = ALGORITHM(0.0, "[0, 1e6]", "fedexp: added to the squared norm of the mean", symbol="ε")
     server_beta1: float = ALGORITHM(0.9, "[0, 1]", "fedadam, fedyogi: decay of the mean update", symbol="β₁")
     server_beta2: float = ALGORITHM(0.99, "[0, 1]", "fedadam, fedyogi: decay of the mean squared update", symbol="β₂")
     server_tau: float = ALGORITHM(1e-3, "(0, 1e6]", "fedadam, fedyogi: adaptivity, added to the root", symbol="τ")
@@ -172,6 +180,11 @@ class Settings:
     )
     gram_epsilon: float = ALGORITHM(
         0.0, "[0, 1e6]", "gram-anchored: as a share of the mean factor over a layer's updated entries", symbol="ε"
+    )
+    covariance_form: str = ALGORITHM(
+        "least-squares",
+        "least-squares | bounded",
+        "covariance: least squares, added up as replies come, or a form that is never longer than the sum",
     )
     covariance_epsilon: float = ALGORITHM(
         1e-3, "(0, 1e6]", "covariance: added to the diagonal, as a share of its mean", symbol="ε"

@@ -13,6 +13,14 @@ whose first term is WUDI's (2025) objective. In closed form
 Where the clients' inputs share no direction, X is the sum of the task vectors; where they have the same G, their mean
 (both at s = 0 and as ε goes to 0). The shrinkage s, from covariance estimation (Ledoit & Wolf 2004), mixes every G with
 a multiple of the identity: s = 1 is the mean. All sums are additive, so clients are added one at a time.
+
+X may be far longer than the sum of the task vectors: where two clients' inputs nearly agree and their updates do not,
+least squares fit the difference with the little that tells the inputs apart. `BoundedSum` keeps both limits and never
+exceeds the clients' own lengths. With A = Σ w G + ε' I it shares every direction out among the clients,
+
+    X = Σ T P,     P = A^(−½) w G A^(−½),     0 ≤ P ≤ I,     Σ P ≤ I,
+
+as the square-root measurement of quantum information does (Hausladen & Wootters 1994). It needs all T once A is known.
 """
 
 import torch
@@ -72,7 +80,7 @@ class CovarianceSum:
         """
         gram, product = (value.double() for value in self._sums())
         share = self.total_weight / len(gram)
-        epsilon = max(epsilon, ROUNDING * len(gram) * torch.finfo(self._sums()[0].dtype).eps)
+        epsilon = self._least(epsilon)
         gram = (1 - shrinkage) * gram
         gram.diagonal().add_((shrinkage + epsilon) * share)
         product = (1 - shrinkage) * product + shrinkage * share * mean.double()
@@ -84,10 +92,47 @@ class CovarianceSum:
         gram, product = self._sums()
         return 2 * (at @ gram - product)
 
+    def _least(self, epsilon: float) -> float:
+        """Return ε, or what rounding leaves of directions that no client has, if that is more."""
+        gram = self._sums()[0]
+        return max(epsilon, ROUNDING * len(gram) * torch.finfo(gram.dtype).eps)
+
     def _sums(self) -> tuple[Tensor, Tensor]:
         if self._gram is None or self._product is None:
             raise ValueError("there are no task vectors to aggregate")
         return self._gram, self._product
+
+
+class BoundedSum(CovarianceSum):
+    """Keeps every T, for X = Σ T P of the module's docstring; for its roots an eigendecomposition of [in, in]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._added: list[tuple[Tensor, float]] = []
+
+    def add(self, matrix: Tensor, weight: float = 1.0) -> None:
+        """Add a copy of one client's T, [out, in], n = `weight`; a T of zeros counts for nothing."""
+        super().add(matrix, weight)
+        self._added.append((matrix.to(torch.promote_types(matrix.dtype, torch.float32), copy=True), weight))
+
+    def result(self, mean: Tensor, epsilon: float, shrinkage: float = 0.0, support: Tensor | None = None) -> Tensor:
+        """Return X, [out, in]; `shrinkage` and `support` change nothing.
+
+        Args:
+            mean: gives the dtype.
+            epsilon: ε, as for `CovarianceSum.result`.
+        """
+        gram = self._sums()[0].double()
+        values, vectors = torch.linalg.eigh(gram)
+        values = values.clamp(min=0) + self._least(epsilon) * self.total_weight / len(gram)
+        root = ((vectors / values.sqrt()) @ vectors.mT).to(self._added[0][0])
+        total = torch.zeros_like(self._added[0][0])
+        for matrix, weight in self._added:
+            norm = torch.linalg.vector_norm(matrix)
+            unit = torch.where(norm > 0, matrix / norm, 0.0)
+            turned = unit @ root
+            total.addcmul_((turned @ unit.mT) @ turned, weight * norm)
+        return total.to(mean)
 
 
 def _solved(gram: Tensor, product: Tensor) -> Tensor:

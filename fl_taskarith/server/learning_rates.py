@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from fl_taskarith.config.choices import REGRESSION
-from fl_taskarith.config.fields import snake
+from fl_taskarith.config.fields import STRATEGIES, snake
 from fl_taskarith.config.rule import AUTO
 from fl_taskarith.config.settings import Config
 from fl_taskarith.config.toml import read_toml
@@ -21,12 +21,14 @@ from fl_taskarith.errors import ConfigError
 from fl_taskarith.storage.paths import shipped_file
 
 IID = "iid"
-FEDAVG_LIKE = (  # strategies whose clients take FedAvg's steps, and whose server's step is about a mean of theirs
-    "fedavg", "fedprox", "fednova", "fedgma", "fedavgm", "scaffold", "median", "trimmed-mean", "geometric-median",
-    "cclip", "krum", "gram-anchored", "fedbn", "br-ifca", "fedadam", "fedyogi", "covariance", "covariance-momentum",
+FEDAVG_LIKE = frozenset(STRATEGIES) - {"fed-em"}  # whose clients take FedAvg's steps
+SUMMING = (
+    "covariance",
+    "covariance-momentum",
     "merge-rule",
-)  # fmt: skip
-SUMMING = ("covariance", "covariance-momentum", "merge-rule")  # whose step is up to the sum of the clients' own
+    "fedexp",
+)  # whose step is up to the sum of the clients' own
+REMEMBERING = ("fedavgm", "covariance-momentum", "ghbm", "local-ghbm", "fedhbm", "fedcm")  # by server-momentum
 ADAPTIVE = ("fedadam", "fedyogi")  # whose server takes steps of server-lr in every entry
 ADAPTIVE_STEP = 0.01  # the largest server-lr of theirs that was tried and did not collapse
 CLIENTS, MOMENTUM = 10, 0.9  # of the runs that the table is from
@@ -207,7 +209,7 @@ def _factor(config: Config, cell: Cell) -> float:
         return factor
     if config.strategy in SUMMING:
         factor /= config.sampled_clients
-    memory = 1 - config.server_momentum if config.strategy in ("fedavgm", "covariance-momentum") else 1.0
+    memory = 1 - config.server_momentum if config.strategy in REMEMBERING else 1.0
     return factor * min(1.0, memory / config.server_lr)
 
 

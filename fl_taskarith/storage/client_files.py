@@ -23,8 +23,9 @@ from fl_taskarith.storage.verified_files import read_verified, verified_name, wr
 
 StateNames = dict[int, str]  # file name of the newest state, by partition
 
-# In a client's file: its control variate c_k, parameters that it does not share, and its own mask.
-CONTROL, OWN, MASK = "control/", "own/", "mask/"
+# In a client's file: its control variate c_k, parameters that it does not share, its own mask, and the weights that its
+# momentum is measured from.
+CONTROL, OWN, MASK, ANCHOR = "control/", "own/", "mask/", "anchor/"
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fl_taskarith.merging.aggregate import WeightedMean
-from fl_taskarith.merging.input_covariance import CovarianceSum
+from fl_taskarith.merging.input_covariance import BoundedSum, CovarianceSum
 from fl_taskarith.merging.matrices import matrix_shapes
 from fl_taskarith.strategies.fedavg import FedAvg, Reply
 
@@ -16,9 +16,9 @@ MEASURES = ("overlap", "step")
 class Covariance(FedAvg):
     """Every matrix follows `merging.input_covariance`, whose sums are added up as replies come; the rest as in FedAvg.
 
-    Keys: `covariance-epsilon` ε, `covariance-shrinkage` s, `covariance-weights` n, `covariance-mask`. Under a mask task
-    vectors are zero outside it: X is solved as without one and projected on it, or each row for its own entries, which
-    is the constrained minimiser and costs a system per row.
+    Keys: `covariance-form`, `covariance-epsilon` ε, `covariance-shrinkage` s, `covariance-weights` n, `covariance-mask`.
+    Under a mask task vectors are zero outside it: X is solved as without one and projected on it, or each row for its
+    own entries, which is the constrained minimiser and costs a system per row. The bounded form holds all replies.
     """
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
@@ -26,7 +26,8 @@ class Covariance(FedAvg):
         mask = self.context.mask
         shapes = matrix_shapes({name: (value if mask is None else mask.tensors[name]).shape
                                 for name, value in weights.items()})  # fmt: skip
-        sums, mean = {name: CovarianceSum() for name in shapes}, WeightedMean()
+        form = BoundedSum if self.config.covariance_form == "bounded" else CovarianceSum
+        sums, mean = {name: form() for name in shapes}, WeightedMean()
         for reply in replies:
             weight = reply.num_examples if self.config.covariance_weights == "examples" else 1.0
             whole = reply.task_vector if mask is None else mask.spread(reply.task_vector)

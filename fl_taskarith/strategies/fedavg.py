@@ -62,6 +62,9 @@ class FedAvg(FlowerFedAvg):
     Not inherited: a subclass whose aggregate is such a sum says so itself.
     """
 
+    one_way: ClassVar[frozenset[str]] = frozenset()
+    """The keys of records that clients are sent beside the weights and do not answer with one of their own."""
+
     def __init__(self, config: Config, device: torch.device) -> None:
         super().__init__(fraction_train=config.participation)
         self.config = config
@@ -200,7 +203,7 @@ class FedAvg(FlowerFedAvg):
         self._own_masks = self.config.mask_source == "own" and server_round > self.config.head_rounds
         records = self.message_arrays(arrays)
         self._sent = {key: to_tensors(record, self.device) for key, record in records.items()}
-        self._layouts = {key: layout_of(tensors) for key, tensors in self._sent.items()}
+        self._layouts = {key: layout_of(tensors) for key, tensors in self._sent.items() if key not in self.one_way}
         self.traffic = Traffic(downlink=sampled * sum(map(payload_bytes, records.values())))
         messages = []
         shared: dict[RoundSettings, ConfigRecord] = {}  # one record for all clients that have no state of their own

@@ -1,4 +1,4 @@
-"""What FedProx and SCAFFOLD add to a client's gradients, and SCAFFOLD's control variates. Pure: no Flower.
+"""What FedProx, SCAFFOLD and memories of earlier rounds add to a client's gradients. Pure: no Flower.
 
 Tensors are the trained ones, of any shape, or under a mask its [n] updated entries of each.
 """
@@ -27,7 +27,7 @@ def correct_gradients(
         indices: flat positions of the updated entries, int64 [n] by name; None for all.
         start: θ_t, the global tensors as they came.
         proximal_mu: μ of FedProx's (μ/2)‖θ − θ_t‖² (Li et al., MLSys 2020).
-        shift: SCAFFOLD's c − c_k, or None.
+        shift: what is added in every step, such as SCAFFOLD's c − c_k; None for nothing.
     """
 
     @torch.no_grad()
@@ -64,3 +64,23 @@ def control_change(control: Tensors, task_vector: Tensors, path: float) -> dict[
     c_k⁺ is the mean of the client's gradients, weighted as its steps were, with momentum too.
     """
     return {name: -value - task_vector[name] / path for name, value in control.items()}
+
+
+def momentum_shift(momentum: Tensors, beta: float, path: float) -> dict[str, Tensor]:
+    """Return (β / ηJ) m, in the shapes of m: over all local steps it moves the weights by −β m.
+
+    That is the heavy ball of Zaccone et al. (TMLR 2025). `path` takes the place of ηJ, as in `control_change`.
+    """
+    return {name: (beta / path) * value for name, value in momentum.items()}
+
+
+def momentum_of_visits(anchor: Tensors, current: Tensors, share: float) -> dict[str, Tensor]:
+    """Return m = C (anchor − θ), in the shapes of θ: the way since a client's last visit, per round.
+
+    A client that is sampled with probability C = `share` returns after 1/C rounds, exactly so under cyclic
+    participation. A tensor that `anchor` lacks is zero.
+    """
+    return {
+        name: share * (anchor[name] - value) if name in anchor else torch.zeros_like(value)
+        for name, value in current.items()
+    }

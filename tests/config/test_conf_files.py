@@ -49,7 +49,7 @@ def is_further(path: Path) -> bool:
     return path.parent.name in ("calibration-rounds", "density") or path.stem in (
         "least-sensitive", "fedgma", "fedprox", "fedyogi", "trimmed-mean", "geometric-median", "gram-anchored", "cclip",
         "br-ifca", "fedbn", "fedavgm", "median", "lowest-magnitude", "highest-magnitude", "random", "krum", "fedadam",
-        "covariance", "covariance-momentum", "merge-rule",
+        "covariance", "covariance-momentum", "merge-rule", "ghbm", "local-ghbm", "fedhbm", "fedcm", "fedvarp", "fedexp",
         "scaffold-one-class", "most-sensitive", "fednova", "scaffold", "fedavg-iid-sparse", "fedavg-noniid-sparse",
     )  # fmt: skip
 

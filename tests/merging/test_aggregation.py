@@ -1,5 +1,6 @@
 """What each strategy makes of replies: limit cases, hand computations, the papers' formulas, Flower's own classes."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -177,9 +178,40 @@ def test_clipping_may_start_from_the_last_result_and_choose_its_radius() -> None
     assert made("cclip").state() == {}, "from zero nothing is kept"
 
 
+def test_fedvarp_is_its_recursion_and_with_everybody_the_mean() -> None:
+    """Of five of eight clients a round; those that were never heard count as zero."""
+    strategy, stored = made("fedvarp", num_clients=8), np.zeros((8, 17))
+    luck = np.random.default_rng(1)
+    for seed in range(4):
+        clients, vectors = sorted(luck.choice(8, 5, replace=False)), drawn(5, seed)
+        asked = [
+            dataclasses.replace(reply, client=int(client))
+            for client, reply in zip(clients, replies(vectors), strict=True)
+        ]
+        expected = (rows(vectors) - stored[clients]).mean(0) + stored.mean(0)
+        np.testing.assert_allclose(flat(strategy.aggregate(WEIGHTS, asked)), expected, rtol=1e-4, atol=1e-5)
+        stored[clients] = rows(vectors)
+    everybody = made("fedvarp", num_clients=5)
+    for seed in range(3):
+        found = everybody.aggregate(WEIGHTS, replies(drawn(5, seed), EXAMPLES))
+        np.testing.assert_allclose(flat(found), rows(drawn(5, seed)).mean(0), rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(0, 1000), st.integers(1, 6), st.floats(0, 10))
+@settings(max_examples=20, deadline=None)
+def test_fedexp_steps_by_its_formula_and_never_less_than_the_mean(seed: int, number: int, epsilon: float) -> None:
+    vectors = drawn(number, seed)
+    mean = rows(vectors).mean(0)
+    step = max(1.0, (rows(vectors) ** 2).sum() / (2 * number * ((mean**2).sum() + epsilon)))
+    found = made("fedexp", exp_epsilon=epsilon).aggregate(WEIGHTS, replies(vectors, [3.0] * number))
+    np.testing.assert_allclose(flat(found), step * mean, rtol=1e-4, atol=1e-5)
+    still = [{name: torch.zeros_like(value) for name, value in WEIGHTS.items()}]
+    assert not flat(made("fedexp").aggregate(WEIGHTS, replies(still))).any()
+
+
 OF_IMAGES = sorted(set(STRATEGIES) - {"fed-em"})
 SPREADING = {"covariance", "covariance-momentum"}  # into entries that no client moved, unless projected on the mask
-COORDINATE_WISE = sorted(set(OF_IMAGES) - {"cclip", "geometric-median", "krum"} - SPREADING)
+COORDINATE_WISE = sorted(set(OF_IMAGES) - {"cclip", "geometric-median", "krum", "fedexp"} - SPREADING)
 
 
 @pytest.mark.parametrize("name", OF_IMAGES)
@@ -212,10 +244,10 @@ def test_without_replies_there_is_no_update_and_replies_are_not_kept(name: str) 
     buffer = {label: value.clone() for label, value in WEIGHTS.items()}
 
     def overwriting() -> Iterator[Reply]:
-        for vector in drawn(4, 3):
+        for client, vector in enumerate(drawn(4, 3)):
             for label, value in vector.items():
                 buffer[label].copy_(value)
-            yield from replies([buffer])
+            yield dataclasses.replace(replies([buffer])[0], client=client)
 
     found = made(name).aggregate(WEIGHTS, overwriting())
     expected = made(name).aggregate(WEIGHTS, replies(drawn(4, 3)))
@@ -235,7 +267,9 @@ def test_what_a_strategy_keeps_survives_a_checkpoint(name: str) -> None:
     resumed.load_state({label: value.clone() for label, value in sorted(cut.state().items())})
     found = rounds(resumed, range(2, 4))
     assert all(torch.equal(value, found[label]) for label, value in expected.items())
-    assert bool(whole.state()) == (name in {"fedavgm", "fedadam", "fedyogi", "scaffold", "cclip", *SPREADING})
+    assert bool(whole.state()) == (
+        name in {"fedavgm", "fedadam", "fedyogi", "scaffold", "cclip", "fedvarp", *SPREADING}
+    )
 
 
 # Flower's own classes, on the same replies

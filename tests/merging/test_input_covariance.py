@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_taskarith.merging.input_covariance import CovarianceSum
+from fl_taskarith.merging.input_covariance import BoundedSum, CovarianceSum
 
 TINY = 1e-9
 SEEDS, CLIENTS = st.integers(0, 10_000), st.integers(1, 5)
@@ -21,10 +21,10 @@ def drawn(
 
 def merged(
     matrices: list[torch.Tensor], weights: list[float] | None = None, epsilon: float = TINY, shrinkage: float = 0.0,
-    support: torch.Tensor | None = None,
+    support: torch.Tensor | None = None, form: type[CovarianceSum] = CovarianceSum,
 ) -> torch.Tensor:  # fmt: skip
     weights = weights or [1.0] * len(matrices)
-    sums = CovarianceSum()
+    sums = form()
     for matrix, weight in zip(matrices, weights, strict=True):
         sums.add(matrix, weight)
     mean = sum(weight * matrix for weight, matrix in zip(weights, matrices, strict=True)) / sum(weights)
@@ -44,30 +44,37 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) 
 
 # limit cases
 
+FORMS = pytest.mark.parametrize("form", [CovarianceSum, BoundedSum])
 
-@given(SEEDS, CLIENTS)
+
+@FORMS
+@given(seed=SEEDS, number=CLIENTS)
 @settings(max_examples=30, deadline=None)
-def test_equal_clients_and_one_alone_give_their_own_task_vector(seed: int, number: int) -> None:
+def test_equal_clients_and_one_alone_give_their_own_task_vector(
+    form: type[CovarianceSum], seed: int, number: int
+) -> None:
     matrix = drawn(1, seed)[0]
-    assert close(merged([matrix] * number, [1.0 + client for client in range(number)]), matrix)
+    assert close(merged([matrix] * number, [1.0 + client for client in range(number)], form=form), matrix)
     assert overlap([matrix] * number) == pytest.approx(number)
 
 
-@given(SEEDS)
+@FORMS
+@given(seed=SEEDS)
 @settings(max_examples=30, deadline=None)
-def test_inputs_that_share_no_direction_give_the_sum(seed: int) -> None:
+def test_inputs_that_share_no_direction_give_the_sum(form: type[CovarianceSum], seed: int) -> None:
     directions = torch.linalg.qr(drawn(1, seed, 6, 6)[0]).Q.split(2)
     matrices = [left[:, :2] @ own for left, own in zip(drawn(3, seed + 1), directions, strict=True)]
-    assert close(merged(matrices, [3.0, 1.0, 2.0]), sum(matrices, torch.zeros(())))
+    assert close(merged(matrices, [3.0, 1.0, 2.0], form=form), sum(matrices, torch.zeros(())))
     assert overlap(matrices) == pytest.approx(1.0)
 
 
-@given(SEEDS, CLIENTS)
+@FORMS
+@given(seed=SEEDS, number=CLIENTS)
 @settings(max_examples=30, deadline=None)
-def test_equal_grams_give_the_mean(seed: int, number: int) -> None:
+def test_equal_grams_give_the_mean(form: type[CovarianceSum], seed: int, number: int) -> None:
     matrix = drawn(1, seed)[0]
     matrices = [torch.linalg.qr(turn).Q @ matrix for turn in drawn(number, seed + 1, 4, 4)]
-    assert close(merged(matrices), sum(matrices, torch.zeros(())) / number)
+    assert close(merged(matrices, form=form), sum(matrices, torch.zeros(())) / number)
     assert overlap(matrices) == pytest.approx(number)
 
 
@@ -124,6 +131,28 @@ def test_singular_sums_are_solved_at_any_epsilon(epsilon: float, rank: int, erro
     for number in (1, 5):
         found = merged([matrix] * number, epsilon=epsilon)
         assert float((found - matrix).norm() / matrix.norm()) < error
+
+
+@given(SEEDS, CLIENTS)
+@settings(max_examples=30, deadline=None)
+def test_the_bounded_form_is_its_formula_and_its_shares_are_no_longer_than_their_task_vectors(
+    seed: int, number: int
+) -> None:
+    matrices, weights = [each.numpy() for each in drawn(number, seed)], [1.0 + client for client in range(number)]
+    grams = [weight / (own**2).sum() * own.T @ own for own, weight in zip(matrices, weights, strict=True)]
+    whole = sum(grams) + 1e-2 * sum(weights) / 6 * np.eye(6)
+    values, vectors = np.linalg.eigh(whole)
+    root = vectors / np.sqrt(values) @ vectors.T
+    shares = [own @ root @ gram @ root for own, gram in zip(matrices, grams, strict=True)]
+    found = merged(drawn(number, seed), weights, 1e-2, form=BoundedSum)
+    np.testing.assert_allclose(found.numpy(), sum(shares), rtol=1e-8, atol=1e-10)
+    assert all(np.linalg.norm(share) <= np.linalg.norm(own) + 1e-9 for share, own in zip(shares, matrices, strict=True))
+
+
+def test_least_squares_exceed_the_sum_where_like_inputs_have_unlike_updates_and_the_bounded_form_does_not() -> None:
+    first, second = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, -0.03]])
+    assert float(merged([first, second], epsilon=1e-6).norm()) > 10
+    assert float(merged([first, second], epsilon=1e-6, form=BoundedSum).norm()) < 2
 
 
 # the objective itself

@@ -129,7 +129,7 @@ def test_equal_task_vectors_merge_into_themselves_at_the_default_scale(method: s
     direction = merge_rules()[method].direction([vector] * 4, value, [3.0] * 4, 0)
     merged = scaled_weights({name: torch.zeros_like(each) for name, each in vector.items()}, direction,
                             merge_rules()[method].default_scale(4))  # fmt: skip
-    tolerance = 1e-3 if method == "covariance" else 1e-5  # its ε
+    tolerance = 1e-2 if method.startswith("covariance") else 1e-5  # its ε
     np.testing.assert_allclose(flat(merged), flat(vector), rtol=tolerance, atol=1e-6)
 
 

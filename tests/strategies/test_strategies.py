@@ -48,7 +48,7 @@ def test_every_file_is_a_choice_and_every_choice_a_strategy() -> None:
     assert set(STRATEGIES) == {
         "fedavg", "fedprox", "scaffold", "fedavgm", "fedadam", "fedyogi", "fednova", "fedgma", "median",
         "trimmed-mean", "geometric-median", "krum", "cclip", "fedbn", "gram-anchored", "br-ifca", "fed-em",
-        "covariance", "covariance-momentum", "merge-rule",
+        "covariance", "covariance-momentum", "merge-rule", "ghbm", "local-ghbm", "fedhbm", "fedcm", "fedvarp", "fedexp",
     }  # fmt: skip
     classes = {strategy_class(name) for name in STRATEGIES}
     assert len(classes) == len(STRATEGIES)

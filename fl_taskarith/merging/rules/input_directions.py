@@ -6,7 +6,7 @@ Tensors that are no matrices take the mean. Fused queries, keys and values have 
 import torch
 from torch import Tensor
 
-from fl_taskarith.merging.input_covariance import CovarianceSum
+from fl_taskarith.merging.input_covariance import BoundedSum, CovarianceSum
 from fl_taskarith.merging.matrices import by_matrix
 from fl_taskarith.merging.merge_rules import Direction, merge_rule
 from fl_taskarith.merging.robust import TaskVectors
@@ -30,6 +30,14 @@ def covariance(task_vectors: TaskVectors, shrinkage: float) -> Direction:
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"the shrinkage is a share of 0 <= s <= 1, not {shrinkage}")
     return by_matrix(task_vectors, lambda rows: _sums(rows).result(rows.mean(0), EPSILON, shrinkage))
+
+
+@merge_rule(
+    "covariance-bounded", "covariance whose directions are shared out, never longer than the sum", matrices=True
+)
+def covariance_bounded(task_vectors: TaskVectors) -> Direction:
+    """Return Σ T P of `merging.input_covariance` for ε = 1e-3, in the shapes of the task vectors."""
+    return by_matrix(task_vectors, lambda rows: _sums(rows, BoundedSum).result(rows, EPSILON))
 
 
 @merge_rule(
@@ -93,9 +101,9 @@ def _ace_matrix(rows: Tensor) -> Tensor:
     return found.to(rows)
 
 
-def _sums(rows: Tensor) -> CovarianceSum:
+def _sums(rows: Tensor, kind: type[CovarianceSum] = CovarianceSum) -> CovarianceSum:
     """Return the sums over rows [T, out, in], each of weight 1."""
-    sums = CovarianceSum()
+    sums = kind()
     for matrix in rows:
         sums.add(matrix)
     return sums
