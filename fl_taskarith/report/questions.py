@@ -5,10 +5,12 @@ Most are a row of SWEEPS: arms that differ in one setting alone, compared with o
 
 from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from fl_taskarith.report.conditions import EQUAL, IID, Condition, Settings, condition, setting, words
 from fl_taskarith.report.contrasts import (
+    MASK_KEYS,
     WORK_KEYS,
     Arms,
     Family,
@@ -109,18 +111,25 @@ def sweep(section: Section, key: str, arms: Arms, note: object = "") -> Families
         return families
     groups = [_group(row, family, where(family, families), arms) for family in families]
     table = section.compare(key, groups, note)
-    for family in sorted(families, key=row.claim_order)[row.claimed]:
+    ranked = sorted(families, key=_best_mean) if row.best else families
+    for family in sorted(ranked, key=row.claim_order)[row.claimed]:
         group = groups[families.index(family)]
         names = {arm: name for name, arm in group.rows}
         others = [arm for arm in family.members.values() if arm is not group.reference]
         others = [arm for arm in others if not arm.edge] or others
-        far = (best_by_validation(others) if row.best else None) or others[-1]
-        place = listed(group.heading, say("on_validation") if row.best else "")
+        chosen = best_by_validation(others) if row.best else None
+        far, place = chosen or others[-1], listed(group.heading, say("on_validation") if chosen else "")
         assert group.reference is not None
         section.claim(say("subject", key, names[far], place), difference(far, group.reference),
                       say("than", key, say("named", key, names[group.reference])), [far, group.reference],
                       table)  # fmt: skip
     return families
+
+
+def _best_mean(family: Family) -> float:
+    """Return the highest mean validation accuracy of a family's members; 0 where none has results."""
+    best = best_by_validation(list(family.members.values()))
+    return fmean(best.val.values()) if best is not None else 0.0
 
 
 def _group(row: Sweep, family: Family, heading: Latex, arms: Arms) -> Compared:
@@ -141,6 +150,8 @@ def where(family: Family, among: Families) -> Latex:
     keys = varying([each.common for each in among], PLACE)
     if "local-steps" in keys and "num-rounds" in keys:  # which follow from J where the work is equal
         keys.remove("num-rounds")
+    if family.common.get("mask-rule") == "none":  # where these mean nothing
+        keys = [key for key in keys if key not in MASK_KEYS - {"mask-rule"}]
     return setting_words(family.common, keys)
 
 
