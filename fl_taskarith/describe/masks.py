@@ -79,15 +79,7 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0, ove
     show_log()
     started, first_scores = time.perf_counter(), _FirstScores()
     with scratch_folder() as scratch, ExitStack() as printed:
-        alone = dataclasses.replace(
-            config,
-            engine="sequential",
-            threads=config.threads or available_threads(),
-            results_dir=str(scratch),
-            run_name="mask",
-            tensorboard=False,
-            wandb=False,
-        )
+        alone = _alone(config, scratch)
         home = workspace(alone)
         facts = describe(home)  # among them the shards: an infeasible request fails here, before a folder is made
         make_folder(folder)
@@ -99,11 +91,10 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0, ove
             run.choose_mask_only()
             write_atomically(folder / MASK, (logbook.folder / MASK).read_bytes())
         described = read_mask(folder / MASK)
-        figures = plot_anatomy(described, folder / "anatomy")
         summary = summarise(described) | facts | {"seconds": time.perf_counter() - started}
         print(anatomy_table(described))
-        if first_scores.scores:
-            kinds = scores_by_kind(first_scores.scores, described)
+        figures = plot_anatomy(described, folder / "anatomy")
+        if kinds := scores_by_kind(first_scores.scores, described):
             figures += plot_sensitivity(kinds, described, folder / "sensitivity", config.sensitivity_threshold)
             summary["sensitivity_by_kind"] = describe_sensitivity(kinds)
             print("", *zero_lines(kinds), sep="\n")
@@ -145,6 +136,19 @@ def compare_masks(files: Sequence[Path], output: Path | None = None, overwrite: 
         for name, described in zip(figures, masks, strict=True):
             for path in plot_anatomy(described, output / name):
                 print(path.resolve())
+
+
+def _alone(config: Config, results: Path) -> Config:
+    """Return the settings of the run that makes the mask in the folder `results`, in this process."""
+    return dataclasses.replace(
+        config,
+        engine="sequential",
+        threads=config.threads or available_threads(),
+        results_dir=str(results),
+        run_name="mask",
+        tensorboard=False,
+        wandb=False,
+    )
 
 
 class _FirstScores:

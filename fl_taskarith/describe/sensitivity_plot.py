@@ -37,13 +37,13 @@ def scores_by_kind(scores: Mapping[str, Tensor], described: DescribedMask) -> di
     """Return the scores of each kind in the order of `KINDS`, and last those of key biases, whose gradient is zero.
 
     Args:
-        scores: of every maskable tensor, in the shapes of the mask.
+        scores: of every maskable tensor, in the shapes of the mask; of none where the rule does not score.
         described: the mask that was made of them.
     """
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {kind: [] for kind in (*KINDS, KEY_BIASES)}
-    for name, tensor in described.mask.tensors.items():
-        kept = by_kind(name, tensor)
-        for kind, part in by_kind(name, scores[name]).items():
+    for name, values in scores.items():
+        kept = by_kind(name, described.mask.tensors[name])
+        for kind, part in by_kind(name, values).items():
             place = KEY_BIASES if kind == "k" and name.endswith(".bias") else kind
             parts[place].append((part.flatten().cpu().numpy(), kept[kind].flatten().cpu().numpy()))
     return {
