@@ -21,7 +21,7 @@ from fl_taskarith.masking.rules import mask_rule
 
 KEY_BIASES = "key biases"
 BINS = 60
-WIDTH = 60  # characters of a line of the title
+WIDTH = 68  # characters of a line of the title
 OUTLIERS = 1e-4  # share of the scores at either end that the axis leaves to its outermost bins
 
 
@@ -135,8 +135,8 @@ def zero_lines(kinds: Mapping[str, KindScores]) -> list[str]:
     lines = [f"not drawn, score 0: {number:,} weights of {kind}" for kind, number in zeros.items() if number]
     if KEY_BIASES in kinds:
         largest, number = kinds[KEY_BIASES].scores.max(), len(kinds[KEY_BIASES].scores)
-        error = f" (up to {largest:.0e} by rounding)" if largest else ""
-        lines.append(f"not drawn: {number:,} key biases, whose gradient is 0{error}")
+        error = f", up to {largest:.0e} by rounding" if largest else ""
+        lines.append(f"not drawn: {number:,} key biases (gradient 0{error})")
     return lines
 
 

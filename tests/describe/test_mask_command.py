@@ -163,7 +163,7 @@ def test_the_command_writes_mask_summary_and_figure_and_prints_a_table(
     sensitivity = summary["sensitivity_by_kind"]
     assert list(sensitivity) == ["q", "k", "v", "proj", "mlp", "norm", "patch", "position", "token", "key biases"]
     assert sensitivity["key biases"]["median"] < 1e-12 < sensitivity["q"]["median"] < sensitivity["v"]["median"]
-    assert "256 key biases, whose gradient is 0" in printed
+    assert "256 key biases (gradient 0" in printed
     assert summary["seconds"] > 0
     assert anatomy_table(described) in printed
     assert all(str(folder / name) in printed for name in ("mask.safetensors", "summary.json", "anatomy.png"))
@@ -464,7 +464,7 @@ def test_scores_stand_by_kind_with_their_mask_and_thresholds_cut_as_a_calibratio
     most = dataclasses.replace(described, facts={"rule": "most-sensitive", "densities": [0.2], "calibration_rounds": 1})
     assert thresholds(kinds, most) == {"threshold": 100.0}
     assert thresholds(kinds, described, 0.5) == {"threshold: 0.5": 0.5}
-    assert zero_lines(kinds) == ["not drawn, score 0: 1 weights of mlp", "not drawn: 1 key biases, whose gradient is 0"]
+    assert zero_lines(kinds) == ["not drawn, score 0: 1 weights of mlp", "not drawn: 1 key biases (gradient 0)"]
 
 
 def test_sensitivities_are_drawn_by_kind_on_a_logarithmic_axis_with_the_thresholds(
