@@ -80,7 +80,7 @@ class Compared(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A floating table; a `wide` one spans both columns."""
+    """A table; a `wide` one floats, and spans both columns."""
 
     caption: Latex
     body: Latex
@@ -151,7 +151,7 @@ class Section:
     def discussion(self) -> list[Latex]:
         """The first claim in a sentence, and all others in a second one."""
         made = [claim for claim in self.claims if claim.status != "not run"]
-        if not made and self.tables:
+        if not self.claims and self.tables:
             return [say("no_claim", say("table_label", self.name, 1))]
         sentences = [
             [say("referring", claim, len(part) == 1) for claim in part] for part in (made[:1], made[1:]) if part
