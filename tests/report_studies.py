@@ -4,7 +4,7 @@ import csv
 import json
 import subprocess
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -121,10 +121,20 @@ def write_studies(root: Path, names: Sequence[str] = tuple(STUDIES), accuracy: A
     return root
 
 
-def write_study(folder: Path, arms: Sequence[tuple[str, Settings]], accuracy: Accuracy = plausible) -> None:
+def write_study(
+    folder: Path,
+    arms: Sequence[tuple[str, Settings]],
+    accuracy: Accuracy = plausible,
+    validation: Callable[[float], float] = lambda value: value - 0.4,
+    untuned: Collection[str] = (),
+) -> None:
     """table.csv, runs.csv, curves.csv and settings.json of the arms (label, settings beside the defaults).
 
     A label "GROUP | ARM" stands in a group.
+
+    Args:
+        accuracy: on test. validation: what that is on validation.
+        untuned: labels of arms whose learning rate is at the edge of its grid.
     """
     folder.mkdir(parents=True)
     table, runs, curves, described = [], [], [], []
@@ -135,16 +145,17 @@ def write_study(folder: Path, arms: Sequence[tuple[str, Settings]], accuracy: Ac
         described.append({"group": group, "arm": label, "settings": settings})
         rate = own.get("learning-rate", 0.0316)
         density = "" if settings["mask-rule"] == "none" else settings["density"]
-        table.append({"group": group, "arm": label, "density": density, "learning_rate": rate, "edge": False,
+        table.append({"group": group, "arm": label, "density": density, "learning_rate": rate, "edge": title in untuned,
                       "n": len(tests), "test_percent": fmean(tests.values()),
                       "test_percent_sd": stdev(tests.values())})  # fmt: skip
         for seed, value in tests.items():
             runs.append({"group": group, "arm": label, "seed": seed, "learning_rate": rate, "state": "done",
-                         "ridge_test_percent": 95.8 + 0.01 * seed, "test_percent": value, "val_percent": value - 0.4,
-                         "seconds": 11.0, "run": f"{folder.name}-{len(runs)}-s{seed}"})  # fmt: skip
+                         "ridge_test_percent": 95.8 + 0.01 * seed, "test_percent": value,
+                         "val_percent": validation(value), "seconds": 11.0,
+                         "run": f"{folder.name}-{len(runs)}-s{seed}"})  # fmt: skip
             curves += [{"group": group, "arm": label, "seed": seed, "round": epoch,
                         "uplink_megabytes": 0.5 * epoch, "test_percent": value - 6 / epoch**2,
-                        "val_percent": value - 0.4 - 6 / epoch**2}
+                        "val_percent": validation(value - 6 / epoch**2)}
                        for epoch in EPOCHS]  # fmt: skip
     for name, lines in (("table", table), ("runs", runs), ("curves", curves)):
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:

@@ -5,17 +5,21 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from fl_taskarith.client.app import app as client_app
 from fl_taskarith.config.fields import SENSITIVITY_RULES
 from fl_taskarith.config.settings import Config
 from fl_taskarith.describe.mask_plots import plot_anatomy
 from fl_taskarith.describe.mask_report import anatomy_table, overlap_table, read_mask, summarise
+from fl_taskarith.describe.sensitivity_plot import describe_sensitivity, plot_sensitivity, scores_by_kind, zero_lines
 from fl_taskarith.errors import ConfigError
+from fl_taskarith.masking.calibration import Sums
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.masking.overlap import Spread, between_pairs, chance_overlap, jaccard_matrix
 from fl_taskarith.server.launch import describe, make_run, show_log
@@ -42,14 +46,14 @@ log = logging.getLogger(__name__)
 
 
 def make_masks(config: Config, output: Path | None = None, clients: int = 0, overwrite: bool = False) -> Path:
-    """Calibrate the mask of `config` as a run does, print it, and write it with its summary and figure.
+    """Calibrate the mask of `config` as a run does, print it, and write it with its summary and figures.
 
     The run's own code does it in a scratch folder, so the mask is the run's, bit for bit; the sequential engine stands
     in for Flower's, whose numbers are the same.
 
     Args:
-        output: the folder to write mask.safetensors, summary.json, anatomy.png and anatomy.pdf to; default masks/NAME
-            in the results root, whose files are replaced.
+        output: the folder to write mask.safetensors, summary.json and figures to: anatomy and, for rules that score
+            sensitivity, sensitivity; default masks/NAME in the results root, whose files are replaced.
         clients: also one mask for each of the first so many clients, scored on its own shard alone under the same head.
         overwrite: whether files of these names in `output` may be replaced; the settings' own mask-file never is.
 
@@ -65,23 +69,17 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0, ove
     if config.head_rounds:  # the head alone is trained first
         config, _ = with_known_rate(config)
     if output is not None:
-        require_new([output / name for name in (MASK, SUMMARY, *_figures("anatomy"))], overwrite)
+        require_new(
+            [output / name for name in (MASK, SUMMARY, *_figures("anatomy"), *_figures("sensitivity"))], overwrite
+        )
     folder = output or results_root(config.results_dir) / "masks" / _mask_name(config)
     if config.mask_file and _is_one_file(folder / MASK, resolve(config.mask_file, "mask-file")):
         raise ConfigError(f"{folder / MASK} is the mask-file itself, and would be overwritten: give another --output.")
     require_writable(folder)
     show_log()
-    started = time.perf_counter()
+    started, first_scores = time.perf_counter(), _FirstScores()
     with scratch_folder() as scratch, ExitStack() as printed:
-        alone = dataclasses.replace(
-            config,
-            engine="sequential",
-            threads=config.threads or available_threads(),
-            results_dir=str(scratch),
-            run_name="mask",
-            tensorboard=False,
-            wandb=False,
-        )
+        alone = _alone(config, scratch)
         home = workspace(alone)
         facts = describe(home)  # among them the shards: an infeasible request fails here, before a folder is made
         make_folder(folder)
@@ -89,15 +87,21 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0, ove
         printed.enter_context(recorded(folder / RUN_LOG))
         with Logbook(alone) as logbook:
             run = make_run(alone, home, logbook, lambda *_: None, client_app)
+            run.watch = first_scores.watch
             run.choose_mask_only()
             write_atomically(folder / MASK, (logbook.folder / MASK).read_bytes())
         described = read_mask(folder / MASK)
         summary = summarise(described) | facts | {"seconds": time.perf_counter() - started}
         print(anatomy_table(described))
+        figures = plot_anatomy(described, folder / "anatomy")
+        if kinds := scores_by_kind(first_scores.scores, described):
+            figures += plot_sensitivity(kinds, described, folder / "sensitivity", config.sensitivity_threshold)
+            summary["sensitivity_by_kind"] = describe_sensitivity(kinds)
+            print("", *zero_lines(kinds), sep="\n")
         if clients:
             summary["clients"] = _of_clients(home, run.model.frozen.weights, described.mask.to(home.device), clients)
         _write_summary(folder, summary | {"config": config.to_run_config()})
-        for path in (folder / MASK, folder / SUMMARY, *plot_anatomy(described, folder / "anatomy")):
+        for path in (folder / MASK, folder / SUMMARY, *figures):
             print(path.resolve())
     return folder
 
@@ -132,6 +136,37 @@ def compare_masks(files: Sequence[Path], output: Path | None = None, overwrite: 
         for name, described in zip(figures, masks, strict=True):
             for path in plot_anatomy(described, output / name):
                 print(path.resolve())
+
+
+def _alone(config: Config, results: Path) -> Config:
+    """Return the settings of the run that makes the mask in the folder `results`, in this process."""
+    return dataclasses.replace(
+        config,
+        engine="sequential",
+        threads=config.threads or available_threads(),
+        results_dir=str(results),
+        run_name="mask",
+        tensorboard=False,
+        wandb=False,
+    )
+
+
+class _FirstScores:
+    """Keeps the mean scores of the first calibration round, those of the pretrained model, by tensor in its shape."""
+
+    def __init__(self) -> None:
+        self.scores: dict[str, Tensor] = {}
+
+    def watch(self, sums: Sums) -> Sums:
+        """Return `sums` that are kept when they are asked for the first round."""
+
+        def watched(calibration_round: int, alive: Mask) -> tuple[Mapping[str, Tensor], int]:
+            summed, examples = sums(calibration_round, alive)
+            if calibration_round == 1:
+                self.scores = {name: value.cpu() / examples for name, value in summed.items()}
+            return summed, examples
+
+        return watched
 
 
 def _of_clients(home: Workspace, head: Weights, mask: Mask, clients: int) -> dict[str, Any]:

@@ -128,9 +128,9 @@ def plot_histogram(counts: np.ndarray, classes: Sequence[str], title: str, outpu
         CheckpointError: a file cannot be written.
     """
     shown = np.ma.masked_equal(counts, 0)
-    height = min(8.0, max(2.4, 0.11 * len(counts) + 1.0))
+    height = min(8.0, max(2.4, 0.075 * len(counts) + 1.0))
     with pyplot.rc_context(cast(Any, STYLE | {"axes.grid": False})):
-        figure, axes = pyplot.subplots(figsize=(min(7.2, 2.6 + 0.25 * len(classes)), height), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(min(7.2, 2.0 + 0.23 * len(classes)), height), layout="constrained")
         # one hue from light to dark: told apart by every eye, and in grey print
         image = axes.imshow(shown, cmap="Blues", vmin=-0.15 * counts.max(), aspect="auto", interpolation="nearest")
         axes.set_xlabel("class")

@@ -46,7 +46,7 @@ def parts(mask: Mask) -> dict[tuple[str, str], Part]:
     entries: dict[tuple[str, str], Part] = {}
     for name, tensor in mask.tensors.items():
         layer = layer_of(name)
-        for kind, part in _by_kind(name, tensor).items():
+        for kind, part in by_kind(name, tensor).items():
             entries[layer, kind] = entries.get((layer, kind), Part(0, 0)) + Part(int(part.sum()), part.numel())
     return entries
 
@@ -72,7 +72,7 @@ def layer_of(name: str) -> str:
     return "norm" if re.match(r"(fc_)?norm\.", name) else "embedding"
 
 
-def _by_kind(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
+def by_kind(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
     """Return the tensor by kind: a qkv weight [3d, d] or bias [3d] in thirds, any other tensor whole."""
     if ".attn.qkv." in name and tensor.dim() and len(tensor) % 3 == 0:
         return dict(zip("qkv", tensor.chunk(3), strict=True))
@@ -89,5 +89,5 @@ def _totals(mask: Mask, position: int) -> dict[str, Part]:
 
 def key_biases(mask: Mask) -> int:
     """Return the number of updated key biases: their gradient is zero, so a least-sensitive rule keeps all of them."""
-    thirds = [_by_kind(name, tensor) for name, tensor in mask.tensors.items() if name.endswith(".attn.qkv.bias")]
+    thirds = [by_kind(name, tensor) for name, tensor in mask.tensors.items() if name.endswith(".attn.qkv.bias")]
     return sum(int(kinds["k"].sum()) for kinds in thirds if "k" in kinds)

@@ -97,12 +97,18 @@ def gain(arm: MeasuredArm) -> Paired:
 
 
 def best_by_validation(arms: Arms) -> MeasuredArm | None:
-    """Return the arm with the highest mean validation accuracy; the earlier one of equals, None of none.
+    """Return the first of `ranked_by_validation`; None of none."""
+    return next(iter(ranked_by_validation(arms)), None)
+
+
+def ranked_by_validation(arms: Arms) -> list[MeasuredArm]:
+    """Return the arms that have results, from the highest mean validation accuracy down; equals keep their order.
 
     An arm some of whose seeds diverged or failed comes after all whose seeds are there: its mean is one of survivors.
+    One whose learning rate lies at the edge of its grid comes after the tuned ones.
     """
     measured = [arm for arm in arms if arm.val and arm.test]
-    return max(measured, key=lambda arm: (not arm.ended_early, fmean(arm.val.values())), default=None)
+    return sorted(measured, key=lambda arm: (bool(arm.ended_early), arm.edge, -fmean(arm.val.values())))
 
 
 def best_by_strategy(arms: Arms) -> dict[str, MeasuredArm | None]:
@@ -189,9 +195,9 @@ class Reached(NamedTuple):
 
 
 def first_reaching(arm: MeasuredArm, percent: float) -> Reached | None:
-    """Return the first evaluated round whose mean test accuracy is at least `percent`; None where there is none."""
+    """Return the first evaluated round whose mean validation accuracy is at least `percent`; None if there is none."""
     sent = mean_course(arm.curves.get("uplink_megabytes", {}))
-    course = mean_course(arm.curves.get("test_percent", {}))
+    course = mean_course(arm.curves.get("val_percent", {}))
     return next((Reached(each, sent.get(each, nan)) for each in course if course[each] >= percent - NO_WIDTH), None)
 
 

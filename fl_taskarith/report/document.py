@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import RECORDED_DEFAULTS
@@ -73,7 +73,7 @@ def write_report(
     if people and not shipped:
         _refuse_shipped(root, studies)
     sections = answer(studies)
-    figures = {section.name: figures_of(section.name, studies) for section in sections}
+    figures = {section.name: figures_of(section.name, root, studies) for section in sections}
     variables = context(studies, sections, figures, title, people)
     main = render(filled, variables).encode()
     write_generated(output, _generated(sections, figures, variables) | ({} if template is None else {MAIN: main}))
@@ -179,7 +179,7 @@ def context(
     runs = [run for study in studies for run in study.finished]
 
     def claims(status: Status) -> list[tuple[str, Latex]]:
-        texts = {section.title: [each.open_question or each.text for each in section.claims if each.status == status]
+        texts = {section.title: [say("listed", each) for each in section.claims if each.status == status]
                  for section in sections}  # fmt: skip
         return [(title, Latex("; ").join(members)) for title, members in texts.items() if members]
 
@@ -192,15 +192,18 @@ def context(
                 "section": section,
                 "file": Latex(section.name),
                 "macro": Latex("".join(word.capitalize() for word in section.name.split("-"))),
-                "answers": [sentence(claim.text + claim.detail) for claim in section.claims],
+                "answers": [sentence(each.text + each.detail) for each in section.claims if each.status != "not run"],
+                "missing": [sentence(each.text) for each in section.claims if each.status == "not run"],
                 "figures": figures[section.name],
+                "evidence": _evidence(section, figures[section.name]),
             }
             for section in sections
         ],
         "told": claims("told"),
         "undecided": claims("undecided"),
         "not_run": claims("not run"),
-        "headlines": [(section.title, sentence(section.claims[0].text)) for section in sections if section.claims],
+        "headlines": _headlines(sections),
+        "answered": {status: sum(section.status == status for section in sections) for status in get_args(Status)},
         "settings": settings_table(settings),
         "seeds": sorted({seed for record in records for seed in record["seeds"]}),
         "machines": list(dict.fromkeys(name for record in records for name in record["machines"])),
@@ -211,6 +214,21 @@ def context(
                                    if each.get("search")]),
         "edges": list(dict.fromkeys(arm.label for study in studies for arm in study.arms if arm.edge)),
     }  # fmt: skip
+
+
+def _headlines(sections: Sequence[Section]) -> list[tuple[str, Latex]]:
+    """Return the titles and texts of the few findings that the abstract has room for."""
+    order = {name: place for place, name in enumerate(wording("HEADLINE_ORDER"))}
+    ordered = sorted(sections, key=lambda section: order[section.name])
+    told = [(section.title, claim.text) for section in ordered for claim in section.claims if claim.status == "told"]
+    first = {title: text for title, text in reversed(told)}  # of each section
+    return [(title, first[title]) for title in dict.fromkeys(title for title, _ in told)][: wording("HEADLINES")]
+
+
+def _evidence(section: Section, figures: Sequence[Figure]) -> Latex:
+    """Refer to the figures of a section or, where it has none, to its first table."""
+    tables = [say("table_label", section.name, number) for number in range(1, len(section.tables) + 1)]
+    return say("evidence", [Latex(f"fig:{figure.name}") for figure in figures], tables)
 
 
 def settings_table(settings: Sequence[Mapping[str, Scalar]]) -> Latex:

@@ -24,8 +24,10 @@ class Figure(NamedTuple):
     wide: bool
 
 
-def figures_of(section: str, studies: Sequence[StudyFolder]) -> list[Figure]:
+def figures_of(section: str, root: Path, studies: Sequence[StudyFolder]) -> list[Figure]:
     """Return the figures of a section, from the study of its name: one of each kind before a second of any.
+
+    After them come the first of each kind of picture that other commands put below `root`: of shards and of masks.
 
     Raises:
         CheckpointError: one cannot be read.
@@ -36,6 +38,10 @@ def figures_of(section: str, studies: Sequence[StudyFolder]) -> list[Figure]:
         for place, path in enumerate(path for path in pdfs if fnmatch(path.name, f"{pattern}.pdf")):
             choices.setdefault(path, (place, order, caption))
     chosen = sorted(choices, key=lambda path: choices[path])[:LIMIT]
+    for pattern, caption in wording("PICTURES").get(section, ()):
+        for path in sorted(root.glob(pattern))[:1]:
+            chosen.append(path)
+            choices[path] = 0, 0, caption
     names = [re.sub(r"[^A-Za-z0-9]+", "-", f"{section}-{path.stem}").strip("-") for path in chosen]
     names = [name if names.count(name) == 1 else f"{name}-{place}" for place, name in enumerate(names, start=1)]
     return [_figure(Latex(name), path, choices[path][2]) for name, path in zip(names, chosen, strict=True)]

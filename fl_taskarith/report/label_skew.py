@@ -15,9 +15,9 @@ from fl_taskarith.report.contrasts import (
     gain,
     mean_course,
 )
-from fl_taskarith.report.latex import Latex
+from fl_taskarith.report.latex import Latex, escape, listed
 from fl_taskarith.report.read_results import MeasuredArm
-from fl_taskarith.report.sentences import Section, say
+from fl_taskarith.report.sentences import Compared, Section, say
 
 Place = tuple[str, Condition]
 """What work clients do, and how the data lie: (load, condition)."""
@@ -51,21 +51,19 @@ def strategies(section: Section, arms: Arms) -> None:
             best_at[place] = measured
     if not best_at:
         return section.missing("strategies")
+    groups = []
     for place, best in best_at.items():
-        reference = best["fedavg"]
-        pairs = {_name(arm): difference(arm, reference) for arm in best.values() if arm is not reference}
-        section.say("sweep", "algorithm", _words(place), _name(reference), reference, pairs)
+        rows = sorted(cells[place], key=lambda arm: arm is not best["fedavg"])
+        groups.append(Compared(_words(place), [(escape(arm.label), arm) for arm in rows], best["fedavg"]))
+    table = section.compare("strategies", groups)
     for work in dict.fromkeys(work for work, _ in best_at):  # claimed where the data are least alike
         place = max(each for each in best_at if each[0] == work)
         reference = best_at[place]["fedavg"]
-        for arm in best_at[place].values():
-            if arm.test != reference.test:  # FedNova under equal work is FedAvg
-                section.claim(say("at", _name(arm), _words(place)), difference(arm, reference), _name(reference))
-    for work in dict.fromkeys(work for work, _ in cells):
-        places = [place for place in cells if place[0] == work]
-        rows = _rows({place: cells[place] for place in places})
-        columns = [words("condition", each) for _, each in places]
-        section.lay_out(say("algorithms_caption", words("load", work)), "matrix", columns, rows.items())
+        # FedNova under equal work is FedAvg
+        arm = best_by_validation([each for each in best_at[place].values() if each.test != reference.test])
+        if arm is not None:
+            subject = say("at", _name(arm), listed(_words(place), say("on_validation")))
+            section.claim(subject, difference(arm, reference), _name(reference), [arm, reference], table)
 
 
 def label_skew(section: Section, arms: Arms) -> None:
@@ -80,18 +78,21 @@ def label_skew(section: Section, arms: Arms) -> None:
     if method is None:
         return section.missing("extension")
     subject = say("chosen_method", method, place)
-    section.claim(subject, gain(method), say("ridge_head"))
+    table = say("table_label", section.name, 1)
+    section.claim(subject, gain(method), say("ridge_head"), [method], table)
     if control is not None:
-        section.claim(subject, difference(method, control), say("best_control", control))
-    section.say("skew_gains", place, [pairs for arm in there if arm.trained and (pairs := gain(arm)).n])
+        section.claim(subject, difference(method, control), say("best_control", control), [method, control], table)
+    tuned = [arm for arm in there if arm.trained and not arm.edge]
+    section.say("skew_gains", place, [pairs for arm in tuned if (pairs := gain(arm)).n], table)
     iid = cells.get((hardest[0], IID), [])
-    if (share := _share_of_iid(method, iid)) is not None:
+    if (share := _share_of_iid(method, iid)) is not None and not method.edge:
         section.say("share_of_iid", method, share)
     goal = nan
-    if control is not None and (course := mean_course(control.curves.get("test_percent", {}))):
+    if control is not None and not control.edge and (course := mean_course(control.curves.get("val_percent", {}))):
         goal = max(course.values())
         method_at, control_at = first_reaching(method, goal), first_reaching(control, goal)
-        section.say("race", method, method_at, control, control_at, goal)
+        if not method.edge:
+            section.say("race", method, method_at, control, control_at, goal)
     by_label = {arm.label: arm for arm in there}
     rows = [
         (label, members, arm, arm and _share_of_iid(arm, iid), arm and first_reaching(arm, goal))
@@ -133,8 +134,7 @@ def _rows(cells: Mapping[Place, Arms]) -> dict[str, list[MeasuredArm | None]]:
 
 
 def _words(place: Place) -> Latex:
-    parts = [words("condition", place[1]), *([] if place[0] == EQUAL else [words("load", place[0])])]
-    return Latex(", ").join(parts)
+    return listed(words("condition", place[1]), "" if place[0] == EQUAL else words("load", place[0]))
 
 
 def _name(arm: MeasuredArm) -> Latex:

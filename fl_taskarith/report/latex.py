@@ -42,6 +42,13 @@ class Latex(Markup):
 
 
 escape = Latex.escape
+
+
+def listed(*parts: object) -> Latex:
+    """Write those of `parts` that are not empty, with commas between them."""
+    return Latex(", ").join([escape(part) for part in parts if part])
+
+
 UNKNOWN = Latex("--")  # an en dash for what is not known
 
 

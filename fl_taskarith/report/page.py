@@ -97,10 +97,9 @@ def _of_study(study: StudyFolder) -> Iterator[Any]:
             yield accuracies(arms, group)
             if (lines := curves(arms, group)) is not None:
                 yield lines
-    if (study.folder / "search.csv").exists() and (
-        found := searches(_csv(study.folder / "search.csv", TRIED))
-    ) is not None:
-        yield found
+    if (study.folder / "search.csv").exists():
+        tried = _csv(study.folder / "search.csv", TRIED).fillna({"group": ""})
+        yield from filter(None, (searches(lines, group) for group, lines in tried.groupby("group", sort=False)))
     yield from _settings(study)
     yield _text(
         f"<h3>Provenance</h3><p>Machines: {html.escape('; '.join(study.record['machines']) or 'not recorded')}.</p>"

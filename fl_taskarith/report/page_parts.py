@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 import pandas
-from bokeh.models import ColumnDataSource, FactorRange, HoverTool, LinearColorMapper
+from bokeh.models import ColumnDataSource, DataRange1d, FactorRange, HoverTool, LinearColorMapper
 from bokeh.models.annotations import Whisker
 from bokeh.models.widgets import DataTable, NumberFormatter, StringFormatter, TableColumn
 from bokeh.palettes import Cividis256
@@ -28,7 +28,7 @@ COMPARED = {  # columns of table.csv, and what they hold
                      "difference_mean", "difference_low", "difference_high", "uplink_megabytes"), NUMBER),
 }  # fmt: skip
 TRIED = {"group": WORDS, "arm": str, "learning_rate": float, "rounds": COUNT, "val_accuracy": NUMBER}  # of search.csv
-LETTER = 7.5  # pixels, about
+LETTER, LEGEND_ROW = 7.5, 24  # pixels, about
 
 
 def table(frame: pandas.DataFrame, name: str) -> DataTable:
@@ -110,7 +110,8 @@ def curves(arms: Sequence[MeasuredArm], title: str, column: str = "test_percent"
     if not any(len(points) > 1 for points in lines.values()):
         return None
     plot = figure(
-        title=title, width=WIDTH, height=380, x_axis_label="communication round (or epoch)", name="curves",
+        title=title, width=WIDTH, height=max(380, 90 + LEGEND_ROW * len(lines)), name="curves",  # the legend fits
+        x_axis_label="communication round (or epoch)",
         y_axis_label="test accuracy (%)", tools="pan,wheel_zoom,box_zoom,reset,save",
     )  # fmt: skip
     for turn, (label, points) in enumerate(lines.items()):
@@ -183,20 +184,21 @@ def heat_map(arms: Sequence[MeasuredArm]) -> list[figure]:
     return maps
 
 
-def searches(tried: pandas.DataFrame) -> figure | None:
-    """Draw validation accuracy against the learning rate for every arm's longest rung, from search.csv."""
+def searches(tried: pandas.DataFrame, title: str) -> figure | None:
+    """Draw validation accuracy against the learning rate for every arm's longest rung, from a group of search.csv."""
     tried = tried[tried["val_accuracy"].notna()]
     if tried.empty:
         return None
-    plot = figure(title="Search, longest rung with several rates", width=WIDTH, height=360,
-                  x_axis_type="log", x_axis_label="learning rate", y_axis_label="validation accuracy (%)",
-                  tools="pan,wheel_zoom,box_zoom,reset,save", name="search")  # fmt: skip
-    for turn, ((group, arm), rows) in enumerate(tried.fillna({"group": ""}).groupby(["group", "arm"], sort=False)):
+    arms = tried.groupby("arm", sort=False)
+    plot = figure(title=f"Search, longest rung with several rates{title and ': '}{title}", name="search", width=WIDTH,
+                  height=max(360, 90 + LEGEND_ROW * arms.ngroups), x_axis_type="log", x_axis_label="learning rate",
+                  y_axis_label="validation accuracy (%)", tools="pan,wheel_zoom,box_zoom,reset,save")  # fmt: skip
+    for turn, (arm, rows) in enumerate(arms):
         lengths = rows.groupby("rounds")["learning_rate"].nunique()
         rung = rows[rows["rounds"] == max(lengths[lengths > 1].index, default=rows["rounds"].max())].sort_values(
             "learning_rate"
         )
-        label = f"{group}: {arm}" if group else str(arm)
+        label = str(arm)
         source = ColumnDataSource(
             {"rate": rung["learning_rate"], "val": 100 * rung["val_accuracy"], "arm": [label] * len(rung)}
         )
@@ -212,12 +214,15 @@ def searches(tried: pandas.DataFrame) -> figure | None:
 
 def mask_anatomy(summary: Mapping[str, Any], title: str) -> figure | None:
     """Draw the density of a mask in each kind of layer and, where it is known, in each block."""
-    parts = {**summary.get("density_by_kind", {}), **summary.get("density_by_layer", {})}
+    layers = {f"layer {name}" if name == "norm" else name: density  # which is the name of a kind, too
+              for name, density in summary.get("density_by_layer", {}).items()}  # fmt: skip
+    parts = {**summary.get("density_by_kind", {}), **layers}
     if not parts:
         return None
     plot = figure(
         title=f"{title}: density {summary.get('density', float('nan')):.3g}", width=WIDTH, height=320, tools="save",
-        x_range=FactorRange(factors=list(parts)), y_axis_label="share of weights updated", name="anatomy",
+        x_range=FactorRange(factors=list(parts)), y_range=DataRange1d(start=0), name="anatomy",
+        y_axis_label="share of weights updated",
     )  # fmt: skip
     source = ColumnDataSource({"part": list(parts), "density": list(parts.values())})
     bars = plot.vbar("part", top="density", width=0.8, source=source, color=COLOURS[0])

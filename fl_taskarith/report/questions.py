@@ -8,23 +8,23 @@ from operator import attrgetter
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from fl_taskarith.report.conditions import COMPOUND, EQUAL, IID, Settings, condition, setting, words
+from fl_taskarith.report.conditions import EQUAL, IID, Condition, Settings, condition, setting, words
 from fl_taskarith.report.contrasts import (
+    MASK_KEYS,
     WORK_KEYS,
     Arms,
     Family,
-    agree,
-    best_by_strategy,
     best_by_validation,
     dense_twin,
     difference,
     enough_rounds,
     find_families,
     gain,
+    ranked_by_validation,
 )
-from fl_taskarith.report.latex import Latex, escape
+from fl_taskarith.report.latex import Latex, escape, listed
 from fl_taskarith.report.read_results import MeasuredArm
-from fl_taskarith.report.sentences import Claim, Section, say, wording
+from fl_taskarith.report.sentences import Claim, Compared, Section, say, wording
 
 # What may tell one family of a question from another, in the order it is written.
 PLACE = (
@@ -55,10 +55,9 @@ class Sweep(NamedTuple):
         among: the arms that can answer it. also: settings that change with `key`.
         reference: what the others are compared with: MOST, DENSE, or a value of `key`; else the least value.
         required: whether a family needs an arm of that value; where it does not, the least stands in for it.
-        order: sorts the families. paragraphs: whether every family has one.
-        pool: whether families that have the same two values share one.
+        order: sorts the families.
         claimed: the families that get a claim, in `claim_order`.
-        far: which of the members beside the reference the claim is about: the first or the last.
+        best: whether the claim is about the member that validation chooses; else about the last one that is tuned.
     """
 
     key: str
@@ -67,11 +66,9 @@ class Sweep(NamedTuple):
     reference: Any = None
     required: bool = False
     order: Callable[[Family], Any] = lambda family: 0
-    paragraphs: bool = True
-    pool: bool = False
     claimed: slice = slice(None)
     claim_order: Callable[[Family], Any] = lambda family: 0
-    far: int = -1
+    best: bool = False
 
 
 SWEEPS = {
@@ -82,66 +79,70 @@ SWEEPS = {
         Sweep("num-rounds", reference=MOST),
         Sweep("condition", federated, reference=IID, required=True, claimed=FIRST,
               order=lambda family: family.common["local-steps"]),
-        Sweep("local-steps", federated, WORK_KEYS, claimed=LAST, paragraphs=False,
+        Sweep("local-steps", federated, WORK_KEYS, claimed=LAST,
               order=lambda family: (condition(family.common), not family.masked)),
-        Sweep("density", masked, reference=DENSE, far=0),
-        Sweep("calibration-rounds", masked),
-        Sweep("participation", federated, pool=True, claimed=LAST, claim_order=_hardest),
-        Sweep("num-clients", federated, pool=True, claimed=LAST, claim_order=_hardest),
-        Sweep("algorithm", reference=FEDAVG, required=True, claimed=NOTHING),
+        Sweep("density", masked, reference=DENSE, claimed=LAST, claim_order=_hardest, best=True),
+        Sweep("calibration-rounds", masked, claimed=LAST, claim_order=_hardest, best=True),
+        Sweep("participation", federated, claimed=LAST, claim_order=_hardest),
+        Sweep("num-clients", federated, claimed=LAST, claim_order=_hardest),
+        Sweep("algorithm", reference=FEDAVG, required=True, best=True),
         Sweep("load", lambda arm: setting(arm.settings, "algorithm") == FEDAVG, reference=EQUAL, required=True,
               claimed=NOTHING),
     )
 }  # fmt: skip
 
 
-def sweep(section: Section, key: str, arms: Arms) -> Families:
-    """Compare the arms of every family that differs in `key`, in paragraphs, claims and, where it has one, a table.
+def sweep(section: Section, key: str, arms: Arms, note: object = "") -> Families:
+    """Compare the arms of every family that differs in `key`, in a table and in claims.
+
+    Args:
+        note: what else the text says of the comparison.
 
     Returns:
         The families. Where there is none, the section says so, if sentences.tex has words for it in MISSING.
     """
     row = SWEEPS[key]
     families = [family for family in find_families(list(filter(row.among, arms)), key, row.also)
-             if not row.required or row.reference in family.members]  # fmt: skip
+                if not row.required or row.reference in family.members]  # fmt: skip
     families.sort(key=row.order)
-    claimed = sorted(families, key=row.claim_order)[row.claimed]
-    pooled = row.pool and [len(values) for values in {tuple(family.members) for family in families}] == [2]
-    if not families and key in wording("MISSING"):
-        section.missing(key)
-    if pooled:
-        section.say("against", *pooled_pairs(key, families))
-    rows = []
-    for family in families:
-        place, values = where(family, families), list(family.members)
-        names = {value: say("epochs", value) if key == "num-rounds" else words(key, value) for value in values}
-        value = values[-1] if row.reference in (MOST, DENSE) else values[0]
-        value = row.reference if row.reference in values else value
-        reference, name = family.members[value], say("named", key, names[value])
-        if row.reference is DENSE and (dense := dense_twin(reference, arms)) is not None:
-            reference, name = dense, say("all_weights")
-        pairs = {names[each]: difference(arm, reference)
-                 for each, arm in family.members.items() if arm is not reference}  # fmt: skip
-        if row.paragraphs and not pooled:
-            section.say("sweep", key, place, name, reference, pairs)
-        if any(family is each for each in claimed):
-            far = list(pairs)[row.far]
-            section.claim(say("subject", key, far, place), pairs[far], say("than", key, name))
-        rows += [(say("at", names[each], place), arm) for each, arm in family.members.items()]
-    if rows and key in wording("GAINS"):
-        section.lay_out(say("gains_caption", key), "arms_table", rows, None)
+    if not families:
+        if key in wording("MISSING"):
+            section.missing(key)
+        return families
+    groups = [_group(row, family, where(family, families), arms) for family in families]
+    table = section.compare(key, groups, note)
+    ranked = sorted(families, key=_best_mean) if row.best else families
+    for family in sorted(ranked, key=row.claim_order)[row.claimed]:
+        group = groups[families.index(family)]
+        names = {arm: name for name, arm in group.rows}
+        others = [arm for arm in family.members.values() if arm is not group.reference]
+        others = [arm for arm in others if not arm.edge] or others
+        chosen = best_by_validation(others) if row.best else None
+        far, place = chosen or others[-1], listed(group.heading, say("on_validation") if chosen else "")
+        assert group.reference is not None
+        section.claim(say("subject", key, names[far], place), difference(far, group.reference),
+                      say("than", key, say("named", key, names[group.reference])), [far, group.reference],
+                      table)  # fmt: skip
     return families
 
 
-def pooled_pairs(key: str, families: Families) -> tuple[Latex, dict[Latex, Any]]:
-    """Return the name of the least value of `key`, which all families share, and every difference to it."""
-    pairs = {}
-    for family in families:
-        (_, reference), *others = family.members.items()
-        for value, arm in others:
-            name = say("and_place", words(key, value), where(family, families))
-            pairs[name] = difference(arm, reference)
-    return words(key, next(iter(families[0].members))), pairs
+def _best_mean(family: Family) -> float:
+    """Return the highest mean validation accuracy of a family's members; 0 where none has results."""
+    best = best_by_validation(list(family.members.values()))
+    return fmean(best.val.values()) if best is not None else 0.0
+
+
+def _group(row: Sweep, family: Family, heading: Latex, arms: Arms) -> Compared:
+    """Return the rows of a family, its reference first."""
+    names = {value: say("epochs", value) if row.key == "num-rounds" else words(row.key, value)
+             for value in family.members}  # fmt: skip
+    values = list(names)
+    least = values[-1] if row.reference in (MOST, DENSE) else values[0]
+    value = row.reference if row.reference in family.members else least
+    rows = [(names[each], family.members[each]) for each in sorted(values, key=lambda each: each != value)]
+    if row.reference is DENSE and (dense := dense_twin(family.members[value], arms)) is not None:
+        rows = [(say("all_weights"), dense), *((names[each], arm) for each, arm in family.members.items())]
+    return Compared(heading, rows, rows[0][1])
 
 
 def where(family: Family, among: Families) -> Latex:
@@ -149,6 +150,8 @@ def where(family: Family, among: Families) -> Latex:
     keys = varying([each.common for each in among], PLACE)
     if "local-steps" in keys and "num-rounds" in keys:  # which follow from J where the work is equal
         keys.remove("num-rounds")
+    if family.common.get("mask-rule") == "none":  # where these mean nothing
+        keys = [key for key in keys if key not in MASK_KEYS - {"mask-rule"}]
     return setting_words(family.common, keys)
 
 
@@ -168,17 +171,23 @@ def centralized(section: Section, arms: Arms) -> None:
     best = best_by_validation(arms)
     if best is None:
         return section.missing("centralized")
+    families = [*sweep(section, "schedule", arms), *sweep(section, "weight-decay", arms)]
     keys = varying([arm.settings for arm in arms], ("schedule", "weight-decay", "num-rounds"))
-    rows = [(setting_words(arm.settings, keys) or escape(arm.label), arm) for arm in arms]
-    section.say("chosen", next(name for name, arm in rows if arm is best), best)
-    sweep(section, "schedule", arms)
-    sweep(section, "weight-decay", arms)
-    section.lay_out(say("gains_caption", "centralized"), "arms_table", rows, None)
+    names = {arm: setting_words(arm.settings, keys) or escape(arm.label) for arm in arms}
+    if not families:
+        section.compare("centralized", [Compared(Latex(), [(names[arm], arm) for arm in arms])])
+    if not best.edge:
+        section.claims.append(Claim(say("chosen", names[best], best), "told", say("on_test", best),
+                                    table=say("table_label", section.name, 1)))  # fmt: skip
     enough = enough_rounds(best)
     if enough is None:
         sweep(section, "num-rounds", arms)
-    else:
-        section.claims.append(Claim(say("enough", enough), "told" if enough.round < enough.last else "undecided"))
+    elif not best.edge:
+        told = enough.round < enough.last
+        section.claims.append(
+            Claim(say("enough", enough), "told", say("enough_points", enough)) if told else
+            Claim(say("enough", enough), "undecided", open_question=say("whether_enough", enough))
+        )  # fmt: skip
 
 
 def fedavg_iid(section: Section, arms: Arms, everything: Arms) -> None:
@@ -188,42 +197,26 @@ def fedavg_iid(section: Section, arms: Arms, everything: Arms) -> None:
     central = best_by_validation([arm for arm in everything if not arm.federated and not arm.masked])
     if best is None:
         return section.missing("fedavg-iid")
-    section.say("fedavg", best)
-    section.claim(say("fedavg_iid"), gain(best), say("ridge_head"))
+    row = say("fedavg_iid"), best
+    groups = [Compared(say("ridge_head"), [row])]
+    if central is not None:
+        groups.append(Compared(say("centralized_training"), [(say("centralized_training"), central), row], central))
+    table = section.compare("fedavg-iid", groups)
+    section.claim(row[0], gain(best), say("ridge_head"), [best], table)
     if central is None:
         return section.missing("pooled")
-    section.claim(say("fedavg_iid"), difference(best, central), say("centralized_training"))
+    section.claim(row[0], difference(best, central), say("centralized_training"), [best, central], table)
 
 
 def heterogeneity(section: Section, arms: Arms) -> None:
     """Answer what non-iid data cost, and whether more local work hurts."""
     arms = list(filter(federated, arms))
     sweep(section, "condition", arms)
-    families = sweep(section, "local-steps", arms)
-    equal = all(
-        len({int(arm.settings["num-rounds"]) * int(arm.settings["local-steps"]) for arm in family.members.values()})
-        == 1
-        for family in families
-    )
-    rules = list(dict.fromkeys(family.common["mask-rule"] for family in families))
-    for rule in rules:
-        alike = [family for family in families if family.common["mask-rule"] == rule]
-        named = words("mask-rule", rule) if len(rules) > 1 else None
-        section.say("local_steps", named, equal, *pooled_pairs("local-steps", alike))
-    places = sorted({condition(arm.settings) for arm in arms})
-    varied = {*COMPOUND["condition"][1], "local-steps", *WORK_KEYS}
-    for rule in dict.fromkeys(arm.settings["mask-rule"] for arm in arms):
-        of_rule = [arm for arm in arms if arm.settings["mask-rule"] == rule]
-        cells = {
-            (condition(arm.settings), arm.settings["local-steps"]): arm
-            for arm in reversed(of_rule)
-            if agree(arm, of_rule[0], varied)  # another algorithm would stand in a gap unnoticed
-        }
-        if len(cells) > 1:
-            steps = sorted({column for _, column in cells})
-            rows = [(words("condition", place), [cells.get((place, each)) for each in steps]) for place in places]
-            caption = say("matrix_caption", words("mask-rule", rule))
-            section.lay_out(caption, "matrix", [words("local-steps", each) for each in steps], rows)
+    work = [
+        {int(arm.settings["num-rounds"]) * int(arm.settings["local-steps"]) for arm in family.members.values()}
+        for family in find_families(arms, "local-steps", WORK_KEYS)
+    ]
+    sweep(section, "local-steps", arms, say("steps", all(len(steps) == 1 for steps in work)))
 
 
 def sparsity(section: Section, arms: Arms) -> None:
@@ -232,60 +225,52 @@ def sparsity(section: Section, arms: Arms) -> None:
     families.sort(key=lambda family: condition(family.common))
     if not families:
         section.missing("mask-rule")
+    groups: list[Compared] = []
     for family in families:
         place = where(family, families)
-        ranked = sorted(family.members.values(), key=lambda arm: -fmean(arm.test.values()) if arm.test else 101.0)
-        if not ranked[1].test:
+        ranked = ranked_by_validation(list(family.members.values()))
+        if len(ranked) < 2:
             section.missing("ranking", place)
             continue
+        ranked += [arm for arm in family.members.values() if arm not in ranked]
         rows = [(words("mask-rule", arm.settings["mask-rule"]), arm) for arm in ranked]
-        (name, winner), (second, _), *_ = rows
-        pairs = {other: difference(arm, winner) for other, arm in rows[1:]}
-        section.say("ranking", place, name, winner, pairs)
-        section.claim(say("at", name, place), difference(*ranked[:2]), say("next_rule", second))
-        if (dense := dense_twin(winner, arms)) is not None:
+        if (dense := dense_twin(ranked[0], arms)) is not None:
             rows.append((say("all_weights"), dense))
-        section.lay_out(say("ranking_caption", place), "arms_table", rows, winner)
+        groups.append(Compared(place, rows, ranked[0]))
+    if groups:
+        table = section.compare("mask-rule", groups, say("best_first"))
+        (name, winner), (second, other), *_ = groups[-1].rows
+        subject = say("at", name, listed(groups[-1].heading, say("on_validation")))
+        section.claim(subject, difference(winner, other), say("next_rule", second), [winner, other], table)
     sweep(section, "density", arms)
     sweep(section, "calibration-rounds", arms)
 
 
 def six_models(section: Section, arms: Arms) -> None:
     """Compare all weights with masked ones, on centralized, iid and non-iid data."""
-    rows: dict[Latex, tuple[object, ...]] = {}
-    for arm in sorted(filter(masked, arms), key=lambda each: condition(each.settings)):
-        dense = dense_twin(arm, arms)
-        name = words("condition", condition(arm.settings))
-        if dense is not None and name not in rows:
-            pairs = difference(arm, dense)
-            rows[name] = (name, dense, arm, pairs)
-            section.claim(say("masked_training", name), pairs, say("training_all"))
-    if not rows:
+    groups: dict[Condition, Compared] = {}
+    for arm in filter(masked, arms):
+        place, dense = condition(arm.settings), dense_twin(arm, arms)
+        if dense is not None and place not in groups:
+            rows = [(say("all_weights"), dense), (words("mask-rule", arm.settings["mask-rule"]), arm)]
+            groups[place] = Compared(words("condition", place), rows, dense)
+    if not groups:
         return section.missing("six-models")
-    section.lay_out(say("six_caption"), "six_models", rows.values())
+    ordered = [groups[place] for place in sorted(groups)]
+    table = section.compare("six-models", ordered)
+    for group in reversed(ordered):  # the least alike data first
+        (_, dense), (_, arm) = group.rows
+        section.claim(say("masked_training", group.heading), difference(arm, dense), say("training_all"), [arm, dense],
+                      table)  # fmt: skip
 
 
 def participation(section: Section, arms: Arms) -> None:
     """Answer what the share of clients per round changes, and their number."""
-    families = [*sweep(section, "participation", arms), *sweep(section, "num-clients", arms)]
-    shown = list({id(arm): arm for family in families for arm in family.members.values()}.values())
-    if shown:
-        keys = varying([arm.settings for arm in shown], ("mask-rule", "condition", "num-clients", "participation"))
-        rows = [(setting_words(arm.settings, keys), arm) for arm in shown]
-        section.lay_out(say("gains_caption", "federation"), "arms_table", rows, None)
+    sweep(section, "participation", arms)
+    sweep(section, "num-clients", arms)
 
 
 def systems(section: Section, arms: Arms) -> None:
     """Compare FedAvg with other algorithms where clients do unequal work."""
-    families = sweep(section, "algorithm", arms)
-    for family in families:
-        reference = family.members[FEDAVG]
-        others = [arm for arm in family.members.values() if arm is not reference]
-        for strategy, best in best_by_strategy(others).items():
-            if best is None:
-                section.missing("systems", strategy)
-            else:
-                subject = say("at", setting_words(best.settings, ["algorithm"]), where(family, families))
-                section.claim(subject, difference(best, reference), words("strategy", "fedavg"))
-    if families:
+    if sweep(section, "algorithm", arms):
         sweep(section, "load", arms)

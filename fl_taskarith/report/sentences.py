@@ -4,7 +4,7 @@ A difference is stated only where its interval excludes 0.
 """
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,24 +15,72 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from fl_taskarith.config.toml import read_text
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.figures.statistics import Paired, summarise
-from fl_taskarith.report.contrasts import difference, gain, surviving_holm, verdict
+from fl_taskarith.report.contrasts import NO_WIDTH, Arms, difference, gain, surviving_holm, verdict
 from fl_taskarith.report.latex import Latex, escape, number, plain
+from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.storage.paths import shipped_file
 
+NO_LABEL = Latex()
 Status = Literal["told", "undecided", "not run"]
 
 
 class Claim(NamedTuple):
-    """One answer; `detail` is left out of the abstract, the conclusion lists `open_question` where it is undecided."""
+    """One answer.
 
-    text: Latex
+    Attributes:
+        finding: in words, as the conclusion lists it; `open_question` takes its place where it is undecided.
+        points: its numbers. detail: what a reader of them may want to know; not in the abstract.
+        table: the label of the table that it rests on, if any.
+    """
+
+    finding: Latex
     status: Status
+    points: Latex = Latex()
     detail: Latex = Latex()
     open_question: Latex = Latex()
+    table: Latex = Latex()
+
+    @property
+    def text(self) -> Latex:
+        """The finding with its numbers."""
+        return Latex(": ").join([each for each in (self.finding, self.points) if each])
+
+
+class Compared(NamedTuple):
+    """Rows of a table, of pairs (name, arm), under a heading.
+
+    The arms are compared with `reference`; where it is None, with the ridge head that each began with.
+    """
+
+    heading: Latex
+    rows: Sequence[tuple[Latex, MeasuredArm]]
+    reference: MeasuredArm | None = None
+
+    def difference(self, arm: MeasuredArm) -> Paired:
+        """Return the test accuracy of an arm minus what it is compared with, in points, matched by seed."""
+        return gain(arm) if self.reference is None else difference(arm, self.reference)
+
+    def verdict(self, arm: MeasuredArm) -> str:
+        """Return what the table says of an arm: "reference", "not tuned", "not run", or the verdict on its interval.
+
+        Empty where it is the reference that is not tuned.
+        """
+        if arm.edge:
+            return "not tuned"
+        if arm is self.reference:
+            return "reference"
+        if self.reference is not None and self.reference.edge:
+            return ""
+        return verdict(pairs) if (pairs := self.difference(arm)).n else "not run"
+
+    def judged(self) -> list[Paired]:
+        """Return the differences that have a verdict."""
+        return [self.difference(arm) for _, arm in self.rows
+                if self.verdict(arm) in ("higher", "lower", "undecided")]  # fmt: skip
 
 
 class Table(NamedTuple):
-    """A floating table; a `wide` one spans both columns."""
+    """A table; a `wide` one floats, and spans both columns."""
 
     caption: Latex
     body: Latex
@@ -41,7 +89,7 @@ class Table(NamedTuple):
 
 @dataclass
 class Section:
-    """The answer to a question of the report: claims first, then the paragraphs and tables they rest on."""
+    """The answer to a question of the report: claims, and the paragraphs and tables they rest on."""
 
     name: str
     title: str
@@ -54,17 +102,61 @@ class Section:
         """Add a paragraph."""
         self.paragraphs.append(say(macro, *values))
 
-    def lay_out(self, caption: Latex, macro: str, *values: object, wide: bool = False) -> None:
-        """Add a table."""
+    def lay_out(self, caption: Latex, macro: str, *values: object, wide: bool = False) -> Latex:
+        """Add a table and return its label."""
         self.tables.append(Table(caption, lay_out(macro, *values), wide))
+        return say("table_label", self.name, len(self.tables))
 
-    def claim(self, subject: object, pairs: Paired, than: object) -> None:
-        """Add "SUBJECT is more accurate than THAN: +1.39 [+0.19, +2.58] points (n = 3)", as far as the data tell."""
-        text = say("claim", subject, pairs, than)
-        if pairs.n and verdict(pairs) == "undecided":
-            self.claims.append(Claim(text, "undecided", say("undecided", pairs), say("whether", subject, than)))
+    def compare(self, key: str, groups: Sequence[Compared], note: object = "") -> Latex:
+        """Add a table of arms, with a paragraph that refers to it and says how many of its intervals exclude 0.
+
+        Args:
+            key: of what is compared, as COMPARED in sentences.tex words it.
+            note: what else the paragraph says of the comparison.
+
+        Returns:
+            The table's label.
+        """
+        arms = [arm for group in groups for _, arm in group.rows]
+        seeds = max(len(arm.test) for arm in arms)
+        label = self.lay_out(say("compared_caption", key, arms, seeds), "comparison", groups, seeds)
+        self.say("compared", key, note, label, [pairs for group in groups for pairs in group.judged()])
+        return label
+
+    def claim(self, subject: object, pairs: Paired, than: object, arms: Arms = (), table: Latex = NO_LABEL) -> None:
+        """Add "SUBJECT is more accurate than THAN: +1.39 [+0.19, +2.58] points (n = 3)", as far as the data tell.
+
+        Nothing is claimed where the learning rate of one of `arms` is at the edge of its grid: only the table has it.
+        """
+        if any(arm.edge for arm in arms):
+            return
+        finding = say("finding", subject, pairs, than)
+        if not pairs.n:
+            self.claims.append(Claim(finding, "not run"))
+        elif verdict(pairs) == "undecided":
+            whether = say("whether", subject, than)
+            self.claims.append(
+                Claim(finding, "undecided", say("points", pairs), say("undecided", pairs), whether, table)
+            )
         else:
-            self.claims.append(Claim(text, "told" if pairs.n else "not run"))
+            self.claims.append(Claim(finding, "told", say("points", pairs), table=table))
+
+    @property
+    def status(self) -> Status:
+        """Whether the question is answered: "told" if any claim is, "not run" where there is nothing to make one of."""
+        found = {claim.status for claim in self.claims}
+        return "told" if "told" in found else "undecided" if "undecided" in found or self.tables else "not run"
+
+    @property
+    def discussion(self) -> list[Latex]:
+        """The first claim in a sentence, and all others in a second one."""
+        made = [claim for claim in self.claims if claim.status != "not run"]
+        if not self.claims and self.tables:
+            return [say("no_claim", say("table_label", self.name, 1))]
+        sentences = [
+            [say("referring", claim, len(part) == 1) for claim in part] for part in (made[:1], made[1:]) if part
+        ]
+        return [sentence(Latex("; ").join(part)) for part in sentences]
 
     def missing(self, key: str, what: object = "") -> None:
         """Say visibly that what `key` stands for in sentences.tex was not run."""
@@ -127,6 +219,11 @@ def sentence(text: str) -> Latex:
     return Latex(words[:1].upper() + words[1:] + ".")
 
 
+def same(pairs: Paired) -> bool:
+    """Return whether several seeds all differ by the same number, so that an interval would have no width."""
+    return pairs.n > 1 and not pairs.sd > NO_WIDTH
+
+
 def join(items: Iterable[Any], separator: str = ", ") -> Latex:
     """Write the items with LaTeX between them."""
     return Latex(separator).join(items)
@@ -149,7 +246,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
         keep_trailing_newline=True,
         loader=jinja2.FileSystemLoader(shipped_file("report/sentences.tex").parent),
     )
-    functions = (difference, gain, verdict, surviving_holm, number, plain, sentence, join)
+    functions = (difference, gain, verdict, surviving_holm, number, plain, sentence, same, join)
     environment.filters |= {function.__name__: function for function in functions}
     environment.filters |= {"summary": lambda by_seed: summarise(list(by_seed.values())), "latex": Latex}
     return environment

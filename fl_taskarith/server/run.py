@@ -55,6 +55,7 @@ class Run(ABC):
         self.progress = progress
         self.deadline: float | None = None  # of time.time; from then on the run ends after its round, saved
         self.starts = Starts()
+        self.watch: Callable[[Sums], Sums] | None = None  # wraps what sums a mask's scores, which are then not recalled
         self.model = GlobalModel({})
         self.evaluated = {"val": home.data.validation, "test": home.data.test}
 
@@ -212,7 +213,10 @@ class Run(ABC):
         elif config.masked:
             by_clients = config.mask_source == "clients"
             sums = self.client_sums(head, row) if by_clients else server_sums(self.home, head)
-            calibration = self.starts.once(self.home, MASK, row, lambda: make_mask(self.home, sums))
+            if self.watch is None:
+                calibration = self.starts.once(self.home, MASK, row, lambda: make_mask(self.home, sums))
+            else:
+                calibration = make_mask(self.home, self.watch(sums))
             facts = mask_facts(config, calibration)
             log.info(
                 "Mask: %(updated)d of %(maskable)d weights (density %(density).4g) are updated, by %(rule)s.", facts

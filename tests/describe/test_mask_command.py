@@ -20,10 +20,17 @@ from matplotlib.figure import Figure
 
 from fl_taskarith import simulate
 from fl_taskarith.cli.command import main
-from fl_taskarith.describe import mask_plots
+from fl_taskarith.describe import mask_plots, sensitivity_plot
 from fl_taskarith.describe import masks as study_masks
 from fl_taskarith.describe.mask_plots import _limits, _short, plot_anatomy
 from fl_taskarith.describe.mask_report import DescribedMask, anatomy_table, overlap_table, read_mask, summarise
+from fl_taskarith.describe.sensitivity_plot import (
+    KindScores,
+    plot_sensitivity,
+    scores_by_kind,
+    thresholds,
+    zero_lines,
+)
 from fl_taskarith.masking.anatomy import KINDS, density_by_kind, density_by_layer, key_biases, parts
 from fl_taskarith.masking.mask import Mask, load_mask, save_mask
 from fl_taskarith.masking.overlap import Spread, between_pairs, chance_overlap, jaccard_matrix
@@ -58,6 +65,7 @@ WORDS = [f"{key.replace('_', '-')}={str(value).lower()}" for key, value in SMALL
 def no_anatomy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes as long as calibrating vit_glyph."""
     monkeypatch.setattr(study_masks, "plot_anatomy", lambda described, output: [])
+    monkeypatch.setattr(study_masks, "plot_sensitivity", lambda *of: [])
 
 
 def random_mask(model: str, density: float = 0.1) -> Mask:
@@ -143,7 +151,8 @@ def test_the_command_writes_mask_summary_and_figure_and_prints_a_table(
     (folder,) = (tmp_path / "masks").iterdir()
     assert folder.name.startswith("vit_glyph-least-sensitive-0.2-r2-")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "anatomy.pdf", "anatomy.png", "mask.safetensors", "run.log", "summary.json",
+        "anatomy.pdf", "anatomy.png", "mask.safetensors", "run.log", "sensitivity.pdf", "sensitivity.png",
+        "summary.json",
     ]  # fmt: skip
     described, summary = read_mask(folder / "mask.safetensors"), json.loads((folder / "summary.json").read_text())
     assert summary["updated"] == round(0.2 * summary["maskable"]) == described.mask.updated
@@ -151,6 +160,10 @@ def test_the_command_writes_mask_summary_and_figure_and_prints_a_table(
     assert summary["density_by_kind"]["q"] == density_by_kind(described.mask)["q"].density
     assert summary["density_by_layer_and_kind"]["block 3"]["mlp"] == parts(described.mask)["block 3", "mlp"].density
     assert summary["config"]["density"] == 0.2
+    sensitivity = summary["sensitivity_by_kind"]
+    assert list(sensitivity) == ["q", "k", "v", "proj", "mlp", "norm", "patch", "position", "token", "key biases"]
+    assert sensitivity["key biases"]["median"] < 1e-12 < sensitivity["q"]["median"] < sensitivity["v"]["median"]
+    assert "256 key biases (gradient 0" in printed
     assert summary["seconds"] > 0
     assert anatomy_table(described) in printed
     assert all(str(folder / name) in printed for name in ("mask.safetensors", "summary.json", "anatomy.png"))
@@ -426,6 +439,50 @@ def test_a_logarithmic_scale_has_points_and_no_bars_and_no_tick_above_100(
     assert below.get_yscale() == "log" and not below.containers
     assert list(below.lines[0].get_ydata()) == pytest.approx([90.0, 0.2]), "what is 0 has no place on the axis"
     assert max(below.get_yticks()) <= 100
+    pyplot.close("all")
+
+
+def tiny_scores(**facts: object) -> tuple[dict[str, KindScores], DescribedMask]:
+    """Ten weights of a query, a key bias of no gradient, and an MLP with a score of 0; a mask of three of them."""
+    scores = {"blocks.0.attn.qkv.bias": torch.tensor([1e-3, 0.0, 1e-1]), "blocks.0.mlp.fc1.weight": torch.tensor(
+        [0.0, 1e-4, 1e-2, 1.0, 10.0, 100.0, 1e3])}  # fmt: skip
+    mask = Mask({name: value < 1e-3 for name, value in scores.items()})
+    described = DescribedMask(mask, "tiny", {"rule": "least-sensitive", **facts})
+    return scores_by_kind(scores, described), described
+
+
+def test_scores_stand_by_kind_with_their_mask_and_thresholds_cut_as_a_calibration_does() -> None:
+    kinds, described = tiny_scores(densities=[0.5, 0.3], calibration_rounds=2)
+    assert {kind: each.scores.tolist() for kind, each in kinds.items()} == {
+        "q": [pytest.approx(1e-3)], "v": [pytest.approx(0.1)], "mlp": pytest.approx([0, 1e-4, 1e-2, 1, 10, 100, 1e3]),
+        "key biases": [0.0],
+    }  # fmt: skip
+    assert kinds["mlp"].kept.tolist() == [True, True, False, False, False, False, False]
+    assert kinds["key biases"].kept.tolist() == [True]
+    cuts = thresholds(kinds, described)  # of 0, 0, 1e-4, 1e-3, 1e-2, ...: half are 5, and three are the mask
+    assert list(cuts.values()) == pytest.approx([1e-2, 1e-4])
+    most = dataclasses.replace(described, facts={"rule": "most-sensitive", "densities": [0.2], "calibration_rounds": 1})
+    assert thresholds(kinds, most) == {"threshold": 100.0}
+    assert thresholds(kinds, described, 0.5) == {"threshold: 0.5": 0.5}
+    assert zero_lines(kinds) == ["not drawn, score 0: 1 weights of mlp", "not drawn: 1 key biases (gradient 0)"]
+
+
+def test_sensitivities_are_drawn_by_kind_on_a_logarithmic_axis_with_the_thresholds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Figure] = []
+    monkeypatch.setattr(sensitivity_plot, "save_figure", lambda figure, output: shown.append(figure) or [output])
+    kinds, described = tiny_scores(densities=[0.5, 0.3], calibration_rounds=2)
+    plot_sensitivity(kinds, described, tmp_path / "sensitivity")
+    drawn = shown[0].axes
+    assert [axes.get_ylabel() for axes in drawn] == ["q", "v", "mlp"]
+    assert all(axes.get_xscale() == "log" for axes in drawn)
+    assert all([line.get_xdata()[0] for line in axes.lines] == pytest.approx([1e-2, 1e-4]) for axes in drawn)
+    everything, kept = (patch.get_data().values for patch in drawn[2].patches)
+    assert (everything.sum(), kept.sum()) == (6, 1), "what is 0 has no place on the axis"
+    pyplot.close("all")
+    nothing = {kind: KindScores(0 * each.scores, each.kept) for kind, each in kinds.items()}
+    plot_sensitivity(nothing, described, tmp_path / "nothing")
     pyplot.close("all")
 
 

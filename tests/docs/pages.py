@@ -82,25 +82,35 @@ class StudyTables:
 
     def first(self, key: str, target: float) -> pandas.Series:
         """Return round and uplink_megabytes, since round 0, where the mean over seeds first reaches `target` %."""
-        rows = self._rows(self.curves, key)
-        means = rows.groupby("round")[["test_percent", "uplink_megabytes"]].mean().reset_index()
+        means = self._means(key, "test_percent")
         return means[means.test_percent >= target - 1e-9].iloc[0]
+
+    def reached(self, key: str, target: float) -> str:
+        """Write round and uplink, since round 0, where the mean validation accuracy first reaches `target` %."""
+        means = self._means(key, "val_percent")
+        there = means[means.val_percent >= target - 1e-9]
+        if there.empty:
+            return "not at all"
+        return f"{there['round'].iloc[0]} rounds and {there.uplink_megabytes.iloc[0]:.0f} MB"
 
     def last(self, key: str) -> pandas.Series:
         """Return the last evaluated round's row of means over seeds, for example its uplink_megabytes since round 0."""
-        rows = self._rows(self.curves, key)
-        return rows.groupby("round")[["test_percent", "uplink_megabytes"]].mean().reset_index().iloc[-1]
+        return self._means(key, "test_percent").iloc[-1]
 
     def best(self, key: str) -> float:
-        """Return the best mean over seeds of the test accuracy in % at any evaluated round."""
-        rows = self._rows(self.curves, key)
-        return float(rows.groupby("round").test_percent.mean().max())
+        """Return the best mean over seeds of the validation accuracy in % at any evaluated round after round 0."""
+        means = self._means(key, "val_percent")
+        return float(means[means["round"] > 0].val_percent.max())
 
     def searched(self, key: str, rate: float, rounds: int) -> float:
         """Return the validation accuracy in % that the search measured for an arm at a rate after so many rounds."""
         rows = self._rows(self.search, key)
         (value,) = rows[(rows.learning_rate == rate) & (rows.rounds == rounds)].val_accuracy
         return 100 * float(value)
+
+    def _means(self, key: str, column: str) -> pandas.DataFrame:
+        """Return a column of curves.csv and uplink_megabytes, means over seeds, by round."""
+        return self._rows(self.curves, key).groupby("round")[[column, "uplink_megabytes"]].mean().reset_index()
 
     def _rows(self, frame: pandas.DataFrame, key: str) -> pandas.DataFrame:
         group, arm = key.split(": ", 1) if ": " in key else ("", key)

@@ -180,6 +180,60 @@ def test_a_template_replaces_main_tex_only_while_nobody_has_changed_it(
     assert (out / "main.tex").read_text() == "my thesis"
 
 
+# What the main.tex of the version before takes from generated files.
+PARTS = ("Centralized", "FedavgIid", "Heterogeneity", "Sparsity", "SixModels", "Participation", "Systems", "Strategies",
+         "Extension")  # fmt: skip
+OLD_MAIN = r"""\documentclass[10pt,twocolumn]{article}
+\usepackage[T1]{fontenc}
+\usepackage[utf8]{inputenc}
+\usepackage{textcomp}
+\usepackage[a4paper,margin=16mm,columnsep=7mm]{geometry}
+\usepackage{amsmath,amssymb,graphicx,booktabs,tabularx,array}
+\usepackage[hidelinks]{hyperref}
+\input{numbers}
+\title{\reportTitle\\\large \reportDatasets}
+\author{\reportAuthors}
+\begin{document}
+\maketitle
+\reportTold{} of \reportAsked{}; \reportUndecided{}, \reportNotRun{}. \reportHeadlines
+\ifreportLabelSkew Skew.\fi
+\reportSearches \reportSeeds \reportRuns{} \reportDuration{} \reportMachines. \reportOrigin{}
+\input{tables/settings}
+""" + "".join(
+    rf"""\reportAnswers{part}
+\input{{tables/{name}}}
+\reportParagraphs{part}
+\input{{figures/{name}}}
+"""
+    for part in PARTS for name in [re.sub("(?<=.)([A-Z])", r"-\1", part).lower()]
+) + r"""\reportFindings
+My own conclusion.
+\cite{mcmahan2017}
+\bibliographystyle{plain}
+\bibliography{references,own}
+\end{document}
+"""  # fmt: skip
+
+
+def test_a_main_tex_of_the_version_before_has_all_that_it_takes_from_generated_files(root: Path, out: Path) -> None:
+    (out / "main.tex").write_text(OLD_MAIN)
+    write_report(root, out)
+    assert (out / "main.tex").read_text() == OLD_MAIN
+    inputs = re.findall(r"\\input\{([^}]*)\}", OLD_MAIN)
+    assert len(inputs) == 20 and all((out / f"{name}.tex").exists() for name in inputs)
+    numbers = (out / "numbers.tex").read_text()
+    assert all(f"\\newcommand{{{name}}}{{" in numbers for name in re.findall(r"\\report\w+", OLD_MAIN))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(TEX is None, reason="no TeX is installed")
+def test_tex_sets_a_main_tex_of_the_version_before(tmp_path: Path) -> None:
+    write_studies(tmp_path / "studies")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "main.tex").write_text(OLD_MAIN)
+    assert len(write_report(tmp_path / "studies", tmp_path / "out")) == 2
+
+
 def test_a_pdf_of_somebody_elses_making_is_renamed(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [b"first", b"second", b"third", b"fourth"]
     monkeypatch.setattr("fl_taskarith.report.document.find_tex", lambda: "latexmk")

@@ -1,5 +1,6 @@
 """Escaping, comparisons and sentences of the report: what is said follows from the numbers."""
 
+import dataclasses
 import math
 import re
 
@@ -19,13 +20,14 @@ from fl_taskarith.report.contrasts import (
     find_families,
     first_reaching,
     p_value,
+    ranked_by_validation,
     surviving_holm,
     twin,
     verdict,
 )
 from fl_taskarith.report.latex import Latex, escape, number
 from fl_taskarith.report.read_results import MeasuredArm
-from fl_taskarith.report.sentences import Section, lay_out, say, sentence
+from fl_taskarith.report.sentences import Compared, Section, lay_out, say, sentence
 
 ESCAPED = re.compile(  # what TeX may see of a user's text: letters, escaped signs, and our own commands and groups
     r"(?:[^\\{}$&#%_~^<>|\"`]|\\[{}$&#%_]|\\text[a-z]+\{\}|\\ldots\{\}|\\ensuremath\{(?:\\[A-Za-z]+|-|_0)\}|\{[-,']\})*"
@@ -109,7 +111,7 @@ def test_holm_against_its_adjusted_p_values(samples: list[list[float]]) -> None:
         ([2.0, 2.1, 1.9], r"A is more accurate than B: $+2.00$ [$+1.75$,~$+2.25$] points (n~=~3)", "told"),
         ([-2.0, -2.1, -1.9], r"A is less accurate than B: $-2.00$ [$-2.25$,~$-1.75$] points (n~=~3)", "told"),
         ([2.0, -2.1, 1.9], "the data cannot tell whether A is more or less accurate than B", "undecided"),
-        ([2.0, 2.0, 2.0], "the data cannot tell", "undecided"),
+        ([0.56, 0.56, 0.56], "more or less accurate than B: all 3 seeds $+0.56$ points", "undecided"),
         ([2.0], r"cannot tell whether A is more or less accurate than B: $+2.00$ points (n~=~1)", "undecided"),
         ([], r"\notrun{}", "not run"),
     ],
@@ -120,22 +122,39 @@ def test_claims_are_worded_by_the_interval(values: list[float], expected: str, s
     made = section.claims[0]
     assert expected in made.text
     assert made.status == status
-    if values == [2.0, 2.0, 2.0]:
-        assert "no width" in made.detail
+    if values == [0.56, 0.56, 0.56]:
+        assert "[" not in made.text and not made.detail, "an interval of no width is none"
     if len(values) == 1:
         assert "one seed has no interval" in made.detail
 
 
-def test_several_differences_are_sorted_by_what_can_be_told() -> None:
-    samples = {"a": [1.0, 1.1, 0.9], "b": [-1.0, -1.1, -0.9], "c": [1.0, -1.0, 0.2], "d": []}
-    pairs = {Latex(name): pair(values) for name, values in samples.items()}
-    told = say("against", "R", pairs)
-    assert told.startswith("Against R (points, n~=~3): higher: a ($+1.00$")
-    higher, lower, open_ = (told.index(word) for word in ("igher: a", "Lower: b", "The data cannot tell: c"))
-    assert higher < lower < open_
-    assert "Of 3 intervals, 2 exclude 0; judged together (Holm), 2 do." in told
-    assert r"\notrun{d}" in told
+def test_a_table_has_the_verdict_on_every_difference_and_its_sentence_counts_them() -> None:
+    samples = {"a": [1.0, 1.1, 0.9], "b": [-1.0, -1.1, -0.9], "c": [1.0, -1.0, 0.2], "d": [], "e": [0.56] * 3}
+    reference = arm(dict.fromkeys(range(3), 50.0), "R")
+    arms = {name: arm({seed: 50.0 + value for seed, value in enumerate(values)}) for name, values in samples.items()}
+    arms["f"] = dataclasses.replace(arms["a"], edge=True)
+    rows = [(Latex(name), each) for name, each in {"R": reference, **arms}.items()]
+    section = Section("name", "title", "question")
+    assert section.compare("density", [Compared(Latex("place"), rows, reference)]) == "tab:name-1"
+    body = dict(re.findall(r"^(\w) & (.*) \\\\$", section.tables[0].body, flags=re.MULTILINE))
+    assert body["R"] == r"0.1 & 50.00\,$\pm$\,0.00 & -- & reference"
+    assert {name: row.rpartition(" & ")[2] for name, row in body.items() if name != "R"} == {
+        "a": "higher", "b": "lower", "c": "undecided", "d": "not run", "e": "undecided", "f": "not tuned"
+    }  # fmt: skip
+    assert "& all 3 seeds $+0.56$ &" in body["e"] and body["f"].startswith(r"0.1$^\dagger$ & 51.00")
+    assert section.paragraphs == [
+        r"Table~\ref{tab:name-1} compares densities: 2 of 4 intervals exclude 0, and 2 do when all are judged together "
+        "(Holm)."
+    ]
     assert sentence(Latex("the data")) == "The data."
+
+
+def test_where_the_reference_is_not_tuned_no_arm_has_a_verdict() -> None:
+    reference = dataclasses.replace(arm({0: 50.0, 1: 51.0}), edge=True)
+    other = arm({0: 60.0, 1: 61.1})
+    group = Compared(Latex(), [(Latex("R"), reference), (Latex("a"), other)], reference)
+    assert [group.verdict(each) for _, each in group.rows] == ["not tuned", ""]
+    assert group.judged() == []
 
 
 def test_an_arm_whose_seeds_diverged_is_chosen_only_where_no_other_is_whole() -> None:
@@ -146,6 +165,8 @@ def test_an_arm_whose_seeds_diverged_is_chosen_only_where_no_other_is_whole() ->
     better = MeasuredArm("better", {}, test={0: 80.0}, val={0: 91.0}, states={0: "done"})
     assert best_by_validation([survivor, whole, better]) is better
     assert best_by_validation([survivor]) is survivor
+    untuned = MeasuredArm("untuned", {}, edge=True, test={0: 99.0}, val={0: 99.0}, states={0: "done"})
+    assert ranked_by_validation([survivor, untuned, whole, better]) == [better, whole, untuned, survivor]
     assert best_by_validation([]) is None
 
 
@@ -199,11 +220,11 @@ def test_enough_epochs_by_hand() -> None:
 def test_the_first_round_that_gets_to_an_accuracy_is_that_of_the_mean_over_seeds() -> None:
     curves = {0: {0: 99.0, 2: 80.0, 4: 90.0}, 1: {0: 99.0, 2: 90.0, 3: 99.0, 4: 92.0}}
     sent = {0: {0: 1.0, 2: 2.0, 4: 3.0}, 1: {0: 1.0, 2: 4.0, 4: 7.0}}
-    measured = MeasuredArm("arm", {}, curves={"test_percent": curves, "uplink_megabytes": sent})
+    measured = MeasuredArm("arm", {}, curves={"val_percent": curves, "uplink_megabytes": sent})
     assert first_reaching(measured, 85.0) == (2, 3.0)
     assert first_reaching(measured, 85.0 + 1e-6) == (4, 5.0)
     assert first_reaching(measured, 91.1) is None, "round 0 is untrained, and seed 0 has no round 3"
-    reached = first_reaching(MeasuredArm("arm", {}, curves={"test_percent": curves}), 85.0)
+    reached = first_reaching(MeasuredArm("arm", {}, curves={"val_percent": curves}), 85.0)
     assert reached is not None
     assert reached.round == 2
     assert math.isnan(reached.megabytes)
