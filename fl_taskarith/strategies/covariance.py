@@ -16,9 +16,10 @@ MEASURES = ("overlap", "step")
 class Covariance(FedAvg):
     """Every matrix follows `merging.input_covariance`, whose sums are added up as replies come; the rest as in FedAvg.
 
-    Keys: `covariance-form`, `covariance-epsilon` ε, `covariance-shrinkage` s, `covariance-weights` n, `covariance-mask`.
-    Under a mask task vectors are zero outside it: X is solved as without one and projected on it, or each row for its
-    own entries, which is the constrained minimiser and costs a system per row. The bounded form holds all replies.
+    Keys: `covariance-form`, `covariance-epsilon` ε, `covariance-shrinkage` s, `covariance-weights` n,
+    `covariance-mask`. Under a mask task vectors are zero outside it: X is solved as without one and projected on it,
+    or each row for its own entries, which is the constrained minimiser and costs a system per row. The bounded form
+    holds all replies of a round.
     """
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
