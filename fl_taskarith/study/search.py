@@ -14,13 +14,14 @@ from fl_taskarith.errors import ConfigError, StudyError
 
 DECADES = 4  # a narrower grid says little about where the optimum lies
 LARGEST_PER_DECADE = 12  # beyond it, rates rounded to three digits would meet
+BY = ("accuracy", "loss")
 MOST_RUNS = 4000  # of a study, a search or a benchmark: more are a slip in a list
 _RATE = Rule(float, "", 0, LARGEST, exclusive_low=True)
 GRID: Mapping[str, Kind] = {"from": _RATE, "to": _RATE, "per-decade": Rule(int, "", 1, LARGEST_PER_DECADE)}
 """What the keys of a [search] hold that give its grid."""
 
 Trial = tuple[float, int]  # (learning rate, rounds)
-Score = tuple[float, float]  # validation accuracy in [0, 1], then minus the validation loss, which decides ties
+Score = tuple[float, float]  # validation accuracy in [0, 1], then minus the validation loss
 Scores = Mapping[Trial, Score]
 
 DIVERGED: Score = (-math.inf, -math.inf)
@@ -46,6 +47,8 @@ class Search:
         rounds: communication rounds of each rung, rising.
         keep: rates that go on from one rung to the next.
         seed: of every run of the search; one seed, for it chooses and does not report.
+        by: what is best on validation, the highest "accuracy" or the least "loss"; the other one decides ties. A loss
+            tells rates apart where few validation images would leave the choice to one of them.
     """
 
     low: float
@@ -54,6 +57,7 @@ class Search:
     rounds: tuple[int, ...]
     keep: int
     seed: int
+    by: str = "accuracy"
 
     def __post_init__(self) -> None:
         decades = self._decades if 0 < self.low < self.high < math.inf else 0.0
@@ -112,7 +116,7 @@ def open_trials(search: Search, scores: Scores) -> list[Trial]:
 
 
 def choose(search: Search, scores: Scores) -> Choice:
-    """Return the best rate of the last rung; ties go to the smaller validation loss, then to the smaller rate.
+    """Return the best rate of the last rung by `search.by`; ties go by the other measure, then to the smaller rate.
 
     Raises:
         ValueError: trials are still open.
@@ -121,7 +125,7 @@ def choose(search: Search, scores: Scores) -> Choice:
     if open_trials(search, scores):
         raise ValueError("the search is not over")
     last = _rungs(search, scores)[-1]
-    best = _best(last, scores, 1)
+    best = _best(search, last, scores, 1)
     if not best:
         raise StudyError(
             f"Every learning rate from {last[0][0]:g} to {last[-1][0]:g} diverged within {last[0][1]} rounds: "
@@ -145,15 +149,16 @@ def _rungs(search: Search, scores: Scores) -> list[list[Trial]]:
     for rounds in search.rounds[1:]:
         if not all(trial in scores for trial in rungs[-1]):
             break
-        best = sorted(_best(rungs[-1], scores, search.keep))
+        best = sorted(_best(search, rungs[-1], scores, search.keep))
         if not best:
             break
         rungs.append([(rate, rounds) for rate in best])
     return rungs
 
 
-def _best(rung: list[Trial], scores: Scores, count: int) -> list[float]:
+def _best(search: Search, rung: list[Trial], scores: Scores, count: int) -> list[float]:
     """Return the `count` best rates of a rung that did not diverge, best first."""
     converged = [trial for trial in rung if scores[trial] > DIVERGED]
-    ranked = sorted(converged, key=lambda trial: (-scores[trial][0], -scores[trial][1], trial[0]))
+    first, second = (0, 1) if search.by == "accuracy" else (1, 0)
+    ranked = sorted(converged, key=lambda trial: (-scores[trial][first], -scores[trial][second], trial[0]))
     return [rate for rate, _ in ranked[:count]]

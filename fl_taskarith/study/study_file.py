@@ -14,7 +14,7 @@ from fl_taskarith.config.settings import from_mapping, idle_by_itself
 from fl_taskarith.config.toml import Kind, read_table, read_toml
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.study.definition import Arm, Study
-from fl_taskarith.study.search import GRID, Search, refuse_too_many
+from fl_taskarith.study.search import BY, GRID, Search, refuse_too_many
 
 Table = Mapping[str, Any]
 
@@ -27,7 +27,8 @@ STUDY: Mapping[str, Kind] = {
 GROUP: Mapping[str, Kind] = {"name": NAME, "settings": dict, "reference": TEXT}
 ARM: Mapping[str, Kind] = {"name": TEXT, "settings": dict, "same-rate-as": TEXT, "search": dict}
 SEARCH: Mapping[str, Kind] = {
-    **GRID, "rounds": [rules()["num-rounds"]], "keep": Rule(int, "", 1), "seed": rules()["seed"]
+    **GRID, "rounds": [rules()["num-rounds"]], "keep": Rule(int, "", 1), "seed": rules()["seed"],
+    "by": Rule(str, "", choices=BY),
 }  # fmt: skip
 PATH_KEYS = ("data-dir", "weights", "mask-file")  # what lies where differs from machine to machine
 
@@ -140,6 +141,7 @@ def _search(table: Table, place: str) -> Search:
             rounds=tuple(checked["rounds"]),
             keep=checked.get("keep", 2),
             seed=checked.get("seed", 0),
+            by=checked.get("by", "accuracy"),
         )
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from None
