@@ -47,6 +47,23 @@ def bench_together(options: Namespace) -> harness.Result:
     return harness.Result(seconds[alone] / min(seconds[name] for name in others), figures, lines)
 
 
+def bench_covariance(options: Namespace) -> harness.Result:
+    """Alternate rounds of 10 clients x 4 steps under FedAvg and covariance aggregation, in both of its forms.
+
+    The ratio is that of the least-squares form to FedAvg: what a round costs more.
+    """
+    plain: dict[str, object] = {
+        "augmentation": "none",
+        "learning_rate": 1e-6,
+        "trainable_blocks": options.trainable_blocks,
+    }
+    arms = {"fedavg": plain, "least squares": {**plain, "strategy": "covariance"},
+            "bounded": {**plain, "strategy": "covariance", "covariance_form": "bounded"}}  # fmt: skip
+    figures, lines = _compare(arms, options)
+    seconds = figures["seconds_per_round"]
+    return harness.Result(seconds["least squares"] / seconds["fedavg"], figures, lines)
+
+
 def _compare(arms: Mapping[str, Mapping[str, object]], options: Namespace) -> tuple[dict[str, Any], list[str]]:
     """Return figures and lines of runs with the settings of each arm."""
     with scratch_folder() as folder:

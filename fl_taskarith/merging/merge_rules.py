@@ -80,6 +80,14 @@ class MergeRule:
         values = self.values(task_vectors) if callable(self.values) else self.values
         return list(values) if self.parameter else [None]
 
+    def row(self) -> str:
+        """Return its row of the table in this folder's README.md."""
+        options = [f"`--{self.parameter}`"] if self.parameter else []
+        options += [f"`--{name}`" for name in ("steps", "seed") if self.takes(name)]
+        cells = (f"`{self.name}`", self.about, self.source, ", ".join(options), "yes" if self.streams else "",
+                 "whole matrices, projected" if self.matrices else "its entries")  # fmt: skip
+        return f"| {' | '.join(cells)} |"
+
     def default_scale(self, number: int) -> float:
         """Return λ at which equal task vectors merge into themselves: 1/T for a sum, 1 for a mean."""
         return 1 / number if self.summed else 1.0

@@ -1,11 +1,14 @@
 """Merge rules that see each matrix as a whole, and those that elect entries, against references written out."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_taskarith import merging
 from fl_taskarith.config.choices import MERGE_RULES
 from fl_taskarith.merging.matrices import by_matrix, matrix_shape
 from fl_taskarith.merging.merge_rules import merge_rules
@@ -40,6 +43,12 @@ def polar(matrix: np.ndarray) -> np.ndarray:
 def test_settings_name_every_rule() -> None:
     assert set(MERGE_RULES) == set(merge_rules())
     assert len(MERGE_RULES) == len(merge_rules())
+
+
+def test_the_table_in_the_readme_is_that_of_the_rules() -> None:
+    text = (Path(merging.__file__).parent / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert rows == [rule.row() for rule in merge_rules().values()]
 
 
 # which tensors are matrices
