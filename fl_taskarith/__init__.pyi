@@ -102,6 +102,7 @@ class Settings(TypedDict, total=False):
     clip_norm: float
     schedule: Literal["constant", "cosine", "step", "exponential", "plateau"]
     warmup_rounds: int
+    early_stopping_patience: int
     engine: Literal["sequential", "flower"]
     device: str
     threads: int

@@ -79,6 +79,7 @@ def make_masks(config: Config, output: Path | None = None, clients: int = 0, ove
             threads=config.threads or available_threads(),
             results_dir=str(scratch),
             run_name="mask",
+            save_model=False,
             tensorboard=False,
             wandb=False,
         )
