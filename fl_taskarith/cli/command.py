@@ -230,7 +230,8 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     overrides = configuration.parse_overrides(assignments)
     from fl_taskarith.describe.evaluation import evaluate_run
 
-    folder = evaluate_run(Path(files[0]), overrides, parsed.output, not parsed.no_features, parsed.overwrite)
+    features, overwrite = not parsed.no_features, parsed.overwrite
+    folder = evaluate_run(Path(files[0]), overrides, parsed.output, features, overwrite, best=parsed.best)
     print(folder.resolve())
 
 

@@ -42,10 +42,10 @@ def rounds_since_best(rows: Sequence[Row], config: Config) -> int | None:
     Rounds of the head alone do not count, nor do those that were evaluated for being a shorter run's last.
     """
     watched = [row for row in rows if row["round"] >= config.head_rounds and not row["round"] % config.evaluate_every]
-    best = best_row(watched)
-    if best is None or watched[-1] is not rows[-1]:
+    best, last = best_row(watched), rows[-1]
+    if best is None or watched[-1] is not last or last.get("val_accuracy") is None:
         return None
-    return int(rows[-1]["round"] - best["round"])
+    return int(last["round"] - best["round"])
 
 
 def stops_early(rows: Sequence[Row], config: Config) -> bool:
