@@ -75,8 +75,8 @@ def evaluate_run(
         source: a run's folder, or a model.safetensors in one; any other file of weights in timm's layout needs the
             settings that say its model, input size and data set.
         settings: replace those of the run, for example {"test-subset": 1000}.
-        output: folder to write to; by default `evaluation` in the run's folder or beside the file, `evaluation-best` for the
-            best model.
+        output: folder to write to; by default `evaluation`, or `evaluation-best`, in the run's folder or beside the
+            file.
         features: whether to measure k-NN and ridge accuracy, which need features of the whole training split.
         overwrite: whether files of these names in `output` may be replaced.
         best: whether to evaluate the run's best model on validation in place of the last one.

@@ -1,4 +1,4 @@
-"""Early stopping and the best model on validation: by the rows alone, exact after any cut, and told wherever a run is."""
+"""Early stopping and the best model on validation: by the rows alone, exact after a cut, told wherever a run is told."""
 
 import csv
 import dataclasses
@@ -14,6 +14,7 @@ from conftest import PowerCutError, final_weights, numbers, power_cut, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from small_studies import study_of, table
 
 from fl_taskarith import History, simulate
 from fl_taskarith.config.settings import Config, load
@@ -24,6 +25,10 @@ from fl_taskarith.storage import run_folder
 from fl_taskarith.storage.checkpoint import BEST, list_checkpoints
 from fl_taskarith.storage.run_folder import COLUMNS, WAITING, best_row, read_rounds
 from fl_taskarith.storage.verified_files import read_checksums
+from fl_taskarith.study.pack import pack_runs
+from fl_taskarith.study.results import StudyResults
+from fl_taskarith.study.runner import run_studies
+from fl_taskarith.study.tables import write_tables
 
 
 @pytest.fixture
@@ -70,7 +75,9 @@ def test_the_best_round_and_the_stop_against_a_loop(
     assert stops_early(rows, config) == (patience > 0 and since is not None and since >= patience)
 
 
-@pytest.mark.parametrize("settings", [{}, COLLAPSING], ids=["federated", "centralized"])
+@pytest.mark.parametrize(
+    "settings", [{}, pytest.param(COLLAPSING, marks=pytest.mark.slow)], ids=["federated", "centralized"]
+)
 def test_a_run_stops_after_so_many_rounds_without_a_better_one(wavering: Config, settings: dict[str, Any]) -> None:
     whole = simulate(wavering, run_name="whole", **settings)
     scores = [(row["val_accuracy"], -row["val_loss"]) for row in whole.rows]
@@ -93,7 +100,7 @@ def test_a_run_stops_after_so_many_rounds_without_a_better_one(wavering: Config,
 
 @pytest.mark.parametrize(
     ("cut_after", "settings"),
-    [(1, {}), (2, {}), (3, {}), pytest.param(4, {}, marks=pytest.mark.slow), (2, COLLAPSING)],
+    [(2, {}), (2, COLLAPSING), *(pytest.param(after, {}, marks=pytest.mark.slow) for after in (1, 3, 4))],
     ids=str,
 )
 def test_a_run_that_was_cut_stops_at_the_same_round_with_the_same_models(
@@ -244,3 +251,39 @@ def test_the_table_of_rounds_is_read_with_and_without_the_column(wavering: Confi
     folder = simulate(wavering, early_stopping_patience=2, num_rounds=2).folder
     with open(folder / "rounds.csv", encoding="utf-8", newline="") as file:
         assert [row[WAITING] for row in csv.DictReader(file)] == ["", "0", "1"]
+
+
+STUDY = """
+name = "tiny"
+seeds = [0, 1]
+[settings]
+num-clients = 10
+train-subset = 200
+validation-size = 60
+test-subset = 60
+num-rounds = 3
+evaluate-every = 1
+local-steps = 1
+mask-rule = "none"
+[[arm]]
+name = "stops"
+settings = { learning-rate = 0.0, early-stopping-patience = 2 }
+[[arm]]
+name = "goes on"
+settings = { learning-rate = 0.0 }
+"""
+
+
+@pytest.mark.usefixtures("no_table_figures")
+def test_a_studys_tables_say_which_runs_stopped_early(tmp_path: Path) -> None:
+    run_studies([study_of(STUDY, tmp_path)], tmp_path)
+    written = (tmp_path / "tiny" / "README.md").read_text()
+    assert "| stopped early after round |" in written and "| 2, 2 |" in written
+    assert "not one at equal work" in written
+    rows = table(tmp_path / "tiny" / "table.csv")
+    assert {row["arm"]: row["stopped_early"] for row in rows} == {"stops": "2, 2", "goes on": "–"}
+    pack_runs(tmp_path / "tiny" / "runs")
+    write_tables(StudyResults(study_of(STUDY, tmp_path), tmp_path))
+    assert "| 2, 2 |" in (tmp_path / "tiny" / "README.md").read_text()
+    run_studies([study_of(STUDY.replace(", early-stopping-patience = 2", ""), tmp_path)], tmp_path)
+    assert "stopped" not in (tmp_path / "tiny" / "README.md").read_text()
