@@ -1,4 +1,4 @@
-"""Early stopping and the best model on validation: by the rows alone, exact after a cut, told wherever a run is told."""
+"""Early stopping and the best model on validation: by the rows alone, exact after a cut, and told wherever a run is."""
 
 import csv
 import dataclasses
