@@ -85,8 +85,8 @@ def run_merge(parsed: argparse.Namespace) -> None:
         within_memory,
         write_merged,
     )
-    from fl_taskarith.one_shot.search_files import search_files
-    from fl_taskarith.storage.files import make_folder
+    from fl_taskarith.one_shot.search_files import check_search, search_files
+    from fl_taskarith.storage.files import make_folder, require_writable
 
     rule, models = parsed.rule, [Path(word) for word in parsed.words]
     if not models:
@@ -107,7 +107,10 @@ def run_merge(parsed: argparse.Namespace) -> None:
     check_settings(settings, parsed.base is not None, len(models), searched=parsed.search is not None)
     read = [path for path in (*models, parsed.base, parsed.search) if path is not None]
     check_output(parsed.output, read, parsed.overwrite)
+    require_writable(parsed.output.parent)
     benchmark = None if parsed.search is None else load_one_shot(parsed.search)
+    if benchmark is not None:
+        check_search(benchmark, parsed.data, parsed.base is not None, len(models))
     with within_memory(models, parsed.base):
         sources = open_sources(parsed.base, models, parsed.task_vectors)
         print(describe_sources(sources))

@@ -1,5 +1,6 @@
 """Evaluates a trained model on the test split: accuracy by class, confusion matrix, quality of its features."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,15 +9,17 @@ from typing import Any, cast
 
 import torch
 from matplotlib import pyplot
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.fields import kebab, rules, snake
-from fl_taskarith.config.settings import load
+from fl_taskarith.config.settings import Config, load
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.figures.plots import STYLE, save_figure
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
+from fl_taskarith.models.exported import exported_facts
 from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics, choose_ridge_lambda
 from fl_taskarith.models.weights import read_tensors
 from fl_taskarith.storage.checkpoint import load_best, load_latest_checkpoint
@@ -107,8 +110,15 @@ def evaluate_run(
     target = output or folder / f"evaluation{'-best' if of_best else ''}"
     if output is not None:
         require_new([target / name for name in FILES], overwrite)
+    export = source / model_file(best) if source.is_dir() else source
+    if export.exists():  # it has all weights, so none are loaded or fetched that it replaces
+        with contextlib.suppress(SafetensorError):  # of a .pth file, or a damaged one, which is told when it is read
+            _check_model(export, exported_facts(export), config)
+        config = replace(config, weights="none")
+    else:
+        _check_model(source, load(folder).to_run_config(), config)
     home = workspace(replace(config, **FIXED))
-    origin = _load(home, source, best)
+    origin = _load(home, export, source, best)
     found = assess(home, features)
     make_folder(target)
     _write(found, home, origin, target)
@@ -170,9 +180,19 @@ def describe(found: Assessment, classes: tuple[str, ...], origin: str) -> list[s
     return lines
 
 
-def _load(home: Workspace, source: Path, best: bool) -> str:
-    """Load the weights that `source` means into `home`; return what they are, in words."""
-    export = source / model_file(best) if source.is_dir() else source
+def _check_model(source: Path, own: Mapping[str, object], config: Config) -> None:
+    """Check `model` and `input-size` against what a file or a run says of its own, before anything is built."""
+    architecture = str(own.get("architecture", own.get("model", config.model))).partition(".")[0]
+    size = str(own.get("input_size", own.get("input-size", config.input_size)))
+    if (config.model.partition(".")[0], str(config.input_size)) != (architecture, size):
+        raise ConfigError(
+            f"{source} holds a {architecture} at input-size = {size}, not {config.model} at {config.input_size}: give "
+            f"model={architecture} input-size={size}, or leave both out for a run, which knows its own."
+        )
+
+
+def _load(home: Workspace, export: Path, source: Path, best: bool) -> str:
+    """Load the weights in `export`, or else the checkpoint in `source`, into `home`; return what they are, in words."""
     if export.exists():
         tensors = read_tensors(export)
         wrong = [name for name, shape in home.shapes.items() if name not in tensors or tensors[name].shape != shape]

@@ -30,6 +30,16 @@ class ExportedModel(NamedTuple):
     classes: tuple[str, ...]
 
 
+def exported_facts(path: Path) -> dict[str, str]:
+    """Return what a .safetensors file says of its model, "architecture" and "input_size" for one that a run exported.
+
+    Raises:
+        OSError, SafetensorError: it is missing, or no such file.
+    """
+    with safetensors.safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
 def read_exported(path: Path) -> ExportedModel:
     """Read model.safetensors of a run's folder.
 
@@ -37,8 +47,7 @@ def read_exported(path: Path) -> ExportedModel:
         WeightsError: there is no such file, or it was not written by a run.
     """
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
+        facts = exported_facts(path)
         size, classes = int(facts["input_size"]), tuple(json.loads(facts["classes"]))
         model = timm.create_model(facts["architecture"], num_classes=len(classes), img_size=size).eval()
         model.load_state_dict(read_tensors(path))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fl_taskarith.errors import ConfigError, WeightsError, printable
 from fl_taskarith.merging.merge_rules import find_rule, merge_rules, scaled_weights
-from fl_taskarith.one_shot.merge_checks import MERGING, check_models
+from fl_taskarith.merging.robust import TaskVectors
+from fl_taskarith.one_shot.merge_checks import MERGING, check_contents, check_models
 from fl_taskarith.one_shot.merge_parts import (
     DROPPED,
     Parts,
@@ -68,6 +69,8 @@ class MergeSources:
 def check_settings(settings: MergeSettings, has_base: bool, number: int, searched: bool = False) -> None:
     """Check the settings for merging `number` models, before any of them is read.
 
+    A rule of ours is asked what it refuses by merging zeros; one of the user's own may not be made for them.
+
     Raises:
         ConfigError: the hyper-parameter is missing, superfluous or out of range; or the method needs a base.
     """
@@ -94,6 +97,15 @@ def check_settings(settings: MergeSettings, has_base: bool, number: int, searche
             f'The method "{method}" needs the local steps of each of {number} models: give --steps, a number per model '
             "in their order."
         )
+    if rule.name in merge_rules() and not (searched and rule.parameter):
+        _direction(settings, [{"": torch.zeros(1)}] * number)
+
+
+def _direction(settings: MergeSettings, vectors: TaskVectors) -> dict[str, Tensor]:
+    try:
+        return find_rule(settings.method).direction(vectors, settings.value, settings.steps, settings.seed)
+    except ValueError as error:
+        raise ConfigError(f"{settings.method}: {error}.") from error
 
 
 def open_sources(base: Path | None, models: Sequence[Path], are_task_vectors: bool) -> MergeSources:
@@ -101,7 +113,8 @@ def open_sources(base: Path | None, models: Sequence[Path], are_task_vectors: bo
 
     Raises:
         WeightsError: a file cannot be read, or the models are not of one architecture.
-        ConfigError: task vectors without a base; or a model is there twice, is the base, or is an earlier merge.
+        ConfigError: task vectors without a base, or in place of models or the reverse; or a model is there twice, is
+            the base, or is an earlier merge.
     """
     if are_task_vectors and base is None:
         raise ConfigError("Task vectors are added to a model: give it with --base.")
@@ -110,6 +123,7 @@ def open_sources(base: Path | None, models: Sequence[Path], are_task_vectors: bo
     check_models(start if base is not None else None, files)
     check_inputs([start, *files])
     parts = vector_parts(start, files) if are_task_vectors else parts_of(start, files)
+    check_contents(start if base is not None else None, files, parts.merged, are_task_vectors)
     minuend = start if base is not None and not are_task_vectors else None
     vectors = [task_vector(file, minuend, parts.merged) for file in files]
     return MergeSources(start, base is not None, files, vectors, parts)
@@ -123,12 +137,9 @@ def merge(sources: MergeSources, settings: MergeSettings) -> dict[str, Tensor]:
         WeightsError: an entry of a model or of the result is NaN or infinite.
     """
     check_settings(settings, sources.has_base, len(sources.vectors))
-    rule, vectors, base = find_rule(settings.method), sources.vectors, sources.base
+    vectors, base = sources.vectors, sources.base
     scale = settings.scale_of(len(vectors))
-    try:
-        direction = rule.direction(vectors, settings.value, settings.steps, settings.seed)
-    except ValueError as error:
-        raise ConfigError(f"{settings.method}: {error}.") from error
+    direction = _direction(settings, vectors)
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in direction.items()}
     if shapes != {name: base.shape(name) for name in vectors[0]}:
         raise ConfigError(f"{settings.method}: expected a tensor for every name, in the shape that the models have.")
