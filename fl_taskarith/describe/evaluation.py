@@ -96,9 +96,7 @@ def evaluate_run(
         raise CheckpointError(f"There is no {source}: expected the folder of a run, or a file of weights.")
     if best and not source.is_dir():
         raise ConfigError(f"--best chooses between the models of a run: name its folder in place of {source}.")
-    known = {key: rules()[key] for key in map(kebab, settings or {}) if key in rules()}
-    if idle := sorted(key for key, rule in known.items() if rule.heading not in USED or snake(key) in FIXED):
-        raise ConfigError(f"{', '.join(idle)}: no effect on an evaluation, leave out.")
+    _refuse_idle(settings or {})
     folder = source if source.is_dir() else source.parent
     of_run = (folder / "run.json").exists()
     if source.is_dir() and not of_run:
@@ -178,6 +176,12 @@ def describe(found: Assessment, classes: tuple[str, ...], origin: str) -> list[s
         mistaken = f", most often taken for {row['most_mistaken_for']}" if row["most_mistaken_for"] else ""
         lines.append(f"  {row['class']}: {100 * cast(float, row['accuracy']):.1f} % of {row['examples']}{mistaken}")
     return lines
+
+
+def _refuse_idle(settings: Mapping[str, object]) -> None:
+    known = {key: rules()[key] for key in map(kebab, settings) if key in rules()}
+    if idle := sorted(key for key, rule in known.items() if rule.heading not in USED or snake(key) in FIXED):
+        raise ConfigError(f"{', '.join(idle)}: no effect on an evaluation, leave out.")
 
 
 def _check_model(source: Path, own: Mapping[str, object], config: Config) -> None:

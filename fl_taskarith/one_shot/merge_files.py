@@ -25,8 +25,7 @@ from fl_taskarith.one_shot.merge_parts import (
     vector_parts,
 )
 from fl_taskarith.one_shot.model_files import LazyTensors, ModelFile, files_of, is_out_of_memory, task_vector
-from fl_taskarith.storage.files import make_folder
-from fl_taskarith.storage.tensor_file import read_header, write_sealed
+from fl_taskarith.storage.tensor_file import read_header
 
 COPIES = 6  # of the largest tensor of every model that a rule holds at once
 SHOWN = 8  # names of tensors in a line
@@ -156,13 +155,12 @@ def merge(sources: MergeSources, settings: MergeSettings) -> dict[str, Tensor]:
     return merged
 
 
-def write_merged(sources: MergeSources, merged: dict[str, Tensor], settings: MergeSettings, output: Path) -> None:
-    """Write `merged`, and what stays as in the base, with what the models' metadata say and how they were merged.
-
-    The tensors in `merged` have the shapes of the base.
+def whole_model(
+    sources: MergeSources, merged: dict[str, Tensor], settings: MergeSettings
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return `merged` and what stays as in the base, in its shapes, and the metadata, which say how it was merged.
 
     Raises:
-        CheckpointError: it cannot be written.
         WeightsError: what stays as in the base is NaN or infinite.
     """
     facts = dataclasses.asdict(settings) | {
@@ -172,8 +170,7 @@ def write_merged(sources: MergeSources, merged: dict[str, Tensor], settings: Mer
     }
     kept = {name: sources.base[name] for name in sources.base if name not in merged}
     metadata = metadata_of(sources.base, sources.models, sources.parts) | {MERGING: json.dumps(facts)}
-    make_folder(output.parent)
-    write_sealed(output, merged | kept, metadata)
+    return merged | kept, metadata
 
 
 def describe_sources(sources: MergeSources) -> str:
