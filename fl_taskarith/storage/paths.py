@@ -56,7 +56,10 @@ def portable(path: Path) -> str:
 
 def conf_folder() -> Path:
     """Return the folder of the settings files: conf/ of the checkout, or the copy that came with a wheel."""
-    root = checkout() or Path(str(metadata.distribution("fl-taskarith").locate_file("fl_taskarith_conf")))
+    root = checkout() or Path(__file__).parents[2]
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        wheel = Path(str(metadata.distribution("fl-taskarith").locate_file("fl_taskarith_conf")))
+        root = root if (root / "conf").exists() else wheel
     return root / "conf"
 
 
