@@ -22,7 +22,7 @@ from fl_taskarith.describe.evaluation import evaluate_run
 from fl_taskarith.errors import CheckpointError, ConfigError, WeightsError
 from fl_taskarith.server.course import rounds_since_best, stops_early
 from fl_taskarith.storage import run_folder
-from fl_taskarith.storage.checkpoint import BEST, list_checkpoints
+from fl_taskarith.storage.checkpoint import BEST, list_checkpoints, load_latest_checkpoint, save_best
 from fl_taskarith.storage.run_folder import COLUMNS, WAITING, best_row, read_rounds
 from fl_taskarith.storage.verified_files import read_checksums
 from fl_taskarith.study.pack import pack_runs
@@ -86,7 +86,9 @@ def test_a_run_stops_after_so_many_rounds_without_a_better_one(wavering: Config,
     stopped = simulate(wavering, run_name="stopped", early_stopping_patience=3, **settings)
     rows = numbers(stopped.folder)
     assert [row | {WAITING: None} for row in rows] == numbers(whole.folder)[: last + 1]
-    assert rows[-1][WAITING] == 3 and rows[0][WAITING] is None
+    with open(stopped.folder / "rounds.csv", encoding="utf-8", newline="") as file:
+        waited = [row[WAITING] for row in csv.DictReader(file)]
+    assert waited[:2] == ["", "0" if scores[1] > scores[0] else "1"] and waited[-1] == "3"
     short = simulate(wavering, run_name="short", **(settings | {"num_rounds": last}))
     assert same_bits(final_weights(stopped.folder), final_weights(short.folder))
     record = json.loads((stopped.folder / "run.json").read_text())
@@ -100,7 +102,7 @@ def test_a_run_stops_after_so_many_rounds_without_a_better_one(wavering: Config,
 
 @pytest.mark.parametrize(
     ("cut_after", "settings"),
-    [(2, {}), (2, COLLAPSING), *(pytest.param(after, {}, marks=pytest.mark.slow) for after in (1, 3, 4))],
+    [(4, {}), (2, COLLAPSING), *(pytest.param(after, {}, marks=pytest.mark.slow) for after in (1, 2, 3))],
     ids=str,
 )
 def test_a_run_that_was_cut_stops_at_the_same_round_with_the_same_models(
@@ -148,17 +150,20 @@ def test_a_round_zero_that_stays_the_best_is_the_best_model(quick_config: Config
     assert same_bits(best_weights(run.folder), final_weights(run.folder)), "nothing was trained"
 
 
-def test_an_unfinished_run_is_evaluated_at_its_best_round(wavering: Config) -> None:
-    with power_cut(4):
+def test_an_unfinished_run_is_evaluated_at_the_best_round_of_its_last_sound_checkpoint(wavering: Config) -> None:
+    with power_cut(5):
         simulate(wavering, run_name="cut", test_subset=0, checkpoint_every=1)
     folder = Path(wavering.results_dir) / "cut"
-    best = best_row(History.load(folder).rows)
-    assert best is not None and best["round"] == 1
-    found = json.loads((evaluate_run(folder, features=False, best=True) / "evaluation.json").read_text())
-    assert found["test_accuracy"] == pytest.approx(best["test_accuracy"]) and "round 1" in found["model"]
+    rows = History.load(folder).rows
+    for expected in (5, 1):
+        found = json.loads((evaluate_run(folder, features=False, best=True) / "evaluation.json").read_text())
+        assert found["test_accuracy"] == pytest.approx(rows[expected]["test_accuracy"])
+        assert f"round {expected}" in found["model"]
+        newest = list_checkpoints(folder / "checkpoints")[0][1]
+        newest.write_bytes(newest.read_bytes()[:-1])
     for _, path in list_checkpoints(folder / "checkpoints", BEST):
         path.unlink()
-    with pytest.raises(CheckpointError, match="model-best"):
+    with pytest.raises(CheckpointError):
         evaluate_run(folder, features=False, best=True)
 
 
@@ -200,12 +205,13 @@ def test_no_more_best_models_are_kept_than_checkpoints_refer_to(
     simulate(wavering, checkpoint_every=1)
     assert len(counts) == 9 and max(counts) <= 2
     counts.clear()
-    folder = simulate(wavering, save_model=False, run_name="none").folder
+    folder = simulate(wavering, save_model=False, run_name="none", num_rounds=1).folder
     assert max(counts) == 0 and not list(folder.glob("model*")) and read_rounds(folder)
     with pytest.raises(WeightsError, match="save-model"):
         History.load(folder).model(best=True)
 
 
+@pytest.mark.slow
 def test_more_rounds_go_on_from_the_best_model_so_far(wavering: Config) -> None:
     whole = simulate(wavering, run_name="whole")
     simulate(wavering, run_name="first", num_rounds=4)
@@ -222,14 +228,24 @@ def test_models_of_clusters_have_a_best_each(quick_config: Config) -> None:
     assert names == {f"model{best}-cluster-{number}.safetensors" for best in ("", "-best") for number in (0, 1)}
 
 
+@pytest.mark.parametrize("problem", ["damaged", "another run's"])
 def test_where_the_best_model_is_gone_the_run_says_so_and_ends(
-    wavering: Config, caplog: pytest.LogCaptureFixture
+    wavering: Config, caplog: pytest.LogCaptureFixture, problem: str
 ) -> None:
     config = dataclasses.replace(wavering, num_rounds=3, checkpoint_every=1)
     with power_cut(2):
         simulate(config, run_name="cut")
-    for _, path in list_checkpoints(Path(config.results_dir) / "cut" / "checkpoints", BEST):
+    checkpoints = Path(config.results_dir) / "cut" / "checkpoints"
+    ((number, path),) = list_checkpoints(checkpoints, BEST)
+    if problem == "damaged":
         path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+        other = simulate(config, run_name="other", num_rounds=number, batch_size=8).folder
+        foreign = load_latest_checkpoint(other / "checkpoints")
+        assert foreign is not None
+        save_best(checkpoints, foreign)
+        assert [each for each, _ in list_checkpoints(checkpoints, BEST)] == [number]
     folder = simulate(config, run_name="cut").folder
     assert "model of round 1, the best on validation, is not exported" in caplog.text
     assert not (folder / "model-best.safetensors").exists() and (folder / "model.safetensors").exists()
@@ -245,12 +261,6 @@ def test_the_setting_is_off_where_it_cannot_work_and_changes_no_name() -> None:
     other = watched.to_run_config() | {"evaluate-every": 1}
     assert watched.differing_keys(other) == ["evaluate-every"], "it decides where the run stops"
     assert Config().differing_keys(other | {"early-stopping-patience": 0}) == []
-
-
-def test_the_table_of_rounds_is_read_with_and_without_the_column(wavering: Config) -> None:
-    folder = simulate(wavering, early_stopping_patience=2, num_rounds=2).folder
-    with open(folder / "rounds.csv", encoding="utf-8", newline="") as file:
-        assert [row[WAITING] for row in csv.DictReader(file)] == ["", "0", "1"]
 
 
 STUDY = """
