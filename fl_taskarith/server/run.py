@@ -191,7 +191,7 @@ class Run(ABC):
         rows = [*self.logbook.rows, row]
         if config.early_stopping_patience and server_round > config.head_rounds:
             row[WAITING] = rounds_since_best(rows, config)
-        if config.save_model and best_row(rows) is row:
+        if config.save_model and "val_accuracy" in row and best_row(rows) is row:
             copy = {name: value.detach().to("cpu", copy=True) for name, value in self.model.trained.items()}
             self._best = Checkpoint(server_round, copy, self.model.frozen.tensors(), {})
         stopped = stops_early(rows, config)
