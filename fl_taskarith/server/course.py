@@ -39,7 +39,7 @@ def remarks(rows: Sequence[Row], config: Config) -> list[str]:
 def rounds_since_best(rows: Sequence[Row], config: Config) -> int | None:
     """Return how many rounds before the last of `rows` the best one on validation was; None where it was not measured.
 
-    Rounds of the head alone do not count, nor do those that were evaluated for being a shorter run's last.
+    Rounds before the last one of the head alone do not count, nor does one that was evaluated only for being the last.
     """
     watched = [row for row in rows if row["round"] >= config.head_rounds and not row["round"] % config.evaluate_every]
     best, last = best_row(watched), rows[-1]
@@ -62,13 +62,12 @@ def gain(rows: Sequence[Row]) -> float | None:
 
 def verdict(rows: Sequence[Row], config: Config, folder: Path) -> list[str]:
     """Return a run's last lines: its test accuracy against the ridge head's and, where it is not above, what to do."""
-    first, last = rows[0], rows[-1]
-    if last.get("test_accuracy") is None or last["round"] == 0:
+    last, points = rows[-1], gain(rows)
+    if last.get("test_accuracy") is None or points is None:
         return []
     test = f"test {100 * last['test_accuracy']:.1f} %"
     if config.head != "ridge":
         return [f'{test} (head = "{config.head}": this run has no ridge head to compare with)']
-    points = 100 * (last["test_accuracy"] - first["test_accuracy"])
     if points > 0:
         return [f"{test}: {points:.1f} points above the ridge head"]
     if config.peak_rate == 0:
