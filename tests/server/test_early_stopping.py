@@ -222,14 +222,6 @@ def test_more_rounds_go_on_from_the_best_model_so_far(wavering: Config) -> None:
     assert same_bits(best_weights(longer.folder), best_weights(whole.folder))
 
 
-def test_models_of_clusters_have_a_best_each(quick_config: Config) -> None:
-    folder = simulate(
-        quick_config, strategy="br-ifca", num_clusters=2, client_groups="half-turn", cluster_rule="mean", num_rounds=1
-    ).folder
-    names = {path.name for path in folder.glob("model*")}
-    assert names == {f"model{best}-cluster-{number}.safetensors" for best in ("", "-best") for number in (0, 1)}
-
-
 @pytest.mark.parametrize("problem", ["damaged", "another run's"])
 def test_where_the_best_model_is_gone_the_run_says_so_and_ends(
     wavering: Config, caplog: pytest.LogCaptureFixture, problem: str
