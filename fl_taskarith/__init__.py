@@ -19,6 +19,7 @@ PUBLIC = {
     "studies": "fl_taskarith.describe.runs_at_hand",
     "study": "fl_taskarith.study.run_files",
     "mask": "fl_taskarith.describe.one_mask",
+    "merge": "fl_taskarith.one_shot.merge_models",
 }
 __all__ = list(PUBLIC)  # types of all of them are in __init__.pyi
 

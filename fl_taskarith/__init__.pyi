@@ -6,6 +6,7 @@ import pandas
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.masking.mask import Mask
+from fl_taskarith.one_shot.merge_models import MergedModel
 from fl_taskarith.server.history import History as History
 from fl_taskarith.server.round_zero_cache import Starts
 
@@ -111,6 +112,7 @@ class Settings(TypedDict, total=False):
     clip_norm: float
     schedule: Literal["constant", "cosine", "step", "exponential", "plateau"]
     warmup_rounds: int
+    early_stopping_patience: int
     engine: Literal["sequential", "flower"]
     device: str
     threads: int
@@ -130,7 +132,7 @@ class Settings(TypedDict, total=False):
     shard_seed: int
 # end of settings
 
-__all__ = ["History", "mask", "results", "simulate", "studies", "study"]
+__all__ = ["History", "mask", "merge", "results", "simulate", "studies", "study"]
 
 def simulate(
     conf: Path | str | Config | None = None,
@@ -154,6 +156,21 @@ def mask(
     overwrite: bool = False,
     **overrides: Unpack[Settings],
 ) -> Mask: ...
+def merge(
+    models: Sequence[Path | str],
+    *,
+    base: Path | str | None = None,
+    task_vectors: bool = False,
+    method: str = "task-arithmetic",
+    scale: float | None = None,
+    steps: Sequence[float] = (),
+    seed: int = 0,
+    search: Path | str | None = None,
+    data: str = "",
+    output: Path | str | None = None,
+    overwrite: bool = False,
+    **parameters: float,
+) -> MergedModel: ...
 def results(results_dir: str = "") -> pandas.DataFrame: ...
 def studies(results_dir: str = "") -> pandas.DataFrame: ...
 def __getattr__(name: str) -> Any: ...

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+LONGEST = 320  # characters of a foreign text in a message
+
 
 class FlTaskarithError(Exception):
     """Base class: anything that is the user's to fix. A traceback is for our own bugs only."""
@@ -62,7 +64,24 @@ def listed(lines: Iterable[str], most: int = 5, width: int = 400) -> str:
     return "".join(f"\n  {line}" for line in shown) + (f"\n  and {len(lines) - most} more" if lines[most:] else "")
 
 
-def printable(text: object, width: int = 160) -> str:
-    """Return a foreign text on one line of at most `width` characters, none of them a control character."""
-    line = "".join(each if each.isprintable() else " " for each in str(text)[: width + 1])
-    return line if len(line) <= width else line[: width - 3] + "..."
+def printable(text: object, width: int = LONGEST) -> str:
+    """Return a foreign text on one line of at most `width` characters, with a ? for each that cannot be printed.
+
+    A text that is too long keeps the first two thirds and its end, for errors end with what to do.
+    """
+    try:
+        full = str(text)
+        if len(full) > 4 * width:
+            full = full[: 2 * width] + full[-2 * width :]
+        line = " ".join("".join(each if each.isprintable() or each.isspace() else "?" for each in full).split())
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # an object of a client's own, which says what it likes, and exits if it likes
+        return "(text that cannot be read)"
+    end = width // 3
+    return line if len(line) <= width else f"{line[: width - end - 5]} ... {line[-end:]}"
+
+
+def named_error(error: BaseException) -> str:
+    """Return the type and the text of an exception that foreign code raised, on one line."""
+    return printable(f"{printable(type(error).__name__)}: {printable(error)}")

@@ -122,10 +122,11 @@ def power_cut(after_round: int, before_checkpoint: bool = False) -> Iterator[Non
 
     finish_round, write_round = Run.finish_round, Logbook.write_round
 
-    def cut_later(self: Run, row: Row, weights: dict[str, torch.Tensor]) -> None:
-        finish_round(self, row, weights)
+    def cut_later(self: Run, row: Row, weights: dict[str, torch.Tensor]) -> bool:
+        stopped = finish_round(self, row, weights)
         if row["round"] == after_round:
             raise PowerCutError
+        return stopped
 
     def cut_earlier(self: Logbook, row: Row) -> None:
         write_round(self, row)

@@ -159,6 +159,7 @@ def of_studies(folder: Path) -> Iterator[tuple[str, str]]:
 
     def accuracy(config: Config) -> float:
         settings = config.to_run_config() | {"results-dir": ""}  # a folder of this moment
+        settings.pop("early-stopping-patience")  # which came after the records
         seed = int(_digest(repr(sorted(settings.items())).encode())[:8], 16)
         return 0.5 + seed / 2**34
 

@@ -199,6 +199,13 @@ def _study(parsed: argparse.Namespace) -> None:
             print(f"{number} run folders went into {path}.")
 
 
+def _init(parsed: argparse.Namespace) -> None:
+    from fl_taskarith.study.project import init_project
+
+    files = init_project(parsed.folder)
+    print(f"{len(files)} files in {parsed.folder.resolve()}. The commands are in {files[0].name}, in order.")
+
+
 def _search(parsed: argparse.Namespace) -> None:
     config = _configured(parsed.words, {})
     given = configuration.parse_overrides(split_words(parsed.words)[1])
@@ -230,7 +237,8 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     overrides = configuration.parse_overrides(assignments)
     from fl_taskarith.describe.evaluation import evaluate_run
 
-    folder = evaluate_run(Path(files[0]), overrides, parsed.output, not parsed.no_features, parsed.overwrite)
+    features, overwrite = not parsed.no_features, parsed.overwrite
+    folder = evaluate_run(Path(files[0]), overrides, parsed.output, features, overwrite, best=parsed.best)
     print(folder.resolve())
 
 
@@ -273,6 +281,7 @@ def _mixture_study(parsed: argparse.Namespace) -> None:
 
 Run = Callable[[argparse.Namespace], None]
 COMMANDS: Mapping[str, Run | None] = {
+    "init": _init,
     "simulate": _simulate,
     "centralized": _simulate,
     "search": _search,

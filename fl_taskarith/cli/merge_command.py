@@ -50,7 +50,7 @@ def _add_rules(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Non
     parameters = {each.parameter: each for each in rules.values() if each.parameter}
     for name, each in parameters.items():
         parser.add_argument(f"--{name}", type=float, help=f"{each.name}: {each.meaning}")
-    parser.set_defaults(rule=rule, parameters=tuple(parameters))
+    parser.set_defaults(parameters=tuple(parameters))
     table = [f"  {each.name:<16} {each.about}{f' ({each.source})' if each.source else ''}" for each in rules.values()]
     parser.epilog = "\n".join(["rules:", *table, "", parser.epilog or ""])
     parser._negative_number_matcher = NUMBER  # argparse's own knows no exponents
@@ -73,49 +73,11 @@ def _check_address_space(parser: argparse.ArgumentParser) -> None:
 
 def run_merge(parsed: argparse.Namespace) -> None:
     """Merge as the arguments say."""
-    from fl_taskarith.merging.merge_rules import merge_rules
-    from fl_taskarith.one_shot.benchmark_file import load_one_shot
-    from fl_taskarith.one_shot.merge_checks import check_output
-    from fl_taskarith.one_shot.merge_files import (
-        MergeSettings,
-        check_settings,
-        describe_sources,
-        merge,
-        open_sources,
-        within_memory,
-        write_merged,
-    )
-    from fl_taskarith.one_shot.search_files import search_files
-    from fl_taskarith.storage.files import make_folder
+    from fl_taskarith.one_shot.merge_models import merge
 
-    rule, models = parsed.rule, [Path(word) for word in parsed.words]
-    if not models:
-        raise ConfigError("There is nothing to merge: name .safetensors files of models, or their folders.")
+    named = ("base", "task_vectors", "method", "scale", "steps", "seed", "search", "data", "output", "overwrite")
     given = {name: value for name in parsed.parameters if (value := getattr(parsed, name)) is not None}
-    if foreign := given.keys() - {rule.parameter}:
-        raise ConfigError(f"The method {rule.name} takes no --{', --'.join(sorted(foreign))}.")
-    if parsed.steps and not rule.takes("steps"):
-        takers = ", ".join(name for name, each in merge_rules().items() if each.takes("steps"))
-        raise ConfigError(f"--steps has no effect under --method {rule.name}: leave it out, or choose {takers}.")
-    if parsed.search is None and (parsed.data or (parsed.seed and not rule.takes("seed"))):
-        unused = "--data" if parsed.data else f"--seed under --method {rule.name}"
-        raise ConfigError(f"{unused} has no effect without --search: leave it out.")
-    if parsed.search is not None and (given or parsed.scale is not None):
-        own = f" and --{rule.parameter}" if rule.parameter else ""
-        raise ConfigError(f"--search chooses --scale{own}: leave them out.")
-    settings = MergeSettings(rule.name, given.get(rule.parameter), parsed.scale, parsed.steps, parsed.seed)
-    check_settings(settings, parsed.base is not None, len(models), searched=parsed.search is not None)
-    read = [path for path in (*models, parsed.base, parsed.search) if path is not None]
-    check_output(parsed.output, read, parsed.overwrite)
-    benchmark = None if parsed.search is None else load_one_shot(parsed.search)
-    with within_memory(models, parsed.base):
-        sources = open_sources(parsed.base, models, parsed.task_vectors)
-        print(describe_sources(sources))
-        make_folder(parsed.output.parent)
-        if benchmark is not None:
-            settings = search_files(sources, settings, benchmark, parsed.data)
-        print(f"method {rule.name}, λ = {settings.scale_of(len(models)):g}")
-        write_merged(sources, merge(sources, settings), settings, parsed.output)
+    merge(parsed.words, **{name: getattr(parsed, name) for name in named}, **given)
     print(parsed.output.resolve())
 
 

@@ -29,8 +29,7 @@ from fl_taskarith.engine.grid import read_settings
 from fl_taskarith.engine.node_config import partition_of, use_own_places
 from fl_taskarith.engine.replies import CLIENT_ERROR, DIVERGED, LACKS_FROZEN
 from fl_taskarith.engine.time_limit import limited
-from fl_taskarith.engine.words import named_error
-from fl_taskarith.errors import Divergence, FlTaskarithError, FrozenMissing
+from fl_taskarith.errors import Divergence, FlTaskarithError, FrozenMissing, named_error
 from fl_taskarith.workspace.regression_data import mixture_of
 from fl_taskarith.workspace.workspace import workspace
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fl_taskarith.client.local_work import Work
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import RoundSettings
-from fl_taskarith.engine.words import named_error
+from fl_taskarith.errors import named_error
 from fl_taskarith.training.corrections import correct_gradients
 from fl_taskarith.training.local import is_single, set_trained
 from fl_taskarith.training.sparse_sgdm import SparseSGDM, in_every_client, sgdm

@@ -267,6 +267,13 @@ class Settings:
     clip_norm: float = TRAINING(0.0, "[0, 1e6]", "largest 2-norm of the updated weights' gradient; 0 = off")
     schedule: str = TRAINING("cosine", SCHEDULES, "of the learning rate over rounds", words="{}")
     warmup_rounds: int = TRAINING(0, "[0, inf)", "rounds of linear warm-up")
+    early_stopping_patience: int = TRAINING(
+        0,
+        "[0, inf)",
+        "rounds without a better validation accuracy (at equal accuracy: loss) after which the run stops; 0 = never. "
+        "Runs that stop at different rounds are not compared at equal work",
+        words="patience {}",
+    )
     engine: str = MACHINE("sequential", "sequential | flower", "in this process, or on Flower's SuperNodes")
     device: str = MACHINE("auto", None, "auto, cpu, cuda, cuda:1, ...")
     threads: int = MACHINE(
@@ -287,7 +294,12 @@ class Settings:
     )
     evaluate_every: int = OUTPUT(2, "[1, inf)", "rounds between evaluations; the last round always is")
     checkpoint_every: int = OUTPUT(20, "[1, inf)", "rounds between checkpoints")
-    save_model: bool = OUTPUT(True, None, "export the final model as model.safetensors")
+    save_model: bool = OUTPUT(
+        True,
+        None,
+        "export the last model as model.safetensors and the one of the best round on validation as "
+        "model-best.safetensors: as much disk again, and a file more beside the checkpoints",
+    )
     draw_curves: bool = OUTPUT(True, None, "draw curves.png and curves.pdf at the end")
     tensorboard: bool = OUTPUT(False, None, "also log the rows to TensorBoard, in the run's folder")
     wandb: bool = OUTPUT(False, None, "also log the rows to Weights & Biases")

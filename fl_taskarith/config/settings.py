@@ -51,7 +51,8 @@ class Config(Settings):
         A key that `other` lacks counts as its default: what a version without that setting did.
         """
         mine = self.to_run_config()
-        compared = IDENTITY_KEYS - SWITCHABLE_KEYS
+        watched = {"evaluate-every"} if self.early_stopping_patience else set()  # it decides where the run stops
+        compared = IDENTITY_KEYS - (SWITCHABLE_KEYS - watched)
         return [
             key
             for key in mine

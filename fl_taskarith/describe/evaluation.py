@@ -1,5 +1,6 @@
 """Evaluates a trained model on the test split: accuracy by class, confusion matrix, quality of its features."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,27 +9,34 @@ from typing import Any, cast
 
 import torch
 from matplotlib import pyplot
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
 from fl_taskarith.config.choices import REGRESSION
-from fl_taskarith.config.fields import kebab
-from fl_taskarith.config.settings import load
+from fl_taskarith.config.fields import kebab, rules, snake
+from fl_taskarith.config.settings import Config, load
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.figures.plots import STYLE, save_figure
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
+from fl_taskarith.models.exported import exported_facts
 from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics, choose_ridge_lambda
 from fl_taskarith.models.weights import read_tensors
-from fl_taskarith.storage.checkpoint import load_latest_checkpoint
+from fl_taskarith.storage.checkpoint import load_best, load_latest_checkpoint
 from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.files import make_folder, require_new, write_atomically
+from fl_taskarith.storage.run_folder import best_row, model_file
 from fl_taskarith.workspace.clusters import split_clusters
 from fl_taskarith.workspace.global_model import Frozen, GlobalModel
 from fl_taskarith.workspace.workspace import Workspace, workspace
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of the k-NN classifier of DINO (Caron et al., ICCV 2021)
-EXPORT = "model.safetensors"
-IDLE = {"learning-rate", "num-rounds", "run-name", "results-dir", "local-steps", "seed", "strategy", "momentum"}
+USED = (
+    "data",
+    "model",
+    "machine",
+)  # headings of the settings that an evaluation looks at, but for these, which it sets
+FIXED: Mapping[str, Any] = {"prefix_cache": "off", "compile": "off"}
 FILES = ("evaluation.json", "by-class.csv", "confusion.csv", "confusion.png", "confusion.pdf")
 NUMBERED_CLASSES = 20  # up to here every cell of the figure has its number, and every class its name
 QUERIES = 1024  # test examples that are compared with all training examples at once
@@ -62,6 +70,7 @@ def evaluate_run(
     output: Path | None = None,
     features: bool = True,
     overwrite: bool = False,
+    best: bool = False,
 ) -> Path:
     """Evaluate the exported model of a run or, of an unfinished one, its last checkpoint; print and write what it does.
 
@@ -69,9 +78,11 @@ def evaluate_run(
         source: a run's folder, or a model.safetensors in one; any other file of weights in timm's layout needs the
             settings that say its model, input size and data set.
         settings: replace those of the run, for example {"test-subset": 1000}.
-        output: folder to write to; by default `evaluation` in the run's folder or beside the file.
+        output: folder to write to; by default `evaluation`, or `evaluation-best`, in the run's folder or beside the
+            file.
         features: whether to measure k-NN and ridge accuracy, which need features of the whole training split.
         overwrite: whether files of these names in `output` may be replaced.
+        best: whether to evaluate the run's best model on validation in place of the last one.
 
     Returns:
         The folder.
@@ -83,8 +94,9 @@ def evaluate_run(
     """
     if not source.exists():
         raise CheckpointError(f"There is no {source}: expected the folder of a run, or a file of weights.")
-    if idle := sorted(set(map(kebab, settings or {})) & IDLE):
-        raise ConfigError(f"{', '.join(idle)}: no effect on an evaluation, leave out.")
+    if best and not source.is_dir():
+        raise ConfigError(f"--best chooses between the models of a run: name its folder in place of {source}.")
+    _refuse_idle(settings or {})
     folder = source if source.is_dir() else source.parent
     of_run = (folder / "run.json").exists()
     if source.is_dir() and not of_run:
@@ -92,11 +104,19 @@ def evaluate_run(
     config = load(folder if of_run else None, settings)
     if config.dataset == REGRESSION:
         raise ConfigError("A run on regression data has no accuracy: fl-taskarith plot shows its distances.")
-    target = output or folder / "evaluation"
+    of_best = best or source.name == model_file(best=True)
+    target = output or folder / f"evaluation{'-best' if of_best else ''}"
     if output is not None:
         require_new([target / name for name in FILES], overwrite)
-    home = workspace(replace(config, prefix_cache="off", compile="off"))
-    origin = _load(home, source)
+    export = source / model_file(best) if source.is_dir() else source
+    if export.exists():  # it has all weights, so none are loaded or fetched that it replaces
+        with contextlib.suppress(SafetensorError):  # of a .pth file, or a damaged one, which is told when it is read
+            _check_model(export, exported_facts(export), config)
+        config = replace(config, weights="none")
+    else:
+        _check_model(source, load(folder).to_run_config(), config)
+    home = workspace(replace(config, **FIXED))
+    origin = _load(home, export, source, best)
     found = assess(home, features)
     make_folder(target)
     _write(found, home, origin, target)
@@ -158,9 +178,25 @@ def describe(found: Assessment, classes: tuple[str, ...], origin: str) -> list[s
     return lines
 
 
-def _load(home: Workspace, source: Path) -> str:
-    """Load the weights that `source` means into `home`; return what they are, in words."""
-    export = source / EXPORT if source.is_dir() else source
+def _refuse_idle(settings: Mapping[str, object]) -> None:
+    known = {key: rules()[key] for key in map(kebab, settings) if key in rules()}
+    if idle := sorted(key for key, rule in known.items() if rule.heading not in USED or snake(key) in FIXED):
+        raise ConfigError(f"{', '.join(idle)}: no effect on an evaluation, leave out.")
+
+
+def _check_model(source: Path, own: Mapping[str, object], config: Config) -> None:
+    """Check `model` and `input-size` against what a file or a run says of its own, before anything is built."""
+    architecture = str(own.get("architecture", own.get("model", config.model))).partition(".")[0]
+    size = str(own.get("input_size", own.get("input-size", config.input_size)))
+    if (config.model.partition(".")[0], str(config.input_size)) != (architecture, size):
+        raise ConfigError(
+            f"{source} holds a {architecture} at input-size = {size}, not {config.model} at {config.input_size}: give "
+            f"model={architecture} input-size={size}, or leave both out for a run, which knows its own."
+        )
+
+
+def _load(home: Workspace, export: Path, source: Path, best: bool) -> str:
+    """Load the weights in `export`, or else the checkpoint in `source`, into `home`; return what they are, in words."""
     if export.exists():
         tensors = read_tensors(export)
         wrong = [name for name, shape in home.shapes.items() if name not in tensors or tensors[name].shape != shape]
@@ -173,8 +209,14 @@ def _load(home: Workspace, source: Path) -> str:
         home.load({name: tensors[name] for name in home.shapes})
         return str(export)
     checkpoint = load_latest_checkpoint(source / "checkpoints")
+    if checkpoint is not None and best:
+        row = best_row(checkpoint.notes["rows"])
+        checkpoint = None if row is None else load_best(source / "checkpoints", row["round"])
     if checkpoint is None:
-        raise CheckpointError(f"{source} holds neither {EXPORT} nor a checkpoint: it ran with save-model = false.")
+        raise CheckpointError(
+            f"{source} holds neither {model_file(best)} nor a checkpoint {'of it' if best else ''}: it ran with "
+            f"save-model = false{', without validation images, or under a version that kept none' if best else ''}."
+        )
     frozen = Frozen.of_tensors(checkpoint.frozen, home.shapes, home.device)
     trained = {name: value.to(home.device) for name, value in checkpoint.trained.items()}
     models = split_clusters(home.config, GlobalModel(trained, frozen))

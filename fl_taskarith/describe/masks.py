@@ -146,6 +146,7 @@ def _alone(config: Config, results: Path) -> Config:
         threads=config.threads or available_threads(),
         results_dir=str(results),
         run_name="mask",
+        save_model=False,
         tensorboard=False,
         wandb=False,
     )

@@ -11,6 +11,7 @@ from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.figures.run_groups import read_run
 from fl_taskarith.figures.setting_words import mask_words, sharding_words
+from fl_taskarith.server.course import gain
 from fl_taskarith.storage.paths import results_root
 from fl_taskarith.storage.record_files import COUNT, read_csv
 from fl_taskarith.storage.run_record import read_record
@@ -72,7 +73,7 @@ def _run(folder: Path, root: Path) -> Mapping[str, Any]:
         "round": rows[-1]["round"] if rows else None,
         "rounds": settings["num-rounds"],
         "test_accuracy": 100 * accuracies[-1] if accuracies else None,
-        "gain": 100 * (accuracies[-1] - accuracies[0]) if len(accuracies) > 1 and rows[0]["round"] == 0 else None,
+        "gain": gain(rows),
         "distance": distances[-1] if distances else None,
         "learning_rate": settings["learning-rate"],
         "dataset": settings["dataset"],

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from fl_taskarith.engine.records import read_array, tensor_bytes
 from fl_taskarith.engine.replies import complaint
-from fl_taskarith.engine.words import one_line
-from fl_taskarith.errors import Divergence
+from fl_taskarith.errors import Divergence, printable
 from fl_taskarith.merging.aggregate import task_vector_norm
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -118,7 +117,7 @@ class Question:
         state = self._state_name(reply)
         records = reply.content.array_records
         if records.keys() != self.layouts.keys():
-            names = one_line(", ".join(f'"{key}"' for key in sorted(map(str, records))) or "none")
+            names = printable(", ".join(f'"{key}"' for key in sorted(map(str, records))) or "none")
             wanted = ", ".join(f'"{key}"' for key in self.layouts) or "none"
             raise complaint(reply, f"with the array records {names}, not {wanted}")
         tensors, norms = dict[str, dict[str, Tensor]](), dict[str, float]()
@@ -136,10 +135,10 @@ class Question:
         if metrics is None:
             raise complaint(reply, "without metrics")
         if more := metrics.keys() - self.numbers.keys() - set(ORIGIN):
-            raise complaint(reply, f"with metrics that were not asked for: {one_line(', '.join(sorted(more)))}")
+            raise complaint(reply, f"with metrics that were not asked for: {printable(', '.join(sorted(more)))}")
         for name, expected in zip(ORIGIN, (reply.metadata.src_node_id, self.number), strict=True):
             if name in metrics and metrics[name] != expected:
-                raise complaint(reply, f"with {name} = {one_line(metrics[name])}, not {expected}")
+                raise complaint(reply, f"with {name} = {printable(metrics[name])}, not {expected}")
         numbers, lists = dict[str, float](), dict[str, list[float]]()
         for name, within in self.numbers.items():
             if name.endswith("-seconds"):
@@ -161,7 +160,7 @@ class Question:
         length = within.length or 1
         if len(values) != length or not all(isinstance(each, int | float) for each in values):
             shown = "number" if length == 1 else f"list of {length} numbers"
-            raise complaint(reply, f'whose metric "{name}" is missing or no {shown} ({one_line(value)})')
+            raise complaint(reply, f'whose metric "{name}" is missing or no {shown} ({printable(value)})')
         numbers: list[float] = [float(each) for each in values]
         for each in numbers:
             if within.diverges and not each <= within.high:
@@ -178,17 +177,17 @@ class Question:
         """Return the name of the client's file; check that it worked with the head and mask of this round."""
         records = reply.content.config_records
         if more := records.keys() - {"frozen", "state"}:
-            raise complaint(reply, f"with records that were not asked for: {one_line(', '.join(sorted(more)))}")
+            raise complaint(reply, f"with records that were not asked for: {printable(', '.join(sorted(more)))}")
         used = records.get("frozen", ConfigRecord()).get("name", "")
         if self.frozen_name is not None and used != self.frozen_name:
-            raise complaint(reply, f"made with another mask or head ({one_line(used)}, not {self.frozen_name})")
+            raise complaint(reply, f"made with another mask or head ({printable(used)}, not {self.frozen_name})")
         if "state" not in records:
             return None
         name = records["state"].get("name")
         if not isinstance(name, str):
             raise complaint(reply, "whose state has no name")
         if not re.fullmatch(rf"round-{self.number:06d}-[0-9a-f]+\.safetensors", name):
-            raise complaint(reply, f"whose state is {one_line(name)}, and not of round {self.number}")
+            raise complaint(reply, f"whose state is {printable(name)}, and not of round {self.number}")
         return name
 
 
@@ -201,14 +200,14 @@ def tensors_of(
         ClientFailure: it is damaged, or its names, types or shapes are not those of `layout`.
     """
     if record.keys() != layout.keys():
-        different = one_line(", ".join(sorted(record.keys() ^ layout.keys())[:5]))
+        different = printable(", ".join(sorted(record.keys() ^ layout.keys())[:5]))
         raise complaint(reply, f'whose "{key}" has other tensors than asked for: {different}')
     tensors = {}
     for name, (dtype, shape) in layout.items():
         try:
             tensors[name] = read_array(record[name], dtype, shape).to(device)
         except ValueError as error:
-            raise complaint(reply, f'whose "{key}" holds {name} {one_line(error)}') from error
+            raise complaint(reply, f'whose "{key}" holds {name} {printable(error)}') from error
     return tensors
 
 

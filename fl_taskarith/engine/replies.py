@@ -7,8 +7,7 @@ from typing import TypeVar
 
 from flwr.app import Error, Message
 
-from fl_taskarith.engine.words import named_error, one_line
-from fl_taskarith.errors import ClientFailure, Divergence
+from fl_taskarith.errors import ClientFailure, Divergence, named_error, printable
 
 CLIENT_ERROR, DIVERGED, LACKS_FROZEN = 100, 101, 102  # codes of our error replies; Flower's own are below
 LATE = 1.0  # seconds that a client may state beyond those measured here
@@ -92,9 +91,9 @@ def checked(reply: Message) -> Message:
     """
     client = reply.metadata.src_node_id
     if reply.has_error() and reply.error.code == DIVERGED:
-        raise Divergence(f"Client {client} diverged: {one_line(reply.error.reason)}")
+        raise Divergence(f"Client {client} diverged: {printable(reply.error.reason)}")
     if reply.has_error():
-        raise ClientFailure(f"Client {client} failed: {one_line(reply.error.reason)}")
+        raise ClientFailure(f"Client {client} failed: {printable(reply.error.reason)}")
     return reply
 
 

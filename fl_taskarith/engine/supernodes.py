@@ -11,8 +11,7 @@ from flwr.supercore.run import Run
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
 from fl_taskarith.engine.replies import CLIENT_ERROR, LACKS_FROZEN, checked, complaint, guarded
-from fl_taskarith.engine.words import named_error, one_line
-from fl_taskarith.errors import ClientFailure, ConfigError
+from fl_taskarith.errors import ClientFailure, ConfigError, named_error, printable
 
 NODES_TIMEOUT = 30.0  # seconds for the SuperNodes to register; simulated ones do so at once
 HANDSHAKE_TIMEOUT = 300.0  # seconds for those connected to start Python, import torch and tell their partition
@@ -183,7 +182,7 @@ def _partition_told(reply: Message) -> int:
     """Return the partition that a SuperNode says it holds."""
     partition = checked(reply).content.metric_records["metrics"]["partition-id"]
     if isinstance(partition, bool) or not isinstance(partition, int) or partition < 0:
-        raise complaint(reply, f"without a partition-id from 0 ({one_line(partition)})")
+        raise complaint(reply, f"without a partition-id from 0 ({printable(partition)})")
     return partition
 
 

@@ -1,7 +1,7 @@
 """Reads a model that a run exported, for use outside a federation."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,16 @@ class ExportedModel(NamedTuple):
     classes: tuple[str, ...]
 
 
+def exported_facts(path: Path) -> dict[str, str]:
+    """Return what a .safetensors file says of its model, "architecture" and "input_size" for one that a run exported.
+
+    Raises:
+        OSError, SafetensorError: it is missing, or no such file.
+    """
+    with safetensors.safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
 def read_exported(path: Path) -> ExportedModel:
     """Read model.safetensors of a run's folder.
 
@@ -37,16 +47,24 @@ def read_exported(path: Path) -> ExportedModel:
         WeightsError: there is no such file, or it was not written by a run.
     """
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-        size, classes = int(facts["input_size"]), tuple(json.loads(facts["classes"]))
-        model = timm.create_model(facts["architecture"], num_classes=len(classes), img_size=size).eval()
-        model.load_state_dict(read_tensors(path))
-        normalise = v2.Normalize(json.loads(facts["mean"]), json.loads(facts["std"]))
+        facts = exported_facts(path)
+        return exported_model(read_tensors(path), facts)
     except FileNotFoundError as error:
         raise WeightsError(f"There is no {path}: the run is not finished, or ran with save-model = false.") from error
     except (OSError, KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path} is no model that a run exported: {error}.") from error
+
+
+def exported_model(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> ExportedModel:
+    """Return timm's model with `tensors`, which have its shapes, from what the metadata of their file say.
+
+    Raises:
+        KeyError, ValueError, RuntimeError: the metadata are no exported model's, or the tensors do not fit.
+    """
+    size, classes = int(facts["input_size"]), tuple(json.loads(facts["classes"]))
+    model = timm.create_model(facts["architecture"], num_classes=len(classes), img_size=size).eval()
+    model.load_state_dict(dict(tensors))
+    normalise = v2.Normalize(json.loads(facts["mean"]), json.loads(facts["std"]))
     transform = v2.Compose([
         v2.ToImage(),
         v2.Resize((size, size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),

@@ -55,9 +55,12 @@ def find_backbone(contents: Mapping[Any, Any], expected: Collection[str], path: 
             "meant in a file of its own."
         )
     words, prefix = best[0]
-    if len(best) > 1 or words or prefix:
+    if len(best) > 1:  # a warning is seen on the terminal of every command
         others = ", ".join(_words(place) for place in best[1:5])
-        log.info("Weights: %s of %s%s.", _words(best[0]), path, f" is taken, not {others}" if others else "")
+        log.warning("Weights: %s of %s is taken, not %s. To take another one, save it in a file of its own.",
+                    _words(best[0]), path, others)  # fmt: skip
+    elif words or prefix:
+        log.info("Weights: %s of %s.", _words(best[0]), path)
     inner = tuple(other for there, other in best if there == words and other != prefix and other.startswith(prefix))
     state = {name.removeprefix(prefix): value for name, value in tables[words].items()
              if name.startswith(prefix) and not name.startswith(inner)}  # fmt: skip
@@ -74,6 +77,11 @@ def hints(names: Collection[str]) -> str:
 def quantised_names(names: Iterable[str]) -> list[str]:
     """Return those of `names` that only quantised weights have, as bitsandbytes and GPTQ write them."""
     return [name for name in names if re.search(SPELLINGS["quantised"], name)]
+
+
+def unsupported(path: Path) -> str:
+    """Return what weights in a format that is not read are, and what to do, by the file's name; "" for others."""
+    return str(SPELLINGS["formats"].get(path.suffix.lower(), ""))
 
 
 def is_number(tensor: Tensor) -> bool:
@@ -104,13 +112,19 @@ def _tables(contents: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict
 
 
 def _renamed(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under timm's names; of several with one name, all but the first keep their own spelling."""
     renamed: dict[str, Tensor] = {}
-    for spelt, value in table.items():
-        name = ".".join(word for word in spelt.split(".") if word not in SPELLINGS["inserted"])
-        for pattern, replacement in _NAMES:
-            name = pattern.sub(replacement, name)
-        renamed[spelt if name in renamed else name] = value
+    names = {spelt: _timms_name(spelt) for spelt in table}
+    for spelt in sorted(table, key=lambda spelt: names[spelt] != spelt):  # names that are timm's already come first
+        renamed[spelt if names[spelt] in renamed else names[spelt]] = table[spelt]
     return renamed
+
+
+def _timms_name(spelt: str) -> str:
+    name = ".".join(word for word in spelt.split(".") if word not in SPELLINGS["inserted"])
+    for pattern, replacement in _NAMES:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 def _prefixes(name: str, expected: Collection[str]) -> Iterator[str]:

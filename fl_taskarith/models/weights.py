@@ -21,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fl_taskarith.errors import WeightsError, listed, printable
-from fl_taskarith.models.spellings import SPELLINGS, find_backbone, hints, is_number
+from fl_taskarith.models.spellings import SPELLINGS, find_backbone, hints, is_number, unsupported
 from fl_taskarith.storage.tensor_file import check_seal
 
 StateDict = dict[str, Tensor]
@@ -33,7 +33,8 @@ def load_weights(model: VisionTransformer, path: Path) -> None:
     """Load a backbone from `path` (.safetensors, or any file of torch.save) into `model`, in place, without its head.
 
     Accepts the names of timm, DINO (Caron et al. 2021), DINOv2 (Oquab et al. 2023), Hugging Face, CLIP and torchvision,
-    bare or in a training checkpoint. The position embedding is resampled to the model's grid.
+    bare or in a training checkpoint. The position embedding is resampled to the model's grid. How many rows of patches
+    it has no file says: they are taken for a square.
 
     Raises:
         WeightsError: the file is missing, unreadable or would need to run pickled code; or a key is missing,
@@ -84,6 +85,8 @@ def read_tensors(path: Path) -> dict[Any, Any]:
     if not there:
         kind = "is a folder, no weights file: name a file in it" if path.is_dir() else "is missing: put it there"
         raise WeightsError(f"There is no weights file {path}: it {kind}, or correct `weights`.")
+    if kind_of_file := unsupported(path):
+        raise WeightsError(f"The weights file {path} cannot be read: {kind_of_file}.")
     try:
         loaded = _pickled(path) if _is_pickle(path) else _safetensors(path)
     except Exception as error:  # safetensors, pickle and zip each have their own

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -14,6 +15,8 @@ from fl_taskarith.errors import ConfigError, listed
 from fl_taskarith.one_shot.model_files import ModelFile, files_of
 from fl_taskarith.storage.files import require_new
 
+COMPARED = 8  # tensors that tell a model from a task vector
+ALIKE = 0.5  # share of the base's length, and cosine to it, above which a file is like a model
 MERGING = "merging"  # key of the metadata of a merged model: how it was made
 
 
@@ -72,6 +75,37 @@ def check_models(base: ModelFile | None, models: Sequence[ModelFile]) -> None:
         else:
             names = ", ".join(str(model.path) for model in same)
             problems.append(f"{names} hold the same tensors: leave all but one of them out.")
+    _refuse(problems)
+
+
+def check_contents(base: ModelFile | None, files: Sequence[ModelFile], names: Sequence[str], vectors: bool) -> None:
+    """Check that files hold models, or, if `vectors`, task vectors, by the largest tensors among `names`.
+
+    Beside the base, a fine-tuned model is as long and points the same way, and a task vector is short and points
+    elsewhere. Only what is plainly the other is refused. Without a base, the longest model stands for it.
+
+    Raises:
+        ConfigError: a file holds the other; names all such.
+    """
+    shapes = {name: next(file.shape(name) or () for file in files if name in file) for name in names}
+    largest = sorted(names, key=lambda name: -math.prod(shapes[name]))[:COMPARED]
+
+    def product(one: ModelFile, other: ModelFile) -> float:
+        pairs = ((one[name].double(), other[name].double()) for name in largest if name in one and name in other)
+        return sum(float((first * second).sum()) for first, second in pairs)
+
+    lengths = [math.sqrt(product(file, file)) for file in files]
+    start = files[lengths.index(max(lengths))] if base is None else base
+    length, problems = math.sqrt(product(start, start)), []
+    for file, own in zip(files, lengths, strict=True):
+        along = product(file, start) > ALIKE * own * length
+        if vectors and along and own > ALIKE * length:
+            problems.append(f"{file.path} holds a model, near the base, and no task vector: leave --task-vectors out.")
+        elif not vectors and not along and own < ALIKE * length:
+            problems.append(
+                f"{file.path} holds a task vector, by its size beside {start.path}: give --task-vectors and --base, or "
+                "leave it out."
+            )
     _refuse(problems)
 
 

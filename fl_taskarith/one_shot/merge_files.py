@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fl_taskarith.errors import ConfigError, WeightsError, printable
 from fl_taskarith.merging.merge_rules import find_rule, merge_rules, scaled_weights
-from fl_taskarith.one_shot.merge_checks import MERGING, check_models
+from fl_taskarith.merging.robust import TaskVectors
+from fl_taskarith.one_shot.merge_checks import MERGING, check_contents, check_models
 from fl_taskarith.one_shot.merge_parts import (
     DROPPED,
     Parts,
@@ -24,8 +25,7 @@ from fl_taskarith.one_shot.merge_parts import (
     vector_parts,
 )
 from fl_taskarith.one_shot.model_files import LazyTensors, ModelFile, files_of, is_out_of_memory, task_vector
-from fl_taskarith.storage.files import make_folder
-from fl_taskarith.storage.tensor_file import read_header, write_sealed
+from fl_taskarith.storage.tensor_file import read_header
 
 COPIES = 6  # of the largest tensor of every model that a rule holds at once
 SHOWN = 8  # names of tensors in a line
@@ -68,6 +68,8 @@ class MergeSources:
 def check_settings(settings: MergeSettings, has_base: bool, number: int, searched: bool = False) -> None:
     """Check the settings for merging `number` models, before any of them is read.
 
+    A rule of ours is asked what it refuses by merging zeros; one of the user's own may not be made for them.
+
     Raises:
         ConfigError: the hyper-parameter is missing, superfluous or out of range; or the method needs a base.
     """
@@ -94,6 +96,15 @@ def check_settings(settings: MergeSettings, has_base: bool, number: int, searche
             f'The method "{method}" needs the local steps of each of {number} models: give --steps, a number per model '
             "in their order."
         )
+    if rule.name in merge_rules() and not (searched and rule.parameter):
+        _direction(settings, [{"": torch.zeros(1)}] * number)
+
+
+def _direction(settings: MergeSettings, vectors: TaskVectors) -> dict[str, Tensor]:
+    try:
+        return find_rule(settings.method).direction(vectors, settings.value, settings.steps, settings.seed)
+    except ValueError as error:
+        raise ConfigError(f"{settings.method}: {error}.") from error
 
 
 def open_sources(base: Path | None, models: Sequence[Path], are_task_vectors: bool) -> MergeSources:
@@ -101,7 +112,8 @@ def open_sources(base: Path | None, models: Sequence[Path], are_task_vectors: bo
 
     Raises:
         WeightsError: a file cannot be read, or the models are not of one architecture.
-        ConfigError: task vectors without a base; or a model is there twice, is the base, or is an earlier merge.
+        ConfigError: task vectors without a base, or in place of models or the reverse; or a model is there twice, is
+            the base, or is an earlier merge.
     """
     if are_task_vectors and base is None:
         raise ConfigError("Task vectors are added to a model: give it with --base.")
@@ -110,6 +122,7 @@ def open_sources(base: Path | None, models: Sequence[Path], are_task_vectors: bo
     check_models(start if base is not None else None, files)
     check_inputs([start, *files])
     parts = vector_parts(start, files) if are_task_vectors else parts_of(start, files)
+    check_contents(start if base is not None else None, files, parts.merged, are_task_vectors)
     minuend = start if base is not None and not are_task_vectors else None
     vectors = [task_vector(file, minuend, parts.merged) for file in files]
     return MergeSources(start, base is not None, files, vectors, parts)
@@ -123,12 +136,9 @@ def merge(sources: MergeSources, settings: MergeSettings) -> dict[str, Tensor]:
         WeightsError: an entry of a model or of the result is NaN or infinite.
     """
     check_settings(settings, sources.has_base, len(sources.vectors))
-    rule, vectors, base = find_rule(settings.method), sources.vectors, sources.base
+    vectors, base = sources.vectors, sources.base
     scale = settings.scale_of(len(vectors))
-    try:
-        direction = rule.direction(vectors, settings.value, settings.steps, settings.seed)
-    except ValueError as error:
-        raise ConfigError(f"{settings.method}: {error}.") from error
+    direction = _direction(settings, vectors)
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in direction.items()}
     if shapes != {name: base.shape(name) for name in vectors[0]}:
         raise ConfigError(f"{settings.method}: expected a tensor for every name, in the shape that the models have.")
@@ -145,13 +155,12 @@ def merge(sources: MergeSources, settings: MergeSettings) -> dict[str, Tensor]:
     return merged
 
 
-def write_merged(sources: MergeSources, merged: dict[str, Tensor], settings: MergeSettings, output: Path) -> None:
-    """Write `merged`, and what stays as in the base, with what the models' metadata say and how they were merged.
-
-    The tensors in `merged` have the shapes of the base.
+def whole_model(
+    sources: MergeSources, merged: dict[str, Tensor], settings: MergeSettings
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return `merged` and what stays as in the base, in its shapes, and the metadata, which say how it was merged.
 
     Raises:
-        CheckpointError: it cannot be written.
         WeightsError: what stays as in the base is NaN or infinite.
     """
     facts = dataclasses.asdict(settings) | {
@@ -161,8 +170,7 @@ def write_merged(sources: MergeSources, merged: dict[str, Tensor], settings: Mer
     }
     kept = {name: sources.base[name] for name in sources.base if name not in merged}
     metadata = metadata_of(sources.base, sources.models, sources.parts) | {MERGING: json.dumps(facts)}
-    make_folder(output.parent)
-    write_sealed(output, merged | kept, metadata)
+    return merged | kept, metadata
 
 
 def describe_sources(sources: MergeSources) -> str:

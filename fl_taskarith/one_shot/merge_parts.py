@@ -16,11 +16,11 @@ from fl_taskarith.storage.tensor_file import RUN
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation, counted and not trained
 INPUTS = ("mean", "std")  # keys of the metadata on which models to be merged have to agree
 HEADS, COUNTED, WHOLE, UNTRAINED, DROPPED = (
-    "classifiers that differ or are of other classes",
+    "classifiers that differ or are not said by all files to be of the same classes",
     "statistics of batch normalisation, which want estimating anew on data",
     "no floating-point numbers, the same in all",
     "not in the task vectors",
-    "classifiers that the base lacks and that differ or are of other classes",
+    "classifiers that the base lacks and that differ or are not said by all models to be of the same classes",
 )
 
 
@@ -49,7 +49,7 @@ def parts_of(base: ModelFile, models: Sequence[ModelFile]) -> Parts:
             tensors of integers or other types, which no mean is taken of, differ.
     """
     parts, problems = Parts(), []
-    same_classes = len(set(_facts((base, *models), "classes").values())) < 2
+    same_classes = _same_classes((base, *models))
     for name in base:
         unlike = next((model for model in models if not _alike(name, base, model)), None)
         if name.endswith(STATISTICS) and unlike is None:
@@ -69,7 +69,7 @@ def parts_of(base: ModelFile, models: Sequence[ModelFile]) -> Parts:
         alike = len(holders) == len(models) and all(_alike(name, models[0], model) for model in models)
         if not is_head(name):
             problems.append(f"{name}: {holders[0].about(name)}, missing in {base.path}")
-        elif alike and same_classes and models[0].kind(name) in NUMBERS:
+        elif alike and _same_classes(models) and models[0].kind(name) in NUMBERS:
             parts.means.append(name)
         else:
             parts.leave(DROPPED, name)
@@ -88,6 +88,7 @@ def vector_parts(base: ModelFile, vectors: Sequence[ModelFile]) -> Parts:
         WeightsError: the files differ in their names, or hold what is in the base in another shape or not at all.
     """
     parts, problems = Parts(), []
+    same_classes = len(set(_facts((base, *vectors), "classes").values())) < 2  # task vectors seldom say theirs
     for name in dict.fromkeys(name for vector in vectors for name in vector):
         unlike = next((vector for vector in vectors if not _alike(name, base, vector)), None)
         if unlike is not None:
@@ -95,6 +96,8 @@ def vector_parts(base: ModelFile, vectors: Sequence[ModelFile]) -> Parts:
             problems.append(f"{name}: {there}, {unlike.about(name)}")
         elif name.endswith(STATISTICS):
             parts.leave(COUNTED, name)
+        elif is_head(name) and not same_classes:
+            parts.leave(HEADS, name)
         elif base.kind(name) not in NUMBERS:
             problems.append(f"{name}: {base.about(name)} holds no floating-point numbers to add to")
         else:
@@ -143,6 +146,12 @@ def _alike(name: str, one: ModelFile, other: ModelFile) -> bool:
     """Whether both have a tensor of this name, in one shape, of numbers in both or of one type."""
     kinds = {file.kind(name) for file in (one, other)}
     return one.shape(name) == other.shape(name) and (len(kinds) == 1 or kinds <= set(NUMBERS)) and name in one
+
+
+def _same_classes(files: Sequence[ModelFile]) -> bool:
+    """Whether all files state the same classes, or none states any."""
+    stated = _facts(files, "classes")
+    return len(stated) in (0, len(files)) and len(set(stated.values())) < 2
 
 
 def _facts(files: Sequence[ModelFile], key: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fl_taskarith.errors import WeightsError, printable
-from fl_taskarith.models.spellings import quantised_names
+from fl_taskarith.models.spellings import quantised_names, unsupported
 from fl_taskarith.storage.tensor_file import check_seal, without_seal
 
 INDEX = "model.safetensors.index.json"  # of a Hugging Face folder whose tensors lie in several files
@@ -55,6 +55,8 @@ class ModelFile(LazyTensors):
         self._kinds: dict[str, str] = {}
         try:
             for file in files_of(path):
+                if kind := unsupported(file):
+                    raise ValueError(kind)
                 check_seal(file)
                 with safe_open(file, "pt") as opened:
                     self.metadata |= without_seal(opened.metadata() or {})
@@ -66,6 +68,10 @@ class ModelFile(LazyTensors):
                         self._files[name] = file
                         self._shapes[name] = tuple(opened.get_slice(name).get_shape())
                         self._kinds[name] = opened.get_slice(name).get_dtype()
+            for name, stated in index_of(path).items():
+                if (there := self._files.get(name)) != path / stated:
+                    where = "in none of its files" if there is None else f"in {there.name}"
+                    raise ValueError(f"{INDEX} names {stated} for {printable(name)}, which stands {where}")
         except Exception as error:  # safetensors, JSON and the file system each have their own
             if is_out_of_memory(error):
                 raise MemoryError from error
@@ -126,14 +132,25 @@ def files_of(path: Path) -> list[Path]:
     Raises:
         ValueError: the index is none, or leads out of its folder.
     """
-    if path.is_dir() and (path / INDEX).exists():
-        index = json.loads((path / INDEX).read_text(encoding="utf-8"))
-        table = index.get("weight_map") if isinstance(index, dict) else None
-        names: list[Any] = list(table.values()) if isinstance(table, dict) and table else [None]
-        if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-            raise ValueError(f"{INDEX} names no files of its folder, but {wrong[0]}")
-        return [path / name for name in sorted(set(names))]
+    if names := set(index_of(path).values()):
+        return [path / name for name in sorted(names)]
     return [path / "model.safetensors" if path.is_dir() else path]
+
+
+def index_of(path: Path) -> dict[str, str]:
+    """Return which file of a Hugging Face folder holds the tensor of each name; {} without an index.
+
+    Raises:
+        ValueError: the index is none, or leads out of its folder.
+    """
+    if not path.is_dir() or not (path / INDEX).exists():
+        return {}
+    index = json.loads((path / INDEX).read_text(encoding="utf-8"))
+    found = index.get("weight_map") if isinstance(index, dict) else None
+    table: dict[str, Any] = found if isinstance(found, dict) and found else {"": None}
+    if wrong := [name for name in table.values() if not isinstance(name, str) or Path(name).name != name]:
+        raise ValueError(f"{INDEX} names no files of its folder, but {wrong[0]}")
+    return table
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -26,7 +26,7 @@ def search_files(sources: MergeSources, settings: MergeSettings, one_shot: OneSh
         level: of data heterogeneity; "" for the first.
 
     Raises:
-        ConfigError: no base, as many tasks as models are needed, or the level is not known.
+        ConfigError: the benchmark's model has other tensors than the base, or none of its tasks can be made.
         WeightsError: the base is no model of that architecture in a layout that timm knows.
     """
     bench = _workbench(sources, one_shot, level or next(iter(one_shot.data)), settings.seed)
@@ -51,16 +51,22 @@ def search_files(sources: MergeSources, settings: MergeSettings, one_shot: OneSh
     )
 
 
+def check_search(one_shot: OneShot, level: str, has_base: bool, number: int) -> None:
+    """Check a search over `number` models at a level of data heterogeneity, "" for the first, before any is read.
+
+    Raises:
+        ConfigError: no base, as many tasks as models are needed, or the level is not known.
+    """
+    if not has_base:
+        raise ConfigError("--search loads the model that all were fine-tuned from: give it with --base.")
+    if level and level not in one_shot.data:
+        raise ConfigError(f"--data {level}: expected one of {', '.join(one_shot.data)}.")
+    if one_shot.number != number:
+        raise ConfigError(f"{number} models for {one_shot.number} tasks: expected one per task, in order.")
+
+
 def _workbench(sources: MergeSources, one_shot: OneShot, level: str, seed: int) -> Workbench:
     """Return the tasks of a level with the base as their model, and with the models' own heads where they fit."""
-    if not sources.has_base:
-        raise ConfigError("--search loads the model that all were fine-tuned from: give it with --base.")
-    if level not in one_shot.data:
-        raise ConfigError(f"--data {level}: expected one of {', '.join(one_shot.data)}.")
-    if one_shot.number != len(sources.vectors):
-        raise ConfigError(
-            f"{len(sources.vectors)} models for {one_shot.number} tasks: expected one per task, in order."
-        )
     settings = {**one_shot.settings, "weights": str(sources.base.path.resolve())}
     bench = Workbench(dataclasses.replace(one_shot, settings=settings), one_shot.data[level], seed)
     unlike = [name for name in backbone_names(bench.home)

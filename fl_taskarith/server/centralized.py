@@ -78,7 +78,8 @@ class CentralizedRun(Run):
                 "train_seconds": time.perf_counter() - started,
                 "overhead_seconds": 0.0,
             }
-            self.finish_round(row, trained)
+            if self.finish_round(row, trained):
+                break
 
     def distribute(self, row: Row) -> None:
         """Send nothing, for there are no clients."""

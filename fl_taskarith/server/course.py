@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fl_taskarith.config.settings import Config
-from fl_taskarith.storage.run_folder import Row
+from fl_taskarith.storage.run_folder import Row, best_row
 
 RISES = 3  # rounds on end in which the training loss rises, before it is remarked on
 JUMP = 1.25  # factor by which it rises over them, unless it is above where it began
@@ -36,20 +36,45 @@ def remarks(rows: Sequence[Row], config: Config) -> list[str]:
     return comments
 
 
+def rounds_since_best(rows: Sequence[Row], config: Config) -> int | None:
+    """Return how many rounds before the last of `rows` the best one on validation was; None where it was not measured.
+
+    Rounds before the last one of the head alone do not count, nor does one that was evaluated only for being the last.
+    """
+    watched = [row for row in rows if row["round"] >= config.head_rounds and not row["round"] % config.evaluate_every]
+    best, last = best_row(watched), rows[-1]
+    if best is None or watched[-1] is not last or last.get("val_accuracy") is None:
+        return None
+    return int(last["round"] - best["round"])
+
+
+def stops_early(rows: Sequence[Row], config: Config) -> bool:
+    """Whether a run ends after the last of `rows`, by `early-stopping-patience`."""
+    waited = rounds_since_best(rows, config) if config.early_stopping_patience else None
+    return waited is not None and waited >= config.early_stopping_patience
+
+
+def gain(rows: Sequence[Row]) -> float | None:
+    """Return the last test accuracy minus that of round 0, in points of a percent; None without either."""
+    tested = [row["test_accuracy"] for row in rows if row.get("test_accuracy") is not None]
+    return 100 * (tested[-1] - tested[0]) if len(tested) > 1 and rows[0]["round"] == 0 else None
+
+
 def verdict(rows: Sequence[Row], config: Config, folder: Path) -> list[str]:
     """Return a run's last lines: its test accuracy against the ridge head's and, where it is not above, what to do."""
-    first, last = rows[0], rows[-1]
-    if last.get("test_accuracy") is None or last["round"] == 0:
+    last, points = rows[-1], gain(rows)
+    if last.get("test_accuracy") is None or points is None:
         return []
     test = f"test {100 * last['test_accuracy']:.1f} %"
     if config.head != "ridge":
         return [f'{test} (head = "{config.head}": this run has no ridge head to compare with)']
-    gain = 100 * (last["test_accuracy"] - first["test_accuracy"])
-    if gain > 0:
-        return [f"{test}: {gain:.1f} points above the ridge head"]
+    if points > 0:
+        return [f"{test}: {points:.1f} points above the ridge head"]
     if config.peak_rate == 0:
         return [f"{test}: that of the ridge head, since learning-rate = 0 trains nothing"]
-    line = f"{test}: {-gain:.1f} points below the ridge head" if gain < 0 else f"{test}: no better than the ridge head"
+    line = (
+        f"{test}: {-points:.1f} points below the ridge head" if points < 0 else f"{test}: no better than the ridge head"
+    )
     cause, highest = _cause(rows, config)
     lowest = highest / 10**DECADES
     return [

@@ -66,9 +66,10 @@ class FederatedRun(Run):
         super().execute()
         self.logbook.note(server_state_bytes=sum(value.nbytes for value in self.strategy.state().values()))
         arrays = to_record(self.model.trained)
-        self.strategy.context = self.context(self.config.num_rounds)
-        messages = self.strategy.configure_evaluate(self.config.num_rounds, arrays, ConfigRecord(), self.grid)
-        question = Question(self.config.num_rounds, self.grid.get_node_ids(), own_accuracies(self.home.data),
+        last = self.logbook.rows[-1]["round"]
+        self.strategy.context = self.context(last)
+        messages = self.strategy.configure_evaluate(last, arrays, ConfigRecord(), self.grid)
+        question = Question(last, self.grid.get_node_ids(), own_accuracies(self.home.data),
                             examples_of=self._shard_size)  # fmt: skip
         failures = self.strategy.failures
         if means := evaluate_clients(self.grid, messages, self.logbook.output("clients.csv"), failures, question):
@@ -221,7 +222,7 @@ class FederatedRun(Run):
         self.strategy.load_state(checkpoint.strategy_state)
         self.strategy.client_states = dict(checkpoint.client_states)
 
-    def _after_round(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> None:
+    def _after_round(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> bool:
         row: Row = {
             "round": server_round,
             "learning_rate": metrics["learning-rate"],
@@ -237,7 +238,7 @@ class FederatedRun(Run):
         }
         if clustered(self.config):
             row["cluster_accuracy"] = self._cluster_accuracy(metrics)
-        self.finish_round(row, to_tensors(arrays, self.home.device))
+        return self.finish_round(row, to_tensors(arrays, self.home.device))
 
     def _cluster_accuracy(self, metrics: MetricRecord) -> float:
         """Share of this round's honest clients that picked the cluster of their group; nan without any."""

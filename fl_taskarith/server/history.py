@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.rule import shown
 from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.server.course import gain
 from fl_taskarith.storage.paths import results_root
-from fl_taskarith.storage.run_folder import Row
+from fl_taskarith.storage.run_folder import Row, model_file
 
 if TYPE_CHECKING:
     import pandas
@@ -87,21 +88,20 @@ class History:
         pyplot.close(figure)  # else a notebook shows it twice
         return figure
 
-    def model(self) -> "ExportedModel":
-        """Return (model, transform, classes) of the trained model.
+    def model(self, *, best: bool = False) -> "ExportedModel":
+        """Return (model, transform, classes) of the trained model: after the last round, or the best on validation.
 
         Raises:
             WeightsError: the run has not written it.
         """
         from fl_taskarith.models.exported import read_exported
 
-        return read_exported(self.folder / "model.safetensors")
+        return read_exported(self.folder / model_file(best))
 
     @property
     def gain(self) -> float | None:
         """The test accuracy of the last round that has one minus that of round 0, in points of a percent."""
-        tested = [row["test_accuracy"] for row in self.rows if row.get("test_accuracy") is not None]
-        return 100 * (tested[-1] - tested[0]) if self.rows and len(tested) > 1 and self.rows[0]["round"] == 0 else None
+        return gain(self.rows)
 
     def __repr__(self) -> str:
         return f"History({', '.join(self._words())})"

@@ -28,9 +28,10 @@ from fl_taskarith.server.regression_run import MixtureRun, describe_mixture
 from fl_taskarith.server.round_zero_cache import Starts
 from fl_taskarith.server.run import Progress, Run
 from fl_taskarith.server.speed import Speed, device_line, speed_of, work_of
+from fl_taskarith.storage.checkpoint import Checkpoint
 from fl_taskarith.storage.folder_choice import require_folder
 from fl_taskarith.storage.output import lasting_output
-from fl_taskarith.storage.progress import duration
+from fl_taskarith.storage.progress import duration, in_notebook
 from fl_taskarith.storage.run_folder import PRETRAINED, Logbook
 from fl_taskarith.storage.run_log import RUN_LOG, RunLog
 from fl_taskarith.storage.trackers import require_trackers
@@ -69,8 +70,7 @@ def run_federation(
         require_trackers(config)
         config, speed, known = _resolved(config)
         require_folder(config)
-        if starts is None:
-            _announce_duration(config, speed)
+        seconds = _measured_duration(config, speed) if starts is None else 0.0
         # Every process of the run, Ray's actors among them, computes with the same number of threads, stated here.
         shared = dataclasses.replace(config, threads=config.threads or available_threads())
         torch.set_num_threads(shared.threads)
@@ -80,6 +80,7 @@ def run_federation(
         with Logbook(config) as logbook:
             printed.open(logbook.folder / RUN_LOG)
             log.info("Results: %s", logbook.folder)
+            _announce_duration(config.num_rounds, logbook.restored, seconds)
             if shards := facts.get("shards"):
                 log.info("Shards: %s", _describe_shards(shards))
             if known is not None:
@@ -120,14 +121,21 @@ def _resolved(config: Config) -> tuple[Config, Speed | None, KnownRate | None]:
     return here, speed, known
 
 
-def _announce_duration(config: Config, speed: Speed | None) -> None:
-    """Log how long a long run takes that is no part of a study."""
+def _measured_duration(config: Config, speed: Speed | None) -> float:
+    """Return the seconds of all rounds of a run; 0 where they are not measured. A long run is measured well."""
     work = work_of(config)
     if work is None or speed is None or work.seconds(speed) <= LONG:
-        return
+        return 0.0 if work is None or speed is None else work.seconds(speed)
     measured = speed_of(config, MEASUREMENT)
-    if measured is not None and (seconds := work.seconds(measured)) > LONG:
-        log.info("All %d rounds take about %s here.", config.num_rounds, duration(seconds))
+    return 0.0 if measured is None else work.seconds(measured)
+
+
+def _announce_duration(rounds: int, restored: Checkpoint | None, seconds: float) -> None:
+    """Log how long a long run takes, or any in a notebook, of which what is left where it goes on."""
+    left = rounds - (0 if restored is None else restored.round)
+    if seconds * left / rounds > (0 if in_notebook() else LONG):
+        which = f"All {rounds} rounds" if left == rounds else f"The {left} rounds that are left"
+        log.info("%s take about %s here.", which, duration(seconds * left / rounds))
 
 
 def make_run(

@@ -20,11 +20,11 @@ from fl_taskarith.masking.calibration import Sums
 from fl_taskarith.masking.mask import Mask, save_mask
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, export_model
 from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
-from fl_taskarith.server.course import remarks
+from fl_taskarith.server.course import remarks, rounds_since_best, stops_early
 from fl_taskarith.server.interruption import asked_to_stop, finishing_rounds, interrupted
 from fl_taskarith.server.round_zero_cache import EVALUATIONS, HEAD, MASK, Starts
 from fl_taskarith.storage.checkpoint import Checkpoint
-from fl_taskarith.storage.run_folder import Logbook, Row
+from fl_taskarith.storage.run_folder import WAITING, Logbook, Row, best_row, model_file
 from fl_taskarith.storage.run_log import UNPRINTED
 from fl_taskarith.training.local import Evaluation, evaluate
 from fl_taskarith.training.schedules import learning_rate
@@ -57,6 +57,7 @@ class Run(ABC):
         self.starts = Starts()
         self.watch: Callable[[Sums], Sums] | None = None  # wraps what sums a mask's scores, which are then not recalled
         self.model = GlobalModel({})
+        self._best: Checkpoint | None = None  # the best model on validation, until a checkpoint is saved with it
         self.evaluated = {"val": home.data.validation, "test": home.data.test}
 
     @abstractmethod
@@ -106,25 +107,45 @@ class Run(ABC):
             self._restore(restored)
             first_round = restored.round + 1
         for last_round in (self.config.head_rounds, self.config.num_rounds):
-            if first_round <= last_round:
+            if first_round <= last_round and not stops_early(self.logbook.rows, self.config):
                 with finishing_rounds():
                     self.train_rounds(first_round, last_round)
                 first_round = last_round + 1
-        if self.config.save_model:
-            models = split_clusters(self.config, self.model)
-            for number, model in enumerate(models):
-                self.home.place(model)
-                export_model(
-                    self.home.model,
-                    self.logbook.output(f"model{f'-cluster-{number}' if len(models) > 1 else ''}.safetensors"),
-                    self.home.data.dataset.classes,
-                    {
-                        "dataset": self.config.dataset,
-                        "weights": self.config.weights,
-                        "round": str(self.config.num_rounds),
-                        **self.logbook.owner,
-                    },
-                )
+        self._end()
+
+    def _end(self) -> None:
+        """Note the best round on validation and an early stop in run.json, and export the models."""
+        rows, best = self.logbook.rows, best_row(self.logbook.rows)
+        last = rows[-1]["round"]
+        if best is not None:
+            self.logbook.note(best={name: best.get(name) for name in ("round", "val_accuracy", "val_loss")})
+        if stops_early(rows, self.config):
+            patience = self.config.early_stopping_patience
+            cause = (
+                f"no better validation accuracy for {rows[-1][WAITING]} rounds (early-stopping-patience = {patience})"
+            )
+            self.logbook.note(stopped_early={"round": last, "cause": cause})
+            log.info("Stopped after round %d of %d: %s.", last, self.config.num_rounds, cause)
+        if not self.config.save_model:
+            return
+        if best is not None and (kept := self.logbook.load_best()) is not None:
+            self._export(self._model_in(kept), best, best=True)
+        elif best is not None:
+            log.warning(
+                "The model of round %d, the best on validation, is not exported: its file among the checkpoints is "
+                "missing or damaged, or those rounds were run by a version that kept none.", best["round"],
+            )  # fmt: skip
+        self._export(self.model, rows[-1], best=False)
+
+    def _export(self, whole: GlobalModel, row: Row, *, best: bool) -> None:
+        """Write a model, in the weights' shapes or [entries] of each, or one per cluster, with the row of its round."""
+        models = split_clusters(self.config, whole)
+        for number, model in enumerate(models):
+            self.home.place(model)
+            measured = {name: repr(row[name]) for name in ("val_accuracy",) if row.get(name) is not None}
+            facts = {"dataset": self.config.dataset, "weights": self.config.weights, "round": str(row["round"])}
+            path = self.logbook.output(model_file(best, number if len(models) > 1 else None))
+            export_model(self.home.model, path, self.home.data.dataset.classes, facts | measured | self.logbook.owner)
 
     def choose_mask_only(self) -> None:
         """Do what `execute` does until the mask is chosen and saved; the test set is not looked at.
@@ -148,12 +169,15 @@ class Run(ABC):
     def complete(self, row: Row) -> None:  # noqa: B027 (nothing to add is the usual case)
         """Add to a round's row what only its end shows."""
 
-    def finish_round(self, row: Row, trained: Weights) -> None:
+    def finish_round(self, row: Row, trained: Weights) -> bool:
         """Take the trained weights over, evaluate where due, write the row, and save a checkpoint where due.
 
         Args:
             row: of the round; gets the measures.
             trained: in the weights' shapes, or under a mask [entries] of each.
+
+        Returns:
+            Whether the run stops early, after this round.
         """
         server_round, config = row["round"], self.config
         self.model = GlobalModel(trained, self.model.frozen)
@@ -165,25 +189,39 @@ class Run(ABC):
         if last or server_round % config.evaluate_every == 0:
             self._evaluate(row)
         self.complete(row)
-        record_round(self.logbook, config, row, self.progress, self._checkpoint, last=last, deadline=self.deadline)
+        rows = [*self.logbook.rows, row]
+        if config.early_stopping_patience and server_round > config.head_rounds:
+            row[WAITING] = rounds_since_best(rows, config)
+        if config.save_model and "val_accuracy" in row and best_row(rows) is row:
+            copy = {name: value.detach().to("cpu", copy=True) for name, value in self.model.trained.items()}
+            self._best = Checkpoint(server_round, copy, self.model.frozen.tensors(), {})
+        stopped = stops_early(rows, config)
+        record_round(
+            self.logbook, config, row, self.progress, self._checkpoint, last=last or stopped, deadline=self.deadline
+        )
+        return stopped
 
     def _checkpoint(self) -> Checkpoint:
+        best, self._best = self._best, None
         return dataclasses.replace(
             self.state(), round=self.logbook.rows[-1]["round"], trained=self.model.trained,
-            frozen=self.model.frozen.tensors(),
+            frozen=self.model.frozen.tensors(), best=best,
         )  # fmt: skip
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        def on_device(tensors: Weights) -> Weights:
-            return {name: tensor.to(self.home.device) for name, tensor in tensors.items()}
+    def _on_device(self, tensors: Weights) -> Weights:
+        return {name: tensor.to(self.home.device) for name, tensor in tensors.items()}
 
+    def _model_in(self, checkpoint: Checkpoint) -> GlobalModel:
         frozen = Frozen.of_tensors(checkpoint.frozen, self.home.shapes, self.home.device)
         # In the model's order, not the file's: sums over tensors are to have the same bits as if never interrupted.
         trained = {name: checkpoint.trained[name] for name in self.home.parameters if name in checkpoint.trained}
-        self.model = GlobalModel(on_device(trained), frozen)
-        if frozen.mask is not None:
-            self._save_mask(frozen.mask)
-        self.restore(dataclasses.replace(checkpoint, strategy_state=on_device(checkpoint.strategy_state)))
+        return GlobalModel(self._on_device(trained), frozen)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.model = self._model_in(checkpoint)
+        if self.model.frozen.mask is not None:
+            self._save_mask(self.model.frozen.mask)
+        self.restore(dataclasses.replace(checkpoint, strategy_state=self._on_device(checkpoint.strategy_state)))
         self.distribute({"downlink_bytes": 0})  # a client's files may be gone; the row that counts it is written
 
     def _round_zero(self) -> None:

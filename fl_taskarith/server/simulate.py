@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +21,7 @@ from fl_taskarith.server.round_zero_cache import Starts
 from fl_taskarith.server.run import Progress, describe_round
 from fl_taskarith.storage.folder_choice import finished_run
 from fl_taskarith.storage.paths import conf_file
+from fl_taskarith.storage.progress import is_watched
 from fl_taskarith.storage.run_folder import Row
 from fl_taskarith.workspace.machine import available_threads, choose_device, on_this_machine
 
@@ -117,7 +117,7 @@ class _ProgressBar:
 
     def __init__(self) -> None:
         self._bar: tqdm[None] | None = None
-        self._shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self._shown = is_watched()
 
     def __enter__(self) -> "_ProgressBar":
         return self

@@ -22,7 +22,7 @@ from fl_taskarith.storage.run_record import SETTINGS
 from fl_taskarith.storage.verified_files import CHECKSUM_DIGITS, read_verified, write_verified
 
 KEPT = 2
-_NAME = re.compile(rf"round-(\d{{6,}})-([0-9a-f]{{{CHECKSUM_DIGITS}}})\.safetensors")
+ROUND, BEST = "round", "best"  # how the names of both kinds of files begin
 
 _GROUPS = ("trained", "frozen", "strategy_state")
 _NO_CHECKPOINT = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError)  # of a file that is none
@@ -41,6 +41,7 @@ class Checkpoint:
         notes: the log so far, JSON values.
         client_states: the file name of each client's own state, by partition, for those that have one.
         settings: of the run, all of them; empty in a file of a version that did not write them.
+        best: the model after the round that is best on validation so far, where no file has it yet; it gets its own.
     """
 
     round: int
@@ -50,6 +51,7 @@ class Checkpoint:
     notes: dict[str, Any] = field(default_factory=dict)
     client_states: StateNames = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    best: "Checkpoint | None" = None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -58,6 +60,30 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         CheckpointError: it cannot be written; the earlier ones are untouched.
     """
+    path = _write(folder, ROUND, checkpoint)
+    # A run that was resumed may come to a round twice; the later file of the same round is the one just written.
+    for _, old in [found for found in list_checkpoints(folder) if found[1] != path][KEPT - 1 :]:
+        with contextlib.suppress(OSError):
+            old.unlink()
+    return path
+
+
+def save_best(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a model that is the best on validation to `folder` as best-NNNNNN-<sha256>.safetensors.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    _write(folder, BEST, checkpoint)
+
+
+def load_best(folder: Path, number: int) -> Checkpoint | None:
+    """Load what `save_best` wrote after the round `number`; None where it is missing or damaged."""
+    loaded = (_read(path) for at, path in list_checkpoints(folder, BEST) if at == number)
+    return next((each for each in loaded if each is not None), None)
+
+
+def _write(folder: Path, kind: str, checkpoint: Checkpoint) -> Path:
     tensors = {
         f"{group}/{name}": tensor.detach().cpu().contiguous()
         for group in _GROUPS
@@ -69,12 +95,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         "client_states": json.dumps(checkpoint.client_states),
         "settings": json.dumps(checkpoint.settings),
     }
-    path = write_verified(folder, f"round-{checkpoint.round:06d}", safetensors.torch.save(tensors, metadata))
-    # A run that was resumed may come to a round twice; the later file of the same round is the one just written.
-    for _, old in [found for found in list_checkpoints(folder) if found[1] != path][KEPT - 1 :]:
-        with contextlib.suppress(OSError):
-            old.unlink()
-    return path
+    return write_verified(folder, f"{kind}-{checkpoint.round:06d}", safetensors.torch.save(tensors, metadata))
 
 
 def load_latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -102,11 +123,12 @@ def load_latest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """List (round, path) of every checkpoint file in `folder`, newest round first."""
+def list_checkpoints(folder: Path, kind: str = ROUND) -> list[tuple[int, Path]]:
+    """List (round, path) of every checkpoint file in `folder`, or of every `BEST` one, newest round first."""
     if not folder.is_dir():
         return []
-    matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    name = re.compile(rf"{kind}-(\d{{6,}})-[0-9a-f]{{{CHECKSUM_DIGITS}}}\.safetensors")
+    matches = [(match, path) for path in folder.iterdir() if (match := name.fullmatch(path.name))]
     return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
 
 
@@ -169,7 +191,9 @@ def _read(path: Path) -> Checkpoint | None:
         tensors = safetensors.torch.load(content)
         return Checkpoint(
             round=int(metadata["round"]),
-            **{group: _under(group, tensors) for group in _GROUPS},
+            trained=_under("trained", tensors),
+            frozen=_under("frozen", tensors),
+            strategy_state=_under("strategy_state", tensors),
             notes=json.loads(metadata["notes"]),
             client_states=_state_names(metadata),
             settings=conforming(json.loads(metadata.get("settings", "{}")), SETTINGS),

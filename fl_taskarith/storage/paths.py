@@ -54,14 +54,23 @@ def portable(path: Path) -> str:
     return path.relative_to(root).as_posix() if root is not None and path.is_relative_to(root) else str(path)
 
 
+def conf_folder() -> Path:
+    """Return the folder of the settings files: conf/ of the checkout, or the copy that came with a wheel."""
+    root = checkout() or Path(__file__).parents[2]
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        wheel = Path(str(metadata.distribution("fl-taskarith").locate_file("fl_taskarith_conf")))
+        root = root if (root / "conf").exists() else wheel
+    return root / "conf"
+
+
 def conf_file(name: Path | str) -> Path:
     """Return the file that a settings, study or benchmark file's path or name means.
 
-    A path that is there is itself. Else it is sought in the checkout, and a name without ending below its conf/: for
+    A path that is there is itself. Else it is sought beside `conf_folder`, and a name without ending below it: for
     example "fedavg-noniid" or "digits/six-models". One that is nowhere is returned as it is, for its reader to refuse.
     """
-    path, root = Path(name), checkout()
-    if root is None or path.exists():
+    path, root = Path(name), conf_folder().parent
+    if path.exists():
         return path
     places = [root / path, *(root / folder / f"{name}.toml" for folder in ("conf", "conf/study", "conf/one-shot"))]
     return next((place for place in places if place.exists()), path)

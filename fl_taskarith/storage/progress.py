@@ -16,6 +16,16 @@ LINE_EVERY = 60.0  # seconds between two lines of the log
 log = logging.getLogger("fl_taskarith")
 
 
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    return "ipykernel" in sys.modules
+
+
+def is_watched() -> bool:
+    """Whether somebody watches, on a terminal or in a notebook, for whom bars are drawn."""
+    return sys.stderr.isatty() or in_notebook()
+
+
 def tracked(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     """Yield `items` one by one, and show how far the pass over them is and how long the rest will take.
 
@@ -25,7 +35,7 @@ def tracked(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         total: the number of items.
         what: the pass, for example "Tokens of the frozen blocks".
     """
-    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+    if is_watched():
         yield from tqdm(items, total=total, desc=what, delay=BAR_AFTER, leave=False)
         return
     started = told = time.monotonic()

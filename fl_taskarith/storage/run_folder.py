@@ -6,7 +6,9 @@ import dataclasses
 import io
 import json
 import logging
+import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,10 +17,13 @@ from fl_taskarith.config.rule import shown
 from fl_taskarith.config.settings import Config, course_of
 from fl_taskarith.errors import BudgetSpent, CheckpointError
 from fl_taskarith.storage.checkpoint import (
+    BEST,
     Checkpoint,
     list_checkpoints,
+    load_best,
     load_latest_checkpoint,
     referenced_client_states,
+    save_best,
     save_checkpoint,
 )
 from fl_taskarith.storage.client_files import prune_client_states
@@ -35,8 +40,9 @@ COLUMNS = (
     "round", "learning_rate", "train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy",
     "client_update_norm", "client_cosine", "update_norm", "task_vector_norm", "largest_distance", "matched_distance",
     "nearest_distance", "cluster_accuracy", "clients", "failed_clients", "uplink_bytes", "downlink_bytes",
-    "train_seconds", "overhead_seconds", "evaluate_seconds",
+    "train_seconds", "overhead_seconds", "evaluate_seconds", "rounds_since_best",
 )  # fmt: skip
+WAITING = COLUMNS[-1]  # of a run that may stop early: a column that others do without
 PRETRAINED = "pretrained_sha256"  # in run.json: of the weights that a run starts from
 TIMING_COLUMNS = ("train_seconds", "overhead_seconds", "evaluate_seconds")
 # Facts of run.json that a resumed run takes from its checkpoint.
@@ -45,7 +51,7 @@ KEPT_FACTS = ("started", "head", "mask", "continued_from", "starts", PRETRAINED)
 CELLS = {  # what a column holds; what was not measured is empty, and what has no value NaN
     **dict.fromkeys(COLUMNS, (Within(float, nan=True), None)),
     **dict.fromkeys(("val_accuracy", "test_accuracy", "cluster_accuracy"), (Within(float, 0, 1, nan=True), None)),
-    **dict.fromkeys(("clients", "failed_clients", "uplink_bytes", "downlink_bytes"), (COUNT, None)),
+    **dict.fromkeys(("clients", "failed_clients", "uplink_bytes", "downlink_bytes", WAITING), (COUNT, None)),
     "round": COUNT,
 }
 
@@ -82,6 +88,7 @@ class Logbook:
         self._lock = hold(self.folder)
         self._here = environment()
         self._outputs: set[str] = set()
+        self._columns = COLUMNS if config.early_stopping_patience else COLUMNS[:-1]
         self._record: dict[str, Any] = {"status": "running", "config": config.to_run_config()} | self._here
         try:
             self._begin(origin)
@@ -110,7 +117,7 @@ class Logbook:
             starts = self._earlier_starts(self.restored)
         self._record["starts"] = [*starts, self._here | {"first_round": len(self.rows), "last_round": None}]
         self.note()
-        write_atomically(self.rounds_csv, ",".join(COLUMNS) + "\n" + _csv_lines(self.rows))
+        write_atomically(self.rounds_csv, ",".join(self._columns) + "\n" + self._csv_lines(self.rows))
 
     def _earlier_starts(self, restored: Checkpoint) -> list[dict[str, Any]]:
         """Return when, where and under which versions the rounds so far were computed; warn of other versions."""
@@ -184,27 +191,51 @@ class Logbook:
 
     def write_round(self, row: Row) -> None:
         """Append one row; columns that it lacks stay empty. The row is in the file when this returns."""
-        unknown = row.keys() - set(COLUMNS)
+        unknown = row.keys() - set(self._columns)
         if unknown:
             raise ValueError(f"not columns of rounds.csv: {sorted(unknown)}")
         self.rows.append(row)
         try:
             with open(self.rounds_csv, "a", encoding="utf-8", newline="") as file:
-                file.write(_csv_lines([row]))
+                file.write(self._csv_lines([row]))
         except OSError as error:
             raise CheckpointError(f"Cannot write {self.rounds_csv}: {error.strerror or error}.") from error
         for tracker in self._trackers:
             tracker.log(row)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Save a checkpoint with the log up to its round as notes, and drop client states no checkpoint refers to."""
+        """Save a checkpoint with the log up to its round as notes, and drop what no checkpoint refers to any more.
+
+        Those are states of clients, and models that were the best on validation.
+        """
+        settings = self._config.to_run_config()
+        if checkpoint.best is not None:  # first: whoever goes on from the checkpoint finds it
+            save_best(self.checkpoints, dataclasses.replace(checkpoint.best, settings=settings))
         self._record["starts"][-1]["last_round"] = checkpoint.round
         facts = {key: value for key, value in self._record.items() if key in KEPT_FACTS}
-        noted = dataclasses.replace(
-            checkpoint, notes={"rows": self.rows, "record": facts}, settings=self._config.to_run_config()
-        )
+        noted = dataclasses.replace(checkpoint, notes={"rows": self.rows, "record": facts}, settings=settings)
         save_checkpoint(self.checkpoints, noted)
         prune_client_states(self.client_states, referenced_client_states(self.checkpoints))
+        ends = [number for number, _ in list_checkpoints(self.checkpoints)]
+        best = [best_row(row for row in self.rows if row["round"] <= end) for end in ends]
+        needed = {row["round"] for row in best if row is not None}
+        for number, path in list_checkpoints(self.checkpoints, BEST):
+            if number not in needed:
+                path.unlink(missing_ok=True)
+
+    def load_best(self) -> Checkpoint | None:
+        """Return the model after the round that is best on validation; None where it was not saved, or is damaged."""
+        best = best_row(self.rows)
+        loaded = None if best is None else load_best(self.checkpoints, best["round"])
+        return loaded if loaded is not None and course_of(loaded.settings) == self.owner[RUN] else None
+
+    def _csv_lines(self, rows: list[Row]) -> str:
+        """Floats are written by repr, so that they read back to the same bits."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for row in rows:
+            writer.writerow(["" if row.get(name) is None else repr(row[name]) for name in self._columns])
+        return text.getvalue()
 
     def __enter__(self) -> Self:
         try:
@@ -262,13 +293,19 @@ def read_rounds(folder: Path) -> list[Row]:
     return rows
 
 
-def _csv_lines(rows: list[Row]) -> str:
-    """Floats are written by repr, so that they read back to the same bits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for row in rows:
-        writer.writerow(["" if row.get(name) is None else repr(row[name]) for name in COLUMNS])
-    return text.getvalue()
+def model_file(best: bool = False, cluster: int | None = None) -> str:
+    """Return the name of the file of an exported model: the last one's or the best on validation's, of one cluster."""
+    return f"model{'-best' if best else ''}{'' if cluster is None else f'-cluster-{cluster}'}.safetensors"
+
+
+def best_row(rows: Iterable[Row]) -> Row | None:
+    """Return the first of the rows that are best on validation: by accuracy, then by loss. None if none has any."""
+
+    def score(row: Row) -> tuple[float, float]:
+        loss = row.get("val_loss")
+        return row["val_accuracy"], -math.inf if loss is None else -loss
+
+    return max((row for row in rows if row.get("val_accuracy") is not None), key=score, default=None)
 
 
 def _copy_end(origin: Path, folder: Path) -> None:
@@ -280,7 +317,8 @@ def _copy_end(origin: Path, folder: Path) -> None:
         if (origin / "client-states").exists():
             shutil.copytree(origin / "client-states", folder / "client-states", dirs_exist_ok=True)
         (folder / "checkpoints").mkdir(exist_ok=True)
-        for _, path in reversed(list_checkpoints(origin / "checkpoints")):
+        best = list_checkpoints(origin / "checkpoints", BEST)
+        for _, path in [*best, *reversed(list_checkpoints(origin / "checkpoints"))]:
             write_atomically(folder / "checkpoints" / path.name, path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"Cannot copy the end of the run in {origin} to {folder}: {error}.") from error

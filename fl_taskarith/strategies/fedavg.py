@@ -44,7 +44,7 @@ BANK = "bank/"  # in the state of a checkpoint
 
 __all__ = ["FedAvg", "Reply", "all_task_vectors"]  # all that an algorithm needs
 
-RoundCallback = Callable[[int, ArrayRecord, MetricRecord], None]
+RoundCallback = Callable[[int, ArrayRecord, MetricRecord], bool | None]
 
 
 class FedAvg(FlowerFedAvg):
@@ -163,7 +163,7 @@ class FedAvg(FlowerFedAvg):
 
         Args:
             context_of: is asked for the context of each round when it begins.
-            after_round: is called with the number, arrays and metrics of each round.
+            after_round: is called with the number, arrays and metrics of each round; True ends the rounds.
 
         Raises:
             ClientFailure: a client failed or sent what cannot be used, or under "skip" all of them did.
@@ -183,8 +183,8 @@ class FedAvg(FlowerFedAvg):
             metrics["round-seconds"] = time.perf_counter() - started
             result.arrays = arrays
             result.train_metrics_clientapp[server_round] = metrics
-            if after_round is not None:
-                after_round(server_round, arrays, metrics)
+            if after_round is not None and after_round(server_round, arrays, metrics):
+                break
         return result
 
     def begin_round(self, server_round: int, arrays: ArrayRecord, grid: PartitionGrid) -> tuple[list[int], int]:

@@ -60,6 +60,12 @@ class ArmResults:
         return {seed: f"{each.state}: {each.cause}" for seed, each in self.outcomes.items() if each.state in bad}
 
     @property
+    def stops(self) -> dict[int, int]:
+        """The round after which a run stopped early, by seed."""
+        records = {seed: each.record or {} for seed, each in self.outcomes.items()}
+        return {seed: record["stopped_early"]["round"] for seed, record in records.items() if "stopped_early" in record}
+
+    @property
     def portable(self) -> dict[str, Scalar]:
         """The settings that decide the arm's numbers, without the rate and without a path of this machine."""
         decisive = {key: self.settings[key] for key in self.settings if key not in OPERATIONAL_KEYS | CHOSEN_KEYS}

@@ -86,7 +86,8 @@ def _readme(results: StudyResults, frame: StudyFrame, rows: Sequence[Comparison]
             [("test accuracy", f"{file}.png")] if plot_arms(own, name or study.title, results.folder / file) else []
         )
         figures += _figures(results, own, file.replace("accuracy", "curves", 1), plot_bands)
-        groups.append({"name": name, "table": arm_table(study, own), "failures": _failures(own), "figures": figures})
+        groups.append({"name": name, "table": arm_table(study, own), "failures": _failures(own), "figures": figures,
+                       "stopped": any(row.results.stops for row in own)})  # fmt: skip
     whole = {"heat-map": plot_heat_map, "drift": plot_drift, "overlap": plot_overlap} | {
         key: partial(_plot_sweep, key) for key in SWEPT
     }
@@ -159,6 +160,7 @@ def arm_table(study: Study, rows: Sequence[Comparison]) -> str:
         _Column("ridge head, test %", lambda row: mean_with_sd(row.ridge) if row.ridge.sd else number(row.ridge.mean)),
         _Column("test accuracy %", _accuracy, always=True),
         _Column("n", lambda row: _count(row, len(study.seeds)), always=True),
+        _Column("stopped early after round", _stops),
         _Column("val accuracy %", lambda row: mean_with_sd(row.val)),
         _Column("gain over ridge head [95 % CI]", lambda row: mean_with_interval(row.gain)),
         _Column(f"difference to {reference} [95 % CI]",
@@ -191,6 +193,12 @@ def _count(row: Comparison, seeds: int) -> str:
     return str(row.test.n) if row.test.n in (0, seeds) else f"{row.test.n} of {seeds}"
 
 
+def _stops(row: Comparison) -> str:
+    """Name the rounds after which runs stopped early, by seed; "–" for a run that had all its rounds."""
+    stops = row.results.stops
+    return ", ".join(str(stops.get(seed, "–")) for seed in row.results.outcomes) if stops else BLANK
+
+
 def _failures(rows: Sequence[Comparison]) -> list[str]:
     lines = [f"{row.results.arm.label}: {row.results.problem}" for row in rows if row.results.problem]
     lines += [f"{row.results.arm.label}, seed {seed}: {cause}"
@@ -216,7 +224,9 @@ def _arm_record(study: Study, row: Comparison) -> dict[str, object]:
     for name, pairs in (("gain", row.gain), ("difference", row.difference)):
         parts = ("mean", "sd", "low", "high", "detectable", "n")
         record |= {f"{name}_{part}": None if pairs is None else getattr(pairs, part) for part in parts}
-    return record | {"uplink_megabytes": row.uplink.mean}
+    stops = any(each.settings.get("early-stopping-patience") for each in study.arms)
+    early = {"stopped_early": _stops(row)} if stops else {}
+    return record | {"uplink_megabytes": row.uplink.mean} | early
 
 
 def _settings_record(frame: StudyFrame) -> str:

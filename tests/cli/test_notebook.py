@@ -93,7 +93,8 @@ def test_the_notebook_runs_every_part_and_then_repeats_nothing(client: NotebookC
         shown = [kind for output in outputs for kind in output.get("data", {})]
         assert "text/html" in shown and "image/png" in shown, "its table and its figures"
         assert any(
-            "Left: " in output.get("text", "") or "Nothing is left" in output.get("text", "") for output in outputs
+            "Measured here: about" in output.get("text", "") or "Nothing is left" in output.get("text", "")
+            for output in outputs
         )
     numbers = measured(tmp_path / "results")
 

@@ -77,7 +77,7 @@ OTHER: dict[str, object] = {
     "farthest-separation": 9.0, "start-radius": 0.5, "tolerance": 0.5, "local-loss": "squared", "local-steps": 3,
     "batch-size": 5, "weight-decay": 0.1, "clip-norm": 0.1, "learning-rate": 0.01, "momentum": 0.3, "nesterov": True,
     "dampening": 0.5, "schedule": "exponential", "warmup-rounds": 1, "precision": "bf16", "compile": "default",
-    "optimizer-kernels": "foreach", "evaluate-every": 2, "clients-at-once": 0,
+    "optimizer-kernels": "foreach", "evaluate-every": 2, "clients-at-once": 0, "early-stopping-patience": 1,
 }  # fmt: skip
 CHANGES: tuple[dict[str, object], ...] = (
     {"mask-rule": "file", "mask-file": "none.safetensors"},

@@ -57,13 +57,19 @@ def test_an_unfinished_run_is_evaluated_at_its_last_checkpoint(quick_config: Con
     assert "round 2" in found["model"] and found["knn_accuracy"] is None
 
 
-def test_what_cannot_be_evaluated_is_refused(run: History, tmp_path: Path) -> None:
+def test_what_cannot_be_evaluated_is_refused(run: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=r"no run\.json"):
         evaluate_run(tmp_path)
     with pytest.raises(CheckpointError, match="There is no"):
         evaluate_run(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="num-rounds: no effect"):
         evaluate_run(run.folder, {"num_rounds": 7})
+    with monkeypatch.context() as patched:  # what costs nothing is checked before a model is built or fetched
+        patched.setattr("fl_taskarith.describe.evaluation.workspace", lambda config: pytest.fail(config.model))
+        for source in (run.folder, run.folder / "model.safetensors"):
+            for settings in ({"model": "vit_small_patch14_dinov2.lvd142m"}, {"model": "nonsense"}, {"input_size": 32}):
+                with pytest.raises(ConfigError, match=r"holds a vit_glyph at input-size = 16"):
+                    evaluate_run(source, settings)
     with pytest.raises(ConfigError, match=r"head\.weight"):
         evaluate_run(run.folder / "model.safetensors", {"dataset": "synthetic", "validation_size": 100})
     (tmp_path / "out").mkdir()

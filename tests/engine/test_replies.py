@@ -22,8 +22,7 @@ from fl_taskarith.engine.question import SHARE, Question, Range
 from fl_taskarith.engine.records import read_array, to_record
 from fl_taskarith.engine.replies import Failures, answer_to
 from fl_taskarith.engine.sequential import ensure_run_identity
-from fl_taskarith.engine.words import LONGEST, named_error, one_line
-from fl_taskarith.errors import ClientFailure, Divergence
+from fl_taskarith.errors import LONGEST, ClientFailure, Divergence, named_error, printable
 from fl_taskarith.mixtures.expectation_maximisation import Statistics
 from fl_taskarith.models.heads import RidgeStatistics
 
@@ -193,16 +192,16 @@ def test_a_tensor_by_reference_is_a_plain_one_of_its_type(tensor: torch.Tensor) 
 @given(st.text(max_size=20), st.integers(1, 500))
 @settings(max_examples=40, deadline=None)
 def test_words_of_others_are_one_short_line_that_can_be_printed(text: str, times: int) -> None:
-    for line in (one_line(text * times), named_error(ValueError(text * times))):
+    for line in (printable(text * times), named_error(ValueError(text * times))):
         assert line.isprintable()
         assert len(line) <= LONGEST
 
 
 def test_of_long_words_both_ends_stay() -> None:
-    line = one_line("CheckpointError: the state of client 3 is missing: " + "x" * 900 + ", or restore the file.")
+    line = printable("CheckpointError: the state of client 3 is missing: " + "x" * 900 + ", or restore the file.")
     assert line.startswith("CheckpointError: the state of client 3 is missing: ")
     assert line.endswith(", or restore the file.")
-    assert one_line("a \x1b[31mred\u202e\nword") == "a ?[31mred? word"
+    assert printable("a \x1b[31mred\u202e\nword") == "a ?[31mred? word"
 
 
 # Clients of this process

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import malice
+import numpy
 import pytest
 import spelt_weights
 import torch
@@ -16,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from fl_taskarith.errors import WeightsError
 from fl_taskarith.models.backbone import build_model
 from fl_taskarith.models.weights import backbone_state, load_weights, read_tensors
+from fl_taskarith.one_shot.model_files import ModelFile
 
 
 def glyph(seed: int) -> VisionTransformer:
@@ -88,9 +90,28 @@ def test_of_two_backbones_the_one_that_is_used_is_taken_and_told(
     for content in (both, {f"{word}.{name}": value for word, state in both.items() for name, value in state.items()}):
         torch.save(content, tmp_path / "w.pth")
         caplog.clear()
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.WARNING):  # which every command shows
             assert loads(tmp_path / "w.pth")
         assert f"{taken} of {tmp_path / 'w.pth'} is taken, not {other}" in caplog.text
+
+
+def test_a_tensor_in_two_spellings_is_refused_whichever_comes_first(tmp_path: Path) -> None:
+    others = {name.replace("blocks.", "layers."): value + 1 for name, value in weights().items() if "blocks." in name}
+    for content in (others | weights(), weights() | others):
+        torch.save(content, tmp_path / "w.pth")
+        assert "unexpected: layers.0." in refusal(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"), [("npz", "JAX"), ("NPZ", "JAX"), ("msgpack", "Flax"), ("onnx", "ONNX")]
+)
+def test_formats_that_are_not_read_say_what_to_do(ending: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / f"ViT-B_16.{ending}"
+    with open(path, "wb") as file:
+        numpy.savez(file, **{"Transformer/encoder_norm/scale": numpy.ones(4)})
+    assert f"it is {'numpy' if expected == 'JAX' else ''}" in refusal(path) and expected in refusal(path)
+    with pytest.raises(WeightsError, match=expected):
+        ModelFile(path)
 
 
 def test_two_backbones_between_which_nothing_decides_are_refused(tmp_path: Path) -> None:

@@ -11,15 +11,21 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 from fl_taskarith.cli.command import main
+from fl_taskarith.errors import ConfigError
 from fl_taskarith.merging.merge_rules import merge_rules
 from fl_taskarith.models.backbone import build_model, export_model
 from fl_taskarith.models.vit_glyph import VIT_GLYPH_WEIGHTS
+from fl_taskarith.one_shot import merge_files
+from fl_taskarith.one_shot.merge_files import open_sources
 from fl_taskarith.one_shot.model_files import ModelFile
 
 Tensors = dict[str, torch.Tensor]
+TASKS = Path(__file__).parents[2] / "conf" / "one-shot" / "cifar100-superclasses.toml"
 SHAPES = {"block.weight": (4, 3), "logit_scale": (), "head.weight": (2, 3)}
 
 
@@ -103,6 +109,47 @@ def test_heads_of_other_classes_are_left_out_by_name(merges: Merges, exports: li
     first = safetensors.torch.load_file(exports[1])
     assert torch.equal(merges("--method", "average", *exports[1:])["head.weight"], first["head.weight"])
     assert f"as in {exports[1]}: head.bias, head.weight (classifiers" in merges.said
+
+
+@pytest.mark.parametrize("stating", [["a"], ["b"], ["a", "b"], ["base"], ["base", "a"], ["base", "a", "b"], []])
+def test_classifiers_whose_classes_only_some_files_state_stay_the_bases(stating: list[str], merges: Merges) -> None:
+    facts = {name: {"classes": '["cat", "dog"]'} for name in stating}
+    paths = [merges.write(name, tensors(seed), facts.get(name)) for seed, name in enumerate(("base", "a", "b"))]
+    merged = merges("--base", *paths)["head.weight"]
+    first, second, third = (tensors(seed)["head.weight"] for seed in range(3))
+    expected = (second + third) / 2 if len(stating) in (0, 3) else first
+    assert torch.allclose(merged, expected, atol=1e-6)
+    assert (f"as in {paths[0]}: head.weight (classifiers" in merges.said) == (0 < len(stating) < 3)
+
+
+def test_heads_of_task_vectors_of_other_classes_stay_the_bases(merges: Merges) -> None:
+    base = merges.write("base", tensors(0), {"classes": '["cat", "dog"]'})
+    for classes, change in (('["cat", "dog"]', 0.01), ('["dog", "cat"]', 0.0)):
+        vector = merges.write("v", changed(0, lambda value: 0.01 * torch.ones_like(value)), {"classes": classes})
+        merged = merges("--task-vectors", "--base", base, vector)
+        assert torch.allclose(merged["head.weight"], tensors(0)["head.weight"] + change)
+        assert torch.allclose(merged["block.weight"], tensors(0)["block.weight"] + 0.01)
+
+
+@given(st.integers(0, 2**32), st.floats(1e-3, 0.3), st.sampled_from([torch.float32, torch.float16]))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_models_and_task_vectors_are_not_taken_for_each_other(
+    merges: Merges, seed: int, size: float, kind: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    base, first, second = (torch.randn(8, 16, generator=generator) for _ in range(3))
+    states = {"base": base, "va": size * first, "vb": size * second} | {"ma": base + size * first, "mb": base + second}
+    paths = {name: merges.write(name, {"block.weight": value.to(kind)}) for name, value in states.items()}
+    open_sources(paths["base"], [paths["ma"], paths["mb"]], False)
+    open_sources(paths["base"], [paths["va"], paths["vb"]], True)
+    open_sources(None, [paths["ma"], paths["mb"]], False)
+    with pytest.raises(ConfigError, match=r"ma.safetensors holds a model") as caught:
+        open_sources(paths["base"], [paths["va"], paths["ma"]], True)
+    assert "va.safetensors holds" not in str(caught.value)
+    for base_path in (paths["base"], None):
+        with pytest.raises(ConfigError, match=r"vb.safetensors holds a task vector") as caught:
+            open_sources(base_path, [paths["ma"], paths["vb"]], False)
+        assert "ma.safetensors holds" not in str(caught.value)
 
 
 def test_a_merge_states_scale_and_sources(merges: Merges, tmp_path: Path) -> None:
@@ -200,6 +247,29 @@ def test_numbers_out_of_range_are_refused(words: list[str], expected: str, merge
     assert expected in merges.refused("--base", *paths, *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--method", "ties", "--keep", "0"], "ties: "),
+        (["--method", "dare", "--drop", "1"], "0 <= p < 1"),
+        (["--method", "cclip", "--radius", "0"], "radius above 0"),
+        (["--method", "fednova", "--steps", "1", "0"], "positive number of steps"),
+        (["--search", "{tasks}", "--data", "dry"], "--data dry"),
+        (["--search", "{tasks}"], "2 models for "),
+        (["--scale", "2", "--output", "{folder}/file/merged.safetensors"], "is no folder"),
+    ],
+)
+def test_options_are_refused_before_anything_is_read_or_said(
+    words: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(merge_files, "ModelFile", lambda path: pytest.fail(f"{path} is read"))
+    given = [word.format(folder=tmp_path, tasks=TASKS) for word in words]
+    assert main(["merge", "a.safetensors", "b.safetensors", "--base", "c.safetensors", *given]) == 1
+    said, errors = capsys.readouterr()
+    assert said == "" and expected in errors
+
+
 def test_a_result_too_large_for_half_precision_is_refused(merges: Merges) -> None:
     paths = [
         merges.write(name, {key: value.half() for key, value in tensors(seed).items()})
@@ -272,7 +342,7 @@ def test_too_little_memory_is_told_with_what_is_needed(
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     targets: dict[str, tuple[object, str]] = {
-        "open": (ModelFile, "kind"), "merge": (torch, "stack"), "write": (safetensors.torch, "save"),
+        "open": (ModelFile, "kind"), "merge": (merge_files, "scaled_weights"), "write": (safetensors.torch, "save"),
     }  # fmt: skip
     from fl_taskarith.storage import tensor_file
 
@@ -319,3 +389,23 @@ def test_quantised_models_and_names_in_two_files_of_a_folder_are_refused(
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "stands in two of its files" in merges.refused(folder, merges.write("c", tensors(1)), "--method", "average")
+
+
+def test_an_index_has_to_say_where_each_tensor_stands(merges: Merges, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number, name in enumerate(SHAPES):
+        safetensors.torch.save_file({name: tensors(0)[name]}, folder / f"{number}.safetensors")
+    right = {name: f"{number}.safetensors" for number, name in enumerate(SHAPES)}
+    words = ["--method", "average", merges.write("other", tensors(1)), folder]
+    for table, expected in (
+        (right, ""),
+        (right | {"logit_scale": "0.safetensors"}, "0.safetensors for logit_scale, which stands in none of its files"),
+        (
+            right | {"logit_scale": "0.safetensors", "block.weight": "1.safetensors"},
+            "1.safetensors for block.weight, which stands in 0.safetensors",
+        ),
+        (right | {"other": "0.safetensors"}, "0.safetensors for other, which stands in none of its files"),
+    ):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+        assert expected in merges.refused(*words) if expected else merges(*words)

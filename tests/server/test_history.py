@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import power_cut
 from matplotlib.figure import Figure
 
 import fl_taskarith
@@ -118,3 +119,19 @@ def test_what_cannot_be_asked_for_is_an_error_of_ours(given: dict[str, Any], nam
 def test_a_name_of_no_run_is_an_error_of_ours(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="There is no run"):
         History.load(name, str(tmp_path))
+
+
+def test_in_a_notebook_a_run_says_how_long_it_takes_and_draws_a_bar(
+    quick_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate(quick_config, run_name="plain")
+    assert "take about" not in capsys.readouterr().out, "a short one, on a terminal"
+    monkeypatch.setattr("fl_taskarith.server.launch.in_notebook", lambda: True)
+    monkeypatch.setattr("fl_taskarith.server.simulate.is_watched", lambda: True)
+    with power_cut(after_round=1):
+        simulate(quick_config, run_name="cut")
+    assert "All 3 rounds take about" in capsys.readouterr().out
+    simulate(quick_config, run_name="cut")
+    printed = capsys.readouterr()
+    assert "The 2 rounds that are left take about" in printed.out
+    assert "3/3 [" in printed.err and "test_accuracy=" in printed.err

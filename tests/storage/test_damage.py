@@ -120,7 +120,7 @@ def test_a_changed_digit_of_a_finished_run_is_told_wherever_it_is_read(
 ) -> None:
     run = simulate(tiny, run_name="run").folder
     names = [line.split()[1] for line in (run / CHECKSUMS).read_text().splitlines()]
-    assert names == ["mask.safetensors", "model.safetensors", "rounds.csv", "run.json"]
+    assert names == ["mask.safetensors", "model-best.safetensors", "model.safetensors", "rounds.csv", "run.json"]
     table, record = (run / "rounds.csv").read_text(), (run / "run.json").read_text()
     last = table.splitlines()[-1]
     changed = last.replace(last.split(",")[6], f"{read_rounds(run)[-1]['test_accuracy'] + 0.01!r}")

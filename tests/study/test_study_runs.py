@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import BudgetSpent, CheckpointError, ConfigError
 from fl_taskarith.server.speed import Speed
 from fl_taskarith.storage.run_folder import Logbook, read_rounds
-from fl_taskarith.study import listing, runner
+from fl_taskarith.study import listing, monitor, runner
 from fl_taskarith.study.listing import list_study
 from fl_taskarith.study.monitor import Monitor
 from fl_taskarith.study.one_run import run_once
@@ -167,16 +168,57 @@ def test_a_study_says_a_line_a_minute_where_it_is(tmp_path: Path, capsys: pytest
     results = StudyResults(study_of(STUDY, tmp_path), tmp_path)
     (arm, _), folder = results.study.arms, None
     run = results.final_runs(arm, results.choice(arm))[0]
-    with Monitor([results], jobs=1) as monitor:
-        monitor.begins(arm, run)
+    with Monitor([results], jobs=1) as watching:
+        watching.begins(arm, run)
         folder = run_folder(run)
         folder.mkdir(parents=True)
         (folder / "rounds.csv").write_text("round,x\n0,\n1,\n")
-        monitor.report()
+        watching.report()
     line = capsys.readouterr().out.strip()
     assert line.startswith("arm 1 of 2 (dense, rate 0.01, seed 0): round 1 of 2, ")
     assert re.search(r"left; study: about \d+ s left for 6 runs$", line), line
     assert line in (tmp_path / "tiny" / "study.log").read_text()
+
+
+def test_in_a_notebook_a_bar_shows_how_long_the_study_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(monitor, "in_notebook", lambda: True)
+    monkeypatch.setattr(monitor, "EVERY", 0.5)
+    monkeypatch.setattr(listing, "speed_of", lambda run, seconds: Speed(training=2.0, evaluation=1e9))
+    results = StudyResults(study_of(STUDY, tmp_path), tmp_path)
+    arm = results.study.arms[0]
+    run = results.final_runs(arm, results.choice(arm))[0]
+    with Monitor([results], jobs=1) as watching:
+        assert re.fullmatch(r"Measured here: about .* left for 6 runs\.\n", capsys.readouterr().out)
+        watching.begins(arm, run)
+        folder = run_folder(run)
+        folder.mkdir(parents=True)
+        (folder / "rounds.csv").write_text("round,x\n0,\n1,\n")
+        shown, until = "", time.monotonic() + 20
+        while "8 %" not in shown and time.monotonic() < until:
+            time.sleep(0.05)
+            shown += capsys.readouterr().err
+        assert re.search(r"  8 %\|.*, .* left, dense, seed 0", shown), "one of twelve rounds"
+        while "round 1 of 2" not in (tmp_path / "tiny" / "study.log").read_text() and time.monotonic() < until:
+            time.sleep(0.05)
+        (folder / "rounds.csv").write_text("round,x\n0,\n1,\n2,\n")
+        watching.ends(run)
+    printed = capsys.readouterr()
+    assert "round 1 of 2" not in printed.out and " 17 %|" in printed.err
+    assert "round 1 of 2" in (tmp_path / "tiny" / "study.log").read_text()
+
+
+def test_in_a_notebook_a_finished_study_says_so(
+    tmp_path: Path, training: FakeTraining, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = study_of(STUDY, tmp_path)
+    run_studies([study], tmp_path)
+    assert "Nothing is left" not in capsys.readouterr().out
+    monkeypatch.setattr(monitor, "in_notebook", lambda: True)
+    run_studies([study], tmp_path)
+    printed = capsys.readouterr()
+    assert printed.out.startswith("Nothing is left to do.\n") and "%|" not in printed.err
 
 
 def test_what_is_done_is_not_run_again_beside_what_is_open(

@@ -153,6 +153,7 @@ INSTANTS = {  # in words: the function before whose call number so many the proc
     "between mask and first checkpoint": ("fl_taskarith.storage.run_folder.save_checkpoint", 1),
     "between row and checkpoint of round 1": ("fl_taskarith.storage.run_folder.save_checkpoint", 2),
     "before the model is written": ("fl_taskarith.server.run.export_model", 1),
+    "between the best model and the last": ("fl_taskarith.server.run.export_model", 2),
     "between model and run.json": ("fl_taskarith.storage.run_folder.now", 1),
     "between run.json and SHA256SUMS": ("fl_taskarith.storage.run_folder.write_checksums", 1),
 }

@@ -120,7 +120,7 @@ def test_cluster_models_come_apart_travel_and_are_exported(quick_config: Config)
     assert rows[1]["downlink_bytes"] > 1.9 * rows[1]["uplink_bytes"], "two models down, one task vector up"
     assert all(0.5 <= row["cluster_accuracy"] <= 1 for row in rows[1:])
     exported = sorted(path.name for path in history.folder.glob("model*.safetensors"))
-    assert exported == ["model-cluster-0.safetensors", "model-cluster-1.safetensors"]
+    assert exported == [f"model{best}-cluster-{number}.safetensors" for best in ("-best", "") for number in (0, 1)]
 
 
 def test_clients_of_cluster_models_train_one_by_one_on_images(quick_config: Config) -> None:

@@ -20,6 +20,7 @@ WORK: dict[str, Any] = {  # what the commands call once all is checked, and what
     "mixtures.studies.run_studies.run_mixture_study": None, "describe.masks.make_masks": None,
     "describe.shard_histogram.show_shards": None, "bench.round.bench_round": mock.Mock(ratio=1.0, lines=[]),
     "models.glyph_pretraining.pretrain_glyph": mock.Mock(held_out_accuracy=1.0),
+    "study.project._contents": {"README.md": b""},
 }  # fmt: skip
 VALUES: dict[str, tuple[Any, ...]] = {
     "seed": (0, 7, 2**53), "num-rounds": (1, 10, 300), "batch-size": (8, 16), "learning-rate": (0.001, 0.5, 1.0, 1e-5),
@@ -33,6 +34,7 @@ SOUND = (  # command lines with files of `prepare`
     "mask mask-rule=random density=0.5", "shards sharding=iid", "fed-em --quick", "br-ifca --tables",
     "bench round --repeats 2", "plot run --output p", "report run --template t.tex", "pretrain-glyph --steps 5",
     "simulate a=b/settings.toml", "simulate settings.toml", "merge model.safetensors --base model.safetensors",
+    "init new", "init run", "init .",
 )  # fmt: skip
 OPTIONS = (
     "--jobs", "--budget", "--results-dir", "--from", "--to", "--rounds", "--keep", "--seed", "--per-decade", "--list",
