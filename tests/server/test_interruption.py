@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from conftest import numbers
 
 from fl_taskarith import simulate
+from fl_taskarith.cli.command import main
 from fl_taskarith.config.settings import Config
 from fl_taskarith.server.interruption import Interrupted, finishing_rounds
 from fl_taskarith.server.launch import run_federation
@@ -20,34 +22,29 @@ from fl_taskarith.storage.checkpoint import list_checkpoints
 from fl_taskarith.storage.run_folder import read_rounds
 
 SLOW = ["num-rounds=150", "evaluate-every=150", "checkpoint-every=150", "train-subset=200", "num-clients=10",
-        "mask-rule=none", "learning-rate=0.001"]  # fmt: skip
+        "mask-rule=none", "learning-rate=0.001", "validation-size=60", "test-subset=60",
+        "draw-curves=false"]  # fmt: skip
 
 
-def signalled(number: int, folder: Path) -> "subprocess.Popen[str]":
-    """A run that got the signal in the middle of its rounds."""
-    command = [
-        sys.executable,
-        "-m",
-        "fl_taskarith.cli",
-        "simulate",
-        *SLOW,
-        f"results-dir={folder}",
-        "run-name=cut",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    rounds = folder / "cut" / "rounds.csv"
-    while not rounds.exists() or rounds.read_text().count("\n") < 4:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(number)
-    return process
+def command(folder: Path) -> None:
+    """A run as from the command line, in a process that has everything imported."""
+    sys.stdout, sys.stderr = open(folder / "printed.txt", "w"), open(folder / "errors.txt", "w")
+    sys.exit(main(["simulate", *SLOW, f"results-dir={folder}", "run-name=cut"]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_last_whole_round_and_says_which(number: int, tmp_path: Path) -> None:
-    process = signalled(number, tmp_path)
-    printed, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    process = get_context("fork").Process(target=command, args=(tmp_path,), daemon=True)
+    process.start()
+    rounds = tmp_path / "cut" / "rounds.csv"
+    while not rounds.exists() or rounds.read_text().count("\n") < 4:
+        assert process.is_alive()
+        time.sleep(0.02)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 128 + number
+    printed, errors = ((tmp_path / f"{name}.txt").read_text() for name in ("printed", "errors"))
     rows, record = read_rounds(tmp_path / "cut"), json.loads((tmp_path / "cut" / "run.json").read_text())
     last = rows[-1]["round"]
     assert 2 <= last < 150 and record["status"] == "interrupted"
@@ -104,6 +101,8 @@ mask-rule = "none"
 learning-rate = 0.003
 num-clients = 10
 train-subset = 200
+validation-size = 60
+test-subset = 60
 num-rounds = 3000
 checkpoint-every = 3000
 evaluate-every = 3000

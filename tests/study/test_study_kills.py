@@ -12,11 +12,18 @@ from pathlib import Path
 import pytest
 from conftest import numbers
 
+from fl_taskarith.study.runner import run_studies
+from fl_taskarith.study.study_file import load_study
+
 STUDY = """
 name = "killed"
 seeds = [0, 1, 2]
 [settings]
 num-clients = 10
+train-subset = 400
+validation-size = 60
+test-subset = 60
+calibration-size = 20
 num-rounds = 6
 local-steps = 2
 checkpoint-every = 1
@@ -63,7 +70,7 @@ def test_a_study_killed_three_times_gives_the_same_tables(tmp_path: Path) -> Non
     path = tmp_path / "study.toml"
     path.write_text(STUDY)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start(path, whole).wait(300) == 0
+    run_studies([load_study(path)], whole)
     instants = random.Random(0)
     total = rounds_done(whole)
     for kill in range(3):
