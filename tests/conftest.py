@@ -27,6 +27,8 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # A head taken from an earlier test, or from the user's own cache, would make a test of how one is found prove nothing.
 os.environ["FL_TASKARITH_SHARED_STARTS"] = "off"
+# Waiting for the disk is for power cuts, of which no test makes a real one; a run of a test would spend a tenth on it.
+os.fsync = lambda descriptor: None
 
 CIFAR_FILES = {"train": 14, "test": 1}  # generated images per class
 

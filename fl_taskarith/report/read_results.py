@@ -145,6 +145,7 @@ def read_study(folder: Path) -> StudyFolder:
     for place, lines in table.items():
         _check_agreement(folder, place, lines, runs[place], place in settings)
         _check_origin(folder, place, lines[0], settings[place])
+    _tell_other_curves(folder, table, runs, points)
     arms = tuple(_arm(lines[0], settings[place], runs[place], points[place]) for place, lines in table.items())
     finished = frozenset(
         FinishedRun(run["seed"], run["test_percent"], run["seconds"] or 0.0, line_is_shipped(run))
@@ -195,6 +196,22 @@ def _check_origin(folder: Path, place: tuple[str, str], line: Line, settings: Ma
     problem = f"settings.json has another {other[0]} than table.csv" if other else ""
     if problem:
         raise CheckpointError(f"The results in {folder} are mixed, at the arm {shown(place[1])}: {problem}. {REMEDY}")
+
+
+def _tell_other_curves(folder: Path, *tables: Mapping[tuple[str, str], Lines]) -> None:
+    """Warn where curves.csv has an arm that table.csv lacks, or does not end at the accuracies in runs.csv."""
+    table, runs, points = tables
+    for place, lines in points.items():
+        ends = {point["seed"]: point["test_percent"] for point in sorted(lines, key=lambda point: point["round"])
+                if point["test_percent"] is not None}  # fmt: skip
+        known = {run["seed"]: run["test_percent"] for run in runs.get(place, ())}
+        pairs = [(end, known[seed]) for seed, end in ends.items() if known.get(seed) is not None]
+        if place not in table or not all(isclose(end, value, abs_tol=1e-6) for end, value in pairs):
+            log.warning(
+                "%s: curves.csv is not of the runs in the tables, as at the arm %s, and may show others. Make it again "
+                "with fl-taskarith study --tables, or move it away.", folder, shown(place[1]),
+            )  # fmt: skip
+            return
 
 
 def _arm(line: Line, settings: Mapping[str, Scalar], runs: Lines, points: Lines) -> MeasuredArm:

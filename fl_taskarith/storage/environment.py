@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import time
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ PACKAGES = ("fl-taskarith", "flwr", "torch", "torchvision", "timm", "numpy")
 
 def environment() -> dict[str, Any]:
     """Return versions, machine and commit, for the records of runs and benchmarks."""
+    return {"started": now(), **_of_this_process()}
+
+
+@cache
+def _of_this_process() -> dict[str, Any]:
+    """Return what stays while a process lives: the commit is that of the code which it has loaded."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -23,7 +30,6 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        "started": now(),
         "versions": versions,
         "machine": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
         "git_commit": _git_commit(),

@@ -14,11 +14,12 @@ from fl_taskarith.figures.plots import plot_curves
 from fl_taskarith.storage.paths import checkout, resolve, results_root, shipped_file
 
 ROOT = Path(__file__).parents[2]
-QUICK = ["num-clients=10", "num-rounds=1", "local-steps=1", "threads=1"]
+QUICK = ["num-clients=10", "num-rounds=1", "local-steps=1", "threads=1", "train-subset=300", "validation-size=60",
+         "test-subset=60", "calibration-size=20"]  # fmt: skip
 
 
 def test_simulate_returns_zero_prints_where_the_results_are_and_never_imports_ray(tmp_path: Path) -> None:
-    words = ["simulate", *QUICK, f"results-dir={tmp_path}", "run-name=mine"]
+    words = ["simulate", *QUICK, f"results-dir={tmp_path}", "run-name=mine", "draw-curves=false"]
     code = "import sys, client_app, server_app, fl_taskarith.cli.command as cli\n"
     code += f"sys.exit(cli.main({words}) or ('Ray was imported' if 'ray' in sys.modules else 0))"
     finished = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -185,6 +185,7 @@ def test_clients_masks_have_the_density_and_overlap_more_than_chance(
     assert (report["pairwise"]["min"], report["pairwise"]["max"]) == (min(pairs), max(pairs))
     assert report["pairwise"]["mean"] == pytest.approx(sum(pairs) / 3)
     assert report["pairwise"]["by_chance"] == pytest.approx(0.1 / 1.9, rel=1e-4)
+    assert report["with_mask_by_chance"] == pytest.approx(0.1 / 1.9, rel=1e-4)
     assert all(3 * report["pairwise"]["by_chance"] < value < 1 for value in pairs + report["with_mask"]["each"])
     printed = capsys.readouterr().out
     assert f"{report['with_mask']['mean']:.4f}" in printed

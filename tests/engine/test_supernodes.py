@@ -246,8 +246,8 @@ def test_a_reply_in_the_name_of_another_supernode_counts_for_nobody(monkeypatch:
 
     replaced(monkeypatch, flower, forge)
     assert heard(grid, [0, 1, 2]) == [0, 1, 2]
-    replaced(monkeypatch, flower, lambda replies: replies.pop(-1))
-    assert heard(grid, [0, 1, 2]) == [1, 2], "what was forged does not take the place of what is missing"
+    replaced(monkeypatch, flower, lambda replies: replies.pop(1))  # the genuine one of 2
+    assert heard(grid, [0, 1, 2]) == [0, 1], "what was forged does not take the place of what is missing"
 
 
 def test_a_reply_that_flower_cannot_read_is_its_clients_failure(monkeypatch: pytest.MonkeyPatch) -> None:

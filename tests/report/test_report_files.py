@@ -14,6 +14,7 @@ from fl_taskarith.cli.command import main
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.report.document import write_report
 from fl_taskarith.report.generated import MANIFEST
+from fl_taskarith.report.read_results import read_study
 from fl_taskarith.report.typeset import Typeset, find_tex
 
 TEX = find_tex()
@@ -335,6 +336,19 @@ def test_the_committed_reports_are_what_the_command_writes(results: str, tmp_pat
     assert main(["report", str(shipped_folder), "--output", str(tmp_path / "mine"),
                  "--authors", str(tmp_path / "me.toml")]) == 1  # fmt: skip
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("other", ["sparsity", "participation", "heterogeneity", ""])
+def test_curves_of_other_runs_than_the_tables_are_told(
+    other: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = committed_results() / "digits"
+    folder = shutil.copytree(results / "heterogeneity", tmp_path / "study")
+    head, *lines = (results / (other or "heterogeneity") / "curves.csv").read_text().splitlines()
+    lines = lines if other else [f"{line.rpartition(',')[0]},50.0" for line in lines]
+    (folder / "curves.csv").write_text("\n".join([head, *lines]) + "\n")
+    read_study(folder)
+    assert ("curves.csv is not of the runs in the tables" in caplog.text) == (other != "heterogeneity")
 
 
 @pytest.mark.slow

@@ -4,12 +4,11 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from child_processes import command
 from conftest import numbers
 
 from fl_taskarith import simulate
@@ -20,34 +19,21 @@ from fl_taskarith.storage.checkpoint import list_checkpoints
 from fl_taskarith.storage.run_folder import read_rounds
 
 SLOW = ["num-rounds=150", "evaluate-every=150", "checkpoint-every=150", "train-subset=200", "num-clients=10",
-        "mask-rule=none", "learning-rate=0.001"]  # fmt: skip
-
-
-def signalled(number: int, folder: Path) -> "subprocess.Popen[str]":
-    """A run that got the signal in the middle of its rounds."""
-    command = [
-        sys.executable,
-        "-m",
-        "fl_taskarith.cli",
-        "simulate",
-        *SLOW,
-        f"results-dir={folder}",
-        "run-name=cut",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    rounds = folder / "cut" / "rounds.csv"
-    while not rounds.exists() or rounds.read_text().count("\n") < 4:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(number)
-    return process
+        "mask-rule=none", "learning-rate=0.001", "validation-size=60", "test-subset=60",
+        "draw-curves=false"]  # fmt: skip
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_last_whole_round_and_says_which(number: int, tmp_path: Path) -> None:
-    process = signalled(number, tmp_path)
-    printed, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    with command(["simulate", *SLOW, f"results-dir={tmp_path}", "run-name=cut"], tmp_path) as process:
+        rounds = tmp_path / "cut" / "rounds.csv"
+        while not rounds.exists() or rounds.read_text().count("\n") < 4:
+            assert process.is_alive()
+            time.sleep(0.02)
+        os.kill(process.pid or 0, number)
+        process.join(60)
+        assert process.exitcode == 128 + number
+    printed, errors = ((tmp_path / f"{name}.txt").read_text() for name in ("printed", "errors"))
     rows, record = read_rounds(tmp_path / "cut"), json.loads((tmp_path / "cut" / "run.json").read_text())
     last = rows[-1]["round"]
     assert 2 <= last < 150 and record["status"] == "interrupted"
@@ -104,6 +90,8 @@ mask-rule = "none"
 learning-rate = 0.003
 num-clients = 10
 train-subset = 200
+validation-size = 60
+test-subset = 60
 num-rounds = 3000
 checkpoint-every = 3000
 evaluate-every = 3000
@@ -116,16 +104,15 @@ name = "dense"
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_every_run_of_a_study_saves_its_round_when_the_study_is_stopped(number: int, tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(STUDY)
-    command = [sys.executable, "-m", "fl_taskarith.cli", "study", str(tmp_path / "study.toml"), "--jobs", "2",
-               "--results-dir", str(tmp_path)]  # fmt: skip
+    words = ["study", str(tmp_path / "study.toml"), "--jobs", "2", "--results-dir", str(tmp_path)]
     runs = tmp_path / "cut" / "runs"
-    with open(tmp_path / "printed.txt", "w") as printed:
-        process = subprocess.Popen(command, stdout=printed, stderr=printed)
+    with command(words, tmp_path) as process:
         while sum(path.read_text().count("\n") > 3 for path in runs.glob("*/rounds.csv")) < 2:
-            assert process.poll() is None, (tmp_path / "printed.txt").read_text()
+            assert process.is_alive(), (tmp_path / "errors.txt").read_text()
             time.sleep(0.05)
-        process.send_signal(number)
-        assert process.wait(timeout=60) == (-number if number == signal.SIGKILL else 128 + number)
+        os.kill(process.pid or 0, number)
+        process.join(60)
+        assert process.exitcode == (-number if number == signal.SIGKILL else 128 + number)
     deadline = time.time() + 30  # after SIGKILL the workers are on their own
     while any(json.loads(path.read_text())["status"] == "running" for path in runs.glob("*/run.json")):
         assert time.time() < deadline

@@ -111,7 +111,8 @@ def test_runs_that_used_to_collapse_by_default_end_above_the_ridge_head(
 def test_the_search_needs_no_known_rate(tmp_path: Path) -> None:
     from fl_taskarith.cli.command import main
 
-    words = ["weights=none", "num-clients=10", "train-subset=200", f"data-dir={tmp_path}"]
+    words = ["weights=none", "num-clients=10", "train-subset=200", "validation-size=60", "test-subset=60",
+             f"data-dir={tmp_path}"]  # fmt: skip
     options = ["--from", "1e-5", "--to", "0.1", "--per-decade", "1", "--rounds", "1", "--keep", "1"]
     assert main(["search", *options, *words, "--results-dir", str(tmp_path)]) == 0, "words may stand behind options"
     assert main(["simulate", *words, f"results-dir={tmp_path}"]) == 1

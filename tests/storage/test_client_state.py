@@ -96,6 +96,15 @@ def test_a_missing_or_damaged_state_is_an_error_that_names_it(tmp_path: Path) ->
             read_client_state(tmp_path, 17, wanted)
 
 
+def test_a_state_of_another_run_under_the_name_of_this_ones_is_not_taken(tmp_path: Path) -> None:
+    """The name carries 128 bits of the content's checksum, so that a state needs no mark of its run."""
+    own = write_client_state(tmp_path / "a", 17, 3, {"c": torch.ones(4)})
+    other = write_client_state(tmp_path / "b", 17, 3, {"c": torch.zeros(4)})
+    (tmp_path / "b" / "000017" / other).rename(tmp_path / "a" / "000017" / own)
+    with pytest.raises(CheckpointError, match="client 17 is missing or damaged"):
+        read_client_state(tmp_path / "a", 17, own)
+
+
 def test_pruning_keeps_what_any_checkpoint_refers_to(tmp_path: Path) -> None:
     names = {
         (partition, version): write_client_state(tmp_path, partition, version, {"c": torch.tensor([version])})

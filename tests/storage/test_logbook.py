@@ -194,6 +194,13 @@ def test_a_damaged_checkpoint_takes_no_place_among_the_kept_ones(tmp_path: Path)
     assert len(list(tmp_path.glob("*.damaged"))) == 1
 
 
+def test_the_checkpoint_just_written_is_kept_whatever_later_ones_lie_beside_it(tmp_path: Path) -> None:
+    for number in (20, 30):
+        save_checkpoint(tmp_path, checkpoint(number))
+    assert save_checkpoint(tmp_path, checkpoint(10)).exists(), "of a run that began again from before"
+    assert [found for found, _ in list_checkpoints(tmp_path)] == [30, 10]
+
+
 def test_only_damaged_checkpoints_is_an_error_and_none_is_a_fresh_start(tmp_path: Path) -> None:
     assert load_latest_checkpoint(tmp_path / "none") is None
     save_checkpoint(tmp_path, checkpoint(1)).write_bytes(b"")

@@ -8,8 +8,10 @@ from small_studies import SEARCHED, FakeTraining, study_of
 
 from fl_taskarith.cli.command import main
 from fl_taskarith.config.settings import Config
-from fl_taskarith.errors import CheckpointError, Divergence
+from fl_taskarith.errors import CheckpointError, Divergence, FolderInUse
 from fl_taskarith.figures.run_groups import find_runs, members
+from fl_taskarith.storage.folder_choice import hold
+from fl_taskarith.storage.locks import owned
 from fl_taskarith.storage.packed_runs import pack_of, read_pack, write_pack
 from fl_taskarith.study.listing import list_study
 from fl_taskarith.study.pack import pack_runs
@@ -61,6 +63,20 @@ def test_packed_runs_are_not_run_again_and_tables_and_figures_stay(
         assert members(find_runs([place])) == drawn
     one = next(path for path, outcome in outcomes.items() if outcome.rows)
     assert find_runs([one])[0].rows == outcomes[one].rows
+
+
+def test_only_one_process_packs_and_a_run_that_is_written_stays(results: StudyResults) -> None:
+    pack, folders = pack_of(results.runs), sorted(results.runs.iterdir())
+    with owned(pack), pytest.raises(FolderInUse, match="Another process is writing"):
+        pack_runs(results.runs)
+    assert not pack.exists() and sorted(results.runs.iterdir()) == folders
+    lock = hold(folders[0])
+    assert lock is not None
+    assert pack_runs(results.runs) == (pack, len(folders) - 1)
+    assert list(results.runs.iterdir()) == folders[:1] and len(read_pack(pack)) == len(folders)
+    lock.release()
+    assert pack_runs(results.runs) == (pack, 1)
+    assert list(results.folder.glob("*.lock")) == []
 
 
 def test_a_folder_wins_over_the_pack_and_packing_again_takes_it_in(

@@ -9,7 +9,7 @@ from scipy import stats
 
 from fl_taskarith.errors import StudyError
 from fl_taskarith.figures.statistics import paired, summarise
-from fl_taskarith.study.search import DIVERGED, Choice, Scores, Search, choose, open_trials
+from fl_taskarith.study.search import DIVERGED, Choice, Scores, Search, choose, open_trials, trials_left
 
 SEARCH = Search(low=1e-3, high=10.0, per_decade=1, rounds=(1, 2), keep=2, seed=0)
 
@@ -81,3 +81,11 @@ def test_the_detectable_difference_by_hand() -> None:
     result = paired({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.0, 1: 0.0, 2: 0.0})  # sd 1, n 3; t(0.975, 2) and t(0.80, 2)
     assert result.detectable == pytest.approx((4.302653 + 1.060660) / math.sqrt(3), abs=1e-5)
     assert result.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-5)
+
+
+def test_what_is_left_of_a_search_counts_the_rungs_to_come() -> None:
+    search = Search(1e-3, 10.0, 1, (1, 2, 6), 2, 0)
+    assert sorted(trials_left(search, {})) == [1] * 5 + [2, 2, 6, 6]
+    first = {(rate, 1): (rate, 0.0) for rate in search.rates}
+    assert sorted(trials_left(search, first)) == [2, 2, 6, 6]
+    assert sorted(trials_left(search, first | {(10.0, 2): (0.5, 0.0)})) == [2, 6, 6]

@@ -1,22 +1,25 @@
 """A study that is killed at random and started again makes the tables of one that was left alone."""
 
-import contextlib
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from child_processes import command
 from conftest import numbers
+
+from fl_taskarith.study.runner import run_studies
+from fl_taskarith.study.study_file import load_study
 
 STUDY = """
 name = "killed"
 seeds = [0, 1, 2]
 [settings]
 num-clients = 10
+train-subset = 400
+validation-size = 60
+test-subset = 60
+calibration-size = 20
 num-rounds = 6
 local-steps = 2
 checkpoint-every = 1
@@ -37,22 +40,6 @@ settings = { mask-rule = "least-sensitive" }
 TABLES = ("table.csv", "search.csv", "curves.csv", "settings.json")
 
 
-def start(path: Path, results: Path) -> subprocess.Popen[bytes]:
-    """The study in a process group of its own, with two processes that train."""
-    words = [
-        sys.executable,
-        "-m",
-        "fl_taskarith.cli",
-        "study",
-        str(path),
-        "--results-dir",
-        str(results),
-        "--jobs",
-        "2",
-    ]
-    return subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 def rounds_done(results: Path) -> int:
     # Not rglob: it would walk into folders of checkpoints, which go as it walks.
     return sum(path.read_text().count("\n") for path in (results / "killed" / "runs").glob("*/rounds.csv"))
@@ -63,20 +50,20 @@ def test_a_study_killed_three_times_gives_the_same_tables(tmp_path: Path) -> Non
     path = tmp_path / "study.toml"
     path.write_text(STUDY)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start(path, whole).wait(300) == 0
+    run_studies([load_study(path)], whole)
     instants = random.Random(0)
     total = rounds_done(whole)
+    words = ["study", str(path), "--results-dir", str(cut), "--jobs", "2"]  # two processes that train
     for kill in range(3):
-        study = start(path, cut)
-        wanted = int(total * (kill + instants.uniform(0.3, 0.9)) / 3)
-        while study.poll() is None and rounds_done(cut) < wanted:
-            time.sleep(0.01)
-        time.sleep(instants.uniform(0.0, 0.2))
-        assert study.poll() is None, "it ended before it was killed"
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(study.pid, signal.SIGKILL)
-        study.wait()
-    assert start(path, cut).wait(300) == 0
+        with command(words, tmp_path) as study:
+            wanted = int(total * (kill + instants.uniform(0.3, 0.9)) / 3)
+            while study.is_alive() and rounds_done(cut) < wanted:
+                time.sleep(0.01)
+            time.sleep(instants.uniform(0.0, 0.2))
+            assert study.is_alive(), "it ended before it was killed"
+    with command(words, tmp_path) as study:
+        study.join(300)
+        assert study.exitcode == 0
     for name in TABLES:
         assert (cut / "killed" / name).read_bytes() == (whole / "killed" / name).read_bytes(), name
     folders = sorted(folder.name for folder in (whole / "killed" / "runs").iterdir())

@@ -45,7 +45,8 @@ REFUSED, SAME, BEFORE = "refused by name", "mended or harmless", "the one before
 
 TINY = Config(
     num_clients=8, participation=0.5, classes_per_client=5, num_rounds=2, local_steps=1, learning_rate=0.01,
-    mask_rule="random", evaluate_every=1, checkpoint_every=1, threads=1, draw_curves=False,
+    mask_rule="random", evaluate_every=1, checkpoint_every=1, threads=1, draw_curves=False, train_subset=300,
+    validation_size=60, test_subset=60,
 )  # fmt: skip
 
 

@@ -160,18 +160,23 @@ INSTANTS = {  # in words: the function before whose call number so many the proc
 
 
 def differences_after_kill_at(instant: str, folder: Path) -> list[str]:
-    """What a run that was killed at `instant` and then started again does not have as an undisturbed one has it."""
+    """What a run that was killed at `instant` and then started again does not have as an undisturbed one has it.
+
+    The undisturbed one in `folder` serves all instants.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fl_taskarith.server.simulate", "fl_taskarith.figures.plots", "sklearn.datasets"])
     words = ["simulate", *CASES["fedbn, random"], "num-rounds=3", f"results-dir={folder}"]
-    for name, place in (("undisturbed", ("", 0)), ("killed", INSTANTS[instant]), ("killed", ("", 0))):
+    killed = f"killed-{'-'.join(instant.split())}"
+    lives = [] if (folder / "undisturbed").exists() else [("undisturbed", ("", 0))]
+    for name, place in [*lives, (killed, INSTANTS[instant]), (killed, ("", 0))]:
         process = context.Process(target=_run_until, args=([*words, f"run-name={name}"], *place))
         process.start()
         process.join()
         if process.exitcode != (-signal.SIGKILL if place[0] else 0):
             return [f"the run {name} ended with status {process.exitcode}"]
-    begun_anew = ["a folder of its own"] if (folder / "killed-2").exists() else []
-    return begun_anew + differences(folder / "undisturbed", folder / "killed")
+    begun_anew = ["a folder of its own"] if (folder / f"{killed}-2").exists() else []
+    return begun_anew + differences(folder / "undisturbed", folder / killed)
 
 
 def _run_until(words: list[str], function: str, call: int) -> None:

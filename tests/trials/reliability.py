@@ -71,11 +71,11 @@ def kills(sizes: Sizes, seed: int, cases: list[str], quick: bool) -> Rows:
                 for number in range(outcome.kills):
                     tally.settle("continued to the same bits", outcome.differences, f"kill {number}")
         yield "kills", tally
-    for instant in () if cases else kill.INSTANTS:
-        tally = Tally(f"SIGKILL {instant}")
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        for instant in () if cases else kill.INSTANTS:
+            tally = Tally(f"SIGKILL {instant}")
             tally.settle("completed to the same bits", kill.differences_after_kill_at(instant, Path(folder)), instant)
-        yield "kills", tally
+            yield "kills", tally
 
 
 def damages(sizes: Sizes, seed: int) -> Rows:

@@ -15,6 +15,7 @@ from fl_taskarith.errors import ConfigError
 from fl_taskarith.workspace.clusters import split_clusters, start_clusters
 from fl_taskarith.workspace.global_model import GlobalModel
 from fl_taskarith.workspace.views import as_seen_by, as_trained_on, byzantine_clients, pooled, views
+from fl_taskarith.workspace.workspace import workspace
 
 IMAGES = ImageSet(torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4), torch.tensor([0, 1]))
 IFCA = {"strategy": "br-ifca", "cluster_rule": "mean"}
@@ -121,6 +122,21 @@ def test_cluster_models_come_apart_travel_and_are_exported(quick_config: Config)
     assert all(0.5 <= row["cluster_accuracy"] <= 1 for row in rows[1:])
     exported = sorted(path.name for path in history.folder.glob("model*.safetensors"))
     assert exported == [f"model{best}-cluster-{number}.safetensors" for best in ("-best", "") for number in (0, 1)]
+
+
+def test_a_group_is_measured_with_the_model_of_least_validation_loss_in_it(quick_config: Config) -> None:
+    config = dataclasses.replace(quick_config, client_groups="half-turn", num_clusters=2, participation=1.0, **IFCA)
+    history = simulate(config)
+    home, best = workspace(config), []
+    table = []
+    for path in sorted(history.folder.glob("model-cluster-*.safetensors")):
+        home.load(load_file(path))
+        splits = home.data.validation, home.data.test
+        table.append([[home.evaluate(seen).loss for seen in views(config, split)] for split in splits])
+    for group in range(2):
+        best.append(min(((val[group], test[group]) for val, test in table), key=lambda losses: losses[0]))
+    assert history.rows[-1]["val_loss"] == pytest.approx((best[0][0] + best[1][0]) / 2, rel=1e-5)
+    assert history.rows[-1]["test_loss"] == pytest.approx((best[0][1] + best[1][1]) / 2, rel=1e-5)
 
 
 def test_clients_of_cluster_models_train_one_by_one_on_images(quick_config: Config) -> None:
