@@ -1,15 +1,18 @@
 """Choosing a learning rate by successive halving, and the statistics of tables."""
 
+import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from fl_taskarith.errors import StudyError
+from fl_taskarith.errors import ConfigError, StudyError
 from fl_taskarith.figures.statistics import paired, summarise
 from fl_taskarith.study.search import DIVERGED, Choice, Scores, Search, choose, open_trials, trials_left
+from fl_taskarith.study.study_file import load_study
 
 SEARCH = Search(low=1e-3, high=10.0, per_decade=1, rounds=(1, 2), keep=2, seed=0)
 
@@ -50,6 +53,32 @@ def test_a_rate_that_diverges_never_wins_and_never_goes_on() -> None:
 def test_a_search_in_which_everything_diverges_says_so() -> None:
     with pytest.raises(StudyError, match=r"0\.001 to 10 diverged"):
         search_by(lambda rate, rounds: -math.inf)
+
+
+def test_a_search_by_loss_takes_the_least_loss_and_then_the_accuracy() -> None:
+    """In both rungs: the most accurate rates have the largest losses."""
+    search = dataclasses.replace(SEARCH, by="loss")
+    scores: dict[tuple[float, int], tuple[float, float]] = {}
+    while trials := open_trials(search, scores):
+        scores |= {(rate, rounds): (0.5 + 0.1 * math.log10(rate), -max(rate, 0.01)) for rate, rounds in trials}
+    assert [rate for rate, rounds in scores if rounds == 2] == [0.001, 0.01]
+    assert choose(search, scores) == Choice(0.01, edge=False), "of equal losses the more accurate"
+
+
+@pytest.mark.parametrize(("written", "accepted"), [("loss", True), ("accuracy", True), ("test", False)])
+def test_a_study_file_says_what_a_search_goes_by(written: str, accepted: bool, tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(
+        'title = "A"\nname = "a"\nseeds = [0]\n[settings]\nmask-rule = "none"\n[search]\nfrom = 1e-3\nto = 10.0\n'
+        f'rounds = [1]\nby = "{written}"\n[[arm]]\nname = "b"\n'
+    )
+    if accepted:
+        search = load_study(file).search
+        assert search is not None
+        assert search.by == written
+    else:
+        with pytest.raises(ConfigError, match='by = "test" is not accepted: expected one of "accuracy", "loss"'):
+            load_study(file)
 
 
 # statistics
