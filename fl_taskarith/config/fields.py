@@ -64,7 +64,7 @@ class Settings:
     augmentation: str = DATA(
         "auto", "auto | none | flip | crop | crop-flip", "of training batches; auto = the data set's own"
     )
-    model: str = MODEL("vit_glyph", None, "any timm VisionTransformer by name", words="{}")
+    model: str = MODEL("vit_glyph", None, "any timm VisionTransformer or Eva (DINOv3, EUPE) by name", words="{}")
     weights: str = MODEL(
         "pretrained", None, 'path of a .safetensors or .pth file, "pretrained" (timm), or "none" (random)'
     )

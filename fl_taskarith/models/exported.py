@@ -40,7 +40,8 @@ def read_exported(path: Path) -> ExportedModel:
         with safetensors.safe_open(path, "pt") as file:
             facts = file.metadata() or {}
         size, classes = int(facts["input_size"]), tuple(json.loads(facts["classes"]))
-        model = timm.create_model(facts["architecture"], num_classes=len(classes), img_size=size).eval()
+        pooling = {"global_pool": facts["pooling"]} if "pooling" in facts else {}
+        model = timm.create_model(facts["architecture"], num_classes=len(classes), img_size=size, **pooling).eval()
         model.load_state_dict(read_tensors(path))
         normalise = v2.Normalize(json.loads(facts["mean"]), json.loads(facts["std"]))
     except FileNotFoundError as error:

@@ -21,13 +21,21 @@ _NAMES = [(re.compile(rf"(?<![^.]){pattern}"), name) for pattern, name in SPELLI
 log = logging.getLogger(__name__)
 
 
+def known_name(spelt: str) -> str:
+    """Return the name in the table's words of a tensor that is spelt in any way that is known."""
+    name = ".".join(word for word in spelt.split(".") if word not in SPELLINGS["inserted"])
+    for pattern, replacement in _NAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
 def is_head(name: str) -> bool:
     """Return whether this names a classifier's tensor."""
     return _matches(name, SPELLINGS["heads"])
 
 
 def find_backbone(contents: Mapping[Any, Any], expected: Collection[str], path: Path) -> dict[str, Tensor]:
-    """Return the tensors of the backbone in `contents`, of any shapes, under timm's names and without its head.
+    """Return the tensors of the backbone in `contents`, of any shapes, under known names and without its head.
 
     Dictionaries may be nested, and any prefix may stand before the names. The backbone is the one with the most of the
     `expected` names; of several that have all, the one that `preferred` in the table chooses.
@@ -106,9 +114,7 @@ def _tables(contents: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict
 def _renamed(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for spelt, value in table.items():
-        name = ".".join(word for word in spelt.split(".") if word not in SPELLINGS["inserted"])
-        for pattern, replacement in _NAMES:
-            name = pattern.sub(replacement, name)
+        name = known_name(spelt)
         renamed[spelt if name in renamed else name] = value
     return renamed
 
