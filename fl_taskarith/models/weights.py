@@ -215,9 +215,10 @@ def _split_biases(state: StateDict, expected: Collection[str]) -> StateDict:
         start = name.removesuffix("qkv.bias")
         if start == name or name in expected or not is_number(value) or value.dim() != 1 or len(value) % 3:
             continue
+        query, _, values = value.chunk(3)
         if f"{start}q.bias" in expected:
-            split[f"{start}q.bias"], _, split[f"{start}v.bias"] = value.chunk(3)
-        elif bool(value.any()):
+            split |= {f"{start}q.bias": query, f"{start}v.bias": values}
+        elif bool(query.any()) or bool(values.any()):
             continue
         del split[name]
     return split

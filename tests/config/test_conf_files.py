@@ -50,6 +50,7 @@ def is_further(path: Path) -> bool:
         "least-sensitive", "fedgma", "fedprox", "fedyogi", "trimmed-mean", "geometric-median", "gram-anchored", "cclip",
         "br-ifca", "fedbn", "fedavgm", "median", "lowest-magnitude", "highest-magnitude", "random", "krum", "fedadam",
         "covariance", "covariance-momentum", "merge-rule",
+        "not-true-distillation", "feature-anchoring",
         "scaffold-one-class", "most-sensitive", "fednova", "scaffold", "fedavg-iid-sparse", "fedavg-noniid-sparse",
     )  # fmt: skip
 

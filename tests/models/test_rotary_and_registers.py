@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -216,12 +217,34 @@ def dinov3_state(model: Eva, key_bias: float) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("spelling", ["timm", "meta"])
+HUGGING_FACE = {
+    r"^(cls_token|reg_token)$": r"embeddings.\1", "reg_token": "register_tokens", r"^blocks": "layer",
+    r"patch_embed\.proj": "embeddings.patch_embeddings", r"gamma_([12])": r"layer_scale\1.lambda1",
+    r"attn\.([qv])_bias": r"attention.\1_proj.bias", r"attn\.proj": "attention.o_proj",
+    "fc1": "up_proj", "fc2": "down_proj",
+}  # fmt: skip
+
+
+def hugging_face_state(model: Eva) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {"embeddings.mask_token": torch.zeros(1, 1, 32)}
+    for name, value in backbone(model).items():
+        for pattern, replacement in HUGGING_FACE.items():
+            name = re.sub(pattern, replacement, name)
+        if name.endswith("attn.qkv.weight"):
+            parts = zip("qkv", value.chunk(3), strict=True)
+            state |= {name.replace("attn.qkv", f"attention.{letter}_proj"): part for letter, part in parts}
+        else:
+            state[name] = value
+    return state
+
+
+@pytest.mark.parametrize("spelling", ["timm", "Meta", "Hugging Face"])
 @pytest.mark.parametrize("name", ["tiny_rope", "tiny_rope_biased"])
-def test_weights_are_read_as_timm_and_meta_write_them(name: str, spelling: str, tmp_path: Path) -> None:
+def test_weights_are_read_as_others_write_them(name: str, spelling: str, tmp_path: Path) -> None:
     source = built(name)
-    state = source.state_dict() if spelling == "timm" else dinov3_state(source, 3.0)
-    if spelling == "meta" and name == "tiny_rope":
+    spelt = {"Meta": dinov3_state(source, 3.0), "Hugging Face": hugging_face_state(source)}
+    state = spelt.get(spelling, source.state_dict())
+    if spelling == "Meta" and name == "tiny_rope":
         state |= {f"blocks.{number}.attn.qkv.bias": torch.zeros(96) for number in range(3)}
     save_file({key: value.contiguous().clone() for key, value in state.items()}, tmp_path / "weights.safetensors")
     model = build_model(name, 4, 16, "none", download=False, seed=5)
