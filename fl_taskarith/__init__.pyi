@@ -99,7 +99,10 @@ class Settings(TypedDict, total=False):
     start_radius: float
     tolerance: float
     clients_at_once: int
-    local_loss: Literal["cross-entropy", "squared"]
+    local_loss: Literal["cross-entropy", "squared", "not-true-distillation", "feature-anchoring"]
+    distillation_weight: float
+    distillation_temperature: float
+    anchoring_mu: float
     local_steps: int
     local_steps_min: int
     local_steps_max: int

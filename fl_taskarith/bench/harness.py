@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fl_taskarith.config.settings import Config, load
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model
+from fl_taskarith.models.suffix import Backbone
 from fl_taskarith.storage.environment import environment
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.workspace.machine import available_threads, choose_device, describe_device
@@ -74,7 +74,7 @@ def round_settings(options: Namespace, **own: object) -> Config:
     return load(overrides=ROUNDS_ALONE | {"threads": available_threads()} | given | own)
 
 
-def random_model(model_name: str, input_size: int, device: torch.device) -> VisionTransformer:
+def random_model(model_name: str, input_size: int, device: torch.device) -> Backbone:
     """Return a model with random weights, the same every time, under a small random head."""
     model = build_model(model_name, CLASSES, input_size, weights="none", download=False, seed=0)
     torch.nn.init.normal_(model.get_parameter(HEAD_PARAMETERS[0]), std=0.05)

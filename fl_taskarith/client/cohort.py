@@ -103,8 +103,7 @@ def _train(works: Sequence[Work]) -> dict[int, RecordDict]:
         home.preprocessing,
         local_steps=first.local_steps,
         batch_size=config.batch_size,
-        loss_name=config.local_loss,
-        logit_scale=first.current.logit_scale,
+        loss=home.local_loss(first.current.logit_scale),
     )
     replies = {}
     for index, (work, loss) in enumerate(zip(works, losses, strict=True)):

@@ -71,8 +71,7 @@ def _train(work: Work, shared: Weights) -> RecordDict:
         batch_size=config.batch_size,
         precision=config.precision,
         generator=data.generator,
-        loss_name=config.local_loss,
-        logit_scale=current.logit_scale,
+        loss=home.local_loss(current.logit_scale),
     )
     # The task vector lies in the model's own storage: the next client loads its own weights.
     ends = {name: value.detach() for name, value in home.parameters.items()}

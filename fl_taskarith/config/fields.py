@@ -66,7 +66,7 @@ class Settings:
     augmentation: str = DATA(
         "auto", "auto | none | flip | crop | crop-flip", "of training batches; auto = the data set's own"
     )
-    model: str = MODEL("vit_glyph", None, "any timm VisionTransformer by name", words="{}")
+    model: str = MODEL("vit_glyph", None, "any timm VisionTransformer or Eva (DINOv3, EUPE) by name", words="{}")
     weights: str = MODEL(
         "pretrained", None, 'path of a .safetensors or .pth file, "pretrained" (timm), or "none" (random)'
     )
@@ -247,7 +247,21 @@ class Settings:
         1, "[0, inf)", "sequential engine: clients computed together; 0 = all; numbers agree to rounding"
     )
     local_loss: str = TRAINING(
-        "cross-entropy", "cross-entropy | squared", "squared: ½‖ridge scores − one-hot label‖², bounded targets"
+        "cross-entropy",
+        "cross-entropy | squared | not-true-distillation | feature-anchoring",
+        "squared: ½‖ridge scores − one-hot label‖², bounded targets; the last two: the cross-entropy and a second term",
+    )
+    distillation_weight: float = TRAINING(
+        1.0,
+        "[0, 1e6]",
+        "not-true-distillation: β in β τ² KL, from the model at the round's start, over the classes but the label",
+        symbol="β",
+    )
+    distillation_temperature: float = TRAINING(
+        1.0, "(0, 1e6]", "not-true-distillation: temperature of both models' scores", symbol="τ"
+    )
+    anchoring_mu: float = TRAINING(
+        0.01, "[0, 1e6]", "feature-anchoring: μ in (μ/2)‖h − h₀‖², h₀ the pretrained features", symbol="μ"
     )
     local_steps: int = TRAINING(4, "[1, inf)", "SGDM steps per client and round", symbol="J")
     local_steps_min: int = TRAINING(0, "[0, inf)", "with local-steps-max: clients draw their own J; 0 = off")

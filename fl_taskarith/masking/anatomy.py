@@ -15,12 +15,15 @@ positional embedding; class and register tokens."""
 OUTSIDE = ("embedding", "norm")  # layers beside the blocks, before and after them
 
 _KIND_PATTERNS = (
+    (r"\.attn\.q_", "q"),  # timm's Eva: q_bias, q_proj.weight; q_norm.weight
+    (r"\.attn\.k_", "k"),
+    (r"\.attn\.v_", "v"),
     (r"\.attn\.proj\.", "proj"),
     (r"\.mlp\.", "mlp"),
     (r"\.ls\d?\.|\.gamma", "scale"),
     (r"norm", "norm"),
     (r"^patch_embed\.", "patch"),
-    (r"pos_embed", "position"),
+    (r"pos_embed|^rope\.", "position"),
     (r"_token$", "token"),
 )
 
@@ -65,7 +68,7 @@ def density_by_layer(mask: Mask) -> dict[str, Part]:
 
 
 def layer_of(name: str) -> str:
-    """Return the layer of a parameter of timm's VisionTransformer, by its name."""
+    """Return the layer of a parameter of a timm vision transformer, by its name."""
     block = re.match(r"blocks\.([0-9]{1,9})\.", name)
     if block:
         return f"block {block[1]}"

@@ -13,12 +13,15 @@ from functools import partial
 
 import torch
 from timm.layers.layer_scale import LayerScale
+from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 PRODUCT_BYTES = {"cpu": 2**22, "cuda": 2**28}  # of weight gradients at a time: what a cache holds; many for a GPU
-ROOT_TOKENS = ("cls_token", "reg_token", "pos_embed")  # of timm's VisionTransformer: [1, ..., d], broadcast over B
+ROOT_TOKENS = ("cls_token", "reg_token", "pos_embed")  # of timm's models: [1, ..., d], broadcast over B
+SCALES = ("gamma_1", "gamma_2")  # LayerScale of timm's EvaBlock, [d]
+QKV_BIASES = ("q_bias", "k_bias", "v_bias")  # of timm's EvaAttention, [d] each; the layer qkv has none
 
 
 def label_scores(logits: Tensor, labels: Tensor, score: str) -> Tensor:
@@ -68,6 +71,9 @@ def add_squared_gradients(
                 channel = 1 if isinstance(layers.modules[name], nn.Conv2d) else -1
                 each = delta.movedim(channel, -1).flatten(1, -2) if delta.ndim > 2 else delta.unsqueeze(1)
                 sums[f"{name}.bias"].add_(each.sum(1).square().sum(0))
+            for bias, third in zip(QKV_BIASES, delta.chunk(3, -1), strict=False):
+                if (own := f"{name.removesuffix('qkv')}{bias}") in layers.thirds:
+                    sums[own].add_(third.sum(1).square().sum(0))
         for name, gradient in _by_vmap(model, weights, layers.left_over, inputs, labels, score).items():
             sums[name].add_(_scaled(gradient, scale).square().sum(0))
 
@@ -80,6 +86,7 @@ class _Layers:
         outputs: their outputs, in the graph.
         replaced: what the forward pass uses in place of the model's parameters.
         copies: one leaf [B, ...] per broadcast parameter.
+        thirds: names of biases [d] that are added to a third of the output [B, T, 3d] of such a layer.
         left_over: names that need vmap.
     """
 
@@ -89,6 +96,7 @@ class _Layers:
         self.modules: dict[str, nn.Module] = {}
         self.norms: dict[str, nn.LayerNorm] = {}
         self.outputs: dict[str, Tensor] = {}
+        self.thirds: list[str] = []
         self.left_over: list[str] = []
         self._inputs: dict[str, Tensor] = {}
         for name, value in weights.items():
@@ -102,7 +110,10 @@ class _Layers:
                 self.copies[name] = self._copy(value, batch)
                 # The layer itself then only normalises; its output is scaled and shifted per example afterwards.
                 self.replaced[name] = torch.ones_like(value) if own_name == "weight" else torch.zeros_like(value)
-            elif isinstance(module, LayerScale):
+            elif own_name in QKV_BIASES and isinstance(module, EvaAttention) and module.qkv_bias_separate:
+                self.modules[f"{owner}.qkv"] = module.qkv
+                self.thirds.append(name)
+            elif isinstance(module, LayerScale) or own_name in SCALES:
                 self.copies[name] = self.replaced[name] = self._copy(value.unsqueeze(0), batch)
             elif name in ROOT_TOKENS and value.shape[0] == 1:
                 self.copies[name] = self.replaced[name] = self._copy(value[0], batch)
@@ -123,6 +134,8 @@ class _Layers:
         finally:
             for handle in handles:
                 handle.remove()
+        passed_by = self.modules.keys() - self.outputs.keys()  # their weights are used, and they are not called
+        self.left_over += [name for name in self.replaced if name.rpartition(".")[0] in passed_by]
 
     def factors(self, name: str, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Return δ [B, tokens, out] and x [B, tokens, in] of a layer, from its output's gradient."""
@@ -137,9 +150,10 @@ class _Layers:
     def _record(self, name: str, _: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if name in self.outputs:
             raise NotImplementedError(f"the layer {name} is used twice in a forward pass")
-        output = output if output.requires_grad else output.detach().requires_grad_()
+        leaf = not output.requires_grad
+        output = output.detach().requires_grad_() if leaf else output
         self._inputs[name], self.outputs[name] = arguments[0].detach(), output
-        return output
+        return output.clone() if leaf else output  # timm adds biases in place, which a leaf does not allow
 
     def _affine(self, name: str, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
         between = [1] * (output.ndim - 2)

@@ -1,4 +1,4 @@
-"""The timm VisionTransformer of a run, its weights, and which of its parameters are trained."""
+"""The timm vision transformer of a run, its weights, and which of its parameters are trained."""
 
 import difflib
 import hashlib
@@ -11,11 +11,12 @@ from typing import Any, cast
 import huggingface_hub
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.eva import Eva, EvaAttention
 from torch import nn
 
 from fl_taskarith.errors import ConfigError, WeightsError
 from fl_taskarith.models.class_token_block import compute_class_token_only
+from fl_taskarith.models.suffix import Backbone
 from fl_taskarith.models.vit_glyph import VIT_GLYPH_WEIGHTS
 from fl_taskarith.models.weights import load_weights
 from fl_taskarith.storage.files import write_atomically
@@ -24,12 +25,11 @@ from fl_taskarith.storage.tensor_file import sealed
 HEAD_PARAMETERS = ("head.weight", "head.bias")
 
 
-def build_model(
-    name: str, num_classes: int, input_size: int, weights: str, download: bool, seed: int
-) -> VisionTransformer:
-    """Build a timm VisionTransformer on the CPU, with a zero linear `head` [num_classes, width] on the class token.
+def build_model(name: str, num_classes: int, input_size: int, weights: str, download: bool, seed: int) -> Backbone:
+    """Build a timm VisionTransformer or Eva on the CPU, with a zero linear `head` [num_classes, width].
 
-    Its last block is cut down to what that head reads (`class_token_block`).
+    The head reads the class token, or what timm's model of this name pools otherwise. The last block is cut down to
+    what that head reads (`class_token_block`).
 
     Args:
         name: timm's model name, for example "vit_small_patch16_224.dino".
@@ -40,8 +40,8 @@ def build_model(
         seed: that of the random initialisation; unused where weights are loaded.
 
     Raises:
-        ConfigError: no such model, not a VisionTransformer, one with batch normalisation, or an input size that its
-            patches do not divide.
+        ConfigError: no such model, not a VisionTransformer or Eva, one with batch normalisation, or an input size that
+            its patches do not divide.
         WeightsError: the weights cannot be found, read or fitted.
     """
     if not timm.is_model(name):
@@ -52,9 +52,9 @@ def build_model(
         model = timm.create_model(name, pretrained=False, num_classes=num_classes, img_size=input_size)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(f'model = "{name}" cannot be built with input-size = {input_size}: {error}') from error
-    if not isinstance(model, VisionTransformer) or hasattr(model, "head_dist"):
+    if not isinstance(model, Backbone) or hasattr(model, "head_dist"):
         kind = type(model).__name__
-        raise ConfigError(f'model = "{name}" is a {kind}, expected a timm VisionTransformer with a single head.')
+        raise ConfigError(f'model = "{name}" is a {kind}, expected a timm VisionTransformer or Eva with a single head.')
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         raise ConfigError(
             f'model = "{name}" has batch normalisation, whose running statistics are no weights: they would not be '
@@ -69,6 +69,8 @@ def build_model(
         )
     if weights != "none":
         load_weights(model, find_pretrained(model, name, download) if weights == "pretrained" else Path(weights))
+    if isinstance(model, Eva):
+        _follow_pretraining(model)
     with torch.no_grad():
         for name in HEAD_PARAMETERS:
             model.get_parameter(name).zero_()
@@ -76,7 +78,20 @@ def build_model(
     return model
 
 
-def find_pretrained(model: VisionTransformer, name: str, download: bool) -> Path:
+def _follow_pretraining(model: Eva) -> None:
+    """Let the head read the class token, as DINOv3 and EUPE do, and call the layers whose inputs and outputs are read.
+
+    timm averages the patches of models without weights of a norm for that average. It adds the biases of queries and
+    values inside a product that passes by the layer itself, so that no hook would see it.
+    """
+    if model.cls_token is not None and model.global_pool == "avg" and isinstance(model.fc_norm, nn.Identity):
+        model.global_pool = "token"
+    for module in model.modules():
+        if isinstance(module, EvaAttention):
+            module.qkv_bias_separate = True
+
+
+def find_pretrained(model: Backbone, name: str, download: bool) -> Path:
     """Return the file of timm's pretrained weights for `name`: shipped, in the local hub cache, or downloaded to it.
 
     Raises:
@@ -105,11 +120,11 @@ def find_pretrained(model: VisionTransformer, name: str, download: bool) -> Path
     return path
 
 
-def export_model(model: VisionTransformer, path: Path, classes: Sequence[str], facts: Mapping[str, str]) -> None:
+def export_model(model: Backbone, path: Path, classes: Sequence[str], facts: Mapping[str, str]) -> None:
     """Write the whole model in timm's layout, with what is needed to use it as metadata (strings; lists as JSON).
 
-    Load it with timm.create_model(architecture, num_classes=len(classes), img_size=input_size) and
-    load_state_dict(safetensors.torch.load_file(path)).
+    Load it with timm.create_model(architecture, num_classes=len(classes), img_size=input_size, global_pool=pooling)
+    and load_state_dict(safetensors.torch.load_file(path)).
 
     Raises:
         CheckpointError: it cannot be written.
@@ -121,7 +136,8 @@ def export_model(model: VisionTransformer, path: Path, classes: Sequence[str], f
         "mean": json.dumps(list(cfg["mean"])),
         "std": json.dumps(list(cfg["std"])),
         "interpolation": "bicubic",
-        "head": "head: linear on the normalised class token",
+        "pooling": str(model.global_pool),
+        "head": f"head: linear on the normalised {'class token' if model.global_pool == 'token' else 'pooled tokens'}",
         "classes": json.dumps(list(classes)),
         **facts,
     }
@@ -129,12 +145,12 @@ def export_model(model: VisionTransformer, path: Path, classes: Sequence[str], f
     write_atomically(path, sealed(tensors, metadata))
 
 
-def pretrained_settings(model: VisionTransformer) -> dict[str, Any]:
+def pretrained_settings(model: Backbone) -> dict[str, Any]:
     """Return timm's record of the model's pretraining: channel mean and std of its inputs, address of its weights."""
     return cast(dict[str, Any], model.pretrained_cfg)
 
 
-def trained_parameters(model: VisionTransformer, trainable: str, trainable_blocks: int) -> list[str]:
+def trained_parameters(model: Backbone, trainable: str, trainable_blocks: int) -> list[str]:
     """Return the names of the parameters that clients train, in the model's order.
 
     Args:

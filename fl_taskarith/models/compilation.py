@@ -11,12 +11,11 @@ from functools import lru_cache
 from typing import cast
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from fl_taskarith.models.suffix import Suffix
+from fl_taskarith.models.suffix import Backbone, Suffix
 
-Network = VisionTransformer | Suffix
+Network = Backbone | Suffix
 """A whole model on images, or the last blocks of one on the tokens of its frozen ones."""
 
 log = logging.getLogger(__name__)
@@ -27,14 +26,14 @@ class _Kept:
     """The module of one architecture, and what is compiled of it by (class, first block, mode)."""
 
     architecture: Hashable
-    model: VisionTransformer
+    model: Backbone
     networks: dict[tuple[type, int, str], Network] = field(default_factory=dict)
 
 
 _kept: _Kept | None = None
 
 
-def shared_model(architecture: Hashable, fresh: VisionTransformer) -> VisionTransformer:
+def shared_model(architecture: Hashable, fresh: Backbone) -> Backbone:
     """Return the process's module of this architecture with the weights of `fresh`: `fresh` itself the first time.
 
     One architecture is kept at a time; `architecture` must differ wherever more than weights does.

@@ -62,7 +62,8 @@ def exported_model(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> E
         KeyError, ValueError, RuntimeError: the metadata are no exported model's, or the tensors do not fit.
     """
     size, classes = int(facts["input_size"]), tuple(json.loads(facts["classes"]))
-    model = timm.create_model(facts["architecture"], num_classes=len(classes), img_size=size).eval()
+    pooling: dict[str, Any] = {"global_pool": facts["pooling"]} if "pooling" in facts else {}
+    model = timm.create_model(facts["architecture"], num_classes=len(classes), img_size=size, **pooling).eval()
     model.load_state_dict(dict(tensors))
     normalise = v2.Normalize(json.loads(facts["mean"]), json.loads(facts["std"]))
     transform = v2.Compose([

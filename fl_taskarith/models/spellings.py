@@ -21,13 +21,21 @@ _NAMES = [(re.compile(rf"(?<![^.]){pattern}"), name) for pattern, name in SPELLI
 log = logging.getLogger(__name__)
 
 
+def known_name(spelt: str) -> str:
+    """Return the name in the table's words of a tensor that is spelt in any way that is known."""
+    name = ".".join(word for word in spelt.split(".") if word not in SPELLINGS["inserted"])
+    for pattern, replacement in _NAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
 def is_head(name: str) -> bool:
     """Return whether this names a classifier's tensor."""
     return _matches(name, SPELLINGS["heads"])
 
 
 def find_backbone(contents: Mapping[Any, Any], expected: Collection[str], path: Path) -> dict[str, Tensor]:
-    """Return the tensors of the backbone in `contents`, of any shapes, under timm's names and without its head.
+    """Return the tensors of the backbone in `contents`, of any shapes, under known names and without its head.
 
     Dictionaries may be nested, and any prefix may stand before the names. The backbone is the one with the most of the
     `expected` names; of several that have all, the one that `preferred` in the table chooses.
@@ -114,17 +122,10 @@ def _tables(contents: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict
 def _renamed(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors under timm's names; of several with one name, all but the first keep their own spelling."""
     renamed: dict[str, Tensor] = {}
-    names = {spelt: _timms_name(spelt) for spelt in table}
+    names = {spelt: known_name(spelt) for spelt in table}
     for spelt in sorted(table, key=lambda spelt: names[spelt] != spelt):  # names that are timm's already come first
         renamed[spelt if names[spelt] in renamed else names[spelt]] = table[spelt]
     return renamed
-
-
-def _timms_name(spelt: str) -> str:
-    name = ".".join(word for word in spelt.split(".") if word not in SPELLINGS["inserted"])
-    for pattern, replacement in _NAMES:
-        name = pattern.sub(replacement, name)
-    return name
 
 
 def _prefixes(name: str, expected: Collection[str]) -> Iterator[str]:

@@ -1,8 +1,12 @@
 """A vision transformer cut in two: a frozen prefix, computed once per image, and the suffix that is trained."""
 
 import torch
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+Backbone = VisionTransformer | Eva
+"""timm's vision transformers: Eva's blocks take rotary positions beside the tokens (EVA-02, DINOv3, EUPE)."""
 
 
 class Suffix(nn.Module):
@@ -12,8 +16,12 @@ class Suffix(nn.Module):
     replaced by name in one are those of the other.
     """
 
-    def __init__(self, model: VisionTransformer, first_block: int) -> None:
+    def __init__(self, model: Backbone, first_block: int) -> None:
         super().__init__()
+        with torch.no_grad():  # rotary positions are the same for all images
+            image = torch.zeros(1, 3, *model.patch_embed.img_size, device=next(model.parameters()).device)
+            for number, rope in enumerate(_embedded(model, image)[1]):
+                self.register_buffer(f"rope{number}", rope, persistent=False)
         self.blocks = nn.ModuleDict(
             {str(number): block for number, block in enumerate(model.blocks) if number >= first_block}
         )
@@ -23,8 +31,9 @@ class Suffix(nn.Module):
 
     def forward_features(self, tokens: Tensor) -> Tensor:
         """Return normalised tokens [B, T, d] from the tokens [B, T, d] that enter the first block of the suffix."""
-        for block in self.blocks.values():
-            tokens = block(tokens)
+        for number, block in self.blocks.items():
+            rope = getattr(self, f"rope{number}")
+            tokens = block(tokens) if rope is None else block(tokens, rope=rope)
         normalised: Tensor = self.norm(tokens)
         return normalised
 
@@ -42,16 +51,25 @@ class Suffix(nn.Module):
 
 
 @torch.no_grad()
-def prefix_tokens(model: VisionTransformer, inputs: Tensor, first_block: int) -> Tensor:
+def prefix_tokens(model: Backbone, inputs: Tensor, first_block: int) -> Tensor:
     """Return the tokens [B, T, d] that enter block `first_block` for model inputs [B, 3, S, S]."""
     model.eval()
-    tokens: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(inputs))))
-    for block in model.blocks[:first_block]:
-        tokens = block(tokens)
+    tokens, positions = _embedded(model, inputs)
+    for block, rope in zip(model.blocks[:first_block], positions, strict=False):
+        tokens = block(tokens) if rope is None else block(tokens, rope=rope)
     return tokens
 
 
-def prefix_parameters(model: VisionTransformer, first_block: int) -> dict[str, Tensor]:
+def _embedded(model: Backbone, inputs: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the tokens [B, T, d] that enter the first block, and what each block takes as `rope`, in timm's shape."""
+    embedded = model._pos_embed(model.patch_embed(inputs))
+    tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
+    if rope is not None and getattr(model, "rope_mixed", False):
+        return model.norm_pre(tokens), list(rope)
+    return model.norm_pre(tokens), [rope] * len(model.blocks)
+
+
+def prefix_parameters(model: Backbone, first_block: int) -> dict[str, Tensor]:
     """Return the parameters that `prefix_tokens` depends on, by name, each of its own shape."""
     suffix = {f"blocks.{number}." for number in range(first_block, len(model.blocks))}
     return {

@@ -8,6 +8,7 @@ import sys
 import warnings
 import zipfile
 from collections import OrderedDict
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 from pickletools import genops
@@ -17,11 +18,11 @@ import timm
 import torch
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fl_taskarith.errors import WeightsError, listed, printable
-from fl_taskarith.models.spellings import SPELLINGS, find_backbone, hints, is_number, unsupported
+from fl_taskarith.models.spellings import SPELLINGS, find_backbone, hints, is_number, known_name, unsupported
+from fl_taskarith.models.suffix import Backbone
 from fl_taskarith.storage.tensor_file import check_seal
 
 StateDict = dict[str, Tensor]
@@ -29,20 +30,22 @@ StateDict = dict[str, Tensor]
 PATCHES, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 
 
-def load_weights(model: VisionTransformer, path: Path) -> None:
+def load_weights(model: Backbone, path: Path) -> None:
     """Load a backbone from `path` (.safetensors, or any file of torch.save) into `model`, in place, without its head.
 
-    Accepts the names of timm, DINO (Caron et al. 2021), DINOv2 (Oquab et al. 2023), Hugging Face, CLIP and torchvision,
-    bare or in a training checkpoint. The position embedding is resampled to the model's grid. How many rows of patches
-    it has no file says: they are taken for a square.
+    Accepts the names of timm, DINO (Caron et al. 2021), DINOv2 (Oquab et al. 2023), DINOv3 (Siméoni et al. 2025),
+    Hugging Face, CLIP and torchvision, bare or in a training checkpoint. The position embedding is resampled to the
+    model's grid. How many rows of patches it has no file says: they are taken for a square.
 
     Raises:
         WeightsError: the file is missing, unreadable or would need to run pickled code; or a key is missing,
             unexpected, of the wrong shape or no floating-point number.
     """
     expected = backbone_state(model)
-    found = find_backbone(read_tensors(path), expected.keys(), path)
-    state = {name: _shaped(value, expected.get(name)) for name, value in found.items()}
+    own_names = {known_name(name): name for name in expected}
+    found = _without_frequencies(model, find_backbone(read_tensors(path), own_names.keys(), path))
+    state = {own_names.get(name, name): value for name, value in _split_biases(found, own_names.keys()).items()}
+    state = {name: _shaped(value, expected.get(name)) for name, value in state.items()}
     _include_class_position(model, state)
     names = sorted(expected.keys() | state.keys(), key=lambda name: (name not in (PATCHES, POSITIONS), name))
     problems = [problem for name in names
@@ -67,7 +70,7 @@ def load_weights(model: VisionTransformer, path: Path) -> None:
             value.copy_(loaded[name])
 
 
-def backbone_state(model: VisionTransformer) -> StateDict:
+def backbone_state(model: Backbone) -> StateDict:
     """Return the model's parameters and buffers except the classifier `head`, by reference."""
     return {key: value for key, value in model.state_dict().items() if not key.startswith("head.")}
 
@@ -191,12 +194,39 @@ def _shaped(value: Tensor, expected: Tensor | None) -> Tensor:
     return value.reshape(expected.shape) if flat else value
 
 
-def _prefix(model: VisionTransformer) -> int:
+def _prefix(model: Backbone) -> int:
     """Return the number of positions that are no patch."""
     return 0 if model.no_embed_class else model.num_prefix_tokens
 
 
-def _include_class_position(model: VisionTransformer, state: StateDict) -> None:
+def _without_frequencies(model: Backbone, state: StateDict) -> StateDict:
+    """Return the tensors without the frequencies of rotary positions, which timm computes for the model's grid."""
+    if getattr(model, "rope", None) is None:
+        return state
+    return {name: value for name, value in state.items() if not re.match(r"rope\w*\.(periods|inv_freq)$", name)}
+
+
+def _split_biases(state: StateDict, expected: Collection[str]) -> StateDict:
+    """Split biases [3d] of queries, keys and values where the model has those of queries and values alone, [d] each.
+
+    DINOv3's keys have a bias in its files that its model does not add. A bias of zeros is left out where the model has
+    none.
+    """
+    split = dict(state)
+    for name, value in state.items():
+        start = name.removesuffix("qkv.bias")
+        if start == name or name in expected or not is_number(value) or value.dim() != 1 or len(value) % 3:
+            continue
+        query, _, values = value.chunk(3)
+        if f"{start}q.bias" in expected:
+            split |= {f"{start}q.bias": query, f"{start}v.bias": values}
+        elif bool(query.any()) or bool(values.any()):
+            continue
+        del split[name]
+    return split
+
+
+def _include_class_position(model: Backbone, state: StateDict) -> None:
     """Add the class token's position to it where the model, as DINOv2's with registers in timm, has none for it."""
     position, token = state.get(POSITIONS), state.get("cls_token")
     if not model.no_embed_class or position is None or token is None or not is_number(position) or not is_number(token):
@@ -210,7 +240,7 @@ def _grid(tokens: int) -> bool:
     return tokens > 0 and math.isqrt(tokens) ** 2 == tokens
 
 
-def _problem(model: VisionTransformer, name: str, value: Tensor | None, expected: Tensor | None) -> str:
+def _problem(model: Backbone, name: str, value: Tensor | None, expected: Tensor | None) -> str:
     """Return what is wrong with a tensor for one of the model of any shape, "" if nothing."""
     if value is None or expected is None:
         kind, there = ("missing", expected) if value is None else ("unexpected", value)
@@ -227,7 +257,7 @@ def _problem(model: VisionTransformer, name: str, value: Tensor | None, expected
     return "" if shape == wanted else f"wrong shape: {name} is {shape}, expected {wanted}"
 
 
-def _right_model(model: VisionTransformer, state: StateDict) -> str:
+def _right_model(model: Backbone, state: StateDict) -> str:
     """Return what is told of the model that weights are of by their patch embedding, with an example of timm's."""
     patches = state.get(PATCHES)
     if patches is None or patches.dim() != 4:

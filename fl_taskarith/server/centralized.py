@@ -56,8 +56,7 @@ class CentralizedRun(Run):
                 batch_size=config.batch_size,
                 precision=config.precision,
                 generator=random_generator(config.seed, "centralized training", epoch),
-                loss_name=config.local_loss,
-                logit_scale=solved_logit_scale(self.logbook),
+                loss=home.local_loss(solved_logit_scale(self.logbook)),
             )
             if not math.isfinite(train_loss):
                 raise Divergence(f"Epoch {epoch}: the training loss is {train_loss}. Lower learning-rate.")

@@ -70,7 +70,9 @@ class Cell:
         return (
             self.dataset == config.dataset
             and fnmatch.fnmatchcase(config.model, self.model)
-            and (self.trainable, self.head, self.loss) == (config.trainable, config.head, config.local_loss)
+            and (self.trainable, self.head) == (config.trainable, config.head)
+            # A second term of the loss and its gradient are zero at first: the rates are the cross-entropy's.
+            and (self.loss == "squared") == (config.local_loss == "squared")
             and self.strategy == ("centralized" if config.strategy == "centralized" else "clients")
             and (self.rule == "none" or (self.rule == own and self.density >= config.density))
             and (not self.blocks or 0 < blocks <= self.blocks)

@@ -18,6 +18,7 @@ from fl_taskarith.models.backbone import build_model, trained_parameters
 from fl_taskarith.models.compilation import Network
 from fl_taskarith.models.suffix import Suffix, prefix_tokens
 from fl_taskarith.training.local import autocast, set_matrix_products, set_trained
+from fl_taskarith.training.local_loss import REFERRING
 from fl_taskarith.workspace.machine import available_threads, choose_device, describe_device
 from fl_taskarith.workspace.workspace import EVALUATION_BATCH
 
@@ -111,9 +112,10 @@ def work_of(config: Config) -> Work | None:
     if config.scored:
         each = min(config.calibration_per_client * config.num_clients or train, train)
         scored = config.calibration_rounds * (config.calibration_size if config.mask_source == "server" else each)
+    referred = trained if config.local_loss in REFERRING else 0
     cached = config.prefix_cache != "off"
     frozen = (2 * train + held_out + test) if cached else 0
-    return Work(trained, (config.validation_size + test) * evaluations + ridge, scored, frozen)
+    return Work(trained, (config.validation_size + test) * evaluations + ridge + referred, scored, frozen)
 
 
 class _Probe:

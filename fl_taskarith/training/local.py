@@ -19,6 +19,7 @@ from fl_taskarith.errors import Divergence
 from fl_taskarith.models.compilation import Network
 from fl_taskarith.seeding import torch_seed
 from fl_taskarith.storage.progress import tracked
+from fl_taskarith.training.local_loss import LocalLoss
 
 Inputs = Preprocessing | CachedInputs
 """Makes the network's inputs from what an `ImageSet` holds: images, or positions in a prefix cache."""
@@ -71,10 +72,9 @@ def train_locally(
     batch_size: int,
     precision: str,
     generator: np.random.Generator,
-    loss_name: str = "cross-entropy",
-    logit_scale: float = 1.0,
+    loss: LocalLoss = LocalLoss(),  # noqa: B008  (frozen)
 ) -> float:
-    """Take J steps of `optimizer` on `local_loss` over random batches of one shard; return the mean loss of the steps.
+    """Take J steps of `optimizer` on `loss` over random batches of one shard; return the mean loss of the steps.
 
     The host waits for the device once, at the end; under fp16 once per step, to see whether gradients are finite. There
     the loss is multiplied by `LOSS_SCALE`, halved whenever they are not; such a step is skipped and reported.
@@ -96,17 +96,23 @@ def train_locally(
     scaler = torch.amp.GradScaler(
         device.type, init_scale=LOSS_SCALE, growth_interval=NEVER, enabled=precision == "fp16"
     )
-    loss_sum = torch.zeros((), device=device)
-    model.train()
-    for chosen, augmentation in zip(shard[positions], augmentations, strict=True):
-        inputs = preprocessing.training_inputs(examples.images[chosen], augmentation)
+    batches = list(zip(shard[positions], augmentations, strict=True))
+
+    def inputs() -> Iterator[Tensor]:
+        return (preprocessing.training_inputs(examples.images[chosen], drawn) for chosen, drawn in batches)
+
+    network, loss_sum = loss.network(model), torch.zeros((), device=device)
+    with autocast(device, precision):
+        references: Sequence[Tensor | None] = loss.references(network, inputs()) or [None] * steps
+    network.train()
+    for (chosen, _), batch_inputs, reference in zip(batches, inputs(), references, strict=True):
         with autocast(device, precision):
-            loss = local_loss(model(inputs), examples.labels[chosen], loss_name, logit_scale)
+            value = loss(network(batch_inputs), examples.labels[chosen], reference)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        scaler.scale(value).backward()
         scaler.step(optimizer)
         scaler.update()
-        loss_sum += loss.detach()
+        loss_sum += value.detach()
     if scaler.is_enabled():
         scale = scaler.get_scale()
         _report_skipped(round(math.log2(LOSS_SCALE / scale)) if scale else steps, steps)
@@ -119,18 +125,6 @@ def _seed_torch(seed: int, device: torch.device) -> None:
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
-
-
-def local_loss(scores: Tensor, labels: Tensor, name: str, logit_scale: float = 1.0) -> Tensor:
-    """Return the mean loss of scores [b, c], labels int64 [b]: "cross-entropy", or "squared", ½‖scores/s − one-hot‖².
-
-    s = `logit_scale` is the factor of the ridge head's own scores that calibrates their softmax. The ridge head
-    minimises the "squared" loss: its targets are bounded, so a client changes its features by the residuals alone.
-    """
-    if name == "cross-entropy":
-        return functional.cross_entropy(scores, labels)
-    targets = functional.one_hot(labels, scores.shape[1])
-    return 0.5 * (scores.float() / logit_scale - targets).square().sum(1).mean()
 
 
 def _report_skipped(skipped: int, steps: int) -> None:

@@ -18,7 +18,8 @@ from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.masking.per_example import plain_attention
 from fl_taskarith.models.compilation import Network
 from fl_taskarith.seeding import torch_seed
-from fl_taskarith.training.local import Inputs, local_loss
+from fl_taskarith.training.local import Inputs
+from fl_taskarith.training.local_loss import LocalLoss, Outputs
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,13 @@ def train_stacked(
     *,
     local_steps: int,
     batch_size: int,
-    loss_name: str = "cross-entropy",
-    logit_scale: float = 1.0,
+    loss: LocalLoss = LocalLoss(),  # noqa: B008  (frozen)
 ) -> list[float]:
     """Train each client's weights as `train_locally` does, to rounding; return the mean loss of each, [clients].
 
     Args:
-        model: serves for what is not in `weights`; without dropout. Its own parameters stay as they are; none should
-            require a gradient.
+        model: serves for what is not in `weights`; without dropout. Its own parameters are those that all clients start
+            from, and stay as they are; none should require a gradient.
         weights: of every client, float32 [clients, ...] by name, trained in place by `optimizer`.
         clients: in the order of `weights`.
 
@@ -70,20 +70,25 @@ def train_stacked(
         raise ValueError(f"clients with batches of {sorted(sizes)} examples cannot be trained together")
     batches = [_draw(client, local_steps, batch_size, preprocessing) for client in clients]
     loss_sum = torch.zeros(len(clients), device=clients[0].examples.images.device)
+    network = loss.network(model)
+    prefix = "" if network is model else "network."
+    references = [loss.references(network, (inputs for inputs, _ in batch)) for batch in batches]
 
-    def scores(own: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        result: Tensor = functional_call(model, own, (inputs,))
+    def outputs(own: dict[str, Tensor], inputs: Tensor) -> Outputs:
+        result: Outputs = functional_call(network, own, (inputs,))
         return result
 
-    together = vmap(scores)
-    model.train()
+    together = vmap(outputs)
+    network.train()
     with plain_attention(model):  # fused attention has no batching rule, and is no faster on few tokens
         for step in range(local_steps):
             drawn = [batch[step] for batch in batches]
-            logits = together(dict(weights), torch.stack([inputs for inputs, _ in drawn]))
+            own_weights = {prefix + name: value for name, value in weights.items()}
+            found = together(own_weights, torch.stack([inputs for inputs, _ in drawn]))
+            each = zip(*found, strict=True) if isinstance(found, tuple) else found
             losses = torch.stack(
-                [local_loss(own, labels, loss_name, logit_scale)
-                 for own, (_, labels) in zip(logits, drawn, strict=True)]
+                [loss(own, labels, None if reference is None else reference[step])
+                 for own, (_, labels), reference in zip(each, drawn, references, strict=True)]
             )  # fmt: skip
             optimizer.zero_grad(set_to_none=True)
             losses.sum().backward()  # a client's weights are in its own loss alone

@@ -5,7 +5,8 @@ clients, and the server when it shares the process, use the same workspace.
 """
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -32,6 +33,7 @@ from fl_taskarith.models.compilation import Network, compiled, shared_model
 from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
 from fl_taskarith.storage.paths import resolve
 from fl_taskarith.training.local import Evaluation, Inputs, autocast, evaluate, extract_features, set_matrix_products
+from fl_taskarith.training.local_loss import ANCHORED, NOT_TRUE, LocalLoss
 from fl_taskarith.workspace.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.workspace.machine import available_threads, choose_device, on_this_machine
 
@@ -153,6 +155,24 @@ class Workspace:
         """Copy tensors into the model's parameters of the same names and shapes."""
         for name, value in tensors.items():
             self.parameters[name].copy_(value)
+
+    @contextmanager
+    def pretrained_weights(self) -> Iterator[None]:
+        """Hold θ₀ in the model, in its own shapes, until the context ends."""
+        current = {name: self.parameters[name].detach().clone() for name in self.pretrained}
+        self.load(self.pretrained)
+        try:
+            yield
+        finally:
+            self.load(current)
+
+    def local_loss(self, logit_scale: float) -> LocalLoss:
+        """Return what clients minimise under a ridge head of this scale."""
+        config = self.config
+        weights = {NOT_TRUE: config.distillation_weight, ANCHORED: config.anchoring_mu}
+        held = self.pretrained_weights if config.local_loss == ANCHORED else nullcontext
+        weight, temperature = weights.get(config.local_loss, 0.0), config.distillation_temperature
+        return LocalLoss(config.local_loss, logit_scale, weight, temperature, held)
 
     def place(self, model: GlobalModel) -> None:
         """Load the global model, in the shapes of `GlobalModel`: pretrained, then frozen, then trained tensors."""

@@ -198,7 +198,7 @@ CONF = Path(__file__).parents[2] / "conf"
 SIX_MODELS = sorted([*CONF.glob("centralized*.toml"), *CONF.glob("fedavg-*.toml")])
 SWEEPS = {"density": "density", "calibration-rounds": "calibration-rounds", "rules": "mask-rule"}
 SWEPT = sorted(path for folder in SWEEPS for path in (CONF / folder).glob("*.toml"))
-OTHERS = [CONF / "scaffold-one-class.toml"]
+OTHERS = [CONF / f"{stem}.toml" for stem in ("scaffold-one-class", "not-true-distillation", "feature-anchoring")]
 
 
 QUICKLY_RUN = ("centralized", "fedavg-noniid-sparse")

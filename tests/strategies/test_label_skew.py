@@ -29,7 +29,8 @@ from fl_taskarith.merging.task_vector_bank import TaskVectorBank
 from fl_taskarith.models.backbone import linear_shapes
 from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics
 from fl_taskarith.server.launch import run_federation
-from fl_taskarith.training.local import input_square_sums, local_loss
+from fl_taskarith.training.local import input_square_sums
+from fl_taskarith.training.local_loss import local_loss
 from fl_taskarith.workspace.workspace import workspace
 
 FULL = {"participation": 1.0, "num_clients": 8, "classes_per_client": 5}

@@ -24,6 +24,7 @@ from fl_taskarith.masking.mask import Mask
 from fl_taskarith.models.backbone import build_model
 from fl_taskarith.strategies.fedavg import FedAvg
 from fl_taskarith.training.local import set_trained, train_locally
+from fl_taskarith.training.local_loss import LocalLoss
 from fl_taskarith.training.sparse_sgdm import in_every_client, sgdm
 from fl_taskarith.training.stacked import ClientData, stacked, train_stacked
 from fl_taskarith.workspace.global_model import Weights
@@ -47,12 +48,13 @@ def data_of(seed: int, size: int) -> ImageSet:
     density=st.sampled_from([None, 0.0, 0.3, 1.0]),
     momentum=st.sampled_from([0.0, 0.9]),
     decay=st.sampled_from([0.0, 0.01]),
-    loss=st.sampled_from(["cross-entropy", "squared"]),
+    loss=st.sampled_from(["cross-entropy", "squared", "not-true-distillation", "feature-anchoring"]),
 )
 def test_each_client_moves_as_it_does_alone(
     clients: int, steps: int, batch: int, density: float | None, momentum: float, decay: float, loss: str
 ) -> None:
     config = load(overrides={"momentum": momentum, "weight_decay": decay})
+    local_loss = LocalLoss(loss, logit_scale=2.0, weight=0.5, temperature=3.0)
     model = build_model("vit_glyph", 10, 16, "pretrained", download=False, seed=0)
     with torch.no_grad():
         model.head.weight.copy_(0.1 * torch.randn(10, 64, generator=torch.Generator().manual_seed(3)))
@@ -78,16 +80,19 @@ def test_each_client_moves_as_it_does_alone(
         losses.append(
             train_locally(
                 model, data[client], shards[client], optimizer, GLYPHS, local_steps=steps, batch_size=batch,
-                precision="fp32", generator=generator(client), loss_name=loss, logit_scale=2.0,
+                precision="fp32", generator=generator(client), loss=local_loss,
             )
         )  # fmt: skip
         alone.append({name: parameter.detach().clone() for name, parameter in zip(start, parameters, strict=True)})
+    with torch.no_grad():
+        for name, value in start.items():
+            model.get_parameter(name).copy_(value)
     weights = stacked(start, clients)
     rows = None if mask is None else in_every_client(mask, weights)
     found = train_stacked(
         model, weights, [ClientData(data[client], shards[client], generator(client)) for client in range(clients)],
         sgdm(weights.items(), config, RATE, rows=rows), GLYPHS, local_steps=steps, batch_size=batch,
-        loss_name=loss, logit_scale=2.0,
+        loss=local_loss,
     )  # fmt: skip
     assert found == pytest.approx(losses, rel=1e-4)
     for client, expected in enumerate(alone):
@@ -114,9 +119,11 @@ TOGETHER: dict[str, dict[str, object]] = {
     "a head first, then the last block": MASKED | {"head": "linear", "head_rounds": 1, "trainable_blocks": 1},
     "unequal steps": {"local_steps_min": 1, "local_steps_max": 3, "strategy": "fednova"},
     "SCAFFOLD, masked": MASKED | {"strategy": "scaffold", "num_rounds": 3, "participation": 0.9},
+    "feature anchoring, masked": MASKED | {"local_loss": "feature-anchoring", "local_steps": 3},
     "FedProx, masked": MASKED | {"strategy": "fedprox", "proximal_mu": 3.0, "local_steps": 3},
 }
 TOGETHER_TOO: dict[str, dict[str, object]] = {
+    "not-true distillation, masked": MASKED | {"local_loss": "not-true-distillation", "local_steps": 3},
     "dense": {},
     "FedProx": {"strategy": "fedprox", "proximal_mu": 3.0, "local_steps": 3},
     "SCAFFOLD": {"strategy": "scaffold", "num_rounds": 3, "participation": 0.9},

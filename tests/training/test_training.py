@@ -13,7 +13,8 @@ from fl_taskarith.errors import Divergence
 from fl_taskarith.models.backbone import build_model
 from fl_taskarith.seeding import torch_seed
 from fl_taskarith.training import local as training
-from fl_taskarith.training.local import evaluate, extract_features, local_loss, set_trained, train_locally
+from fl_taskarith.training.local import evaluate, extract_features, set_trained, train_locally
+from fl_taskarith.training.local_loss import local_loss
 from fl_taskarith.training.sparse_sgdm import SparseSGDM
 from fl_taskarith.workspace.workspace import Workspace, workspace
 
