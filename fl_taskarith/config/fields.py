@@ -74,12 +74,22 @@ class Settings:
     prefix_cache: str = MODEL(
         "off", "off | float16 | float32", "with trainable-blocks: keep the frozen blocks' tokens of every image"
     )
-    head: str = MODEL("ridge", "ridge | linear", "classifier: ridge (closed form) or linear (trained)")
+    head: str = MODEL(
+        "ridge",
+        "ridge | lda | ncm | linear",
+        "classifier: solved (ridge, lda, or ncm, the nearest class mean) or linear, which is trained",
+        names={"lda": "LDA", "ncm": "nearest-class-mean"},
+    )
     head_rounds: int = MODEL(0, "[0, inf)", "first rounds that train the head alone")
     ridge_lambda: float | str = MODEL(AUTO, "(0, 1e6]", "ridge penalty; auto = chosen on validation")
-    logit_scale: float | str = MODEL(AUTO, "(0, 1e6]", "factor on ridge scores; auto = by validation cross-entropy")
+    lda_shrinkage: float | str = MODEL(
+        AUTO, "(0, 1]", "of LDA's covariance towards a multiple of the identity; auto = chosen on validation"
+    )
+    logit_scale: float | str = MODEL(
+        AUTO, "(0, 1e6]", "factor on a solved head's scores; auto = by validation cross-entropy"
+    )
     ridge_refresh: int = MODEL(
-        0, "[0, inf)", "rounds after which the ridge head is solved again from all clients' current features; 0 = never"
+        0, "[0, inf)", "rounds after which a solved head is solved again from all clients' current features; 0 = never"
     )
     mask_rule: str = MASK(
         "least-sensitive",
@@ -283,6 +293,16 @@ class Settings:
     run_name: str = OUTPUT("", None, "folder of the run; empty = named after its settings")
     seed: int = FEDERATION(0, f"[0, {2**53}]", "of the federation: sampling, batches, augmentation")
     shard_seed: int = FEDERATION(0, f"[0, {2**53}]", "of the assignment of data to clients")
+
+    @property
+    def solved(self) -> bool:
+        """Whether the head is solved in closed form, from sums of the clients."""
+        return self.head != "linear"
+
+    @property
+    def head_words(self) -> str:
+        """What a text calls the head: "ridge head"."""
+        return f"{rules()['head'].names.get(self.head, self.head)} head"
 
     @property
     def masked(self) -> bool:

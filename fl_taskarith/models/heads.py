@@ -1,4 +1,4 @@
-"""The ridge head: a linear classifier in closed form from sums that add up over clients.
+"""Linear classifiers in closed form from sums that add up over clients: ridge, LDA and nearest class mean.
 
 Because the sums are additive, the head of the federation equals the head of the pooled data at any class skew
 (Fed3R, Fanì et al., ICML 2024). Everything is float64; features stay in float32.
@@ -7,6 +7,7 @@ Because the sums are additive, the head of the federation equals the head of the
 import logging
 import math
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 RIDGE_GRID = tuple(float(value) for value in np.logspace(-2, 6, 17))
+SHRINKAGE_GRID = tuple(float(value) for value in np.logspace(-4, 0, 17))
 LARGEST_FEATURE = 1e4  # mean absolute size of a feature, far beyond any that a normalisation layer lets pass
 ROUNDING = 1e-6  # of products of features, relative to their sizes
 LOG_SCALE_BOUNDS = (-5.0, 8.0)  # natural logarithms of the logit scales that are searched
@@ -25,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RidgeStatistics:
-    """Sufficient statistics of a ridge regression of one-hot targets y on features h; d features, c classes, float64.
+    """Sufficient statistics of every head here, of one-hot targets y and features h; d features, c classes, float64.
 
     count: examples, [1]; feature_sum: Σ h, [d]; gram: Σ h hᵀ, [d, d]; class_sums: Σ h yᵀ, [d, c]; class_counts: [c].
     """
@@ -108,8 +110,26 @@ class LinearHead:
         return LinearHead(self.weight * factor, self.bias * factor)
 
 
+class HeadSolver(Protocol):
+    """A head of some statistics with one parameter that regularises it, more the larger it is.
+
+    setting: the parameter's name. grid: the values that are tried. edges: those of them beyond which others could be.
+    """
+
+    setting: str
+    grid: tuple[float, ...]
+    edges: tuple[float, ...]
+
+    def solve(self, strength: float, /) -> LinearHead:
+        """Return the head at this value: weight [c, d] and bias [c], float64, for raw features."""
+
+
 class RidgeSolver:
     """Solve the ridge head of some statistics for any penalty, from one eigendecomposition."""
+
+    setting = "ridge-lambda"
+    grid = RIDGE_GRID
+    edges: tuple[float, ...] = (RIDGE_GRID[0], RIDGE_GRID[-1])
 
     def __init__(self, statistics: RidgeStatistics) -> None:
         count = statistics.count
@@ -137,18 +157,83 @@ class RidgeSolver:
         return LinearHead(weight, self.class_mean - weight @ self.mean)
 
 
-def choose_ridge_lambda(solver: RidgeSolver, features: Tensor, labels: Tensor) -> float:
-    """Return the penalty of `RIDGE_GRID` with the best accuracy on validation features [n, d] and labels int64 [n].
+class DiscriminantSolver:
+    """Solve linear discriminant analysis of some statistics for any shrinkage, from one eigendecomposition.
 
-    Ties go to the larger one; a warning is logged where it lies at an end of the grid.
+    Features of a class are taken as Gaussian around its mean μ_c with one covariance for all classes, estimated within
+    them, S_w = (Σ h hᵀ − Σ_c n_c μ_c μ_cᵀ) / (n − c), and shrunk to S = (1 − g) S_w + g · mean(diag S_w) · I.
     """
 
-    def accuracy(ridge_lambda: float) -> float:
-        return (solver.solve(ridge_lambda).scores(features).argmax(1) == labels).double().mean().item()
+    setting = "lda-shrinkage"
+    grid = SHRINKAGE_GRID
+    edges: tuple[float, ...] = (SHRINKAGE_GRID[0],)  # nothing is beyond 1
 
-    chosen = max(RIDGE_GRID, key=lambda ridge_lambda: (accuracy(ridge_lambda), ridge_lambda))
-    if chosen in (RIDGE_GRID[0], RIDGE_GRID[-1]):
-        log.warning("ridge-lambda = %g lies at the edge of the searched grid: it is not tuned.", chosen)
+    def __init__(self, statistics: RidgeStatistics) -> None:
+        self.statistics = statistics
+        counts, count = statistics.class_counts, float(statistics.count)
+        means = _class_means(statistics)
+        within = statistics.gram - (means.T * counts) @ means
+        within = within / max(1.0, count - int((counts > 0).sum()))
+        spread = within.diagonal().mean()
+        # Without two different examples of a class the sums say nothing of the spread: any multiple of the identity.
+        floor = count * torch.finfo(torch.float64).eps * (statistics.gram.diagonal() / count).mean()
+        self.spread = float(spread) if spread > floor else 1.0
+        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(within)
+
+    def solve(self, shrinkage: float) -> LinearHead:
+        """Return the log-posterior of each class up to a constant: weight S⁻¹ (μ_c − μ), [c, d], and bias [c], float64.
+
+        Scores are (μ_c − μ)ᵀ S⁻¹ (h − μ) − ½ (μ_c − μ)ᵀ S⁻¹ (μ_c − μ) + log(n_c / n), with μ the mean of all features.
+        """
+        spectrum = (1 - shrinkage) * self.eigenvalues.clamp_min(0) + shrinkage * self.spread
+        counts = self.statistics.class_counts
+        priors = torch.where(counts > 0, counts / self.statistics.count, 1.0).log()
+        return _gaussian_head(self.statistics, (self.eigenvectors / spectrum) @ self.eigenvectors.T, priors)
+
+
+def nearest_class_mean(statistics: RidgeStatistics) -> LinearHead:
+    """Return the head whose highest score is that of the class mean nearest to a feature; float64.
+
+    Distances are Euclidean, for those are linear in the features up to what classes share: scores are
+    −½‖h − μ_c‖² + ½‖h − μ‖², weight μ_c − μ, [c, d]. A cosine divides by ‖h‖, which a linear layer cannot.
+    """
+    width, classes = statistics.class_sums.shape
+    inverse = torch.eye(width, dtype=torch.float64, device=statistics.gram.device)
+    return _gaussian_head(statistics, inverse, inverse.new_zeros(classes))
+
+
+def _class_means(statistics: RidgeStatistics) -> Tensor:
+    """Return the mean features of each class, [c, d]; zero for a class without examples."""
+    return (statistics.class_sums / statistics.class_counts.clamp_min(1.0)).T
+
+
+def _gaussian_head(statistics: RidgeStatistics, inverse: Tensor, offsets: Tensor) -> LinearHead:
+    """Return the scores (μ_c − μ)ᵀ P (h − μ) − ½ (μ_c − μ)ᵀ P (μ_c − μ) + offset_c; P [d, d], offsets [c].
+
+    A class without examples is never predicted: its score is below the least bias of the others for every h, and that
+    of the best class is not, since the first terms of the classes add up to zero when weighted by their examples.
+    """
+    mean = statistics.feature_sum / statistics.count
+    apart = torch.where(statistics.class_counts[:, None] > 0, _class_means(statistics) - mean, 0.0)
+    weight = apart @ inverse
+    bias = offsets - 0.5 * (weight * apart).sum(1)
+    present = statistics.class_counts > 0
+    bias = torch.where(present, bias, bias[present].min() - torch.log(statistics.count + 1))
+    return LinearHead(weight, bias - weight @ mean)
+
+
+def choose_strength(solver: HeadSolver, features: Tensor, labels: Tensor) -> float:
+    """Return the value of the solver's grid with the best accuracy on validation features [n, d], labels int64 [n].
+
+    Ties go to the larger one; a warning is logged where it lies at an edge of the grid.
+    """
+
+    def accuracy(strength: float) -> float:
+        return (solver.solve(strength).scores(features).argmax(1) == labels).double().mean().item()
+
+    chosen = max(solver.grid, key=lambda strength: (accuracy(strength), strength))
+    if chosen in solver.edges:
+        log.warning("%s = %g lies at the edge of the searched grid: it is not tuned.", solver.setting, chosen)
     return chosen
 
 
@@ -171,8 +256,8 @@ def fit_logit_scale(scores: Tensor, labels: Tensor) -> float:
     scale = float(np.exp(optimum.x))
     if optimum.x < low + LOG_SCALE_EDGE:
         log.warning(
-            "logit-scale = %.3g lies at the lower edge of the searched range: on the %d validation images the ridge "
-            "head's scores tell no more than chance. Raise validation-size, or set ridge-lambda and logit-scale.",
+            "logit-scale = %.3g lies at the lower edge of the searched range: on the %d validation images the head's "
+            "scores tell no more than chance. Raise validation-size, or set the head's parameter and logit-scale.",
             scale,
             len(labels),
         )

@@ -44,7 +44,8 @@ class Cell:
         source: the file, in the project's repository, of the search that chose them on validation.
         batch_size, examples: of the local steps, and per client.
         blocks: the last so many were trained; 0 for all.
-        trainable, head, loss, strategy: settings of those names; "clients" stands for every strategy that has clients.
+        trainable, head, loss, strategy: settings of those names; "clients" stands for every strategy that has clients,
+            and "ridge" for every solved head.
     """
 
     dataset: str
@@ -68,7 +69,8 @@ class Cell:
         return (
             self.dataset == config.dataset
             and fnmatch.fnmatchcase(config.model, self.model)
-            and (self.trainable, self.head, self.loss) == (config.trainable, config.head, config.local_loss)
+            and (self.trainable, self.loss) == (config.trainable, config.local_loss)
+            and self.head == ("ridge" if config.solved else config.head)
             and self.strategy == ("centralized" if config.strategy == "centralized" else "clients")
             and (self.rule == "none" or (self.rule == own and self.density >= config.density))
             and (not self.blocks or 0 < blocks <= self.blocks)
@@ -77,11 +79,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class KnownRate:
-    """A rate and where it is from: `cell`, at `classes` per client, times `factor`."""
+    """A rate and where it is from: `cell`, at `classes` per client, times `factor`; `head` is that of the run."""
 
     cell: Cell = field(repr=False)
     classes: str
     factor: float
+    head: str = "ridge"
 
     @property
     def rate(self) -> float:
@@ -101,6 +104,7 @@ class KnownRate:
         return (
             f"learning-rate = {self.rate:g}: validation chose {cell.rates[self.classes]:g} for {what}, {blocks}{data} "
             f"({cell.source}){lowered if self.factor < 1 else ''}"
+            f"{'' if self.head == cell.head else f', under a {cell.head} head'}"
         )
 
 
@@ -156,7 +160,7 @@ def known_rate(config: Config) -> KnownRate | None:
     if not fitting:
         return None
     cell, classes = min(fitting, key=lambda pair: (pair[0].density, pair[0].blocks or math.inf, -_count(pair[1])))
-    known = KnownRate(cell, classes, _factor(config, cell))
+    known = KnownRate(cell, classes, _factor(config, cell), config.head)
     return known if known.rate else None
 
 
