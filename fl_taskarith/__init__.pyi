@@ -31,7 +31,7 @@ class Settings(TypedDict, total=False):
     lda_shrinkage: float | Literal["auto"]
     logit_scale: float | Literal["auto"]
     ridge_refresh: int
-    mask_rule: Literal["none", "least-sensitive", "most-sensitive", "highest-magnitude", "lowest-magnitude", "random", "file"] | str
+    mask_rule: Literal["none", "least-sensitive", "most-salient", "most-sensitive", "random-by-kind", "highest-magnitude", "lowest-magnitude", "no-values-projections", "queries-keys", "random", "file"] | str
     density: float
     sensitivity_threshold: float
     calibration_rounds: int

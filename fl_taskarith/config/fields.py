@@ -101,7 +101,7 @@ class Settings:
     )
     density: float = MASK(0.1, "(0, 1]", "share of maskable weights that are updated", symbol="d", words="density {}")
     sensitivity_threshold: float = MASK(
-        0.0, "[0, 1e6]", "largest (most-sensitive: smallest) sensitivity updated, in place of density; 0 = off"
+        0.0, "[0, 1e6]", "largest (most-sensitive, most-salient: smallest) score updated, in place of density; 0 = off"
     )
     calibration_rounds: int = MASK(4, "[1, 1000]", "rounds of scoring and dropping down to the density", symbol="R")
     soft_zero: float = MASK(0.1, "[0, 1]", "factor on dropped weights while later rounds score; 1 = no damping")
@@ -313,6 +313,11 @@ class Settings:
     def scored(self) -> bool:
         """Whether the mask comes from sensitivities, and so needs data."""
         return self.mask_rule not in ("none", "file") and mask_rules.mask_rule(self.mask_rule).scores is None
+
+    @property
+    def fisher(self) -> bool:
+        """Whether those sensitivities are the diagonal of the Fisher information."""
+        return self.scored and not mask_rules.mask_rule(self.mask_rule).salient
 
     @property
     def peak_rate(self) -> float:

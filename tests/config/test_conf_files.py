@@ -48,7 +48,8 @@ def is_further(path: Path) -> bool:
     """Whether a file differs from one of the default suite in little: CI runs these too."""
     return path.parent.name in ("calibration-rounds", "density") or path.stem in (
         "least-sensitive", "fedgma", "fedprox", "fedyogi", "trimmed-mean", "geometric-median", "gram-anchored", "cclip",
-        "br-ifca", "fedbn", "fedavgm", "median", "lowest-magnitude", "highest-magnitude", "random", "krum", "fedadam",
+        "br-ifca", "fedbn", "fedavgm", "median", "lowest-magnitude", "highest-magnitude", "random", "krum",
+        "most-salient", "random-by-kind", "queries-keys", "no-values-projections", "fedadam",
         "covariance", "covariance-momentum", "merge-rule",
         "scaffold-one-class", "most-sensitive", "fednova", "scaffold", "fedavg-iid-sparse", "fedavg-noniid-sparse",
     )  # fmt: skip

@@ -94,6 +94,7 @@ SETTINGS: dict[str, tuple[dict[str, object], set[str]]] = {  # and some of the k
         {"sharding": "iid", "participation": 1.0, "local-steps-max": 2, "local-steps-min": 1, **DENSE},
         {"classes-per-client", "dirichlet-alpha", "sampling", "local-steps", "density"},
     ),
+    "saliency": ({"mask-rule": "most-salient"}, {"fisher-labels", "fisher-score", "calibration-per-client"}),
     "threshold, one calibration round": (
         {**SCORED, "sensitivity-threshold": 1e-4, "calibration-rounds": 1}, {"density", "soft-zero"},
     ),
@@ -193,6 +194,8 @@ EFFECTS: list[tuple[dict[str, object], dict[str, object]]] = [
     ({"strategy": "merge-rule", "merge-rule": "ties"}, {"merge-parameter": 0.9}),
     ({"trainable": "backbone", "head-rounds": 1, "head": "linear"}, {"head-rounds": 2}),
     ({**SCORED, "calibration-rounds": 2}, {"soft-zero": 1.0}),
+    ({"mask-rule": "most-salient"}, {"calibration-rounds": 1}),
+    ({"mask-rule": "random-by-kind"}, {"fisher-labels": "true"}),
     ({**SCORED, "mask-source": "clients"}, {"calibration-per-client": 3}),
     ({**REGRESSION, "strategy": "fed-em"}, {"noise": 2.0}),
 ]
