@@ -133,13 +133,7 @@ class RidgeSolver:
 
     def __init__(self, statistics: RidgeStatistics) -> None:
         count = statistics.count
-        self.mean = statistics.feature_sum / count
-        centred_gram = statistics.gram - count * torch.outer(self.mean, self.mean)
-        variance = (centred_gram.diagonal() / count).clamp_min(0)
-        # A constant feature has no spread to divide by; it cannot tell classes apart and gets weight 0. Its variance
-        # here is a difference of two sums over n examples, so it is zero only to about n rounding errors.
-        floor = count * torch.finfo(torch.float64).eps * (statistics.gram.diagonal() / count)
-        self.inverse_std = torch.where(variance > floor, variance.rsqrt(), 0.0)
+        self.mean, centred_gram, self.inverse_std = _standardisation(statistics)
         self.class_mean = statistics.class_counts / count
         correlation = statistics.class_sums - count * torch.outer(self.mean, self.class_mean)
         standardised = self.inverse_std[:, None] * centred_gram * self.inverse_std
@@ -160,8 +154,9 @@ class RidgeSolver:
 class DiscriminantSolver:
     """Solve linear discriminant analysis of some statistics for any shrinkage, from one eigendecomposition.
 
-    Features of a class are taken as Gaussian around its mean μ_c with one covariance for all classes, estimated within
-    them, S_w = (Σ h hᵀ − Σ_c n_c μ_c μ_cᵀ) / (n − c), and shrunk to S = (1 − g) S_w + g · mean(diag S_w) · I.
+    Features z, standardised as for ridge, are taken as Gaussian around the mean μ_c of their class with one covariance
+    for all classes, estimated within them, S_w = (Σ z zᵀ − Σ_c n_c μ_c μ_cᵀ) / (n − c), and shrunk to
+    S = (1 − g) S_w + g · mean(diag S_w) · I.
     """
 
     setting = "lda-shrinkage"
@@ -171,19 +166,19 @@ class DiscriminantSolver:
     def __init__(self, statistics: RidgeStatistics) -> None:
         self.statistics = statistics
         counts, count = statistics.class_counts, float(statistics.count)
+        _, centred_gram, inverse_std = _standardisation(statistics)
         means = _class_means(statistics)
-        within = statistics.gram - (means.T * counts) @ means
+        within = inverse_std[:, None] * centred_gram * inverse_std - (means.T * counts) @ means
         within = within / max(1.0, count - int((counts > 0).sum()))
-        spread = within.diagonal().mean()
+        spread = float(within.diagonal().mean())
         # Without two different examples of a class the sums say nothing of the spread: any multiple of the identity.
-        floor = count * torch.finfo(torch.float64).eps * (statistics.gram.diagonal() / count).mean()
-        self.spread = float(spread) if spread > floor else 1.0
+        self.spread = spread if spread > count * torch.finfo(torch.float64).eps else 1.0
         self.eigenvalues, self.eigenvectors = torch.linalg.eigh(within)
 
     def solve(self, shrinkage: float) -> LinearHead:
-        """Return the log-posterior of each class up to a constant: weight S⁻¹ (μ_c − μ), [c, d], and bias [c], float64.
+        """Return the log-posterior of each class up to a constant: weight [c, d] and bias [c], float64.
 
-        Scores are (μ_c − μ)ᵀ S⁻¹ (h − μ) − ½ (μ_c − μ)ᵀ S⁻¹ (μ_c − μ) + log(n_c / n), with μ the mean of all features.
+        Scores are μ_cᵀ S⁻¹ z − ½ μ_cᵀ S⁻¹ μ_c + log(n_c / n).
         """
         spectrum = (1 - shrinkage) * self.eigenvalues.clamp_min(0) + shrinkage * self.spread
         counts = self.statistics.class_counts
@@ -192,33 +187,48 @@ class DiscriminantSolver:
 
 
 def nearest_class_mean(statistics: RidgeStatistics) -> LinearHead:
-    """Return the head whose highest score is that of the class mean nearest to a feature; float64.
+    """Return the head whose highest score is that of the nearest class mean, weight [c, d] and bias [c], float64.
 
-    Distances are Euclidean, for those are linear in the features up to what classes share: scores are
-    −½‖h − μ_c‖² + ½‖h − μ‖², weight μ_c − μ, [c, d]. A cosine divides by ‖h‖, which a linear layer cannot.
+    Distances are Euclidean between features z standardised as for ridge, for those are linear in them up to what the
+    classes share: scores are −½‖z − μ_c‖² + ½‖z‖². A cosine divides by ‖z‖, which a linear layer cannot.
     """
     width, classes = statistics.class_sums.shape
     inverse = torch.eye(width, dtype=torch.float64, device=statistics.gram.device)
     return _gaussian_head(statistics, inverse, inverse.new_zeros(classes))
 
 
+def _standardisation(statistics: RidgeStatistics) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean [d], the Gram matrix of centred features [d, d], and 1 / standard deviation [d]."""
+    count = statistics.count
+    mean = statistics.feature_sum / count
+    centred_gram = statistics.gram - count * torch.outer(mean, mean)
+    variance = (centred_gram.diagonal() / count).clamp_min(0)
+    # A constant feature has no spread to divide by; it cannot tell classes apart and gets weight 0. Its variance
+    # here is a difference of two sums over n examples, so it is zero only to about n rounding errors.
+    floor = count * torch.finfo(torch.float64).eps * (statistics.gram.diagonal() / count)
+    return mean, centred_gram, torch.where(variance > floor, variance.rsqrt(), 0.0)
+
+
 def _class_means(statistics: RidgeStatistics) -> Tensor:
-    """Return the mean features of each class, [c, d]; zero for a class without examples."""
-    return (statistics.class_sums / statistics.class_counts.clamp_min(1.0)).T
+    """Return the mean standardised features of each class, [c, d]; zero for a class without examples."""
+    mean, _, inverse_std = _standardisation(statistics)
+    counts = statistics.class_counts[:, None]
+    return torch.where(counts > 0, (statistics.class_sums.T / counts.clamp_min(1.0) - mean) * inverse_std, 0.0)
 
 
 def _gaussian_head(statistics: RidgeStatistics, inverse: Tensor, offsets: Tensor) -> LinearHead:
-    """Return the scores (μ_c − μ)ᵀ P (h − μ) − ½ (μ_c − μ)ᵀ P (μ_c − μ) + offset_c; P [d, d], offsets [c].
+    """Return the head of scores μ_cᵀ P z − ½ μ_cᵀ P μ_c + offset_c, standardised z and μ_c; P [d, d], offsets [c].
 
     A class without examples is never predicted: its score is below the least bias of the others for every h, and that
     of the best class is not, since the first terms of the classes add up to zero when weighted by their examples.
     """
-    mean = statistics.feature_sum / statistics.count
-    apart = torch.where(statistics.class_counts[:, None] > 0, _class_means(statistics) - mean, 0.0)
-    weight = apart @ inverse
-    bias = offsets - 0.5 * (weight * apart).sum(1)
+    mean, _, inverse_std = _standardisation(statistics)
+    means = _class_means(statistics)
+    weight = means @ inverse
+    bias = offsets - 0.5 * (weight * means).sum(1)
     present = statistics.class_counts > 0
     bias = torch.where(present, bias, bias[present].min() - torch.log(statistics.count + 1))
+    weight = weight * inverse_std
     return LinearHead(weight, bias - weight @ mean)
 
 

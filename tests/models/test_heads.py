@@ -61,9 +61,9 @@ def test_the_federated_head_equals_the_pooled_one_however_the_data_are_divided(c
 
 
 @pytest.mark.parametrize("shrinkage", [1e-4, 0.1, 0.7, 1.0])
-def test_lda_equals_scikit_learns_at_every_shrinkage(shrinkage: float) -> None:
+def test_lda_equals_scikit_learns_on_standardised_features(shrinkage: float) -> None:
     features, labels = problem(count=200)
-    points = features.double().numpy()
+    points = StandardScaler().fit_transform(features.double().numpy())
     head = DiscriminantSolver(RidgeStatistics.of(features, labels, 5)).solve(shrinkage)
     reference = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(points, labels.numpy())
     factor = (200 - 5) / 200  # scikit-learn divides the covariance by n, where n - c leaves no bias
@@ -81,7 +81,8 @@ def test_at_full_shrinkage_and_equal_priors_lda_is_the_nearest_class_mean() -> N
     differences = (head.bias - head.bias.mean() for head in (lda, nearest.scaled(ratio)))
     assert torch.allclose(lda.weight, nearest.scaled(ratio).weight)
     assert torch.allclose(*differences)
-    reference = NearestCentroid().fit(features.numpy(), labels.numpy()).predict(features.numpy())
+    points = StandardScaler().fit_transform(features.double().numpy())
+    reference = NearestCentroid().fit(points, labels.numpy()).predict(points)
     assert nearest.scores(features).argmax(1).tolist() == reference.tolist()
 
 
@@ -121,6 +122,8 @@ def test_the_shrinkage_is_the_best_of_its_grid_and_no_edge_at_one(caplog: pytest
 
 
 def test_a_constant_feature_gets_no_weight_and_no_nan() -> None:
+    solvers = (lambda sums: RidgeSolver(sums).solve(1.0), lambda sums: DiscriminantSolver(sums).solve(0.1),
+               nearest_class_mean)  # fmt: skip
     features, labels = problem()
     for constant in (7.25, 0.1, -1e4, 3e-7):
         features[:, 4] = constant
@@ -129,10 +132,10 @@ def test_a_constant_feature_gets_no_weight_and_no_nan() -> None:
                 RidgeStatistics.of(*part, 5)
                 for part in zip(features.tensor_split(parts), labels.tensor_split(parts), strict=True)
             ]
-            head = RidgeSolver(reduce(add, statistics)).solve(1.0)
-            assert torch.isfinite(head.weight).all()
-            assert (head.weight[:, 4] == 0).all()
-            assert (head.weight[:, 5] != 0).all()
+            for head in (solve(reduce(add, statistics)) for solve in solvers):
+                assert torch.isfinite(head.weight).all()
+                assert (head.weight[:, 4] == 0).all()
+                assert (head.weight[:, 5] != 0).all()
 
 
 def test_lambda_is_the_best_of_the_grid_on_validation() -> None:
