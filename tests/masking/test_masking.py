@@ -284,7 +284,8 @@ def test_a_control_chooses_among_its_kinds_at_random_up_to_all_of_them(
         assert part.density == pytest.approx(expected, abs=0.0 if kind not in kinds else 5 * (share / part.size) ** 0.5)
     assert mask_under(dataclasses.replace(config, seed=1)).jaccard(mask) < 2 * share, "another seed, another draw"
     with pytest.raises(ConfigError, match="the largest is") as caught:
-        simulate(config, density=1.0)
+        simulate(config, density=1.0, run_name="refused")
+    assert not (Path(config.results_dir) / "refused").exists(), "before a folder is made, or the head solved"
     largest = float(str(caught.value).split("the largest is ")[1].split(",")[0])
     fullest = mask_under(dataclasses.replace(config, density=largest))
     assert all(part.density > 0.98 for kind, part in density_by_kind(fullest).items() if kind in kinds)
