@@ -26,12 +26,13 @@ class Settings(TypedDict, total=False):
     trainable: Literal["backbone", "head", "all"]
     trainable_blocks: int
     prefix_cache: Literal["off", "float16", "float32"]
-    head: Literal["ridge", "linear"]
+    head: Literal["ridge", "lda", "ncm", "linear"]
     head_rounds: int
     ridge_lambda: float | Literal["auto"]
+    lda_shrinkage: float | Literal["auto"]
     logit_scale: float | Literal["auto"]
     ridge_refresh: int
-    mask_rule: Literal["none", "least-sensitive", "most-sensitive", "highest-magnitude", "lowest-magnitude", "random", "file"] | str
+    mask_rule: Literal["none", "least-sensitive", "most-salient", "most-sensitive", "random-by-kind", "highest-magnitude", "lowest-magnitude", "no-values-projections", "queries-keys", "random", "file"] | str
     density: float
     sensitivity_threshold: float
     calibration_rounds: int

@@ -76,12 +76,22 @@ class Settings:
     prefix_cache: str = MODEL(
         "off", "off | float16 | float32", "with trainable-blocks: keep the frozen blocks' tokens of every image"
     )
-    head: str = MODEL("ridge", "ridge | linear", "classifier: ridge (closed form) or linear (trained)")
+    head: str = MODEL(
+        "ridge",
+        "ridge | lda | ncm | linear",
+        "classifier: solved (ridge, lda, or ncm, the nearest class mean) or linear, which is trained",
+        names={"lda": "LDA", "ncm": "nearest-class-mean"},
+    )
     head_rounds: int = MODEL(0, "[0, inf)", "first rounds that train the head alone")
     ridge_lambda: float | str = MODEL(AUTO, "(0, 1e6]", "ridge penalty; auto = chosen on validation")
-    logit_scale: float | str = MODEL(AUTO, "(0, 1e6]", "factor on ridge scores; auto = by validation cross-entropy")
+    lda_shrinkage: float | str = MODEL(
+        AUTO, "(0, 1]", "of LDA's covariance towards a multiple of the identity; auto = chosen on validation"
+    )
+    logit_scale: float | str = MODEL(
+        AUTO, "(0, 1e6]", "factor on a solved head's scores; auto = by validation cross-entropy"
+    )
     ridge_refresh: int = MODEL(
-        0, "[0, inf)", "rounds after which the ridge head is solved again from all clients' current features; 0 = never"
+        0, "[0, inf)", "rounds after which a solved head is solved again from all clients' current features; 0 = never"
     )
     mask_rule: str = MASK(
         "least-sensitive",
@@ -93,7 +103,7 @@ class Settings:
     )
     density: float = MASK(0.1, "(0, 1]", "share of maskable weights that are updated", symbol="d", words="density {}")
     sensitivity_threshold: float = MASK(
-        0.0, "[0, 1e6]", "largest (most-sensitive: smallest) sensitivity updated, in place of density; 0 = off"
+        0.0, "[0, 1e6]", "largest (most-sensitive, most-salient: smallest) score updated, in place of density; 0 = off"
     )
     calibration_rounds: int = MASK(4, "[1, 1000]", "rounds of scoring and dropping down to the density", symbol="R")
     soft_zero: float = MASK(0.1, "[0, 1]", "factor on dropped weights while later rounds score; 1 = no damping")
@@ -324,6 +334,16 @@ class Settings:
     shard_seed: int = FEDERATION(0, f"[0, {2**53}]", "of the assignment of data to clients")
 
     @property
+    def solved(self) -> bool:
+        """Whether the head is solved in closed form, from sums of the clients."""
+        return self.head != "linear"
+
+    @property
+    def head_words(self) -> str:
+        """What a text calls the head: "ridge head"."""
+        return f"{rules()['head'].names.get(self.head, self.head)} head"
+
+    @property
     def masked(self) -> bool:
         """Whether only a part of the weights is updated."""
         return self.mask_rule != "none"
@@ -332,6 +352,11 @@ class Settings:
     def scored(self) -> bool:
         """Whether the mask comes from sensitivities, and so needs data."""
         return self.mask_rule not in ("none", "file") and mask_rules.mask_rule(self.mask_rule).scores is None
+
+    @property
+    def fisher(self) -> bool:
+        """Whether those sensitivities are the diagonal of the Fisher information."""
+        return self.scored and not mask_rules.mask_rule(self.mask_rule).salient
 
     @property
     def peak_rate(self) -> float:

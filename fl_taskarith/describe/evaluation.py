@@ -20,7 +20,7 @@ from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.figures.plots import STYLE, save_figure
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.models.exported import exported_facts
-from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics, choose_ridge_lambda
+from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics, choose_strength
 from fl_taskarith.models.weights import read_tensors
 from fl_taskarith.storage.checkpoint import load_best, load_latest_checkpoint
 from fl_taskarith.storage.csv_text import csv_text
@@ -142,7 +142,7 @@ def assess(home: Workspace, features: bool) -> Assessment:
         of_train = home.features(train)
         knn = (nearest_classes(of_train, train.labels, of_test, number) == test.labels).double().mean().item()
         solver = RidgeSolver(RidgeStatistics.of(of_train, train.labels, number))
-        chosen = choose_ridge_lambda(solver, home.features(validation), validation.labels) if len(validation) else 1.0
+        chosen = choose_strength(solver, home.features(validation), validation.labels) if len(validation) else 1.0
         ridge = (solver.solve(chosen).scores(of_test).argmax(1) == test.labels).double().mean().item()
     return Assessment(confusion, loss, knn, ridge)
 

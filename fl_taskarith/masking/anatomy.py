@@ -1,9 +1,12 @@
-"""Where in a vision transformer a mask lies: its density by layer and by kind of tensor."""
+"""Where in a vision transformer a mask lies: its density by layer and by kind of tensor, and masks made by kind."""
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from fl_taskarith.masking.mask import Mask
@@ -54,7 +57,7 @@ def parts(mask: Mask) -> dict[tuple[str, str], Part]:
     return entries
 
 
-def density_by_kind(mask: Mask) -> dict[str, Part]:
+def densityby_kind(mask: Mask) -> dict[str, Part]:
     """Return the entries of each kind over all layers, in the order of `KINDS`."""
     totals = _totals(mask, 1)
     return {kind: totals[kind] for kind in KINDS if kind in totals}
@@ -65,6 +68,32 @@ def density_by_layer(mask: Mask) -> dict[str, Part]:
     totals = _totals(mask, 0)
     blocks = sorted((layer for layer in totals if layer.startswith("block ")), key=lambda layer: int(layer[6:]))
     return {layer: totals[layer] for layer in ("embedding", *blocks, "norm") if layer in totals}
+
+
+def of_kinds(mask: Mask, kinds: Collection[str]) -> Mask:
+    """Return the mask with those entries alone that are of one of `kinds`, in the same shapes."""
+    chosen = {name: tensor.clone() for name, tensor in mask.tensors.items()}
+    for name, tensor in chosen.items():
+        for kind, part in by_kind(name, tensor).items():
+            part.logical_and_(torch.tensor(kind in kinds, device=part.device))
+    return Mask(chosen)
+
+
+def redrawnby_kind(mask: Mask, generator: np.random.Generator) -> Mask:
+    """Return a mask of the same shapes that updates as many entries of each kind over all layers, drawn at random."""
+    drawn = {name: torch.zeros_like(tensor) for name, tensor in mask.tensors.items()}
+    gathered: defaultdict[str, list[tuple[Tensor, int]]] = defaultdict(list)
+    for name, tensor in drawn.items():
+        updated = by_kind(name, mask.tensors[name])
+        for kind, part in by_kind(name, tensor).items():
+            gathered[kind].append((part, int(updated[kind].sum())))
+    for pieces in gathered.values():
+        entries = torch.zeros(sum(part.numel() for part, _ in pieces), dtype=torch.bool)
+        count = sum(updated for _, updated in pieces)
+        entries[torch.from_numpy(generator.choice(len(entries), count, replace=False, shuffle=False))] = True
+        for (part, _), values in zip(pieces, entries.split([part.numel() for part, _ in pieces]), strict=True):
+            part.copy_(values.view(part.shape))
+    return Mask(drawn)
 
 
 def layer_of(name: str) -> str:

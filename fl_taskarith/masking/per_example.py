@@ -78,6 +78,25 @@ def add_squared_gradients(
             sums[name].add_(_scaled(gradient, scale).square().sum(0))
 
 
+def add_gradients(
+    sums: Mapping[str, Tensor],
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    inputs: Tensor,
+    score: str,
+    labels_of: Callable[[Tensor], Iterator[tuple[Tensor, Tensor | None]]],
+) -> None:
+    """Add Σ_b s_b ∂ score_b / ∂θ of a batch to `sums`; shapes and arguments are those of `add_squared_gradients`."""
+    leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
+    with torch.enable_grad():
+        logits = functional_call(model, leaves, (inputs,))
+        scores = [_scaled(label_scores(logits, labels, score), share) for labels, share in labels_of(logits.detach())]
+        total = torch.cat(scores).sum()
+    gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+    for name, gradient in zip(leaves, gradients, strict=True):
+        sums[name].add_(gradient)
+
+
 class _Layers:
     """How the per-example gradient of each scored parameter is computed, for one batch.
 

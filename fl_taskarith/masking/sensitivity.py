@@ -1,4 +1,4 @@
-"""Sensitivity of each weight: the diagonal of the Fisher information, from per-example gradients."""
+"""Sensitivity of each weight, the diagonal of the Fisher information, and its saliency, from gradients."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fl_taskarith.masking.per_example import add_squared_gradients
+from fl_taskarith.masking.per_example import add_gradients, add_squared_gradients
 from fl_taskarith.storage.progress import tracked
 
 LABELS = ("sampled", "true", "expected")
@@ -28,6 +28,7 @@ def sensitivity_sums(
     score: str,
     generator: np.random.Generator,
     memory: float,
+    add: Callable[..., None] = add_squared_gradients,
 ) -> dict[str, Tensor]:
     """Return Σ_x (∂ s(x, y) / ∂θ_j)² over examples x; divided by their number, it is the diagonal Fisher information.
 
@@ -40,11 +41,11 @@ def sensitivity_sums(
         weights: the scored tensors, used in place of the model's own of these names; neither is changed.
         images: uint8 [n, 3, H, W]; `inputs_of` makes model inputs of a part of them.
         targets: the true labels, int64 [n]; used under labels = "true" only.
-        labels: y is "sampled" from p_θ(y|x) once per example, the "true" one (empirical Fisher), or "expected": the
-            sum over all classes weighted by p_θ(y|x), exact in y, with a backward pass for each class.
+        labels: y is "sampled" from p_θ(y|x) by `generator`, once per example, the "true" one (empirical Fisher), or
+            "expected": the sum over all classes weighted by p_θ(y|x), exact in y, with a backward pass for each class.
         score: s is the "log-prob", or the raw "logit" of y as in the published TaLoS code.
-        generator: of the sampled labels.
         memory: GiB that the examples of one pass may take; decides how many are in a pass, at most `MOST_AT_ONCE`.
+        add: how a batch is added to the sums; `add_gradients` leaves out the square.
 
     Returns:
         float32 sums by name, of the shapes of `weights`.
@@ -70,12 +71,39 @@ def sensitivity_sums(
                     else:
                         yield targets[part] if labels == "true" else _sampled_labels(logits, draws[part]), None
 
-                add_squared_gradients(sums, model, detached, inputs_of(images[part]), score, labels_of)
+                add(sums, model, detached, inputs_of(images[part]), score, labels_of)
     finally:
         model.train(was_training)
         for parameter, trained in zip(model.parameters(), was_trained, strict=True):
             parameter.requires_grad_(trained)
     return sums
+
+
+def saliency_sums(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    images: Tensor,
+    targets: Tensor,
+    inputs_of: Callable[[Tensor], Tensor],
+    memory: float,
+) -> dict[str, Tensor]:
+    """Return |Σ_x θ_j ∂ log p_θ(y|x) / ∂θ_j| over examples x of true labels y; over their number, the saliency.
+
+    It is SNIP's (Lee et al., ICLR 2019, eq. 5), without its normalisation, which changes no ranking. Summed over
+    clients and divided by all examples it is SSFL's (Ohib et al., 2025), the mean of the clients' saliencies, weighted
+    by their examples: gradients cancel within a client and never between clients.
+
+    Args:
+        model, weights, images, targets, inputs_of, memory: as of `sensitivity_sums`.
+
+    Returns:
+        float32 sums by name, of the shapes of `weights`.
+    """
+    sums = sensitivity_sums(
+        model, weights, images, targets, inputs_of,
+        labels="true", score="log-prob", generator=np.random.default_rng(0), memory=memory, add=add_gradients,
+    )  # fmt: skip
+    return {name: (value * weights[name]).abs_() for name, value in sums.items()}
 
 
 def _sampled_labels(logits: Tensor, draws: Tensor) -> Tensor:

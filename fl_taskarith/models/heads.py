@@ -1,4 +1,4 @@
-"""The ridge head: a linear classifier in closed form from sums that add up over clients.
+"""Linear classifiers in closed form from sums that add up over clients: ridge, LDA and nearest class mean.
 
 Because the sums are additive, the head of the federation equals the head of the pooled data at any class skew
 (Fed3R, Fanì et al., ICML 2024). Everything is float64; features stay in float32.
@@ -7,6 +7,7 @@ Because the sums are additive, the head of the federation equals the head of the
 import logging
 import math
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 RIDGE_GRID = tuple(float(value) for value in np.logspace(-2, 6, 17))
+SHRINKAGE_GRID = tuple(float(value) for value in np.logspace(-4, 0, 17))
 LARGEST_FEATURE = 1e4  # mean absolute size of a feature, far beyond any that a normalisation layer lets pass
 ROUNDING = 1e-6  # of products of features, relative to their sizes
 LOG_SCALE_BOUNDS = (-5.0, 8.0)  # natural logarithms of the logit scales that are searched
@@ -25,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RidgeStatistics:
-    """Sufficient statistics of a ridge regression of one-hot targets y on features h; d features, c classes, float64.
+    """Sufficient statistics of every head here, of one-hot targets y and features h; d features, c classes, float64.
 
     count: examples, [1]; feature_sum: Σ h, [d]; gram: Σ h hᵀ, [d, d]; class_sums: Σ h yᵀ, [d, c]; class_counts: [c].
     """
@@ -108,18 +110,30 @@ class LinearHead:
         return LinearHead(self.weight * factor, self.bias * factor)
 
 
+class HeadSolver(Protocol):
+    """A head of some statistics with one parameter that regularises it, more the larger it is.
+
+    setting: the parameter's name. grid: the values that are tried. edges: those of them beyond which others could be.
+    """
+
+    setting: str
+    grid: tuple[float, ...]
+    edges: tuple[float, ...]
+
+    def solve(self, strength: float, /) -> LinearHead:
+        """Return the head at this value: weight [c, d] and bias [c], float64, for raw features."""
+
+
 class RidgeSolver:
     """Solve the ridge head of some statistics for any penalty, from one eigendecomposition."""
 
+    setting = "ridge-lambda"
+    grid = RIDGE_GRID
+    edges: tuple[float, ...] = (RIDGE_GRID[0], RIDGE_GRID[-1])
+
     def __init__(self, statistics: RidgeStatistics) -> None:
         count = statistics.count
-        self.mean = statistics.feature_sum / count
-        centred_gram = statistics.gram - count * torch.outer(self.mean, self.mean)
-        variance = (centred_gram.diagonal() / count).clamp_min(0)
-        # A constant feature has no spread to divide by; it cannot tell classes apart and gets weight 0. Its variance
-        # here is a difference of two sums over n examples, so it is zero only to about n rounding errors.
-        floor = count * torch.finfo(torch.float64).eps * (statistics.gram.diagonal() / count)
-        self.inverse_std = torch.where(variance > floor, variance.rsqrt(), 0.0)
+        self.mean, centred_gram, self.inverse_std = _standardisation(statistics)
         self.class_mean = statistics.class_counts / count
         correlation = statistics.class_sums - count * torch.outer(self.mean, self.class_mean)
         standardised = self.inverse_std[:, None] * centred_gram * self.inverse_std
@@ -137,18 +151,99 @@ class RidgeSolver:
         return LinearHead(weight, self.class_mean - weight @ self.mean)
 
 
-def choose_ridge_lambda(solver: RidgeSolver, features: Tensor, labels: Tensor) -> float:
-    """Return the penalty of `RIDGE_GRID` with the best accuracy on validation features [n, d] and labels int64 [n].
+class DiscriminantSolver:
+    """Solve linear discriminant analysis of some statistics for any shrinkage, from one eigendecomposition.
 
-    Ties go to the larger one; a warning is logged where it lies at an end of the grid.
+    Features z, standardised as for ridge, are taken as Gaussian around the mean μ_c of their class with one covariance
+    for all classes, estimated within them, S_w = (Σ z zᵀ − Σ_c n_c μ_c μ_cᵀ) / (n − c), and shrunk to
+    S = (1 − g) S_w + g · mean(diag S_w) · I.
     """
 
-    def accuracy(ridge_lambda: float) -> float:
-        return (solver.solve(ridge_lambda).scores(features).argmax(1) == labels).double().mean().item()
+    setting = "lda-shrinkage"
+    grid = SHRINKAGE_GRID
+    edges: tuple[float, ...] = (SHRINKAGE_GRID[0],)  # nothing is beyond 1
 
-    chosen = max(RIDGE_GRID, key=lambda ridge_lambda: (accuracy(ridge_lambda), ridge_lambda))
-    if chosen in (RIDGE_GRID[0], RIDGE_GRID[-1]):
-        log.warning("ridge-lambda = %g lies at the edge of the searched grid: it is not tuned.", chosen)
+    def __init__(self, statistics: RidgeStatistics) -> None:
+        self.statistics = statistics
+        counts, count = statistics.class_counts, float(statistics.count)
+        _, centred_gram, inverse_std = _standardisation(statistics)
+        means = _class_means(statistics)
+        within = inverse_std[:, None] * centred_gram * inverse_std - (means.T * counts) @ means
+        within = within / max(1.0, count - int((counts > 0).sum()))
+        spread = float(within.diagonal().mean())
+        # Without two different examples of a class the sums say nothing of the spread: any multiple of the identity.
+        self.spread = spread if spread > count * torch.finfo(torch.float64).eps else 1.0
+        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(within)
+
+    def solve(self, shrinkage: float) -> LinearHead:
+        """Return the log-posterior of each class up to a constant: weight [c, d] and bias [c], float64.
+
+        Scores are μ_cᵀ S⁻¹ z − ½ μ_cᵀ S⁻¹ μ_c + log(n_c / n).
+        """
+        spectrum = (1 - shrinkage) * self.eigenvalues.clamp_min(0) + shrinkage * self.spread
+        counts = self.statistics.class_counts
+        priors = torch.where(counts > 0, counts / self.statistics.count, 1.0).log()
+        return _gaussian_head(self.statistics, (self.eigenvectors / spectrum) @ self.eigenvectors.T, priors)
+
+
+def nearest_class_mean(statistics: RidgeStatistics) -> LinearHead:
+    """Return the head whose highest score is that of the nearest class mean, weight [c, d] and bias [c], float64.
+
+    Distances are Euclidean between features z standardised as for ridge, for those are linear in them up to what the
+    classes share: scores are −½‖z − μ_c‖² + ½‖z‖². A cosine divides by ‖z‖, which a linear layer cannot.
+    """
+    width, classes = statistics.class_sums.shape
+    inverse = torch.eye(width, dtype=torch.float64, device=statistics.gram.device)
+    return _gaussian_head(statistics, inverse, inverse.new_zeros(classes))
+
+
+def _standardisation(statistics: RidgeStatistics) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean [d], the Gram matrix of centred features [d, d], and 1 / standard deviation [d]."""
+    count = statistics.count
+    mean = statistics.feature_sum / count
+    centred_gram = statistics.gram - count * torch.outer(mean, mean)
+    variance = (centred_gram.diagonal() / count).clamp_min(0)
+    # A constant feature has no spread to divide by; it cannot tell classes apart and gets weight 0. Its variance
+    # here is a difference of two sums over n examples, so it is zero only to about n rounding errors.
+    floor = count * torch.finfo(torch.float64).eps * (statistics.gram.diagonal() / count)
+    return mean, centred_gram, torch.where(variance > floor, variance.rsqrt(), 0.0)
+
+
+def _class_means(statistics: RidgeStatistics) -> Tensor:
+    """Return the mean standardised features of each class, [c, d]; zero for a class without examples."""
+    mean, _, inverse_std = _standardisation(statistics)
+    counts = statistics.class_counts[:, None]
+    return torch.where(counts > 0, (statistics.class_sums.T / counts.clamp_min(1.0) - mean) * inverse_std, 0.0)
+
+
+def _gaussian_head(statistics: RidgeStatistics, inverse: Tensor, offsets: Tensor) -> LinearHead:
+    """Return the head of scores μ_cᵀ P z − ½ μ_cᵀ P μ_c + offset_c, standardised z and μ_c; P [d, d], offsets [c].
+
+    A class without examples is never predicted: its score is below the least bias of the others for every h, and that
+    of the best class is not, since the first terms of the classes add up to zero when weighted by their examples.
+    """
+    mean, _, inverse_std = _standardisation(statistics)
+    means = _class_means(statistics)
+    weight = means @ inverse
+    bias = offsets - 0.5 * (weight * means).sum(1)
+    present = statistics.class_counts > 0
+    bias = torch.where(present, bias, bias[present].min() - torch.log(statistics.count + 1))
+    weight = weight * inverse_std
+    return LinearHead(weight, bias - weight @ mean)
+
+
+def choose_strength(solver: HeadSolver, features: Tensor, labels: Tensor) -> float:
+    """Return the value of the solver's grid with the best accuracy on validation features [n, d], labels int64 [n].
+
+    Ties go to the larger one; a warning is logged where it lies at an edge of the grid.
+    """
+
+    def accuracy(strength: float) -> float:
+        return (solver.solve(strength).scores(features).argmax(1) == labels).double().mean().item()
+
+    chosen = max(solver.grid, key=lambda strength: (accuracy(strength), strength))
+    if chosen in solver.edges:
+        log.warning("%s = %g lies at the edge of the searched grid: it is not tuned.", solver.setting, chosen)
     return chosen
 
 
@@ -171,8 +266,8 @@ def fit_logit_scale(scores: Tensor, labels: Tensor) -> float:
     scale = float(np.exp(optimum.x))
     if optimum.x < low + LOG_SCALE_EDGE:
         log.warning(
-            "logit-scale = %.3g lies at the lower edge of the searched range: on the %d validation images the ridge "
-            "head's scores tell no more than chance. Raise validation-size, or set ridge-lambda and logit-scale.",
+            "logit-scale = %.3g lies at the lower edge of the searched range: on the %d validation images the head's "
+            "scores tell no more than chance. Raise validation-size, or set the head's parameter and logit-scale.",
             scale,
             len(labels),
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import Divergence, FlTaskarithError
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
-from fl_taskarith.models.heads import LinearHead, RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
+from fl_taskarith.models.heads import LinearHead, RidgeSolver, RidgeStatistics, choose_strength, fit_logit_scale
 from fl_taskarith.one_shot.tasks import Task
 from fl_taskarith.seeding import random_generator
 from fl_taskarith.training.local import is_single, set_trained, train_locally
@@ -87,7 +87,7 @@ def solve_heads(home: Workspace, tasks: Sequence[Task], shared: bool) -> list[Li
 
 def _solve(statistics: RidgeStatistics, features: Tensor, labels: Tensor) -> LinearHead:
     solver = RidgeSolver(statistics)
-    head = solver.solve(choose_ridge_lambda(solver, features, labels))
+    head = solver.solve(choose_strength(solver, features, labels))
     head = head.scaled(fit_logit_scale(head.scores(features), labels))
     return LinearHead(head.weight.float(), head.bias.float())
 

@@ -10,7 +10,7 @@ from fl_taskarith.storage.run_folder import Row, best_row
 
 RISES = 3  # rounds on end in which the training loss rises, before it is remarked on
 JUMP = 1.25  # factor by which it rises over them, unless it is above where it began
-COLLAPSED = 0.5  # share of the ridge head's accuracy below which a run counts as collapsed
+COLLAPSED = 0.5  # share of the solved head's accuracy below which a run counts as collapsed
 DECADES = 4  # of the grid that a search is advised
 
 
@@ -61,20 +61,19 @@ def gain(rows: Sequence[Row]) -> float | None:
 
 
 def verdict(rows: Sequence[Row], config: Config, folder: Path) -> list[str]:
-    """Return a run's last lines: its test accuracy against the ridge head's and, where it is not above, what to do."""
+    """Return a run's last lines: its test accuracy against the solved head's and, where it is not above, what to do."""
     last, points = rows[-1], gain(rows)
     if last.get("test_accuracy") is None or points is None:
         return []
     test = f"test {100 * last['test_accuracy']:.1f} %"
-    if config.head != "ridge":
+    if not config.solved:
         return [f'{test} (head = "{config.head}": this run has no ridge head to compare with)']
+    head = f"the {config.head_words}"
     if points > 0:
-        return [f"{test}: {points:.1f} points above the ridge head"]
+        return [f"{test}: {points:.1f} points above {head}"]
     if config.peak_rate == 0:
-        return [f"{test}: that of the ridge head, since learning-rate = 0 trains nothing"]
-    line = (
-        f"{test}: {-points:.1f} points below the ridge head" if points < 0 else f"{test}: no better than the ridge head"
-    )
+        return [f"{test}: that of {head}, since learning-rate = 0 trains nothing"]
+    line = f"{test}: {-points:.1f} points below {head}" if points < 0 else f"{test}: no better than {head}"
     cause, highest = _cause(rows, config)
     lowest = highest / 10**DECADES
     return [
@@ -85,7 +84,7 @@ def verdict(rows: Sequence[Row], config: Config, folder: Path) -> list[str]:
 
 
 def _cause(rows: Sequence[Row], config: Config) -> tuple[str, float]:
-    """Say why a run ends no better than the ridge head, and the highest rate that a search should try."""
+    """Say why a run ends no better than its head alone, and the highest rate that a search should try."""
     rate, split = config.peak_rate, "val" if rows[-1].get("val_accuracy") is not None else "test"
     curve = [(row[f"{split}_accuracy"], row["round"]) for row in rows if row.get(f"{split}_accuracy") is not None]
     start, end = curve[0][0], curve[-1][0]
@@ -100,8 +99,8 @@ def _cause(rows: Sequence[Row], config: Config) -> tuple[str, float]:
         return f"the features collapsed: learning-rate = {rate:g} is far too large for these clients.", rate / 10
     if best > start:
         return (
-            f"it was {100 * (best - start):.1f} points above the ridge head on {split} after round {best_round} and "
-            f"fell: learning-rate = {rate:g} is too large for so many rounds.",
+            f"it was {100 * (best - start):.1f} points above the {config.head_words} on {split} after round "
+            f"{best_round} and fell: learning-rate = {rate:g} is too large for so many rounds.",
             rate,
         )
     if end == best and end > curve[1][0]:

@@ -111,12 +111,12 @@ class FederatedRun(Run):
             RidgeStatistics(**tensors).check(self._shard_size(client))
 
         replies = self._ask(current, self.model.trained, "query.ridge", question, check, row)
-        for _, tensors in tracked(replies, self.config.num_clients, "Ridge head: sums of the clients"):
+        for _, tensors in tracked(replies, self.config.num_clients, "Head: sums of the clients"):
             statistics = RidgeStatistics(**tensors)
             total = statistics if total is None else total + statistics
             row["clients"] += row.get("round", 0) == 0
         if total is None:
-            raise self.strategy.failures.of_all("The ridge head")
+            raise self.strategy.failures.of_all("The head")
         self._warn_of_missing_classes(total)
         return total
 
@@ -199,7 +199,7 @@ class FederatedRun(Run):
         if absent:
             named = ", ".join(str(self.home.data.dataset.classes[index]) for index in absent[:10])
             log.warning(
-                "No client sent statistics of %d classes (%s): the ridge head cannot predict them.", len(absent), named
+                "No client sent statistics of %d classes (%s): the head cannot predict them.", len(absent), named
             )
 
     def train_rounds(self, first_round: int, last_round: int) -> None:

@@ -37,6 +37,7 @@ from fl_taskarith.storage.run_log import RUN_LOG, RunLog
 from fl_taskarith.storage.trackers import require_trackers
 from fl_taskarith.strategies import strategy_class
 from fl_taskarith.workspace.machine import available_threads, describe_device, emulated, on_this_machine
+from fl_taskarith.workspace.make_mask import eligible
 from fl_taskarith.workspace.workspace import Workspace, workspace
 
 log = logging.getLogger("fl_taskarith")
@@ -153,7 +154,13 @@ def make_run(
 
 
 def describe(home: Workspace) -> dict[str, dict[str, int] | str]:
-    """Return facts about a run for run.json: device, numbers of parameters, examples and shard sizes."""
+    """Return facts about a run for run.json: device, numbers of parameters, examples and shard sizes.
+
+    Raises:
+        ConfigError: shards or a mask as asked for cannot be.
+    """
+    if home.config.masked and home.config.num_rounds > home.config.head_rounds:
+        eligible(home)
     trained = home.trained_names(home.config.num_rounds)
     facts: dict[str, dict[str, int] | str] = {
         "device": describe_device(home.device),

@@ -46,7 +46,8 @@ class Cell:
         source: the file, in the project's repository, of the search that chose them on validation.
         batch_size, examples: of the local steps, and per client.
         blocks: the last so many were trained; 0 for all.
-        trainable, head, loss, strategy: settings of those names; "clients" stands for every strategy that has clients.
+        trainable, head, loss, strategy: settings of those names; "clients" stands for every strategy that has clients,
+            and "ridge" for every solved head.
     """
 
     dataset: str
@@ -70,7 +71,8 @@ class Cell:
         return (
             self.dataset == config.dataset
             and fnmatch.fnmatchcase(config.model, self.model)
-            and (self.trainable, self.head) == (config.trainable, config.head)
+            and self.trainable == config.trainable
+            and self.head == ("ridge" if config.solved else config.head)
             # A second term of the loss and its gradient are zero at first: the rates are the cross-entropy's.
             and (self.loss == "squared") == (config.local_loss == "squared")
             and self.strategy == ("centralized" if config.strategy == "centralized" else "clients")
@@ -81,11 +83,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class KnownRate:
-    """A rate and where it is from: `cell`, at `classes` per client, times `factor`."""
+    """A rate and where it is from: `cell`, at `classes` per client, times `factor`; `head` is that of the run."""
 
     cell: Cell = field(repr=False)
     classes: str
     factor: float
+    head: str = "ridge"
 
     @property
     def rate(self) -> float:
@@ -105,6 +108,7 @@ class KnownRate:
         return (
             f"learning-rate = {self.rate:g}: validation chose {cell.rates[self.classes]:g} for {what}, {blocks}{data} "
             f"({cell.source}){lowered if self.factor < 1 else ''}"
+            f"{'' if self.head == cell.head else f', under a {cell.head} head'}"
         )
 
 
@@ -160,7 +164,7 @@ def known_rate(config: Config) -> KnownRate | None:
     if not fitting:
         return None
     cell, classes = min(fitting, key=lambda pair: (pair[0].density, pair[0].blocks or math.inf, -_count(pair[1])))
-    known = KnownRate(cell, classes, _factor(config, cell))
+    known = KnownRate(cell, classes, _factor(config, cell), config.head)
     return known if known.rate else None
 
 

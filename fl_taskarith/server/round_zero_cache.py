@@ -104,7 +104,7 @@ def _unpacked_table(tensors: Mapping[str, Tensor], facts: Any, device: torch.dev
     return [[Evaluation(**group) for group in model] for model in facts]
 
 
-HEAD = Kind[HeadAndFacts]("head", "solves the ridge head", MASK_KEYS, lambda found: found, _unpacked_head)
+HEAD = Kind[HeadAndFacts]("head", "solves the head", MASK_KEYS, lambda found: found, _unpacked_head)
 MASK = Kind[Calibration]("mask", "chooses the mask", frozenset(), _packed_mask, _unpacked_mask)
 EVALUATIONS = {
     split: Kind[Table](f"evaluation-{split}", "evaluates round 0", MASK_KEYS, _packed_table, _unpacked_table)
@@ -113,7 +113,7 @@ EVALUATIONS = {
 
 
 class Starts:
-    """The ridge head, the mask and the measures of round 0, for the next run that would find the same.
+    """The head, the mask and the measures of round 0, for the next run that would find the same.
 
     A study runs one configuration at many learning rates, under many algorithms, in several processes; its rounds may
     take less time than solving the head and scoring the mask, which are the same bits every time. The last two of each

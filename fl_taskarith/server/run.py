@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fl_taskarith.config.choices import REGRESSION
+from fl_taskarith.config.fields import snake
 from fl_taskarith.config.rule import AUTO
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.datasets import ImageSet
@@ -19,7 +20,15 @@ from fl_taskarith.errors import BudgetSpent, ConfigError, Divergence
 from fl_taskarith.masking.calibration import Sums
 from fl_taskarith.masking.mask import Mask, save_mask
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, export_model
-from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics, choose_ridge_lambda, fit_logit_scale
+from fl_taskarith.models.heads import (
+    DiscriminantSolver,
+    HeadSolver,
+    RidgeSolver,
+    RidgeStatistics,
+    choose_strength,
+    fit_logit_scale,
+    nearest_class_mean,
+)
 from fl_taskarith.server.course import remarks, rounds_since_best, stops_early
 from fl_taskarith.server.interruption import asked_to_stop, finishing_rounds, interrupted
 from fl_taskarith.server.round_zero_cache import EVALUATIONS, HEAD, MASK, Starts
@@ -229,8 +238,8 @@ class Run(ABC):
         started = time.perf_counter()
         row: Row = {"round": 0, "clients": 0, "uplink_bytes": 0, "downlink_bytes": 0, "train_seconds": 0.0}
         head = {name: self.home.pretrained[name] for name in HEAD_PARAMETERS}
-        if self.config.head == "ridge":
-            head, facts = self.starts.once(self.home, HEAD, row, lambda: self._solve_ridge_head(row))
+        if self.config.solved:
+            head, facts = self.starts.once(self.home, HEAD, row, lambda: self._solve_head(row))
             self.logbook.note(head=facts)
         row["overhead_seconds"] = overhead(time.perf_counter() - started, row["train_seconds"])
         self.finish_round(row, head)
@@ -276,27 +285,34 @@ class Run(ABC):
     def _refresh_head(self, row: Row) -> None:
         """Solve the head again for the backbone as it is, and send it to clients in place of the last one."""
         started, clients_before = time.perf_counter(), row["train_seconds"]
-        head, facts = self._solve_ridge_head(row)
+        head, facts = self._solve_head(row)
         self.logbook.note(head=facts)
         self.model = GlobalModel(self.model.trained, Frozen(self.model.frozen.weights | head, self.model.frozen.mask))
         self.distribute(row)
         row["overhead_seconds"] += overhead(time.perf_counter() - started, row["train_seconds"] - clients_before)
 
-    def _solve_ridge_head(self, row: Row) -> tuple[Weights, dict[str, object]]:
-        """Return the head, and facts for run.json; validation chooses λ and the logit scale where they are "auto"."""
-        solver = RidgeSolver(self.ridge_statistics(row))
+    def _solve_head(self, row: Row) -> tuple[Weights, dict[str, object]]:
+        """Return the head and facts for run.json; validation chooses its parameter and logit scale if "auto"."""
+        statistics = self.ridge_statistics(row)
         self.home.place(self.model)
         validation = pooled(self.config, self.home.data.validation)
         features = self.home.features(validation)
-        ridge_lambda, logit_scale = self.config.ridge_lambda, self.config.logit_scale
-        if ridge_lambda == AUTO:
-            ridge_lambda = choose_ridge_lambda(solver, features, validation.labels)
-        head = solver.solve(float(ridge_lambda))
+        facts: dict[str, object] = {"kind": self.config.head}
+        if self.config.head == "ncm":
+            head = nearest_class_mean(statistics)
+        else:
+            solver: HeadSolver = (RidgeSolver if self.config.head == "ridge" else DiscriminantSolver)(statistics)
+            name = snake(solver.setting)
+            strength = getattr(self.config, name)
+            if strength == AUTO:
+                strength = choose_strength(solver, features, validation.labels)
+            head, facts[name] = solver.solve(strength), strength
+        logit_scale = self.config.logit_scale
         if logit_scale == AUTO:
             logit_scale = fit_logit_scale(head.scores(features), validation.labels)
         scaled = head.scaled(float(logit_scale))
         weights = dict(zip(HEAD_PARAMETERS, (scaled.weight.float().contiguous(), scaled.bias.float()), strict=True))
-        return weights, {"kind": "ridge", "ridge_lambda": ridge_lambda, "logit_scale": logit_scale}
+        return weights, facts | {"logit_scale": logit_scale}
 
     def _evaluate(self, row: Row) -> None:
         """Write validation and test loss and accuracy of the global model, and ‖θ − θ₀‖, into `row`.
@@ -356,7 +372,7 @@ def scheduled_rate(config: Config, logbook: Logbook, server_round: int) -> float
 
 
 def solved_logit_scale(logbook: Logbook) -> float:
-    """Return the factor between the scores of the ridge head and the model's; 1 without such a head."""
+    """Return the factor between the solved head's own scores and the model's; 1 without such a head."""
     return float(logbook.fact("head").get("logit_scale", 1.0))
 
 

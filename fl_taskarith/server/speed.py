@@ -107,7 +107,7 @@ def work_of(config: Config) -> Work | None:
         batch = min(config.batch_size, max(1, train // config.num_clients))
         trained = round(config.num_rounds * config.sampled_clients * steps * batch)
     refreshes = math.ceil(config.num_rounds / config.ridge_refresh) if config.ridge_refresh else 0
-    ridge = (train + config.validation_size) * (1 + refreshes) if config.head == "ridge" else 0
+    head = (train + config.validation_size) * (1 + refreshes) if config.solved else 0
     scored = 0
     if config.scored:
         each = min(config.calibration_per_client * config.num_clients or train, train)
@@ -115,7 +115,7 @@ def work_of(config: Config) -> Work | None:
     referred = trained if config.local_loss in REFERRING else 0
     cached = config.prefix_cache != "off"
     frozen = (2 * train + held_out + test) if cached else 0
-    return Work(trained, (config.validation_size + test) * evaluations + ridge + referred, scored, frozen)
+    return Work(trained, (config.validation_size + test) * evaluations + head + referred, scored, frozen)
 
 
 class _Probe:

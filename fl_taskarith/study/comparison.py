@@ -1,6 +1,6 @@
 """What the rows of a study's tables say: every arm over its seeds, against its reference, matched by seed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fl_taskarith.figures.statistics import Paired, Summary, paired, summarise
@@ -13,7 +13,7 @@ class Comparison:
 
     Attributes:
         accuracies: test accuracy after the last round, by seed.
-        gain: over the ridge head before training.
+        ridge: test accuracy of the solved head before training, whatever its kind. gain: over it.
         difference: to the reference; None for the reference itself and where there is none.
         norm: ‖θ_T − θ_0‖₂ of the global model.
     """
@@ -48,3 +48,12 @@ def compare(frame: StudyFrame) -> list[Comparison]:
         gain = paired(accuracies, measured["ridge_test_percent"])
         rows.append(Comparison(results, accuracies, ridge, test, val, gain, is_reference, difference, norm, uplink))
     return rows
+
+
+def head_words(rows: Sequence[Comparison]) -> str:
+    """Return what a table of these rows calls the head before training: "ridge head", or "head" if kinds differ."""
+    return (
+        "ridge head"
+        if all(row.results.settings.get("head", "ridge") in ("ridge", "linear") for row in rows)
+        else "head"
+    )

@@ -200,7 +200,7 @@ def _run_record(study: Study, arm: ArmResults, seed: int) -> dict[str, object]:
         "seed": seed,
         "learning_rate": None if arm.choice is None else arm.choice.rate,
         "state": str(outcome.state),
-        "ridge_test_percent": _percent(rows[0], "test") if arm.settings["head"] == "ridge" else None,
+        "ridge_test_percent": _percent(rows[0], "test") if arm.settings["head"] != "linear" else None,
         "test_percent": _percent(rows[-1], "test"),
         "val_percent": _percent(rows[-1], "val"),
         "task_vector_norm": rows[-1].get("task_vector_norm"),

@@ -9,7 +9,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from fl_taskarith.figures.plots import COLOURS, STYLE, TITLE_CHARACTERS, off_scale, save_figure
-from fl_taskarith.study.comparison import Comparison
+from fl_taskarith.study.comparison import Comparison, head_words
 
 ROW_HEIGHT = 0.36  # inches per arm
 LEFTMOST, HIGHEST = -0.4, 100.4  # %, of the axis: a mark at 0 or 100 is whole
@@ -17,7 +17,7 @@ ABOVE, BELOW, LOWEST = -0.16, 0.04, 0.3  # of an arm's line: the mean, the first
 
 
 def plot_arms(rows: Sequence[Comparison], title: str, output: Path) -> list[Path]:
-    """Test accuracy of the arms of one table: mean ± sd, every seed a point, the ridge head a mark.
+    """Test accuracy of the arms of one table: mean ± sd, every seed a point, the solved head a mark.
 
     An arm that fell apart stands as a number at the left edge, where the axis does not reach.
 
@@ -33,7 +33,7 @@ def plot_arms(rows: Sequence[Comparison], title: str, output: Path) -> list[Path
         places = [place for place, row in enumerate(rows) if row.test.n]
         lost = {places[index] for index in off_scale([rows[place].test.mean for place in places])}
         for place, row in enumerate(rows):
-            _draw_arm(axes, place, row, place in lost)
+            _draw_arm(axes, place, row, place in lost, head_words(rows))
         axes.set_yticks(range(len(rows)), [row.results.arm.label for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
@@ -49,7 +49,7 @@ def plot_arms(rows: Sequence[Comparison], title: str, output: Path) -> list[Path
         return save_figure(figure, output)
 
 
-def _draw_arm(axes: Axes, place: int, row: Comparison, lost: bool) -> None:
+def _draw_arm(axes: Axes, place: int, row: Comparison, lost: bool, head: str) -> None:
     values = list(row.accuracies.values())
     if not values:
         _at_the_edge(axes, place, "not run", alpha=0.6)
@@ -60,7 +60,7 @@ def _draw_arm(axes: Axes, place: int, row: Comparison, lost: bool) -> None:
         return
     if row.ridge.n:
         axes.plot(row.ridge.mean, place, marker="|", color="black", markersize=11, markeredgewidth=1.2, linestyle="",
-                  label="ridge head, no training")  # fmt: skip
+                  label=f"{head}, no training")  # fmt: skip
     step = (LOWEST - BELOW) / max(1, len(values) - 1)
     heights = [place + BELOW + step * index for index in range(len(values))]
     axes.plot(values, heights, marker="o", linestyle="", markersize=4, markerfacecolor="none", color=COLOURS[0],

@@ -24,7 +24,7 @@ from fl_taskarith.figures.set_plots import SWEPT, plot_drift, plot_heat_map, plo
 from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.files import file_names, make_folder, write_atomically
 from fl_taskarith.storage.record_files import COUNT, read_csv
-from fl_taskarith.study.comparison import Comparison, compare
+from fl_taskarith.study.comparison import Comparison, compare, head_words
 from fl_taskarith.study.definition import Study
 from fl_taskarith.study.frame import StudyFrame, read_frame, varied_settings
 from fl_taskarith.study.results import State, StudyResults
@@ -152,17 +152,17 @@ class _Column:
 def arm_table(study: Study, rows: Sequence[Comparison]) -> str:
     """Return one group's table in Markdown; a run that was not done is said to be "not run", never left out."""
     group = rows[0].results.arm.group if rows else ""
-    reference = study.references.get(group, study.reference) or "reference"
+    reference, head = study.references.get(group, study.reference) or "reference", head_words(rows)
     columns = [
         _Column("arm", lambda row: row.results.arm.label, always=True),
         _Column("density", lambda row: BLANK if row.results.density is None else f"{row.results.density:.3g}"),
         _Column("learning rate", _rate, always=True),
-        _Column("ridge head, test %", lambda row: mean_with_sd(row.ridge) if row.ridge.sd else number(row.ridge.mean)),
+        _Column(f"{head}, test %", lambda row: mean_with_sd(row.ridge) if row.ridge.sd else number(row.ridge.mean)),
         _Column("test accuracy %", _accuracy, always=True),
         _Column("n", lambda row: _count(row, len(study.seeds)), always=True),
         _Column("stopped early after round", _stops),
         _Column("val accuracy %", lambda row: mean_with_sd(row.val)),
-        _Column("gain over ridge head [95 % CI]", lambda row: mean_with_interval(row.gain)),
+        _Column(f"gain over {head} [95 % CI]", lambda row: mean_with_interval(row.gain)),
         _Column(f"difference to {reference} [95 % CI]",
                 lambda row: BLANK if row.difference is None else mean_with_interval(row.difference)),
         _Column("detectable", lambda row: BLANK if row.difference is None else number(row.difference.detectable)),

@@ -1,10 +1,13 @@
 """The mask of a run: from a file, from the weights alone, or from sensitivities scored by the server or the clients."""
 
+import dataclasses
+import math
+
 import torch
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.masking.anatomy import density_by_kind, key_biases
+from fl_taskarith.masking.anatomy import density_by_kind, key_biases, of_kinds, redrawn_by_kind
 from fl_taskarith.masking.calibration import Calibration, Sums, calibrate
 from fl_taskarith.masking.mask import Mask, load_mask
 from fl_taskarith.masking.rules import mask_rule
@@ -44,30 +47,52 @@ def shard_sums(home: Workspace, head: Weights, partition: int) -> Sums:
     return sums
 
 
+def eligible(home: Workspace) -> Mask:
+    """Return the entries that the configuration's rule may choose, in the shapes of the maskable tensors.
+
+    Raises:
+        ConfigError: they are fewer than the density says.
+    """
+    config, maskable = home.config, Mask.full(home.maskable())
+    kinds = () if config.mask_rule == "file" else mask_rule(config.mask_rule).kinds
+    if not kinds:
+        return maskable
+    chosen = of_kinds(maskable, kinds)
+    if not config.sensitivity_threshold and round(config.density * maskable.size) > chosen.updated:
+        raise ConfigError(
+            f'density = {config.density:g} is more than mask-rule = "{config.mask_rule}" can choose: the largest is '
+            f"{math.floor(chosen.density * 1e4) / 1e4:g}, the share of {', '.join(kinds)} in this model."
+        )
+    return chosen
+
+
 def make_mask(home: Workspace, sums: Sums) -> Calibration:
     """Choose the mask that the configuration asks for; `sums` is used by rules that score sensitivity only.
 
     Raises:
-        ConfigError: no weight satisfies the request, or a mask file is for another model.
+        ConfigError: no weight satisfies the request, or a mask file is for another model; or as of `eligible`.
         CheckpointError: a mask file cannot be read.
         WeightsError: a score is NaN or infinite.
     """
-    config, weights = home.config, home.maskable()
-    maskable = Mask.full(weights)
+    config, maskable = home.config, eligible(home)
     if config.mask_rule == "file":
         return _from_file(config, maskable, home)
-    rule, density, threshold = config.mask_rule, config.density, config.sensitivity_threshold
-    if score := mask_rule(rule).scores:
-        scores = score(weights, random_generator(config.seed, "random mask"))
-        return calibrate(lambda *_: (scores, 1), maskable, rule, density=density, threshold=None, rounds=1)
-    return calibrate(
+    name, rule, threshold = config.mask_rule, mask_rule(config.mask_rule), config.sensitivity_threshold
+    if rule.scores:
+        scores = rule.scores(home.maskable(), random_generator(config.seed, "random mask"))
+        return calibrate(lambda *_: (scores, 1), maskable, name, density=config.density, threshold=None, rounds=1)
+    calibration = calibrate(
         sums,
         maskable,
-        rule,
-        density=None if threshold else density,
+        name,
+        density=None if threshold else config.density,
         threshold=threshold or None,
         rounds=config.calibration_rounds,
     )
+    if not rule.redrawn_by_kind:
+        return calibration
+    drawn = redrawn_by_kind(calibration.mask, random_generator(config.seed, "random mask"))
+    return dataclasses.replace(calibration, mask=drawn)
 
 
 def mask_facts(config: Config, calibration: Calibration) -> dict[str, object]:
@@ -88,9 +113,9 @@ def mask_facts(config: Config, calibration: Calibration) -> dict[str, object]:
             "key_biases": key_biases(mask),
             "calibration_rounds": config.calibration_rounds,
             "soft_zero": config.soft_zero,
-            "fisher_labels": config.fisher_labels,
-            "fisher_score": config.fisher_score,
         }
+    if config.fisher:
+        facts |= {"fisher_labels": config.fisher_labels, "fisher_score": config.fisher_score}
     return facts
 
 

@@ -25,7 +25,8 @@ from fl_taskarith.data.splits import Splits, split_training_set, stratified_samp
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.masking.calibration import damped
 from fl_taskarith.masking.mask import Mask
-from fl_taskarith.masking.sensitivity import sensitivity_sums
+from fl_taskarith.masking.rules import mask_rule
+from fl_taskarith.masking.sensitivity import saliency_sums, sensitivity_sums
 from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model, pretrained_settings, trained_parameters
 from fl_taskarith.models.class_token_block import ClassTokenBlock
@@ -210,15 +211,15 @@ class Workspace:
         """Return Σ over `examples` of squared per-example gradients of the pretrained model under `head`.
 
         Entries that are not `alive` are damped. Float32, in the shapes of the maskable tensors; see
-        `masking.sensitivity`.
+        `masking.sensitivity`. Under a rule that ranks by saliency, it is their number times that.
         """
         self.place(GlobalModel({}, Frozen(head)))
+        weights = damped(self.maskable(), alive, self.config.soft_zero)
+        scored = self.network, weights, examples.images, examples.labels, self.preprocessing.evaluation_inputs
+        if mask_rule(self.config.mask_rule).salient:
+            return saliency_sums(*scored, self.config.calibration_memory)
         return sensitivity_sums(
-            self.network,
-            damped(self.maskable(), alive, self.config.soft_zero),
-            examples.images,
-            examples.labels,
-            self.preprocessing.evaluation_inputs,
+            *scored,
             labels=self.config.fisher_labels,
             score=self.config.fisher_score,
             generator=generator,

@@ -138,7 +138,7 @@ def test_a_class_of_failed_clients_only_is_named(one_round: Config, capsys: pyte
 
     config = dataclasses.replace(one_round, num_clients=10, classes_per_client=1, on_client_failure="skip")
     run_federation(config, app)
-    assert "the ridge head cannot predict them" in capsys.readouterr().out
+    assert "the head cannot predict them" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("kind", "settings"), [("query.ridge", {}), ("query.frozen", {}),

@@ -51,6 +51,7 @@ def is_further(path: Path) -> bool:
     return path.parent.name in ("calibration-rounds", "density") or path.stem in (
         "least-sensitive", "fedgma", "fedprox", "fedyogi", "trimmed-mean", "geometric-median", "gram-anchored", "cclip",
         "br-ifca", "fedbn", "fedavgm", "median", "lowest-magnitude", "highest-magnitude", "random", "krum", "fedadam",
+        "most-salient", "random-by-kind", "queries-keys", "no-values-projections",
         "covariance", "covariance-momentum", "merge-rule", "ghbm", "local-ghbm", "fedhbm", "fedcm", "fedvarp", "fedexp",
         "not-true-distillation", "feature-anchoring",
         "scaffold-one-class", "most-sensitive", "fednova", "scaffold", "fedavg-iid-sparse", "fedavg-noniid-sparse",

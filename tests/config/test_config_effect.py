@@ -59,7 +59,8 @@ SMALL = {
 OTHER: dict[str, object] = {
     "train-subset": 90, "test-subset": 30, "validation-size": 30, "calibration-size": 10, "augmentation": "flip",
     "model": "vit_tiny_patch16_224", "weights": "none", "input-size": 32, "trainable-blocks": 2,
-    "prefix-cache": "float32", "ridge-lambda": 3.0, "logit-scale": 2.0, "ridge-refresh": 1, "density": 0.5,
+    "prefix-cache": "float32", "ridge-lambda": 3.0, "lda-shrinkage": 0.5, "logit-scale": 2.0, "ridge-refresh": 1,
+    "density": 0.5,
     "calibration-rounds": 3, "soft-zero": 0.9, "calibration-per-client": 3, "fisher-labels": "true",
     "fisher-score": "logit", "calibration-memory": 0.1, "mask-exclude": "norm.*", "mask-source": "clients",
     "head": "linear", "head-rounds": 1, "trainable": "backbone", "num-clients": 7, "participation": 0.8,
@@ -95,6 +96,7 @@ SETTINGS: dict[str, tuple[dict[str, object], set[str]]] = {  # and some of the k
         {"sharding": "iid", "participation": 1.0, "local-steps-max": 2, "local-steps-min": 1, **DENSE},
         {"classes-per-client", "dirichlet-alpha", "sampling", "local-steps", "density"},
     ),
+    "saliency": ({"mask-rule": "most-salient"}, {"fisher-labels", "fisher-score", "calibration-per-client"}),
     "threshold, one calibration round": (
         {**SCORED, "sensitivity-threshold": 1e-4, "calibration-rounds": 1}, {"density", "soft-zero"},
     ),
@@ -102,6 +104,7 @@ SETTINGS: dict[str, tuple[dict[str, object], set[str]]] = {  # and some of the k
         {**DENSE, "trainable": "head", "trainable-blocks": 0, "head": "linear", "momentum": 0.0},
         {"ridge-lambda", "head-rounds", "dampening"},
     ),
+    "nearest class mean": ({**DENSE, "head": "ncm"}, {"ridge-lambda", "lda-shrinkage"}),
     "ridge head trained": ({**DENSE, "trainable": "head", "trainable-blocks": 0}, {"head-rounds"}),
     "head rounds alone": ({**SCORED, "head-rounds": 2}, {"density", "soft-zero", "mask-file", "trainable-blocks"}),
     "head rounds alone, dense": (
@@ -175,6 +178,7 @@ def test_keys_without_an_effect_change_no_number(name: str, tmp_path: Path) -> N
 EFFECTS: list[tuple[dict[str, object], dict[str, object]]] = [
     ({"sharding": "classes"}, {"classes-per-client": 4}),
     ({"mask-rule": "random"}, {"density": 0.5}),
+    ({"head": "lda"}, {"lda-shrinkage": 0.5}),
     ({}, {"local-steps": 3}),
     ({}, {"momentum": 0.3}),
     ({}, {"num-clients": 7}),
@@ -193,6 +197,8 @@ EFFECTS: list[tuple[dict[str, object], dict[str, object]]] = [
     ({"strategy": "merge-rule", "merge-rule": "ties"}, {"merge-parameter": 0.9}),
     ({"trainable": "backbone", "head-rounds": 1, "head": "linear"}, {"head-rounds": 2}),
     ({**SCORED, "calibration-rounds": 2}, {"soft-zero": 1.0}),
+    ({"mask-rule": "most-salient"}, {"calibration-rounds": 1}),
+    ({"mask-rule": "random-by-kind"}, {"fisher-labels": "true"}),
     ({**SCORED, "mask-source": "clients"}, {"calibration-per-client": 3}),
     ({**REGRESSION, "strategy": "fed-em"}, {"noise": 2.0}),
 ]
@@ -200,7 +206,7 @@ EFFECTS: list[tuple[dict[str, object], dict[str, object]]] = [
 
 @pytest.mark.parametrize(
     ("settings", "change"),
-    [*EFFECTS[:5], *(pytest.param(*each, marks=pytest.mark.slow) for each in EFFECTS[5:])],
+    [*EFFECTS[:6], *(pytest.param(*each, marks=pytest.mark.slow) for each in EFFECTS[6:])],
     ids=lambda settings: "-".join(map(str, settings.values())) or "fedavg",
 )
 def test_a_key_with_an_effect_is_accepted_and_changes_numbers(

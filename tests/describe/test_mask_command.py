@@ -301,7 +301,7 @@ def test_a_file_that_is_no_mask_or_anothers_is_one_line_and_status_1(
     [
         (["mask-rule=none"], "choose another mask-rule"),
         (["head-rounds=1", "num-rounds=1"], "raise num-rounds"),
-        (["mask-rule=random", "--clients", "2"], "set mask-rule to least-sensitive or most-sensitive"),
+        (["mask-rule=random", "--clients", "2"], "set mask-rule to least-sensitive or most-salient"),
         (["strategy=centralized", "--clients", "2"], "leave --clients out"),
         (["num-clients=6", "--clients", "7"], "--clients 7 exceeds num-clients = 6"),
         (["num-clients=4", "sharding=classes", "mask-rule=random"], "some have no owner"),

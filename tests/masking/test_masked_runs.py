@@ -171,6 +171,16 @@ def test_the_clients_mask_is_the_pooled_one(masked_config: Config) -> None:
     assert facts["density"] == pytest.approx(0.1, abs=1e-5)
 
 
+@pytest.mark.parametrize("rule", ["most-salient", "random-by-kind"])
+def test_clients_can_score_for_every_rule_that_scores(rule: str, masked_config: Config) -> None:
+    history = simulate(masked_config, mask_rule=rule, mask_source="clients", calibration_per_client=3, num_rounds=1)
+    mask, facts = mask_of(history.folder), json.loads((history.folder / "run.json").read_text())["mask"]
+    assert mask.updated == round(masked_config.density * mask.size)
+    assert (facts["rule"], facts["source"]) == (rule, "clients")
+    assert ("fisher_labels" in facts) == (rule == "random-by-kind")
+    assert history.rows[1]["task_vector_norm"] > 0
+
+
 def test_a_threshold_reproduces_the_density_it_was_reported_for(masked_config: Config) -> None:
     config = dataclasses.replace(masked_config, calibration_rounds=1, num_rounds=1)
     by_density = simulate(config)

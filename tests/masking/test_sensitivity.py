@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import fl_taskarith.models.vit_glyph
-from fl_taskarith.masking.sensitivity import LABELS, SCORES, sensitivity_sums
+from fl_taskarith.masking.sensitivity import LABELS, SCORES, saliency_sums, sensitivity_sums
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 
 assert fl_taskarith.models.vit_glyph  # registers the model with timm
@@ -80,6 +80,18 @@ def test_sensitivity_equals_one_backward_pass_per_example(labels: str, score: st
         scale = value.max().item()
         assert (found[name] - value).abs().max().item() <= 1e-5 * max(scale, 1e-12) + 1e-12, name
         assert scale > 0 or name.endswith("qkv.bias"), name
+
+
+@pytest.mark.parametrize("memory", [1e-9, 1.0], ids=["an example at a time", "all at once"])
+def test_saliency_is_the_size_of_the_mean_gradient_of_true_labels_times_the_weight(memory: float) -> None:
+    model = small_model()
+    images, targets = examples(7)
+    weights = backbone(model)
+    found = saliency_sums(model, weights, images, targets, as_inputs, memory)
+    loss = functional.cross_entropy(model.eval()(as_inputs(images)), targets)
+    expected = torch.autograd.grad(loss, [model.get_parameter(name) for name in weights])
+    for (name, value), gradient in zip(weights.items(), expected, strict=True):
+        assert torch.allclose(found[name] / 7, (gradient * value).abs(), rtol=1e-3, atol=1e-6), name
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
+from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
 
 from fl_taskarith.models.heads import (
     RIDGE_GRID,
+    SHRINKAGE_GRID,
+    DiscriminantSolver,
     RidgeSolver,
     RidgeStatistics,
-    choose_ridge_lambda,
+    choose_strength,
     fit_logit_scale,
+    nearest_class_mean,
 )
 
 
@@ -46,15 +51,79 @@ def test_the_federated_head_equals_the_pooled_one_however_the_data_are_divided(c
     features, labels = problem(seed=seed)
     order = torch.argsort(labels) if seed % 2 else torch.randperm(len(labels))  # by class: the worst skew
     parts = [RidgeStatistics.of(features[part], labels[part], 5) for part in order.tensor_split(clients)]
-    federated = RidgeSolver(reduce(add, parts)).solve(10.0)
-    pooled = RidgeSolver(RidgeStatistics.of(features, labels, 5)).solve(10.0)
-    for name in ("weight", "bias"):
-        mine, theirs = getattr(federated, name), getattr(pooled, name)
-        assert mine.dtype == torch.float64
-        assert (mine - theirs).norm() <= 1e-6 * theirs.norm()
+    pooled = RidgeStatistics.of(features, labels, 5)
+    for solve in (lambda sums: RidgeSolver(sums).solve(10.0), lambda sums: DiscriminantSolver(sums).solve(0.1),
+                  nearest_class_mean):  # fmt: skip
+        for name in ("weight", "bias"):
+            mine, theirs = (getattr(solve(sums), name) for sums in (reduce(add, parts), pooled))
+            assert mine.dtype == torch.float64
+            assert (mine - theirs).norm() <= 1e-6 * theirs.norm()
+
+
+@pytest.mark.parametrize("shrinkage", [1e-4, 0.1, 0.7, 1.0])
+def test_lda_equals_scikit_learns_on_standardised_features(shrinkage: float) -> None:
+    features, labels = problem(count=200)
+    points = StandardScaler().fit_transform(features.double().numpy())
+    head = DiscriminantSolver(RidgeStatistics.of(features, labels, 5)).solve(shrinkage)
+    reference = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(points, labels.numpy())
+    factor = (200 - 5) / 200  # scikit-learn divides the covariance by n, where n - c leaves no bias
+    priors = torch.from_numpy(np.log(reference.priors_))
+    mine = (head.scores(features) - priors) / factor + priors
+    assert np.allclose(mine.log_softmax(1).numpy(), reference.predict_log_proba(points), rtol=1e-6, atol=1e-6)
+
+
+def test_at_full_shrinkage_and_equal_priors_lda_is_the_nearest_class_mean() -> None:
+    features, _ = problem()
+    labels = torch.arange(len(features)) % 5
+    statistics = RidgeStatistics.of(features, labels, 5)
+    nearest, lda = nearest_class_mean(statistics), DiscriminantSolver(statistics).solve(1.0)
+    ratio = float(lda.weight.norm() / nearest.weight.norm())
+    differences = (head.bias - head.bias.mean() for head in (lda, nearest.scaled(ratio)))
+    assert torch.allclose(lda.weight, nearest.scaled(ratio).weight)
+    assert torch.allclose(*differences)
+    points = StandardScaler().fit_transform(features.double().numpy())
+    reference = NearestCentroid().fit(points, labels.numpy()).predict(points)
+    assert nearest.scores(features).argmax(1).tolist() == reference.tolist()
+
+
+@given(st.integers(0, 1000), st.sampled_from([1e-4, 0.3, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_a_class_without_examples_is_never_predicted(seed: int, shrinkage: float) -> None:
+    features, labels = problem(count=60, seed=seed)
+    absent = seed % 5
+    present = labels != absent
+    statistics = RidgeStatistics.of(features[present], labels[present], 5)
+    anywhere = 100 * torch.randn(300, features.shape[1], generator=torch.Generator().manual_seed(seed))
+    for head in (DiscriminantSolver(statistics).solve(shrinkage), nearest_class_mean(statistics)):
+        scores = head.scores(torch.cat([features, anywhere]))
+        assert scores.isfinite().all()
+        assert (scores.argmax(1) != absent).all()
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_one_example_per_class_says_nothing_of_the_spread(count: int) -> None:
+    features, labels = problem(count=count)[0], torch.arange(count)
+    head = DiscriminantSolver(RidgeStatistics.of(features, labels, 5)).solve(0.1)
+    assert head.weight.isfinite().all() and head.bias.isfinite().all()
+    assert head.scores(features).argmax(1).tolist() == labels.tolist()
+
+
+def test_the_shrinkage_is_the_best_of_its_grid_and_no_edge_at_one(caplog: pytest.LogCaptureFixture) -> None:
+    features, labels = problem(count=60, width=40)
+    held_out, held_labels = problem(count=200, width=40, seed=1)
+    solver = DiscriminantSolver(RidgeStatistics.of(features, labels, 5))
+    accuracies = {g: (solver.solve(g).scores(held_out).argmax(1) == held_labels).double().mean().item()
+                  for g in SHRINKAGE_GRID}  # fmt: skip
+    assert accuracies[choose_strength(solver, held_out, held_labels)] == max(accuracies.values())
+    easy = torch.eye(4).repeat(10, 1)
+    solver = DiscriminantSolver(RidgeStatistics.of(easy, torch.arange(40) % 4, 4))
+    assert choose_strength(solver, easy, torch.arange(40) % 4) == 1.0
+    assert "lda-shrinkage = 1" not in caplog.text
 
 
 def test_a_constant_feature_gets_no_weight_and_no_nan() -> None:
+    solvers = (lambda sums: RidgeSolver(sums).solve(1.0), lambda sums: DiscriminantSolver(sums).solve(0.1),
+               nearest_class_mean)  # fmt: skip
     features, labels = problem()
     for constant in (7.25, 0.1, -1e4, 3e-7):
         features[:, 4] = constant
@@ -63,10 +132,10 @@ def test_a_constant_feature_gets_no_weight_and_no_nan() -> None:
                 RidgeStatistics.of(*part, 5)
                 for part in zip(features.tensor_split(parts), labels.tensor_split(parts), strict=True)
             ]
-            head = RidgeSolver(reduce(add, statistics)).solve(1.0)
-            assert torch.isfinite(head.weight).all()
-            assert (head.weight[:, 4] == 0).all()
-            assert (head.weight[:, 5] != 0).all()
+            for head in (solve(reduce(add, statistics)) for solve in solvers):
+                assert torch.isfinite(head.weight).all()
+                assert (head.weight[:, 4] == 0).all()
+                assert (head.weight[:, 5] != 0).all()
 
 
 def test_lambda_is_the_best_of_the_grid_on_validation() -> None:
@@ -77,7 +146,7 @@ def test_lambda_is_the_best_of_the_grid_on_validation() -> None:
         ridge_lambda: (solver.solve(ridge_lambda).scores(held_out).argmax(1) == held_labels).double().mean().item()
         for ridge_lambda in RIDGE_GRID
     }
-    chosen = choose_ridge_lambda(solver, held_out, held_labels)
+    chosen = choose_strength(solver, held_out, held_labels)
     assert accuracies[chosen] == max(accuracies.values())
 
 
@@ -150,7 +219,7 @@ def test_a_penalty_at_the_edge_of_the_grid_is_told(caplog: pytest.LogCaptureFixt
     features = torch.eye(4).repeat(10, 1)
     labels = torch.arange(40) % 4
     solver = RidgeSolver(RidgeStatistics.of(features, labels, 4))
-    assert choose_ridge_lambda(solver, features, labels) == RIDGE_GRID[-1], "all are right, and ties go to the largest"
+    assert choose_strength(solver, features, labels) == RIDGE_GRID[-1], "all are right, and ties go to the largest"
     assert "lies at the edge of the searched grid" in caplog.text
 
 

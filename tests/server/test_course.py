@@ -53,6 +53,8 @@ def test_a_validation_accuracy_below_round_zero_is_told_once_and_again_when_twic
 def test_the_end_is_measured_against_the_ridge_head() -> None:
     rows = rows_of(test=[0.562, 0.612])
     assert verdict(rows, CONFIG, Path("run")) == ["test 61.2 %: 5.0 points above the ridge head"]
+    lda = Config(learning_rate=0.1, head="lda")
+    assert verdict(rows, lda, Path("run")) == ["test 61.2 %: 5.0 points above the LDA head"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from fl_taskarith.data.batches import batch_positions
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
 from fl_taskarith.errors import ClientFailure, ConfigError, Divergence
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
-from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics
+from fl_taskarith.models.heads import DiscriminantSolver, RidgeSolver, RidgeStatistics, nearest_class_mean
 from fl_taskarith.seeding import random_generator, torch_seed
 from fl_taskarith.server.launch import run_federation
 from fl_taskarith.storage.run_folder import COLUMNS
@@ -97,6 +97,26 @@ def test_the_federated_head_equals_the_pooled_one(quick_config: Config) -> None:
     pooled = RidgeSolver(RidgeStatistics.of(features, home.data.train.labels, 10)).solve(10.0)
     weights = final_weights(history.folder)
     assert torch.allclose(weights["head.weight"], pooled.weight.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("skew", [{"classes_per_client": 1}, {"sharding": "iid"}], ids=["Nc = 1", "iid"])
+@pytest.mark.parametrize("head", ["lda", "ncm"])
+def test_other_heads_equal_the_pooled_ones_and_are_trained_above(
+    head: str, skew: dict[str, object], quick_config: Config
+) -> None:
+    settings = {"lda_shrinkage": 0.3} if head == "lda" else {}
+    history = simulate(quick_config, head=head, num_rounds=1, logit_scale=0.5, **settings, **skew)
+    home = Workspace(quick_config)
+    features = extract_features(home.model, home.data.train, home.preprocessing, batch_size=512, precision="fp32")
+    pooled = RidgeStatistics.of(features, home.data.train.labels, 10)
+    expected = (DiscriminantSolver(pooled).solve(0.3) if head == "lda" else nearest_class_mean(pooled)).scaled(0.5)
+    weights = final_weights(history.folder)
+    assert torch.allclose(weights["head.weight"], expected.weight.float(), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(weights["head.bias"], expected.bias.float(), rtol=1e-4, atol=1e-4)
+    facts = json.loads((history.folder / "run.json").read_text())["head"]
+    assert facts == {"kind": head, "logit_scale": 0.5, **settings}
+    assert history.rows[0]["test_accuracy"] > 0.8
+    assert history.rows[1]["task_vector_norm"] > 0
 
 
 @pytest.mark.parametrize("engine_seed", [0, 1])

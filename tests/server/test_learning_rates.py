@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 
@@ -27,6 +28,16 @@ def test_the_quick_start_keeps_the_rate_and_the_name_that_it_had() -> None:
     assert config.learning_rate == 1.0 and known is not None
     assert config.fingerprint() == Config(learning_rate=1.0, precision="fp32", compile="off").fingerprint()
     assert "results/digits/heterogeneity/search.csv" in known.describe()
+
+
+@pytest.mark.parametrize("head", ["lda", "ncm"])
+def test_the_rates_of_the_ridge_head_serve_the_other_solved_heads_and_say_whose_they_are(head: str) -> None:
+    config, known = with_known_rate(Config(head=head))
+    assert known is not None and config.learning_rate == with_known_rate(Config())[0].learning_rate
+    assert known.describe().endswith(", under a ridge head")
+    assert "under a ridge head" not in known_rate(Config()).describe()  # type: ignore[union-attr]
+    linear = known_rate(Config(head="linear", trainable="all", mask_rule="none"))
+    assert linear is not None and linear.cell.head == "linear", "those of a trained head are of searches of their own"
 
 
 def test_a_rate_that_is_given_stays() -> None:
@@ -94,7 +105,13 @@ def test_a_run_says_and_records_where_its_rate_is_from(tmp_path: Path, capsys: p
         {"mask_rule": "none"},
         *(
             pytest.param(each, marks=pytest.mark.slow)
-            for each in ({"mask_rule": "most-sensitive"}, {"classes_per_client": 1})
+            for each in (
+                {"mask_rule": "most-sensitive"},
+                {"classes_per_client": 1},
+                {"head": "lda"},
+                {"head": "ncm", "sharding": "iid"},
+                {"head": "ncm", "classes_per_client": 1, "mask_rule": "none"},
+            )
         ),
     ],
 )
@@ -105,7 +122,7 @@ def test_runs_that_used_to_collapse_by_default_end_above_the_ridge_head(
         results_dir=str(tmp_path), draw_curves=False, num_rounds=10, evaluate_every=10, clients_at_once=10, **settings
     )
     assert history.rows[-1]["test_accuracy"] > history.rows[0]["test_accuracy"]
-    assert capsys.readouterr().out.splitlines()[-1].endswith("points above the ridge head")
+    assert re.search(r"points above the [\w-]+ head$", capsys.readouterr().out.splitlines()[-1])
 
 
 def test_the_search_needs_no_known_rate(tmp_path: Path) -> None:

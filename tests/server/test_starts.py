@@ -51,13 +51,13 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Gets a number for every ridge head that is solved."""
     heads: list[int] = []
-    original: Callable[[Run, Row], object] = Run._solve_ridge_head
+    original: Callable[[Run, Row], object] = Run._solve_head
 
     def counting(counted: Run, row: Row) -> object:
         heads.append(row["round"])
         return original(counted, row)
 
-    monkeypatch.setattr(Run, "_solve_ridge_head", counting)
+    monkeypatch.setattr(Run, "_solve_head", counting)
     return heads
 
 
@@ -281,8 +281,8 @@ def test_runs_started_together_find_their_start_once(shared_config: Config, tmp_
              if value != Config().to_run_config()[key]]  # fmt: skip
     code = (
         "import sys; from fl_taskarith import run; from fl_taskarith.cli.command import main\n"
-        "solve = run.Run._solve_ridge_head\n"
-        "run.Run._solve_ridge_head = lambda self, row: (print('solved'), solve(self, row))[1]\n"
+        "solve = run.Run._solve_head\n"
+        "run.Run._solve_head = lambda self, row: (print('solved'), solve(self, row))[1]\n"
         "main(sys.argv[1:])"
     )
     commands = [[sys.executable, "-c", code, "simulate", *words, f"run-name=run-{number}"] for number in range(3)]

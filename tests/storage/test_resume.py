@@ -23,6 +23,7 @@ CUTS = {  # settings, and the round after which the power goes
     "before its checkpoint": ({}, 1),
     "between checkpoints": ({"checkpoint_every": 2}, 1),
     "after the head rounds": ({"head": "linear", "head_rounds": 2, "trainable": "all"}, 2),
+    "another head": ({"head": "lda", "ridge_refresh": 1}, 1),
     "centralized": ({"strategy": "centralized", "schedule": "plateau", "warmup_rounds": 1, "train_subset": 160}, 1),
     "after round 0": ({}, 0),
     "masked": ({"mask_rule": "least-sensitive", "calibration_size": 20}, 1),

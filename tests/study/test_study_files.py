@@ -198,6 +198,16 @@ def test_an_arm_that_does_not_train_sends_nothing_per_round(tmp_path: Path, trai
     assert uplinks == {"dense": "3.0", "head alone": "3.0", "ridge head": ""}
 
 
+def test_a_table_with_another_head_calls_none_of_them_ridge(tmp_path: Path, training: FakeTraining) -> None:
+    training.accuracy = lambda run: 0.9
+    lda = '[[arm]]\nname = "lda"\nsettings = { head = "lda", learning-rate = 0.1 }\n'
+    run_studies([study_of(STUDY + lda, tmp_path)], tmp_path)
+    written = (tmp_path / "tiny" / "README.md").read_text()
+    assert "| head, test % |" in written and "gain over head [95 % CI]" in written
+    lines = {line["arm"]: line for line in table(tmp_path / "tiny" / "table.csv")}
+    assert lines["lda"]["ridge_test_percent"] and lines["lda"]["gain_mean"]
+
+
 def test_a_table_is_made_from_folders_alone_and_says_what_was_not_run(tmp_path: Path, training: FakeTraining) -> None:
     run_studies([study_of(STUDY.replace("[0, 1, 2]", "[1]"), tmp_path)], tmp_path)
     for leftover in ("README.md", "table.csv"):

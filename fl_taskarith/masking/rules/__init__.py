@@ -25,13 +25,18 @@ class MaskRule:
     """How a rule ranks the weights, of which it keeps as many as the density says.
 
     words: what the rule keeps, for people. source: the paper it is from. keeps_largest: whether the largest scores are
-    kept, not the smallest. scores: for a rule that needs no data; None ranks by the sensitivity of each weight.
+    kept, not the smallest. scores: for a rule that needs no data; None ranks by the sensitivity of each weight, or,
+    salient, by its saliency. kinds: the kinds of tensor (`anatomy.KINDS`) that it chooses from; () for all.
+    redrawn_by_kind: whether as many random entries of each kind take the place of those chosen.
     """
 
     words: str
     source: str
     keeps_largest: bool = False
     scores: Scores | None = None
+    salient: bool = False
+    kinds: tuple[str, ...] = ()
+    redrawn_by_kind: bool = False
 
 
 def mask_rule(name: str) -> MaskRule:
