@@ -57,7 +57,7 @@ def parts(mask: Mask) -> dict[tuple[str, str], Part]:
     return entries
 
 
-def densityby_kind(mask: Mask) -> dict[str, Part]:
+def density_by_kind(mask: Mask) -> dict[str, Part]:
     """Return the entries of each kind over all layers, in the order of `KINDS`."""
     totals = _totals(mask, 1)
     return {kind: totals[kind] for kind in KINDS if kind in totals}
@@ -79,7 +79,7 @@ def of_kinds(mask: Mask, kinds: Collection[str]) -> Mask:
     return Mask(chosen)
 
 
-def redrawnby_kind(mask: Mask, generator: np.random.Generator) -> Mask:
+def redrawn_by_kind(mask: Mask, generator: np.random.Generator) -> Mask:
     """Return a mask of the same shapes that updates as many entries of each kind over all layers, drawn at random."""
     drawn = {name: torch.zeros_like(tensor) for name, tensor in mask.tensors.items()}
     gathered: defaultdict[str, list[tuple[Tensor, int]]] = defaultdict(list)
