@@ -56,10 +56,12 @@ def portable(path: Path) -> str:
 
 def conf_folder() -> Path:
     """Return the folder of the settings files: conf/ of the checkout, or the copy that came with a wheel."""
-    root = checkout() or Path(__file__).parents[2]
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        wheel = Path(str(metadata.distribution("fl-taskarith").locate_file("fl_taskarith_conf")))
-        root = root if (root / "conf").exists() else wheel
+    root = checkout()
+    if root is None:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            root = Path(str(metadata.distribution("fl-taskarith").locate_file("fl_taskarith_conf")))
+    if root is None or not (root / "conf").exists():
+        root = Path(__file__).parents[2]
     return root / "conf"
 
 

@@ -110,7 +110,7 @@ def test_a_run_that_was_cut_stops_at_the_same_round_with_the_same_models(
 ) -> None:
     config = dataclasses.replace(wavering, early_stopping_patience=3, **settings)
     whole = simulate(config, run_name="whole")
-    assert whole.rows[-1]["round"] in (3, 4)
+    assert 3 <= whole.rows[-1]["round"] < config.num_rounds
     with power_cut(cut_after):
         simulate(config, run_name="cut")
     resumed = simulate(config, run_name="cut")

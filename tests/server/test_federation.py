@@ -259,7 +259,7 @@ def test_the_files_of_a_sweep_differ_in_one_setting(folder: str) -> None:
         assert set(config.differing_keys(base.to_run_config())) <= {SWEEPS[folder]}, path
         values[path.stem] = str(config.to_run_config()[SWEEPS[folder]])
     assert all(name == value for name, value in values.items()), "a file is named after its value"
-    assert len(values) == {"density": 5, "calibration-rounds": 4, "rules": 5}[folder]
+    assert len(values) == {"density": 5, "calibration-rounds": 4, "rules": 9}[folder]
 
 
 def test_clients_that_drop_out_are_a_function_of_the_seed_and_one_always_stays(quick_config: Config) -> None:
