@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(quick_config: Config) ->
     with pytest.raises(Interrupted, match="after round 2 of 4"):
         run_federation(dataclasses.replace(config, run_name="cut"), app, progress=interrupt)
     assert numbers(simulate(config, run_name="cut").folder) == numbers(whole.folder)
+
+
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """Ctrl-C as in a terminal: what a shell runs in its background begins with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_signal_ends_a_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
