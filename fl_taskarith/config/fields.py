@@ -194,7 +194,7 @@ class Settings:
     covariance_form: str = ALGORITHM(
         "least-squares",
         "least-squares | bounded",
-        "covariance: least squares, added up as replies come, or a form that is never longer than the sum",
+        "covariance: least squares, added up as replies come, or a form no longer than all updates end to end",
     )
     covariance_epsilon: float = ALGORITHM(
         1e-3, "(0, 1e6]", "covariance: added to the diagonal, as a share of its mean", symbol="ε"
