@@ -73,12 +73,15 @@ class Work:
         own = as_trained_on(config, self.partition, train.take(shard), len(self.home.data.dataset.classes))
         return ClientData(own, torch.arange(len(shard), device=shard.device), generator)
 
+    @cached_property
+    def step_coefficient_sum(self) -> float:
+        """‖a‖₁, the number of plain SGD steps that this round's steps amount to."""
+        return step_coefficient_sum(self.config, self.local_steps, self.current.learning_rate)
+
     @property
     def path(self) -> float:
         """η‖a‖₁, the length of this round's way in units of the gradient."""
-        return self.current.learning_rate * step_coefficient_sum(
-            self.config, self.local_steps, self.current.learning_rate
-        )
+        return self.current.learning_rate * self.step_coefficient_sum
 
     def gradient_shift(self, shared: Weights) -> Weights | None:
         """Return what is added to the gradient in every local step, in the shapes of `shared`; None for nothing."""
@@ -112,7 +115,6 @@ class Work:
             ends: the trained tensors, detached, in the same shapes; the task vector overwrites those of `shared`.
             keeps: what else the client keeps, of any shape.
         """
-        path = step_coefficient_sum(self.config, self.local_steps, self.current.learning_rate)
         if anchor := ANCHORS.get(self.config.strategy):
             kept = {"start": shared, "end": ends}[anchor]
             keeps |= {ANCHOR + name: kept[name].clone() for name in shared}
@@ -121,11 +123,11 @@ class Work:
             task_vector,
             len(self.home.shards[self.partition]),
             train_loss=train_loss,
-            step_coefficient_sum=path,
+            step_coefficient_sum=self.step_coefficient_sum,
         )
         reply["frozen"] = ConfigRecord({"name": self.current.frozen_name})
         if (control := self.received.get("control")) is not None:
-            change = control_change(control, task_vector, self.current.learning_rate * path)
+            change = control_change(control, task_vector, self.path)
             reply["control"] = to_record(change)
             own = under(CONTROL, self.state)
             keeps |= {CONTROL + name: own[name] + value if name in own else value for name, value in change.items()}

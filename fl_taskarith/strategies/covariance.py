@@ -8,6 +8,7 @@ from torch import Tensor
 from fl_taskarith.merging.aggregate import WeightedMean
 from fl_taskarith.merging.input_covariance import BoundedSum, CovarianceSum
 from fl_taskarith.merging.matrices import matrix_shapes
+from fl_taskarith.storage.client_files import under
 from fl_taskarith.strategies.fedavg import FedAvg, Reply
 
 MEASURES = ("overlap", "step")
@@ -57,14 +58,7 @@ class Covariance(FedAvg):
         Overlap is the effective number of clients that share an input direction (`CovarianceSum.overlap`), step is ‖X‖
         over the norm of the mean: where X is a sum, 1 and up to the number of clients; where it is a mean, that and 1.
         """
-        return {
-            kind: {
-                name.removeprefix(f"{kind}/"): value
-                for name, value in self._kept.items()
-                if name.startswith(f"{kind}/")
-            }
-            for kind in MEASURES
-        }
+        return {kind: under(f"{kind}/", self._kept) for kind in MEASURES}
 
     def _note(self, sums: dict[str, CovarianceSum], result: dict[str, Tensor], average: dict[str, Tensor]) -> None:
         """Append this round's measures to those of the rounds before."""
