@@ -96,8 +96,9 @@ class FederatedRun(Run):
             for name in names
         ]
         write_atomically(self.logbook.output("layers.csv"), csv_text(rows))
-        self.logbook.note(layers={kind: {name: float(table[name].mean()) for name in names}
-                                  for kind, table in measured.items()})  # fmt: skip
+        means = {kind: {name: float(table[name].nanmean()) for name in names} for kind, table in measured.items()}
+        self.logbook.note(layers={kind: {name: mean for name, mean in table.items() if math.isfinite(mean)}
+                                  for kind, table in means.items()})  # fmt: skip
 
     def ridge_statistics(self, row: Row) -> RidgeStatistics:
         """Return the sum of all clients' statistics, in partition order."""

@@ -48,6 +48,13 @@ def test_a_resumed_run_measured_the_same(config: Config) -> None:
     assert (whole / "layers.csv").read_bytes() == (resumed / "layers.csv").read_bytes()
 
 
+def test_a_matrix_that_never_moves_has_no_overlap_and_run_json_stays_json(config: Config) -> None:
+    folder = simulate(config, learning_rate=0.0, num_rounds=1).folder
+    text = (folder / "run.json").read_text()
+    assert json.loads(text)["layers"] == {"overlap": {}, "step": {}}
+    assert "NaN" not in text
+
+
 def test_other_strategies_measure_nothing_and_nothing_is_drawn(quick_config: Config, tmp_path: Path) -> None:
     folder = simulate(quick_config, num_rounds=1).folder
     assert not (folder / "layers.csv").exists()
