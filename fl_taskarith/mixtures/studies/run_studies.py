@@ -61,7 +61,7 @@ class MixtureStudy:
 STUDIES = {
     "fed-em": MixtureStudy(
         em_cells.COLUMNS, em_cells.grids, em_cells.seeds, em_cells.compute, em_cells.cost,
-        em_report.charts, em_report.numbers, em_report.with_success,
+        em_report.charts, em_report.numbers, em_report.derived,
     ),
     "br-ifca": MixtureStudy(
         br_ifca_cells.COLUMNS, br_ifca_cells.grids, br_ifca_cells.seeds, br_ifca_cells.compute, br_ifca_cells.cost,
