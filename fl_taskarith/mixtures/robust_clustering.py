@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fl_taskarith.merging.attacks import corrupted_groups
-from fl_taskarith.merging.cluster_rules import aggregate_groups
 from fl_taskarith.merging.grouped import Groups, geometric_medians, means, per_size
+from fl_taskarith.merging.robust import aggregate_groups
 from fl_taskarith.mixtures.adversary import Adversary
 from fl_taskarith.mixtures.cluster_choice import ClusterChoice
 from fl_taskarith.mixtures.clustering import gradients_at
@@ -28,7 +28,7 @@ class Server:
     """One run of BR-IFCA.
 
     Attributes:
-        rule, share: of `merging.rules.aggregate_groups`.
+        rule, share: of `merging.robust.aggregate_groups`.
         start: θ before the first round, [K, d].
         labels: the cluster of every client, int64 [m], where the server has fixed it (two-stage); None lets them pick.
     """

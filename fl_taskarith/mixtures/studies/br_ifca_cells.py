@@ -6,7 +6,7 @@ from itertools import product
 
 import torch
 
-from fl_taskarith.merging.cluster_rules import RULES
+from fl_taskarith.config.choices import CLUSTER_RULES
 from fl_taskarith.mixtures.adversary import Adversary
 from fl_taskarith.mixtures.clustering import client_reports
 from fl_taskarith.mixtures.matching import cluster_accuracy, mean_matched_distance, mean_nearest_distance
@@ -93,7 +93,7 @@ def compute(cell: BRIFCACell) -> Rows:
     if cell.servers == "betas":
         servers = [("trimmed-mean", Server("trimmed-mean", beta, start)) for beta in BETAS]
     else:
-        servers = [(rule, Server(rule, cell.alpha, start)) for rule in RULES]
+        servers = [(rule, Server(rule, cell.alpha, start)) for rule in CLUSTER_RULES]
     if cell.servers == "rules":
         generator = random_generator(cell.seed, "two-stage")
         servers.append((TWO_STAGE, two_stage(points, cell.clusters, cell.alpha, generator)))
