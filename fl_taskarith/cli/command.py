@@ -15,7 +15,7 @@ from fl_taskarith.config.rule import shown
 from fl_taskarith.config.toml import read_toml
 from fl_taskarith.errors import ConfigError, FlTaskarithError
 from fl_taskarith.server.interruption import Interrupted, ending_on_sigterm
-from fl_taskarith.storage.output import lasting_output
+from fl_taskarith.storage.run_log import lasting_output
 from fl_taskarith.storage.paths import results_root, shipped_file
 
 
