@@ -35,12 +35,10 @@ def mean_with_sd(summary: Summary, digits: int = 2) -> str:
     return mean if math.isnan(summary.sd) else f"{mean} ± {summary.sd:.{digits}f}"
 
 
-def mean_with_interval(difference: Paired, digits: int = 2) -> str:
+def mean_with_interval(difference: Paired) -> str:
     """Return "mean [low, high]", all signed; the mean alone of a single pair, `BLANK` of none."""
-    mean = number(difference.mean, digits, "+")
-    if math.isnan(difference.low):
-        return mean
-    return f"{mean} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+    mean = number(difference.mean, sign="+")
+    return mean if math.isnan(difference.low) else f"{mean} [{difference.low:+.2f}, {difference.high:+.2f}]"
 
 
 def render_markdown(template: Path, **variables: Any) -> str:
@@ -50,7 +48,8 @@ def render_markdown(template: Path, **variables: Any) -> str:
         jinja2.TemplateError: the template is wrong, or needs a variable that is not given.
     """
     environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, autoescape=False, undefined=jinja2.StrictUndefined
-    )
-    text = environment.from_string(template.read_text(encoding="utf-8")).render(variables)
+        loader=jinja2.FileSystemLoader(template.parent), trim_blocks=True, lstrip_blocks=True, autoescape=False,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    text = environment.get_template(template.name).render(variables)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -15,8 +15,8 @@ from fl_taskarith.figures.series import summary_by
 from fl_taskarith.mixtures.studies import br_ifca_cells, em_cells, run_studies
 from fl_taskarith.mixtures.studies.br_ifca_report import largest_survived
 from fl_taskarith.mixtures.studies.cells import CellTables, Rows, run_cells
-from fl_taskarith.mixtures.studies.em_report import knees, rate_points, with_success
-from fl_taskarith.mixtures.studies.run_studies import STUDIES, coverage, rows_of, run_mixture_study
+from fl_taskarith.mixtures.studies.em_report import derived, knees, rate_points
+from fl_taskarith.mixtures.studies.run_studies import STUDIES, cells_of, coverage, rows_of, run_mixture_study
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -108,11 +108,10 @@ def test_coverage_counts_what_is_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_quick_form_is_a_part_of_the_whole(name: str) -> None:
-    study = STUDIES[name]
-    quick, whole = study.cells(True), study.cells(False)
+    quick, whole = cells_of(name, True), cells_of(name, False)
     assert set(quick) < set(whole)
     assert len(set(whole)) == len(whole)
-    assert all(study.cost(cell) > 0 for cell in whole)
+    assert all(STUDIES[name][0].cost(cell) > 0 for cell in whole)
     seeds = [cell.seed for cell in whole]
     assert seeds == sorted(seeds), "seed by seed, so that a part is fewer seeds of everything"
     for cell in whole:
@@ -121,7 +120,7 @@ def test_the_quick_form_is_a_part_of_the_whole(name: str) -> None:
 
 
 def test_the_published_grid_of_br_ifca_is_covered() -> None:
-    cells = STUDIES["br-ifca"].cells(False)
+    cells = cells_of("br-ifca", False)
     seeds: dict[tuple[int, int, float], int] = {}
     for cell in cells:
         if (cell.attack, cell.placement, cell.start, cell.servers) == ("scaled-model", "spread", "ball", "rules"):
@@ -166,15 +165,15 @@ def em_runs(**columns: object) -> pandas.DataFrame:
 
 def test_the_knee_is_where_half_of_the_runs_succeed() -> None:
     runs = em_runs(clusters=2, snr=[0.5, 0.5, 1.0, 1.0, 2.0, 2.0], error=[0.3, 0.3, 0.1, 0.3, 0.1, 0.1])
-    assert with_success(runs)["success"].tolist() == [0, 0, 1, 0, 1, 1]
-    found = knees(with_success(runs))
+    assert derived(runs)["success"].tolist() == [0, 0, 1, 0, 1, 1]
+    found = knees(derived(runs))
     assert found[2] == pytest.approx(1.0)
     assert math.isnan(found[3])
 
 
 def test_success_needs_half_the_separation_too() -> None:
     runs = em_runs(clusters=2, snr=[0.5], error=[0.6]).assign(known_clusters_error=0.55)
-    assert with_success(runs)["success"].tolist() == [0]
+    assert derived(runs)["success"].tolist() == [0]
 
 
 def test_the_rate_is_the_formula() -> None:

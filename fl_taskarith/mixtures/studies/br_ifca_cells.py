@@ -104,14 +104,12 @@ def compute(cell: BRIFCACell) -> Rows:
     for (method, server), theta, report in zip(servers, thetas, reports, strict=True):
         clusters = report.clusters if server.labels is None else server.labels
         start, end = (torch.nan_to_num(each, 1e150, 1e150, -1e150) for each in (server.start, theta))  # very far off
-        rows.append(
-            {
-                "method": method,
-                "beta": server.share,
-                "start_distance": mean_matched_distance(start, mixture.truth),
-                "nearest_distance": mean_nearest_distance(end, mixture.truth),
-                "matched_distance": mean_matched_distance(end, mixture.truth),
-                "cluster_accuracy": cluster_accuracy(clusters[honest], mixture.assignment[honest], cell.clusters),
-            }
-        )
+        rows.append({
+            "method": method,
+            "beta": server.share,
+            "start_distance": mean_matched_distance(start, mixture.truth),
+            "nearest_distance": mean_nearest_distance(end, mixture.truth),
+            "matched_distance": mean_matched_distance(end, mixture.truth),
+            "cluster_accuracy": cluster_accuracy(clusters[honest], mixture.assignment[honest], cell.clusters),
+        })  # fmt: skip
     return {"runs": rows}

@@ -78,7 +78,7 @@ def _error_and_iterations(
     return Chart(name, [panels], 3)
 
 
-def with_success(runs: pandas.DataFrame) -> pandas.DataFrame:
+def derived(runs: pandas.DataFrame) -> pandas.DataFrame:
     """Return the runs with a column `success`, 0 or 1."""
     bound = np.minimum(SUCCESS * runs["known_clusters_error"], 0.5)
     return runs.assign(success=(runs["error"] <= bound).astype(float))
