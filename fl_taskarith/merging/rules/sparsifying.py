@@ -1,7 +1,7 @@
 """Rules that drop a part of every task vector's entries."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,7 +10,6 @@ from fl_taskarith.merging.merge_rules import Direction, by_name, merge_rule
 from fl_taskarith.merging.robust import TaskVectors
 from fl_taskarith.seeding import random_generator, torch_seed
 
-BITS = 16  # of the 32 that are counted in one pass
 LEFT_OUT = (0.15, 0.01)  # shares of the smallest and the largest entries that breadcrumbs drops
 
 
@@ -86,29 +85,20 @@ def breadcrumbs(task_vectors: TaskVectors) -> Direction:
 def magnitude_threshold(task_vector: Mapping[str, Tensor], keep: float) -> float:
     """Return the smallest of the ⌈keep · N⌉ largest |τ_j| over all tensors, of any shape, together.
 
-    Float32 numbers that are not negative sort as their bits do, so two passes, over the upper and the lower 16 bits,
-    find it by counting. Entries of at least that magnitude are kept, ties included; 0 keeps everything.
+    Entries of at least that magnitude are kept, ties included; 0 keeps everything. One tensor is read at a time; the
+    magnitudes take as much memory as the direction will.
 
     Raises:
         ValueError: `keep` is not above 0 and at most 1, or an entry is not finite.
     """
     if not 0 < keep <= 1:
         raise ValueError(f"the share of entries kept must be above 0 and at most 1, not {keep}")
-    total = sum(task_vector[name].numel() for name in task_vector)
-    wanted = math.ceil(keep * total - 1e-9)
-    upper, above = _counted(task_vector, wanted, lambda bits: bits >> BITS)
-    lower, _ = _counted(task_vector, wanted - above, lambda bits: (bits & (2**BITS - 1))[bits >> BITS == upper])
-    return float(torch.tensor((upper << BITS) + lower, dtype=torch.int32).view(torch.float32))
-
-
-def _counted(task_vector: Mapping[str, Tensor], wanted: int, digits: Callable[[Tensor], Tensor]) -> tuple[int, int]:
-    """Return the largest digit that at least `wanted` entries reach, and how many entries lie above it."""
-    counts = torch.zeros(2**BITS, dtype=torch.int64)
-    for name in task_vector:
-        magnitudes = task_vector[name].flatten().float().abs()
-        if not bool(magnitudes.isfinite().all()):
+    sizes = [task_vector[name].numel() for name in task_vector]
+    magnitudes = torch.empty(sum(sizes))
+    for name, part in zip(task_vector, magnitudes.split(sizes), strict=True):
+        part.copy_(task_vector[name].flatten()).abs_()
+        if not bool(part.isfinite().all()):
             raise ValueError(f"{name} has entries that are not finite")
-        counts += torch.bincount(digits(magnitudes.contiguous().view(torch.int32)).long(), minlength=2**BITS).cpu()
-    reached = counts.flip(0).cumsum(0)
-    position = int(torch.searchsorted(reached, torch.tensor(wanted)))
-    return 2**BITS - 1 - position, int(reached[position - 1]) if position else 0
+    place = len(magnitudes) - math.ceil(keep * len(magnitudes) - 1e-9)
+    magnitudes.numpy().partition(place)
+    return float(magnitudes[place])
