@@ -49,9 +49,14 @@ def keywords() -> str:
     """Return every setting as an optional keyword argument of a function, with its type, for a stub."""
     lines = ["class Settings(TypedDict, total=False):"]
     for name, rule in rules().items():
-        choices = ", ".join(map(json.dumps, rule.choices))
-        kinds = [f"Literal[{choices}]", *["str"][: rule.importable]] if choices else [rule.kind.__name__]
-        kinds += ['Literal["auto"]'] if rule.auto else []
+        kinds = [rule.kind.__name__]
+        if rule.choices:
+            kinds = [
+                f"Literal[{', '.join(json.dumps(choice) for choice in rule.choices)}]",
+                *["str"][: rule.importable],
+            ]
+        elif rule.auto:
+            kinds.append('Literal["auto"]')
         lines.append(f"    {snake(name)}: {' | '.join(kinds)}")
     return "\n".join(lines)
 

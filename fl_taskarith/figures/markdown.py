@@ -35,10 +35,12 @@ def mean_with_sd(summary: Summary, digits: int = 2) -> str:
     return mean if math.isnan(summary.sd) else f"{mean} ± {summary.sd:.{digits}f}"
 
 
-def mean_with_interval(difference: Paired) -> str:
+def mean_with_interval(difference: Paired, digits: int = 2) -> str:
     """Return "mean [low, high]", all signed; the mean alone of a single pair, `BLANK` of none."""
-    mean = number(difference.mean, sign="+")
-    return mean if math.isnan(difference.low) else f"{mean} [{difference.low:+.2f}, {difference.high:+.2f}]"
+    mean = number(difference.mean, digits, "+")
+    if math.isnan(difference.low):
+        return mean
+    return f"{mean} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
 
 
 def render_markdown(template: Path, **variables: Any) -> str:
