@@ -134,6 +134,9 @@ class Settings(TypedDict, total=False):
     run_name: str | Path
     seed: int
     shard_seed: int
+
+def merge(models: Sequence[Path | str], *, base: Path | str | None=None, task_vectors: bool=False, method: str='task-arithmetic', scale: float | None=None, steps: Sequence[float]=(), seed: int=0, search: Path | str | None=None, data: str='', output: Path | str | None=None, overwrite: bool=False, **parameters: float) -> MergedModel: ...
+
 # end of settings
 
 __all__ = ["History", "mask", "merge", "results", "simulate", "studies", "study"]
@@ -160,21 +163,6 @@ def mask(
     overwrite: bool = False,
     **overrides: Unpack[Settings],
 ) -> Mask: ...
-def merge(
-    models: Sequence[Path | str],
-    *,
-    base: Path | str | None = None,
-    task_vectors: bool = False,
-    method: str = "task-arithmetic",
-    scale: float | None = None,
-    steps: Sequence[float] = (),
-    seed: int = 0,
-    search: Path | str | None = None,
-    data: str = "",
-    output: Path | str | None = None,
-    overwrite: bool = False,
-    **parameters: float,
-) -> MergedModel: ...
 def results(results_dir: str = "") -> pandas.DataFrame: ...
 def studies(results_dir: str = "") -> pandas.DataFrame: ...
 def __getattr__(name: str) -> Any: ...

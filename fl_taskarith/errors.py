@@ -1,6 +1,8 @@
 """The errors a user can meet. Each message says what was wrong, where, what was expected and what to do."""
 
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 LONGEST = 320  # characters of a foreign text in a message
 
@@ -85,3 +87,19 @@ def printable(text: object, width: int = LONGEST) -> str:
 def named_error(error: BaseException) -> str:
     """Return the type and the text of an exception that foreign code raised, on one line."""
     return printable(f"{printable(type(error).__name__)}: {printable(error)}")
+
+
+def imported(key: str, name: str) -> Any:
+    """Return the object that a setting names as "module:name", for example one of the user's own.
+
+    Raises:
+        ConfigError: it cannot be imported; names the key.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # whatever the module's own code does
+        raise ConfigError(
+            f'{key} = "{name}" cannot be imported ({type(error).__name__}: {error}). Expected "module:name" of an '
+            "installed module, or of one in a folder on PYTHONPATH."
+        ) from error

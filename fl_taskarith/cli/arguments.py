@@ -46,6 +46,11 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def numbers(text: str) -> list[float]:
+    """An argument that is one number or several, in one word."""
+    return [float(each) for each in text.split()]
+
+
 class ListAction(argparse.Action):
     """`--list` ("groups") or `--list all` ("all"); any other word behind it is one of the command's own words."""
 
@@ -129,6 +134,9 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 NAMES: dict[str, Callable[[str], Any]] = {
     "path": path,
+    "number": float,
+    "numbers": numbers,
+    "whole": int,
     "positive": by_rule(Rule(int, "", 1, LARGEST_INT)),
     "jobs": by_rule(Rule(int, "", 1, 1024)),
     "rate": by_rule(Rule(float, "", 0, rules()["learning-rate"].high, exclusive_low=True)),

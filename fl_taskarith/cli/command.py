@@ -15,8 +15,8 @@ from fl_taskarith.config.rule import shown
 from fl_taskarith.config.toml import read_toml
 from fl_taskarith.errors import ConfigError, FlTaskarithError
 from fl_taskarith.server.interruption import Interrupted, ending_on_sigterm
-from fl_taskarith.storage.output import lasting_output
 from fl_taskarith.storage.paths import results_root, shipped_file
+from fl_taskarith.storage.run_log import lasting_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,14 +107,13 @@ def _mask(parsed: argparse.Namespace) -> None:
     if not files:
         scored_by_clients = ("calibration-per-client",) if parsed.clients else ()
         config = _configured(parsed.words, {}, scored_by_clients)
-        from fl_taskarith.describe.masks import make_masks
+    elif len(files) < len(parsed.words) or parsed.clients:
+        raise ConfigError("Mask files are described as they are: leave settings and --clients out.")
+    from fl_taskarith.describe.masks import compare_masks, make_masks
 
+    if not files:
         make_masks(config, parsed.output, parsed.clients, parsed.overwrite)
         return
-    if len(files) < len(parsed.words) or parsed.clients:
-        raise ConfigError("Mask files are described as they are: leave settings and --clients out.")
-    from fl_taskarith.describe.masks import compare_masks
-
     compare_masks([Path(file) for file in files], parsed.output, parsed.overwrite)
 
 
@@ -144,8 +143,8 @@ def _pretrain_glyph(parsed: argparse.Namespace) -> None:
 
     require_new([parsed.output], parsed.overwrite)
     make_folder(parsed.output.parent)
-    report = pretrain_glyph(parsed.output, seed=parsed.seed, steps=parsed.steps, threads=parsed.threads)
-    print(f"{parsed.output.resolve()}: accuracy on letters of fonts held out {report.held_out_accuracy:.4f}")
+    facts = pretrain_glyph(parsed.output, seed=parsed.seed, steps=parsed.steps, threads=parsed.threads)
+    print(f"{parsed.output.resolve()}: accuracy on letters of fonts held out {facts['held_out_accuracy']:.4f}")
 
 
 def _plot(parsed: argparse.Namespace) -> None:
@@ -269,14 +268,8 @@ def _mixture_study(parsed: argparse.Namespace) -> None:
     from fl_taskarith.mixtures.studies.run_studies import run_mixture_study
     from fl_taskarith.workspace.machine import available_threads
 
-    run_mixture_study(
-        parsed.name,
-        results_root(parsed.results_dir),
-        quick=parsed.quick,
-        jobs=parsed.jobs or available_threads(),
-        budget=parsed.budget,
-        only_report=parsed.tables,
-    )
+    jobs, root = parsed.jobs or available_threads(), results_root(parsed.results_dir)
+    run_mixture_study(parsed.name, root, quick=parsed.quick, jobs=jobs, budget=parsed.budget, only_report=parsed.tables)
 
 
 Run = Callable[[argparse.Namespace], None]

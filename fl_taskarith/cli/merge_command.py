@@ -5,7 +5,6 @@ import contextlib
 import re
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from fl_taskarith.cli.arguments import LateParser
 from fl_taskarith.errors import ConfigError
@@ -16,21 +15,10 @@ NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf|infinity|nan)$", r
 
 
 def add_merge(merge: LateParser) -> None:
-    """Add the arguments; what depends on the rules, which import torch, follows once the command is chosen."""
+    """Add what depends on the rules, which import torch, once the command is chosen."""
     merge.formatter_class = argparse.RawDescriptionHelpFormatter
     merge.fill = _add_rules
     merge.description = textwrap.fill(merge.description or "", 100)
-    merge.add_argument("words", nargs="*", metavar="MODEL.safetensors", help="fine-tuned models or folders")
-    merge.add_argument("--base", type=Path, help="θ₀, the model they were fine-tuned from")
-    merge.add_argument("--task-vectors", action="store_true", help="the files hold θ - θ₀ already")
-    merge.add_argument("--scale", type=float, help="λ (default: where equal models merge into themselves)")
-    merge.add_argument("--steps", type=float, nargs="+", default=(), help="local steps of each model, for fednova")
-    merge.add_argument("--seed", type=int, default=0, help="of what dare drops, and of tasks (default: %(default)s)")
-    merge.add_argument("--search", type=Path, metavar="BENCHMARK.toml", help="choose λ and the rest on validation of "
-                       "these tasks, one per model in order (see one-shot)")  # fmt: skip
-    merge.add_argument("--data", default="", metavar="LEVEL", help="of the tasks, under --search (default: the first)")
-    merge.add_argument("--output", type=Path, default=Path("merged.safetensors"), help="default: %(default)s; an "
-                       "earlier merge there is replaced, an input never")  # fmt: skip
 
 
 def _add_rules(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
@@ -55,7 +43,7 @@ def _add_rules(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Non
     parser.epilog = "\n".join(["rules:", *table, "", parser.epilog or ""])
     parser._negative_number_matcher = NUMBER  # argparse's own knows no exponents
     if isinstance(arguments, list):
-        arguments[:] = _models_first(parser, arguments)
+        arguments[:] = _numbers_joined(arguments)
 
 
 def _check_address_space(parser: argparse.ArgumentParser) -> None:
@@ -81,34 +69,13 @@ def run_merge(parsed: argparse.Namespace) -> None:
     print(parsed.output.resolve())
 
 
-def _models_first(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
-    """Return the arguments with words that are no option's before all options, in their order.
-
-    Argparse takes such words in one place only, and --steps would take those behind its numbers.
-    """
-    words: list[str] = []
-    options: list[str] = []
-    taken, several = 0, False
-    for place, argument in enumerate(arguments):
-        if argument == "--":
-            words += arguments[place + 1 :]
-            break
-        action = _option(parser, argument.partition("=")[0])
-        if action is not None or (argument.startswith("-") and not NUMBER.match(argument) and not taken):
-            options.append(argument)
-            several = action is not None and action.nargs == "+"
-            taken = int(action is not None and action.nargs is None and "=" not in argument)
-        elif taken or (several and NUMBER.match(argument)):
-            options.append(argument)
-            taken = 0
+def _numbers_joined(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the numbers behind --steps in one word: argparse would take models behind them too."""
+    joined = [""]
+    for argument in arguments:
+        steps = joined[-2:-1] and len(joined[-2]) > 3 and "--steps".startswith(joined[-2])
+        if steps and NUMBER.match(joined[-1].split(" ")[0]) and NUMBER.match(argument):
+            joined[-1] += f" {argument}"
         else:
-            words.append(argument)
-            several = False
-    return [*options, "--", *words] if words else options
-
-
-def _option(parser: argparse.ArgumentParser, word: str) -> argparse.Action | None:
-    """Return the option that a word or an unambiguous start of its name means."""
-    actions = parser._option_string_actions
-    meant = {id(action): action for name, action in actions.items() if word.startswith("--") and name.startswith(word)}
-    return actions.get(word) or (next(iter(meant.values())) if len(meant) == 1 else None)
+            joined.append(argument)
+    return joined[1:]

@@ -63,13 +63,9 @@ class Settings:
     test_subset: int = DATA(0, "[0, inf)", "test images used, stratified; 0 = all")
     validation_size: int = DATA(180, "[0, inf)", "images carved from training for choices")
     calibration_size: int = DATA(100, "[0, inf)", "images carved from training for masks")
-    augmentation: str = DATA(
-        "auto", "auto | none | flip | crop | crop-flip", "of training batches; auto = the data set's own"
-    )
+    augmentation: str = DATA("auto", "auto | none | flip | crop | crop-flip", "in training; auto = the data set's own")
     model: str = MODEL("vit_glyph", None, "any timm VisionTransformer or Eva (DINOv3, EUPE) by name", words="{}")
-    weights: str = MODEL(
-        "pretrained", None, 'path of a .safetensors or .pth file, "pretrained" (timm), or "none" (random)'
-    )
+    weights: str = MODEL("pretrained", None, 'a .safetensors or .pth file, "pretrained" (timm), or "none" (random)')
     input_size: int = MODEL(16, "[1, 4096]", "side of the model's square input in pixels")
     trainable: str = MODEL("backbone", "backbone | head | all", "what clients train")
     trainable_blocks: int = MODEL(0, "[0, inf)", "train only the last n blocks (and the final norm); 0 = all")
@@ -87,9 +83,7 @@ class Settings:
     lda_shrinkage: float | str = MODEL(
         AUTO, "(0, 1]", "of LDA's covariance towards a multiple of the identity; auto = chosen on validation"
     )
-    logit_scale: float | str = MODEL(
-        AUTO, "(0, 1e6]", "factor on a solved head's scores; auto = by validation cross-entropy"
-    )
+    logit_scale: float | str = MODEL(AUTO, "(0, 1e6]", "factor on a solved head's scores; auto = chosen on validation")
     ridge_refresh: int = MODEL(
         0, "[0, inf)", "rounds after which a solved head is solved again from all clients' current features; 0 = never"
     )
@@ -116,9 +110,7 @@ class Settings:
     fisher_labels: str = MASK("sampled", "sampled | true | expected", "labels of the Fisher information")
     fisher_score: str = MASK("log-prob", "log-prob | logit", "what the Fisher information differentiates")
     calibration_memory: float = MASK(2.0, "(0, 1024]", "GiB for per-example gradients")
-    mask_exclude: str = MASK(
-        "", None, "backbone parameters left as pretrained: comma-separated names or patterns with *"
-    )
+    mask_exclude: str = MASK("", None, "parameters left as pretrained: comma-separated names or patterns with *")
     mask_file: str = MASK("", None, 'mask.safetensors to use under mask-rule = "file"')
     strategy: str = ALGORITHM(
         "fedavg",
@@ -133,9 +125,7 @@ class Settings:
     sampling: str = FEDERATION(
         "random", "random | cyclic", "of each round's clients: at random, or cyclic, in one random order that repeats"
     )
-    dropout: float = FEDERATION(
-        0.0, "[0, 0.99]", "chance of each sampled client to drop out of a round; at least one stays"
-    )
+    dropout: float = FEDERATION(0.0, "[0, 0.99]", "chance that a sampled client leaves a round; at least one stays")
     client_timeout: float = FEDERATION(0.0, "[0, 1e6]", "seconds that a client may work on a message; 0 = no limit")
     on_client_failure: str = FEDERATION(
         "stop",
@@ -185,9 +175,7 @@ class Settings:
     )
     clipping_iterations: int = ALGORITHM(1, "[1, 1000]", "cclip: iterations per round")
     clipping_start: str = ALGORITHM("zero", "zero | previous", "cclip: where each round's iterations start")
-    gram_anchor: float = ALGORITHM(
-        0.0, "[0, 1e6]", "gram-anchored: weight of the clients that are not in the round", symbol="γ"
-    )
+    gram_anchor: float = ALGORITHM(0.0, "[0, 1e6]", "gram-anchored: weight of clients not in the round", symbol="γ")
     gram_epsilon: float = ALGORITHM(
         0.0, "[0, 1e6]", "gram-anchored: as a share of the mean factor over a layer's updated entries", symbol="ε"
     )
@@ -202,9 +190,7 @@ class Settings:
     covariance_shrinkage: float = ALGORITHM(
         0.0, "[0, 1]", "covariance: of each client's Gram matrix towards the identity; 1 = the mean", symbol="s"
     )
-    covariance_weights: str = ALGORITHM(
-        "examples", "examples | equal", "covariance: clients count by their examples, or alike"
-    )
+    covariance_weights: str = ALGORITHM("examples", "examples | equal", "covariance: by what clients count")
     covariance_mask: str = ALGORITHM(
         "projected",
         "projected | rows",
@@ -247,9 +233,7 @@ class Settings:
     )
     cluster_sizes: str = CLUSTERS("random", "random | equal", "clients draw their cluster, or are dealt out in turn")
     separation: float = CLUSTERS(1.0, "(0, 1e6]", "equidistant: distance between true parameters", symbol="Δ_min")
-    farthest_separation: float = CLUSTERS(
-        0.0, "[0, 1e6]", "distance of the last from the others; 0 = Δ_min", symbol="Δ_max"
-    )
+    farthest_separation: float = CLUSTERS(0.0, "[0, 1e6]", "of the last from the others; 0 = Δ_min", symbol="Δ_max")
     start: str = CLUSTERS("ball", "ball | random", "first estimates: in a ball around each truth, or random")
     start_radius: float = CLUSTERS(0.25, "[0, 1e6]", "radius of that ball, in units of Δ_min")
     tolerance: float = CLUSTERS(1e-06, "[0, 1e6]", "fed-em: stop when no estimate moves by more")
@@ -300,9 +284,7 @@ class Settings:
     )
     engine: str = MACHINE("sequential", "sequential | flower", "in this process, or on Flower's SuperNodes")
     device: str = MACHINE("auto", None, "auto, cpu, cuda, cuda:1, ...")
-    threads: int = MACHINE(
-        1, "[0, 1024]", "CPU threads of torch, best 1 for tiny models; 0 = every core this process may use"
-    )
+    threads: int = MACHINE(1, "[0, 1024]", "CPU threads of torch, best 1 for tiny models; 0 = all cores it may use")
     precision: str = MACHINE(
         "auto",
         "auto | fp32 | tf32 | bf16 | fp16",

@@ -1,5 +1,6 @@
 """All settings, generated from their rules: for `simulate --help`, conf/README.md, and the editors that read a stub."""
 
+import ast
 import json
 import shutil
 import sys
@@ -60,6 +61,13 @@ def keywords() -> str:
     return "\n".join(lines)
 
 
+def signature(file: str, name: str) -> str:
+    """Return a function of this package as a line of a stub; its file, relative to the package, is not imported."""
+    tree = ast.parse((Path(__file__).parents[1] / file).read_text(encoding="utf-8"))
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return f"def {name}({ast.unparse(function.args)}) -> {ast.unparse(function.returns or ast.Constant(None))}: ..."
+
+
 def with_reference(text: str, kind: str = ".md") -> str:
     """Return the text of a README or of a stub (".pyi") with the settings between its two markers generated again.
 
@@ -71,7 +79,8 @@ def with_reference(text: str, kind: str = ".md") -> str:
     _, second, after = rest.partition(end)
     if not first or not second:
         raise ConfigError(f"The settings go between the lines {begin} and {end}: add both.")
-    made = f"\n{markdown()}" if kind == ".md" else keywords()
+    merge = signature("one_shot/merge_models.py", "merge")
+    made = f"\n{markdown()}" if kind == ".md" else f"{keywords()}\n\n{merge}\n"
     return f"{before}{begin}\n{made}\n{end}{after}"
 
 

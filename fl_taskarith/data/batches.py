@@ -43,7 +43,8 @@ class Preprocessing:
 
     def evaluation_inputs(self, images: Tensor) -> Tensor:
         """Resize and normalise images, uint8 [B, 3, H, W]: float32 [B, 3, input_size, input_size]."""
-        return self._normalise(resize(images.float(), self.input_size))
+        pixels = resize(images.float(), self.input_size)
+        return (pixels - _channels(self.mean, pixels.device)) / _channels(self.std, pixels.device)
 
     def training_inputs(self, images: Tensor, augmentation: Augmentation) -> Tensor:
         """Crop and flip images, uint8 [B, 3, H, W], as drawn, then resize and normalise them as for evaluation."""
@@ -52,9 +53,6 @@ class Preprocessing:
         if self.flip:
             images = flip(images, augmentation.mirrored)
         return self.evaluation_inputs(images)
-
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        return (pixels - _channels(self.mean, pixels.device)) / _channels(self.std, pixels.device)
 
 
 @lru_cache

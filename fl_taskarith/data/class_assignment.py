@@ -23,12 +23,9 @@ LINES = 20  # arrangements in line that are tried after them
 
 
 def assign_classes(
-    counts: np.ndarray,
-    num_clients: int,
-    classes_per_client: int,
-    generator: np.random.Generator,
+    counts: np.ndarray, num_clients: int, classes_per_client: int, generator: np.random.Generator,
     lines: np.random.Generator,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Return how many examples of each class each client owns, int [K, classes], from those of each class, [classes].
 
     The owners are those of the first deal with equal sizes ±1 among up to `DEALS` drawn from `generator`; else those

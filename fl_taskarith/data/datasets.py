@@ -1,6 +1,5 @@
 """What an image data set is, and how a configuration names one: by a file of `data/sets/`, or as "module:name"."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from fl_taskarith.config.fields import snake
 from fl_taskarith.config.settings import Config
-from fl_taskarith.errors import ConfigError, DataError
+from fl_taskarith.errors import ConfigError, DataError, imported
 
 SPLIT_SEED = 0  # splits are the same in every run, whatever the federation's seed
 
@@ -83,17 +82,7 @@ def image_source(name: str) -> ImageSource:
     Raises:
         ConfigError: "module:name" cannot be imported, or is no ImageSource.
     """
-    module_name, _, attribute = name.partition(":")
-    if not attribute:
-        module_name, attribute = f"fl_taskarith.data.sets.{snake(name)}", "DATASET"
-    try:
-        source = getattr(importlib.import_module(module_name), attribute)
-    except (Exception, SystemExit) as error:  # whatever the module's own code does
-        raise ConfigError(
-            f'dataset = "{name}" cannot be imported ({type(error).__name__}: {error}). '
-            'Expected "module:name" of an installed module, or one in '
-            "a folder on PYTHONPATH."
-        ) from error
+    source = imported("dataset", name if ":" in name else f"fl_taskarith.data.sets.{snake(name)}:DATASET")
     if not isinstance(source, ImageSource):
         raise ConfigError(
             f'dataset = "{name}" is no data set: expected an instance of fl_taskarith.data.datasets.ImageSource.'

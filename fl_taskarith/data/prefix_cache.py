@@ -1,5 +1,6 @@
 """A file cache of the frozen blocks' tokens per image and flip, which a run with few trained blocks reads."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -19,11 +20,12 @@ from fl_taskarith.errors import CheckpointError, DataError
 from fl_taskarith.storage.files import make_folder, remove_leftovers, replacement, version_of, write_atomically
 from fl_taskarith.storage.locks import only_maker
 from fl_taskarith.storage.progress import tracked
+from fl_taskarith.storage.verified_files import checksum_of_file
 
 Compute = Callable[[Tensor], Tensor]
 """Computes tokens [B, T, d] from stored images, uint8 [B, 3, H, W]."""
 
-DTYPES = {"float16": np.float16, "float32": np.float32}
+
 CHUNK = {"cpu": 64, "cuda": 512}  # images per pass while the cache is made
 GPU_SHARE = 0.5  # of a GPU's memory that the caches of a run may take; larger ones stay on the host
 
@@ -79,10 +81,8 @@ def open_or_make(folder: Path, key: str, images: Tensor, compute: Compute, dtype
     Of several processes that want them at once, one computes them, and the others wait.
 
     Args:
-        folder: that of all caches.
         key: the `cache_key` of everything the tokens depend on.
         images: uint8 [N, 3, H, W].
-        compute: returns the tokens of some of the images.
         dtype: "float16" or "float32", as stored.
 
     Raises:
@@ -134,12 +134,10 @@ def _copied(path: Path, _: tuple[int, int], device: torch.device) -> Tensor:
 
 def _sound_tokens(path: Path, count: int, dtype: str) -> Tensor | None:
     """Return the tokens in the file, if it is there and its content has the checksum recorded when it was made."""
-    try:
-        recorded = json.loads(_record(path).read_text())["sha256"]
-        sound = bool(recorded == _digest(path, version_of(path)))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        sound = False
-    return _open(path, count, dtype) if sound else None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        if content_of(path) == _digest(path, version_of(path)):
+            return _open(path, count, dtype)
+    return None
 
 
 def _open(path: Path, count: int, dtype: str) -> Tensor | None:
@@ -149,7 +147,7 @@ def _open(path: Path, count: int, dtype: str) -> Tensor | None:
         array = np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError):
         return None
-    if array.dtype != DTYPES[dtype] or array.ndim != 3 or len(array) != count:
+    if array.dtype != np.dtype(dtype) or array.ndim != 3 or len(array) != count:
         return None
     return torch.from_numpy(array)
 
@@ -179,7 +177,7 @@ def _content(images: Tensor, compute: Compute, dtype: str) -> Iterator[bytes]:
     Raises:
         DataError: a token does not fit the dtype.
     """
-    kind = np.dtype(DTYPES[dtype])
+    kind = np.dtype(dtype)
     shape = (len(images), *compute(images[:1]).shape[1:])
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
@@ -202,5 +200,4 @@ def _record(path: Path) -> Path:
 
 @lru_cache(maxsize=4)  # gigabytes, which a study would otherwise read again for each of its runs
 def _digest(path: Path, _: tuple[int, int]) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return checksum_of_file(path)

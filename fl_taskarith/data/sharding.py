@@ -1,6 +1,7 @@
 """Which client owns which training example. Every example is owned by exactly one client."""
 
 import numpy as np
+from scipy.special import softmax
 
 from fl_taskarith.data.class_assignment import assign_classes
 from fl_taskarith.errors import ConfigError
@@ -13,19 +14,12 @@ VANISHING = 1e-290  # chances that add up to less have lost digits to underflow
 
 
 def make_shards(
-    labels: np.ndarray,
-    num_clients: int,
-    sharding: str,
-    classes_per_client: int,
-    seed: int,
+    labels: np.ndarray, num_clients: int, sharding: str, classes_per_client: int, seed: int,
     dirichlet_alpha: float = 1.0,
-) -> Shards:
+) -> Shards:  # fmt: skip
     """Return the positions into `labels` [N] of each client's examples: `num_clients` sorted int64 arrays.
 
     Args:
-        labels: class of every training example, int64 [N].
-        num_clients: K.
-        sharding: "iid", "classes" or "dirichlet".
         classes_per_client: Nc; used by "classes" only.
         seed: the shard seed.
         dirichlet_alpha: α; used by "dirichlet" only.
@@ -79,13 +73,6 @@ def dirichlet_logs(concentrations: np.ndarray, generator: np.random.Generator) -
     return logs
 
 
-def _normalised(logs: np.ndarray) -> np.ndarray:
-    """Return the shares [n], adding up to 1, whose logarithms are `logs` up to a constant."""
-    weights = np.exp(logs - logs.max())
-    shares: np.ndarray = weights / weights.sum()
-    return shares
-
-
 def _draw_classes(
     logs: np.ndarray, counts: np.ndarray, left: np.ndarray, size: int, generator: np.random.Generator
 ) -> np.ndarray:
@@ -95,11 +82,11 @@ def _draw_classes(
     are normalised over those left. `left` is reduced in place.
     """
     taken = np.zeros_like(left)
-    shares = _normalised(logs) / counts
+    shares = softmax(logs) / counts
     for draw in generator.random(size):
         chances = np.cumsum(shares * left)
         if chances[-1] < VANISHING:
-            shares = _normalised(np.where(left > 0, logs, -np.inf)) / counts
+            shares = softmax(np.where(left > 0, logs, -np.inf)) / counts
             chances = np.cumsum(shares * left)
         label = int(np.searchsorted(chances, draw * chances[-1], side="right"))
         taken[label] += 1

@@ -20,8 +20,7 @@ from fl_taskarith.describe.mask_report import anatomy_table, overlap_table, read
 from fl_taskarith.describe.sensitivity_plot import describe_sensitivity, plot_sensitivity, scores_by_kind, zero_lines
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.masking.calibration import Sums
-from fl_taskarith.masking.mask import Mask
-from fl_taskarith.masking.overlap import Spread, between_pairs, chance_overlap, jaccard_matrix
+from fl_taskarith.masking.mask import Mask, Spread, between_pairs, chance_overlap, jaccard_matrix
 from fl_taskarith.server.launch import describe, make_run, show_log
 from fl_taskarith.server.learning_rates import with_known_rate
 from fl_taskarith.storage.files import (

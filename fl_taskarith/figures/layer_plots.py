@@ -1,9 +1,8 @@
 """How many clients share an input direction, layer by layer: where a round sums task vectors and where it averages."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -14,10 +13,8 @@ from fl_taskarith.figures.run_groups import Member
 from fl_taskarith.figures.statistics import Summary, summarise
 
 KINDS = {
-    "attn.qkv": "queries, keys, values",
-    "attn.proj": "attention output",
-    "mlp.fc1": "MLP, first",
-    "mlp.fc2": "MLP, second",
+    **{"attn.qkv": "queries, keys, values", "attn.proj": "attention output"},
+    **{"mlp.fc1": "MLP, first", "mlp.fc2": "MLP, second"},
 }
 BLOCK = re.compile(r"blocks\.(\d+)\.(attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.weight")
 
@@ -40,11 +37,9 @@ def plot_overlap(members: Sequence[Member], output: Path) -> list[Path]:
     def draw(row: Row, panels: Sequence[Axes]) -> None:
         for axes, (kind, words) in zip(panels, KINDS.items(), strict=True):
             for turn, place in enumerate(row.places):
-                found = lines[labels[place]].get(kind, {})
-                if found:
-                    draw_bars(
-                        axes, list(found), list(found.values()), (1.0, most), label=labels[place], **line_look(turn)
-                    )
+                if found := lines[labels[place]].get(kind, {}):
+                    look = {**line_look(turn), "label": labels[place]}
+                    draw_bars(axes, list(found), list(found.values()), (1.0, most), **look)
             axes.set_title(words, fontsize=9)
             axes.set_xlabel("block")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -58,18 +53,7 @@ def _points(member: Member) -> dict[str, dict[float, Summary]]:
     """Return, by kind of layer and block, the overlap over the member's runs."""
     values: dict[str, dict[float, list[float]]] = {}
     for record in member.records:
-        for name, value in _overlaps(record).items():
-            if found := BLOCK.fullmatch(name):
-                values.setdefault(found[2], {}).setdefault(float(found[1]), []).append(value)
+        for name, value in ((record.get("layers") or {}).get("overlap") or {}).items():
+            if (found := BLOCK.fullmatch(name)) and value is not None:
+                values.setdefault(found[2], {}).setdefault(float(found[1]), []).append(float(value))
     return {kind: {block: summarise(each) for block, each in sorted(blocks.items())} for kind, blocks in values.items()}
-
-
-def _overlaps(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the overlap by tensor that run.json holds, if it does."""
-    layers = record.get("layers")
-    overlap = layers.get("overlap") if isinstance(layers, dict) else None
-    return (
-        {name: float(value) for name, value in overlap.items() if isinstance(value, (int, float))}
-        if isinstance(overlap, dict)
-        else {}
-    )

@@ -50,7 +50,8 @@ def render_markdown(template: Path, **variables: Any) -> str:
         jinja2.TemplateError: the template is wrong, or needs a variable that is not given.
     """
     environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, autoescape=False, undefined=jinja2.StrictUndefined
-    )
-    text = environment.from_string(template.read_text(encoding="utf-8")).render(variables)
+        loader=jinja2.FileSystemLoader(template.parent), trim_blocks=True, lstrip_blocks=True, autoescape=False,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    text = environment.get_template(template.name).render(variables)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -22,13 +22,7 @@ TITLE = 0.2  # inches
 
 @dataclass(frozen=True)
 class Row:
-    """Lines that share panels.
-
-    Attributes:
-        title: what they have in common, if anything.
-        places: of the lines.
-        reference: the one of them that stands in every row; None without one.
-    """
+    """Lines that share panels: what they have in common, if anything, their places, and the one in every row."""
 
     title: str
     places: tuple[int, ...]
@@ -80,15 +74,12 @@ def pages(rows: Sequence[Row]) -> list[list[Row]]:
 def open_rows(
     labels: Sequence[Sequence[str]], columns: int, width: float, height: float, note: str
 ) -> tuple[Figure, list[SubFigure], list[list[Axes]]]:
-    """Open a figure with a row of panels for each entry of `labels`, which are the labels of its lines.
+    """Open a figure with a row of panels for each entry of `labels`, those of its lines; return it, its parts, panels.
 
     Args:
         columns: panels in a row.
         width, height: inches of the figure, and of a row without its legend.
         note: stands above all rows.
-
-    Returns:
-        The figure, and the part and the panels of each row.
     """
     heights = [height + LINE * ceil(len(row) / legend_columns(row, width)) for row in labels]
     figure = pyplot.figure(figsize=(width, sum(heights) + TITLE), layout="constrained")
@@ -126,16 +117,8 @@ def draw_bars(
     """Draw means with bars of one sd that end where no value can be; no bar where n = 1."""
     means = np.array([point.mean for point in points])
     low, high = np.array([point.band(*limits) for point in points]).T
-    axes.errorbar(
-        places,
-        means,
-        yerr=None if np.isnan(low).all() else np.array([means - low, high - means]),
-        capsize=2.5,
-        linewidth=1.3,
-        elinewidth=0.9,
-        markersize=4.5,
-        **look,
-    )
+    error = None if np.isnan(low).all() else np.array([means - low, high - means])
+    axes.errorbar(places, means, yerr=error, capsize=2.5, linewidth=1.3, elinewidth=0.9, markersize=4.5, **look)
 
 
 def seeds_note(counts: Iterable[int], spread_as: str) -> str:

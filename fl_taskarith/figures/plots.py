@@ -43,26 +43,18 @@ STYLE: dict[str, Any] = {
 
 def line_look(turn: int) -> dict[str, str]:
     """Return colour, line and marker of line number `turn` of a panel; none of them that of `REFERENCE`."""
-    colours = COLOURS[:-1]
-    return {
-        "color": colours[turn % len(colours)],
-        "linestyle": STYLES[turn % len(STYLES)],
-        "marker": MARKERS[turn % len(colours)],
-    }
+    colour = turn % (len(COLOURS) - 1)
+    return {"color": COLOURS[colour], "linestyle": STYLES[turn % len(STYLES)], "marker": MARKERS[colour]}
 
 
 def draw_rows(
-    rows: Sequence[Row],
-    labels: Sequence[str],
-    draw: Callable[[Row, Sequence[Axes]], None],
-    size: tuple[int, float, float],
-    note: str,
-    **legend: Any,
-) -> Figure:
+    rows: Sequence[Row], labels: Sequence[str], draw: Callable[[Row, Sequence[Axes]], None],
+    size: tuple[int, float, float], note: str, always: Sequence[str] = (), **legend: Any,
+) -> Figure:  # fmt: skip
     """Draw rows of panels with equal axes per column, a title and a legend per row.
 
     Args:
-        labels: of all lines, to leave room for the legends.
+        labels: of all lines, to leave room for the legends; always: of those that every row has beside its own.
         draw: draws one row into its panels.
         size: panels in a row, and the width and height of one in inches.
         note: stands above all rows.
@@ -70,7 +62,7 @@ def draw_rows(
     """
     columns, width, height = size
     with pyplot.rc_context(cast(Any, STYLE)):
-        names = [[labels[place] for place in row.places] for row in rows]
+        names = [[*(labels[place] for place in row.places), *always] for row in rows]
         figure, parts, panels = open_rows(names, columns, columns * width, height, note)
         for row, part, axes in zip(rows, parts, panels, strict=True):
             if row.title:

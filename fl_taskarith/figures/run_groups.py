@@ -29,8 +29,7 @@ log = logging.getLogger("fl_taskarith")
 class RunRecord:
     """The rows of rounds.csv of the run in `folder`; its settings are read when they are asked for.
 
-    Attributes:
-        packed: run.json of a run that a pack holds in place of the folder.
+    packed: run.json of a run that a pack holds in place of the folder.
     """
 
     folder: Path
@@ -137,13 +136,9 @@ def _finished_below(folder: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Member:
-    """Runs that are equal but for the seed.
+    """Runs that are equal but for the seed: their rows of rounds.csv, and run.json of each.
 
-    Attributes:
-        label: what tells it from the other members of its set, in words.
-        settings: of its first run.
-        runs: the rows of rounds.csv of each.
-        records: run.json of each.
+    label: what tells it from the other members of its set, in words. settings: of its first run.
     """
 
     label: str
@@ -159,9 +154,9 @@ class Member:
         both = frame["uplink_bytes"].fillna(0) + frame["downlink_bytes"].fillna(0)
         return frame.assign(sent_megabytes=both.groupby(frame["run"]).cumsum() / 1e6)
 
-    def last_percent(self, column: str = "test_accuracy") -> Summary:
-        """Summarise a share in the last round of each run that has it, in percent."""
-        return summarise((100 * self.rounds.groupby("run").tail(1)[column].dropna()).tolist())
+    def last_percent(self) -> Summary:
+        """Summarise the test accuracy in the last round of each run that has it, in percent."""
+        return summarise((100 * self.rounds.groupby("run").tail(1)["test_accuracy"].dropna()).tolist())
 
     def mean_of(self, column: str) -> Summary:
         """Summarise the runs' means of a column over their training rounds."""
@@ -191,9 +186,6 @@ def members(runs: Sequence[RunRecord], names: Sequence[str] | None = None) -> li
     first = [next(iter(group.values())) for group in groups.values()]
     settings = [run.settings for run in first]
     words = list(groups) if names is not None else labels(settings, [run.folder.resolve().name for run in first])
-    return [
-        Member(
-            label, each, tuple(run.rows for run in group.values()), tuple(run.record or {} for run in group.values())
-        )
-        for label, each, group in zip(words, settings, groups.values(), strict=True)
-    ]
+    found = zip(words, settings, (group.values() for group in groups.values()), strict=True)
+    return [Member(label, each, tuple(run.rows for run in group), tuple(run.record or {} for run in group))
+            for label, each, group in found]  # fmt: skip

@@ -23,14 +23,9 @@ Where = Mapping[str, object]
 class Panel:
     """The mean of column `y` against `x`, one line for each of `lines`: its label, and the rows it is about.
 
-    Attributes:
-        where: the rows that the panel is about.
-        look: the number of the first line's colour, style and marker.
-        options: of matplotlib's Axes.set, for example title, ylabel or yscale.
-        ticks: on the x axis, all of them named.
-        log: the base of a logarithmic x axis; 0 is a linear one.
-        share: whether `y` is a success, 0 or 1.
-        draw: draws what lines cannot, from the panel's rows.
+    where: the rows that the panel is about. look: the number of the first line's colour, style and marker. options: of
+    matplotlib's Axes.set. ticks: on the x axis, all of them named. log: the base of a logarithmic x axis; 0 is a linear
+    one. share: whether `y` is a success, 0 or 1. draw: draws what lines cannot, from the panel's rows.
     """
 
     x: str = ""
@@ -70,7 +65,11 @@ def draw_chart(chart: Chart, frame: pandas.DataFrame, folder: Path) -> str:
         )  # fmt: skip
     panels = list(zip(axes.flat, (panel for row in chart.panels for panel in row), strict=True))
     for part, panel in panels:
-        _draw_lines(part, panel, frame)
+        shown = select(frame, panel.where)
+        for index, (label, where) in enumerate(panel.lines, start=panel.look):
+            draw_line(part, select(shown, where), panel.x, panel.y, index, label, panel.share)
+        if panel.draw is not None:
+            panel.draw(part, shown)
     labels: dict[str, Any] = {}
     for part, panel in panels:  # once all are drawn, for panels may share an axis and its limits
         _set_axes(part, panel)
@@ -90,14 +89,6 @@ def draw_chart(chart: Chart, frame: pandas.DataFrame, folder: Path) -> str:
     with pyplot.rc_context(cast(Any, STYLE)):
         save_figure(figure, folder / chart.name)
     return f"![{chart.name}]({chart.name}.png)"
-
-
-def _draw_lines(axes: Axes, panel: Panel, frame: pandas.DataFrame) -> None:
-    rows = select(frame, panel.where)
-    for index, (label, where) in enumerate(panel.lines, start=panel.look):
-        draw_line(axes, select(rows, where), panel.x, panel.y, index, label, panel.share)
-    if panel.draw is not None:
-        panel.draw(axes, rows)
 
 
 def _set_axes(axes: Axes, panel: Panel) -> None:
@@ -126,19 +117,12 @@ def draw_line(axes: Axes, frame: pandas.DataFrame, x: str, y: str, index: int, l
         bottom, top = (pandas.Series(ends, means.index) for ends in zip(*wilson, strict=True))
     low = (means["mean"] - bottom.clip(lower=0.0)).clip(lower=0.0)
     high = (top - means["mean"]).clip(lower=0.0)
+    styles = (("color", COLOURS), ("linestyle", STYLES), ("marker", MARKERS))
+    look: dict[str, Any] = {name: values[index % len(values)] for name, values in styles}
     axes.errorbar(
-        means.index.to_numpy(dtype=float),
-        means["mean"],
-        yerr=None if low.isna().all() else [low, high],
-        color=COLOURS[index % len(COLOURS)],
-        linestyle=STYLES[index % len(STYLES)],
-        marker=MARKERS[index % len(MARKERS)],
-        markersize=3.5,
-        linewidth=1.3,
-        elinewidth=0.9,
-        capsize=2,
-        label=label,
-    )
+        means.index.to_numpy(dtype=float), means["mean"], yerr=None if low.isna().all() else [low, high],
+        markersize=3.5, linewidth=1.3, elinewidth=0.9, capsize=2, label=label, **look,
+    )  # fmt: skip
 
 
 def select(frame: pandas.DataFrame, where: Where) -> pandas.DataFrame:

@@ -1,7 +1,7 @@
 """Curves of a set of runs against rounds or local steps, and against bytes: means with bands over the seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +32,6 @@ def plot_bands(members: Sequence[Member], output: Path, reference: str = "") -> 
     six at most, and what does not fit a page stands in OUTPUT-2, ...; all have the same axes.
 
     Args:
-        members: that are to be compared.
         output: path without ending.
         reference: the label of the member that every row shows, if it is there; without a label the first one of all
             weights, else the first.
@@ -86,30 +85,21 @@ def _rows(members: Sequence[Member], epochs: bool, reference: str) -> list[Row]:
         repeated = next((turn for turn, place in enumerate(places) if members[place].label == reference), None)
     else:
         repeated = next((turn for turn, each in enumerate(settings) if each["mask-rule"] == "none"), 0)
-    features = (
-        [sharding_words(each) for each in settings],
-        [mask_words(each) for each in settings],
-        [f"J = {mean_local_steps(each):g}" for each in settings],
-        [str(each["strategy"]) for each in settings],
-    )
+    words = (sharding_words, mask_words, lambda each: f"J = {mean_local_steps(each):g}", lambda each: each["strategy"])
+    rows = spread(len(places), [[str(say(each)) for each in settings] for say in words], repeated)
     return [
-        replace(
-            row,
-            places=tuple(places[turn] for turn in row.places),
-            reference=None if row.reference is None else places[row.reference],
-        )
-        for row in spread(len(places), features, repeated)
-    ]
+        Row(row.title, tuple(places[turn] for turn in row.places),
+            None if row.reference is None else places[row.reference])
+        for row in rows
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Line:
     """A member as it is drawn.
 
-    Attributes:
-        sent: 10⁶ bytes until the end of each round; empty if none were.
-        x: the name of the axis, and `unit` what a round takes of it.
-        lost: whether it ends off the scale.
+    sent: 10⁶ bytes until the end of each round; empty if none were. x: the name of the axis, and `unit` what a round
+    takes of it. lost: whether it ends off the scale.
     """
 
     member: Member

@@ -86,13 +86,9 @@ def plot_heat_map(members: Sequence[Member], output: Path) -> list[Path]:
 
 
 def _draw_map(
-    axes: Axes,
-    cells: Mapping[Place, Summary],
-    mask: str,
-    shardings: Sequence[str],
-    steps: Sequence[float],
+    axes: Axes, cells: Mapping[Place, Summary], mask: str, shardings: Sequence[str], steps: Sequence[float],
     limits: tuple[float, float],
-) -> AxesImage:
+) -> AxesImage:  # fmt: skip
     table = np.full((len(shardings), len(steps)), np.nan)
     for row, column in np.ndindex(table.shape):
         point = cells.get(Place(mask, shardings[row], steps[column]))

@@ -15,8 +15,6 @@ KINDS = ("q", "k", "v", "proj", "mlp", "norm", "scale", "patch", "position", "to
 """Query, key and value thirds of attention; its output projection; MLP; LayerNorm; LayerScale; patch embedding;
 positional embedding; class and register tokens."""
 
-OUTSIDE = ("embedding", "norm")  # layers beside the blocks, before and after them
-
 _KIND_PATTERNS = (
     (r"\.attn\.q_", "q"),  # timm's Eva: q_bias, q_proj.weight; q_norm.weight
     (r"\.attn\.k_", "k"),
@@ -59,13 +57,16 @@ def parts(mask: Mask) -> dict[tuple[str, str], Part]:
 
 def density_by_kind(mask: Mask) -> dict[str, Part]:
     """Return the entries of each kind over all layers, in the order of `KINDS`."""
-    totals = _totals(mask, 1)
-    return {kind: totals[kind] for kind in KINDS if kind in totals}
+    entries = parts(mask).items()
+    totals = {kind: sum((part for (_, of), part in entries if of == kind), Part(0, 0)) for kind in KINDS}
+    return {kind: part for kind, part in totals.items() if part.size}
 
 
 def density_by_layer(mask: Mask) -> dict[str, Part]:
     """Return the entries of each layer over all kinds, in the model's order."""
-    totals = _totals(mask, 0)
+    totals: dict[str, Part] = {}
+    for (layer, _), part in parts(mask).items():
+        totals[layer] = totals.get(layer, Part(0, 0)) + part
     blocks = sorted((layer for layer in totals if layer.startswith("block ")), key=lambda layer: int(layer[6:]))
     return {layer: totals[layer] for layer in ("embedding", *blocks, "norm") if layer in totals}
 
@@ -109,14 +110,6 @@ def by_kind(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
     if ".attn.qkv." in name and tensor.dim() and len(tensor) % 3 == 0:
         return dict(zip("qkv", tensor.chunk(3), strict=True))
     return {next((kind for pattern, kind in _KIND_PATTERNS if re.search(pattern, name)), "other"): tensor}
-
-
-def _totals(mask: Mask, position: int) -> dict[str, Part]:
-    """Return the sum of `parts` over all but this element of their keys."""
-    totals: dict[str, Part] = {}
-    for key, part in parts(mask).items():
-        totals[key[position]] = totals.get(key[position], Part(0, 0)) + part
-    return totals
 
 
 def key_biases(mask: Mask) -> int:

@@ -1,11 +1,15 @@
-"""The mask: which entries of the backbone are updated. In memory boolean, in files and messages one bit per entry."""
+"""The mask: which entries of the backbone are updated, and what masks have in common.
+
+In memory it is boolean, in files and messages one bit per entry.
+"""
 
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +185,50 @@ def _shapes(table: Any) -> dict[str, tuple[int, ...]]:
         if not isinstance(shape, list) or not all(type(side) is int and side > 0 for side in shape):
             raise ValueError(f"{name} is given the shape {shape}")
     return {name: tuple(shape) for name, shape in table.items()}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and extremes of some numbers."""
+
+    mean: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Describe at least one number.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not values:
+            raise ValueError("no numbers to describe")
+        return cls(sum(values) / len(values), min(values), max(values))
+
+
+def chance_overlap(density: float, other: float) -> float:
+    """Return the Jaccard overlap of independent random masks: d₁d₂ / (d₁ + d₂ − d₁d₂), and 1 if both are empty.
+
+    This is expected |both| over expected |either|: two masks that favour the same layers exceed it without sharing more
+    than those layers.
+    """
+    either = density + other - density * other
+    return density * other / either if either else 1.0
+
+
+def jaccard_matrix(masks: Sequence[Mask]) -> list[list[float]]:
+    """Return |both| / |either| of each pair: [n, n], symmetric, with ones on the diagonal.
+
+    Raises:
+        ValueError: the masks are of different models.
+    """
+    matrix = [[1.0] * len(masks) for _ in masks]
+    for first, second in combinations(range(len(masks)), 2):
+        matrix[first][second] = matrix[second][first] = masks[first].jaccard(masks[second])
+    return matrix
+
+
+def between_pairs(matrix: Sequence[Sequence[float]]) -> list[float]:
+    """Return the entries of `matrix`, [n, n], above the diagonal, row by row: one for each pair."""
+    return [matrix[first][second] for first, second in combinations(range(len(matrix)), 2)]

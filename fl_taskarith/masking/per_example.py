@@ -30,14 +30,14 @@ def label_scores(logits: Tensor, labels: Tensor, score: str) -> Tensor:
     return of_classes.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
+LabelsOf = Callable[[Tensor], Iterator[tuple[Tensor, Tensor | None]]]
+"""From logits [B, classes], without gradient, to labels int64 [B] with their factor s, [B] from 0, or None for 1."""
+
+
 def add_squared_gradients(
-    sums: Mapping[str, Tensor],
-    model: nn.Module,
-    weights: Mapping[str, Tensor],
-    inputs: Tensor,
-    score: str,
-    labels_of: Callable[[Tensor], Iterator[tuple[Tensor, Tensor | None]]],
-) -> None:
+    sums: Mapping[str, Tensor], model: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor, score: str,
+    labels_of: LabelsOf,
+) -> None:  # fmt: skip
     """Add Σ_b s_b (∂ score_b / ∂θ)² of a batch to `sums`.
 
     Args:
@@ -46,8 +46,7 @@ def add_squared_gradients(
         weights: the scored tensors, without gradients.
         inputs: model inputs, float32 [B, 3, S, S].
         score: "log-prob" or "logit" (`label_scores`).
-        labels_of: from the logits [B, classes], without gradient, to the labels int64 [B] whose scores are
-            differentiated, with their factor s, [B] from 0, or None for 1.
+        labels_of: of the labels whose scores are differentiated.
     """
     layers = _Layers(model, weights, len(inputs))
     with torch.enable_grad(), layers.watched():
@@ -79,13 +78,9 @@ def add_squared_gradients(
 
 
 def add_gradients(
-    sums: Mapping[str, Tensor],
-    model: nn.Module,
-    weights: Mapping[str, Tensor],
-    inputs: Tensor,
-    score: str,
-    labels_of: Callable[[Tensor], Iterator[tuple[Tensor, Tensor | None]]],
-) -> None:
+    sums: Mapping[str, Tensor], model: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor, score: str,
+    labels_of: LabelsOf,
+) -> None:  # fmt: skip
     """Add Σ_b s_b ∂ score_b / ∂θ of a batch to `sums`; shapes and arguments are those of `add_squared_gradients`."""
     leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
     with torch.enable_grad():

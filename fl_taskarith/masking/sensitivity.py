@@ -10,26 +10,15 @@ from torch.func import functional_call
 from fl_taskarith.masking.per_example import add_gradients, add_squared_gradients
 from fl_taskarith.storage.progress import tracked
 
-LABELS = ("sampled", "true", "expected")
-SCORES = ("log-prob", "logit")
-
 GIBIBYTE = 2**30
 MOST_AT_ONCE = {"cpu": 16, "cuda": 256}  # examples in a pass; a CPU's cache is best used by few
 
 
 def sensitivity_sums(
-    model: nn.Module,
-    weights: Mapping[str, Tensor],
-    images: Tensor,
-    targets: Tensor,
-    inputs_of: Callable[[Tensor], Tensor],
-    *,
-    labels: str,
-    score: str,
-    generator: np.random.Generator,
-    memory: float,
+    model: nn.Module, weights: Mapping[str, Tensor], images: Tensor, targets: Tensor,
+    inputs_of: Callable[[Tensor], Tensor], *, labels: str, score: str, generator: np.random.Generator, memory: float,
     add: Callable[..., None] = add_squared_gradients,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """Return Σ_x (∂ s(x, y) / ∂θ_j)² over examples x; divided by their number, it is the diagonal Fisher information.
 
     F_j = E_x E_{y ~ p_θ(y|x)} (∂ log p_θ(y|x) / ∂θ_j)² (Iurada et al., ICLR 2025, eq. 4). Gradients are per example,
@@ -80,24 +69,15 @@ def sensitivity_sums(
 
 
 def saliency_sums(
-    model: nn.Module,
-    weights: Mapping[str, Tensor],
-    images: Tensor,
-    targets: Tensor,
-    inputs_of: Callable[[Tensor], Tensor],
-    memory: float,
-) -> dict[str, Tensor]:
+    model: nn.Module, weights: Mapping[str, Tensor], images: Tensor, targets: Tensor,
+    inputs_of: Callable[[Tensor], Tensor], memory: float,
+) -> dict[str, Tensor]:  # fmt: skip
     """Return |Σ_x θ_j ∂ log p_θ(y|x) / ∂θ_j| over examples x of true labels y; over their number, the saliency.
 
     It is SNIP's (Lee et al., ICLR 2019, eq. 5), without its normalisation, which changes no ranking. Summed over
     clients and divided by all examples it is SSFL's (Ohib et al., 2025), the mean of the clients' saliencies, weighted
-    by their examples: gradients cancel within a client and never between clients.
-
-    Args:
-        model, weights, images, targets, inputs_of, memory: as of `sensitivity_sums`.
-
-    Returns:
-        float32 sums by name, of the shapes of `weights`.
+    by their examples: gradients cancel within a client and never between clients. Arguments and float32 sums, of the
+    shapes of `weights`, are as of `sensitivity_sums`.
     """
     sums = sensitivity_sums(
         model, weights, images, targets, inputs_of,

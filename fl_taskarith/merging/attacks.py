@@ -12,13 +12,11 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from fl_taskarith.merging.grouped import Groups, means, per_size
-from fl_taskarith.merging.robust import TaskVectors, stacked, trimmed_count
+from fl_taskarith.merging.grouped import Groups, flat, means, one_group, per_size
+from fl_taskarith.merging.robust import stacked, trimmed_count
 from fl_taskarith.seeding import random_generator
 
-REPORT_ATTACKS = ("sign-flip", "alie", "inner-product")
 DATA_ATTACKS = ("scaled-model", "random-labels")
-ATTACKS = (*REPORT_ATTACKS, *DATA_ATTACKS)
 
 
 def draw_byzantine(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -37,25 +35,35 @@ def draw_byzantine(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray
 def corrupted(
     task_vectors: Sequence[Mapping[str, Tensor]], byzantine: Sequence[bool], attack: str, scale: float
 ) -> list[Mapping[str, Tensor]]:
-    """Return the task vectors of one round, with those of Byzantine clients replaced by what `attack` sends.
+    """Return the task vectors of one round, those of Byzantine clients replaced by what `attack` sends.
 
     Args:
         task_vectors: of all clients, as if all were honest; tensors of any shape by name.
-        attack: one of `ATTACKS`; an attack on data leaves reports as they are.
-        scale: s of `sign_flip` and ε of `inner_product`.
+        attack, scale: as of `corrupted_groups`.
     """
     if attack in DATA_ATTACKS or not any(byzantine):
         return list(task_vectors)
-    honest = [vector for vector, bad in zip(task_vectors, byzantine, strict=True) if not bad]
-    if attack == "sign-flip" or not honest:  # nobody to hide among: turn the own report around
-        return [sign_flip(vector, scale) if bad else vector
-                for vector, bad in zip(task_vectors, byzantine, strict=True)]  # fmt: skip
-    lie = alie(honest, len(byzantine)) if attack == "alie" else inner_product(honest, scale)
-    return [lie if bad else vector for vector, bad in zip(task_vectors, byzantine, strict=True)]
+    lies: dict[str, Tensor] = {}
+    for name in task_vectors[0]:
+        rows = stacked(task_vectors, name)
+        bad, groups = torch.tensor(byzantine, device=rows.device), one_group(len(rows), rows.device)
+        lies[name] = corrupted_groups(flat(rows), bad, groups, attack, scale).view_as(rows)[bad]
+    sent = iter(zip(*lies.values(), strict=True))
+    return [
+        dict(zip(lies, next(sent), strict=True)) if bad else vector
+        for vector, bad in zip(task_vectors, byzantine, strict=True)
+    ]
 
 
 def corrupted_groups(rows: Tensor, byzantine: Tensor, groups: Groups, attack: str, scale: float) -> Tensor:
-    """Return `corrupted` of every group's rows, [N, d]; `byzantine` is bool [N]. An attacker sees its own group."""
+    """Return the rows [N, d] with those of attackers, `byzantine` bool [N], replaced; each sees its own group alone.
+
+    Args:
+        attack: "sign-flip" sends −s τ of the attacker's own honest τ, as does whoever has no honest client in its
+            group. "alie" sends μ − z σ of the honest rows' mean and standard deviation (`_shift`), "inner-product" −s μ
+            (Xie, Koyejo, Gupta, UAI 2019). An attack on data leaves the rows as they are.
+        scale: s.
+    """
     if attack in DATA_ATTACKS or not bool(byzantine.any()):
         return rows
     flipped = torch.where(byzantine[:, None], -scale * rows, rows)
@@ -67,37 +75,19 @@ def corrupted_groups(rows: Tensor, byzantine: Tensor, groups: Groups, attack: st
         sizes = zip(groups.counts.tolist(), honest.counts.tolist(), strict=True)
         shifts = [_shift(int(number), int(number - left)) if left else 0.0 for number, left in sizes]
         deviations = per_size(honest, rows[~byzantine], lambda same: same.std(1, correction=0))
-        lies -= torch.tensor(shifts, dtype=rows.dtype)[:, None] * deviations
+        lies -= rows.new_tensor(shifts)[:, None] * deviations
     else:
         lies *= -scale
     hidden = byzantine & (honest.counts > 0)[groups.owner]  # among somebody
     return torch.where(hidden[:, None], lies[groups.owner], flipped)
 
 
-def sign_flip(task_vector: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Return −s τ of the attacker's own honest τ, in its shapes."""
-    return {name: -scale * value for name, value in task_vector.items()}
-
-
-def alie(honest: TaskVectors, clients: int) -> dict[str, Tensor]:
-    """Return μ − z σ, of the honest clients' mean and standard deviation of every entry, in their shapes.
-
-    z = Φ⁻¹((n − f − s) / (n − f)) with s = ⌊n/2 + 1⌋ − f supporters, n = `clients` and f of them Byzantine (Baruch,
-    Baruch, Goldberg, "A Little Is Enough", NeurIPS 2019, Algorithm 3): few attackers cannot hide a large deviation.
-    """
-    z = _shift(clients, clients - len(honest))
-    rows = {name: stacked(honest, name) for name in honest[0]}
-    return {name: each.mean(0) - z * each.std(0, correction=0) for name, each in rows.items()}
-
-
-def inner_product(honest: TaskVectors, scale: float) -> dict[str, Tensor]:
-    """Return −ε times the honest clients' mean, in their shapes (Xie, Koyejo, Gupta, UAI 2019)."""
-    return {name: -scale * stacked(honest, name).mean(0) for name in honest[0]}
-
-
 @cache
 def _shift(clients: int, attackers: int) -> float:
-    """Return z of `alie`."""
+    """Return z = Φ⁻¹((n − f − s) / (n − f)) with s = ⌊n/2 + 1⌋ − f supporters, n `clients`, f of them Byzantine.
+
+    Few attackers cannot hide a large deviation (Baruch, Baruch, Goldberg, "A Little Is Enough", NeurIPS 2019, Alg. 3).
+    """
     supporters = clients // 2 + 1 - attackers
     share = (clients - attackers - supporters) / (clients - attackers)
     return float(norm.ppf(min(max(share, 0.5), 1 - 1e-6)))

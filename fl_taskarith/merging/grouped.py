@@ -115,11 +115,8 @@ def geometric_medians(
 
 def _weiszfeld(parts: Sequence[Tensor], groups: Groups, tolerance: float, max_iterations: int) -> list[Tensor]:
     """Return where Weiszfeld's iteration stops, [B, d] from flat parts [N, d]; stopped groups are left out."""
-    final = [_weighted(groups.shares, rows) for rows in parts]
-    centres, places = (
-        final,
-        torch.arange(groups.number, device=groups.owner.device),
-    )  # of the groups that still step
+    final = centres = [_weighted(groups.shares, rows) for rows in parts]
+    places = torch.arange(groups.number, device=groups.owner.device)  # of the groups that still step
     for _ in range(max_iterations):
         centres, running = _step(parts, groups, centres, tolerance)
         left = int(running.sum())

@@ -25,8 +25,7 @@ def matrix_shape(name: str, shape: Sequence[int]) -> tuple[int, int] | None:
 
 def matrix_shapes(tensors: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int]]:
     """Return `matrix_shape` of each of these shapes that is a matrix's, by name."""
-    found = {name: matrix_shape(name, shape) for name, shape in tensors.items()}
-    return {name: shape for name, shape in found.items() if shape is not None}
+    return {name: found for name, shape in tensors.items() if (found := matrix_shape(name, shape)) is not None}
 
 
 def by_matrix(

@@ -18,8 +18,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fl_taskarith.errors import ConfigError
-from fl_taskarith.merging.robust import TaskVectors, stacked
+from fl_taskarith.errors import ConfigError, imported
+from fl_taskarith.merging.robust import TaskVectors, names_of, stacked
 
 Direction = dict[str, Tensor]
 
@@ -115,18 +115,10 @@ def find_rule(name: str) -> MergeRule:
     """
     if name in merge_rules():
         return merge_rules()[name]
-    module, colon, function = name.partition(":")
-    try:
-        rule = getattr(importlib.import_module(module), function) if colon else None
-    except (Exception, SystemExit) as error:  # whatever the module's own code does
-        raise ConfigError(
-            f'The merge rule "{name}" cannot be imported ({type(error).__name__}: {error}). '
-            'Expected "module:function" of an installed module, '
-            "or of one in a folder on PYTHONPATH."
-        ) from error
+    rule = imported("merge-rule", name) if ":" in name else None
+    if isinstance(rule, MergeRule):
+        return dataclasses.replace(rule, name=name)
     if callable(rule):
-        if isinstance(rule, MergeRule):
-            return dataclasses.replace(rule, name=name)
         return MergeRule(name, rule, (rule.__doc__ or "a function of your own").partition("\n")[0])
     raise ConfigError(
         f'"{name}" is no merge rule: expected one of {", ".join(merge_rules())}, or "module:function" of your own.'
@@ -139,13 +131,7 @@ def by_name(task_vectors: TaskVectors, combine: Callable[[str, Tensor], Tensor])
     Raises:
         ValueError: no task vectors, or they differ in names or shapes.
     """
-    if not task_vectors:
-        raise ValueError("there are no task vectors to merge")
-    for vector in task_vectors:
-        if vector.keys() != task_vectors[0].keys():
-            different = sorted(vector.keys() ^ task_vectors[0].keys())
-            raise ValueError(f"tensors in one task vector and not in another: {', '.join(different)}")
-    return {name: combine(name, stacked(task_vectors, name)) for name in task_vectors[0]}
+    return {name: combine(name, stacked(task_vectors, name)) for name in names_of(task_vectors)}
 
 
 def scaled_weights(weights: Mapping[str, Tensor], direction: Mapping[str, Tensor], scale: float) -> Direction:

@@ -11,8 +11,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fl_taskarith.merging.aggregate import check_names
-from fl_taskarith.merging.grouped import flat, geometric_medians, krum_choice, middle_mean, one_group
+from fl_taskarith.config.choices import CLUSTER_RULES
+from fl_taskarith.merging.aggregate import WeightedMean, check_names
+from fl_taskarith.merging.grouped import (
+    Groups,
+    flat,
+    geometric_medians,
+    krum_choice,
+    means,
+    middle_mean,
+    one_group,
+    per_size,
+)  # fmt: skip
 
 TaskVectors = Sequence[Mapping[str, Tensor]]
 
@@ -61,7 +71,7 @@ def geometric_median(
     Raises:
         ValueError: no (finite) task vectors, or they differ in names or shapes.
     """
-    names = _names(task_vectors)
+    names = names_of(task_vectors)
     rows = [stacked(task_vectors, name) for name in names]
     groups = one_group(len(task_vectors), rows[0].device)
     medians = geometric_medians(rows, groups, tolerance, max_iterations)
@@ -77,7 +87,7 @@ def krum(task_vectors: TaskVectors, byzantine: int, selected: int = 1) -> dict[s
     Raises:
         ValueError: not 0 <= 2f + 2 < n or not 1 <= m <= n - f; no task vectors, or they differ in names or shapes.
     """
-    names, number = _names(task_vectors), len(task_vectors)
+    names, number = names_of(task_vectors), len(task_vectors)
     if byzantine < 0 or 2 * byzantine + 2 >= number:
         raise ValueError(f"Krum tolerates f < (n - 2) / 2 Byzantine clients: f = {byzantine}, n = {number}")
     if not 1 <= selected <= number - byzantine:
@@ -112,19 +122,71 @@ def centred_clipping(
     return centre
 
 
+def aggregate_by(rule: str, task_vectors: TaskVectors, weights: Sequence[float], share: float) -> dict[str, Tensor]:
+    """Return the aggregate of `task_vectors`, tensors of any shape by name, under `rule`.
+
+    Args:
+        weights: numbers of examples, used by "mean" alone.
+        share: β, the share of attackers that "trimmed-mean" drops at each end and that "krum" assumes.
+    """
+    if rule == "mean":
+        mean = WeightedMean()
+        for task_vector, weight in zip(task_vectors, weights, strict=True):
+            mean.add(task_vector, weight)
+        return mean.result()
+    if rule == "median":
+        return coordinate_median(task_vectors)
+    if rule == "trimmed-mean":
+        return trimmed_mean(task_vectors, share)
+    if rule == "geometric-median":
+        return geometric_median(task_vectors)
+    if rule == "krum":
+        return _krum(task_vectors, share)
+    raise ValueError(f"{rule} is none of {', '.join(CLUSTER_RULES)}")
+
+
+def aggregate_groups(rule: str, rows: Tensor, groups: Groups, share: float) -> Tensor:
+    """Return `aggregate_by` of every group's rows with equal weights: [N, d] to [B, d]."""
+    if rule == "mean":
+        return per_size(groups, rows, means)
+    if rule == "median":
+        return per_size(groups, rows, lambda same: middle_mean(same, median_dropped(same.shape[1])))
+    if rule == "trimmed-mean":
+        return per_size(groups, rows, lambda same: middle_mean(same, trimmed_count(share, same.shape[1])))
+    if rule == "geometric-median":
+        return geometric_medians([rows], groups)[0]
+    if rule == "krum":
+        return per_size(groups, rows, lambda same: _krum_rows(same, share))
+    raise ValueError(f"{rule} is none of {', '.join(CLUSTER_RULES)}")
+
+
+def _krum(task_vectors: TaskVectors, share: float) -> dict[str, Tensor]:
+    """Return Krum with the f of `_tolerated`; the median of one or two task vectors, which have no majority."""
+    number = len(task_vectors)
+    return coordinate_median(task_vectors) if number < 3 else krum(task_vectors, _tolerated(share, number))
+
+
+def _krum_rows(rows: Tensor, share: float) -> Tensor:
+    """Return `_krum` of b groups of n rows each, [b, n, d] to [b, d]."""
+    number = rows.shape[1]
+    if number < 3:
+        return middle_mean(rows, median_dropped(number))
+    return rows[torch.arange(len(rows)), krum_choice([rows], _tolerated(share, number))[:, 0]]
+
+
+def _tolerated(share: float, number: int) -> int:
+    """Return f = ⌊βn⌋, or the most Byzantine clients that Krum of n tolerates."""
+    return min(trimmed_count(share, number), (number - 3) // 2)
+
+
 def distances(task_vectors: TaskVectors, centre: Mapping[str, Tensor] | None = None) -> Tensor:
     """Return ‖τ_k − centre‖₂ of each task vector over all tensors together, float64 [n] on the CPU; ‖τ_k‖₂ for None."""
     squares = torch.zeros(len(task_vectors), dtype=torch.float64)
-    for name in _names(task_vectors):
+    for name in names_of(task_vectors):
         rows = stacked(task_vectors, name)
         rows = rows if centre is None else rows - centre[name]
         squares += torch.linalg.vector_norm(flat(rows), dim=1).double().square().cpu()
     return squares.sqrt()
-
-
-def norms(task_vectors: TaskVectors) -> Tensor:
-    """Return ‖τ_k‖₂ of each task vector over all tensors together, float64 [n] on the CPU."""
-    return distances(task_vectors)
 
 
 def stacked(task_vectors: TaskVectors, name: str) -> Tensor:
@@ -142,13 +204,13 @@ def stacked(task_vectors: TaskVectors, name: str) -> Tensor:
 
 def _coordinate_wise(task_vectors: TaskVectors, dropped: int) -> dict[str, Tensor]:
     """Return the mean of every entry without its `dropped` smallest and largest values."""
-    return {name: middle_mean(stacked(task_vectors, name)[None], dropped)[0] for name in _names(task_vectors)}
+    return {name: middle_mean(stacked(task_vectors, name)[None], dropped)[0] for name in names_of(task_vectors)}
 
 
 def _combined(task_vectors: TaskVectors, weights: Tensor) -> dict[str, Tensor]:
     """Return Σ w_k τ_k, in new tensors."""
     result = {}
-    for name in _names(task_vectors):
+    for name in names_of(task_vectors):
         rows = stacked(task_vectors, name)
         result[name] = torch.tensordot(weights.to(rows), rows, dims=1)
     return result
@@ -156,14 +218,18 @@ def _combined(task_vectors: TaskVectors, weights: Tensor) -> dict[str, Tensor]:
 
 def _finite(task_vectors: TaskVectors) -> TaskVectors:
     """Return the task vectors without a NaN or infinite entry."""
-    finite = [vector for vector, norm in zip(task_vectors, norms(task_vectors), strict=True) if math.isfinite(norm)]
+    finite = [vector for vector, length in zip(task_vectors, distances(task_vectors), strict=True) if length.isfinite()]
     if not finite:
         raise ValueError("no task vector is finite")
     return finite
 
 
-def _names(task_vectors: TaskVectors) -> list[str]:
-    """Return the names that all task vectors have, in the first one's order."""
+def names_of(task_vectors: TaskVectors) -> list[str]:
+    """Return the names that all task vectors, of any shapes, have, in the first one's order.
+
+    Raises:
+        ValueError: no task vectors, or one has a tensor that another lacks.
+    """
     if not task_vectors:
         raise ValueError("there are no task vectors to aggregate")
     for vector in task_vectors:

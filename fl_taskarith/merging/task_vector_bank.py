@@ -13,8 +13,6 @@ from torch import Tensor
 
 from fl_taskarith.merging.aggregate import WeightedMean
 
-EXAMPLES, AGE = "examples", "age"
-
 
 class TaskVectorBank:
     """Σ n_k γ^age_k τ_k / Σ n_k γ^age_k over the clients that have replied; the age of a task vector is in rounds.
@@ -28,63 +26,52 @@ class TaskVectorBank:
     """
 
     def __init__(self, dtype: torch.dtype = torch.float32, decay: float = 1.0) -> None:
-        self.dtype = dtype
-        self.decay = decay
+        self.dtype, self.decay = dtype, decay
         self._names: list[str] = []
-        self._vectors: dict[int, dict[str, Tensor]] = {}
-        self._examples: dict[int, float] = {}
-        self._ages: dict[int, int] = {}
+        self._newest: dict[int, tuple[dict[str, Tensor], float, int]] = {}  # by client: τ_k, n_k, age
 
     def begin_round(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Let all task vectors grow a round older; drop all if task vectors have other shapes from now on, `shapes`."""
         self._names = list(shapes)
-        for vector in self._vectors.values():
-            if {name: tuple(value.shape) for name, value in vector.items()} != dict(shapes):
-                self._vectors, self._examples, self._ages = {}, {}, {}
-                break
-        self._ages = {client: age + 1 for client, age in self._ages.items()}
+        layouts = [{name: tuple(value.shape) for name, value in vector.items()} for vector, *_ in self._newest.values()]
+        kept = {} if any(layout != dict(shapes) for layout in layouts) else self._newest
+        self._newest = {client: (vector, examples, age + 1) for client, (vector, examples, age) in kept.items()}
 
     def put(self, client: int, task_vector: Mapping[str, Tensor], examples: float) -> None:
         """Store a copy of a client's newest task vector, of the `begin_round` shapes, in place of its last one."""
-        self._vectors[client] = {name: value.to(self.dtype, copy=True) for name, value in task_vector.items()}
-        self._examples[client], self._ages[client] = examples, 0
+        copies = {name: value.to(self.dtype, copy=True) for name, value in task_vector.items()}
+        self._newest[client] = copies, examples, 0
 
     def mean(self) -> dict[str, Tensor]:
         """Return the weighted mean, float32 in the `begin_round` shapes, added up by ascending client."""
         mean = WeightedMean()
-        for client in sorted(self._vectors):
-            weight = self._examples[client] * self.decay ** self._ages[client]
-            if weight > 0:  # γ = 0, or an age at which γ^age is too small for a number
-                mean.add(self._vectors[client], weight)
+        for _, (vector, examples, age) in sorted(self._newest.items()):
+            if (weight := examples * self.decay**age) > 0:  # γ = 0, or an age at which γ^age is too small for a number
+                mean.add(vector, weight)
         result = mean.result()
         return {name: result[name] for name in self._names if name in result}  # an order that no file has changed
 
     @property
     def bytes(self) -> int:
         """The bytes that the task vectors take."""
-        return sum(value.nbytes for vector in self._vectors.values() for value in vector.values())
+        return sum(value.nbytes for vector, *_ in self._newest.values() for value in vector.values())
 
     def __len__(self) -> int:
-        return len(self._vectors)
+        return len(self._newest)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything, for a checkpoint: task vectors as "CLIENT/name", (examples, age) [2] as "CLIENT/"."""
-        facts = {
-            client: torch.tensor([self._examples[client], self._ages[client]], dtype=torch.float64)
-            for client in self._vectors
-        }
         return {
             f"{client}/{name}": value
-            for client, vector in self._vectors.items()
-            for name, value in {"": facts[client], **vector}.items()
+            for client, (vector, examples, age) in self._newest.items()
+            for name, value in {"": torch.tensor([examples, age], dtype=torch.float64), **vector}.items()
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` returned, in the same names and shapes."""
-        self._vectors, self._examples, self._ages = {}, {}, {}
+        groups: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             client, _, name = key.partition("/")
-            if name:
-                self._vectors.setdefault(int(client), {})[name] = value
-            else:
-                self._examples[int(client)], self._ages[int(client)] = float(value[0]), int(value[1])
+            groups.setdefault(int(client), {})[name] = value
+        facts = {client: group.pop("").tolist() for client, group in groups.items()}
+        self._newest = {client: (group, facts[client][0], int(facts[client][1])) for client, group in groups.items()}

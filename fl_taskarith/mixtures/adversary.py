@@ -13,7 +13,6 @@ from fl_taskarith.mixtures.clustering import FREE
 from fl_taskarith.mixtures.regression import Mixture, Points
 from fl_taskarith.seeding import random_generator
 
-PLACEMENTS = ("spread", "one-cluster")
 OWN_NORM = 3.0  # of the attackers' own θ, and the factor on θ_k at which they take gradients: published code of BR-IFCA
 
 
@@ -21,12 +20,10 @@ OWN_NORM = 3.0  # of the attackers' own θ, and the factor on θ_k at which they
 class Adversary:
     """⌊α m_k⌋ Byzantine clients in every cluster k; none with fraction 0.
 
-    Attributes:
-        attack: one of `merging.attacks.ATTACKS`. "scaled-model": data of a θ of their own with norm 3, gradients taken
-            at 3 θ_k. "random-labels": y drawn without regard to x, as widely spread as before. The others keep their
-            data and lie in their reports.
-        placement: "spread" lets each report to its own cluster's model; "one-cluster" lets all report to cluster 0,
-            where their share exceeds α.
+    attack: one of `choices.ATTACKS`. "scaled-model": data of a θ of their own with norm 3, gradients taken at 3 θ_k.
+    "random-labels": y drawn without regard to x, as widely spread as before. The others keep their data and lie in
+    their reports. placement: "spread" lets each report to its own cluster's model; "one-cluster" lets all report to
+    cluster 0, where their share exceeds α.
     """
 
     mixture: Mixture

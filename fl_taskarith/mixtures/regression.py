@@ -16,10 +16,6 @@ from torch import Tensor
 from fl_taskarith.mixtures.matching import pairwise_distances
 from fl_taskarith.seeding import random_generator
 
-CENTRES = ("equidistant", "bernoulli")
-SIZES = ("random", "equal")
-STARTS = ("ball", "random")
-
 
 @dataclass(frozen=True)
 class Points:
@@ -46,13 +42,10 @@ class Points:
 class Mixture:
     """A mixture of K linear regressions, and which client has data of which.
 
-    Attributes:
-        clients, clusters, dimension, examples: m, K, d and n.
-        noise: σ, in units of y.
-        centres: "equidistant" places θ* at pairwise distance `separation` (the last one at `farthest` from all others
-            if that is above 0), which needs d >= K; "bernoulli" draws them from {0, 1}^d and scales to norm 1, as the
-            published setting of BR-IFCA does.
-        sizes: "random" draws z_j uniformly once per client, "equal" deals the clusters out one after another.
+    clients, clusters, dimension, examples: m, K, d and n. noise: σ, in units of y. centres: "equidistant" places θ* at
+    pairwise distance `separation` (the last one at `farthest` from all others if that is above 0), which needs d >= K;
+    "bernoulli" draws them from {0, 1}^d and scales to norm 1, as the published setting of BR-IFCA does. sizes: "random"
+    draws z_j uniformly once per client, "equal" deals the clusters out one after another.
     """
 
     clients: int

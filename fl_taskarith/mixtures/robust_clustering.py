@@ -5,7 +5,7 @@ what was reported and moves θ_k ← θ_k − γ g_k. A cluster that nobody repo
 models of their own can share one pass over the clients' data.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,24 +13,21 @@ import torch
 from torch import Tensor
 
 from fl_taskarith.merging.attacks import corrupted_groups
-from fl_taskarith.merging.cluster_rules import aggregate_groups
 from fl_taskarith.merging.grouped import Groups, geometric_medians, means, per_size
+from fl_taskarith.merging.robust import aggregate_groups
 from fl_taskarith.mixtures.adversary import Adversary
-from fl_taskarith.mixtures.cluster_choice import ClusterChoice
-from fl_taskarith.mixtures.clustering import gradients_at
+from fl_taskarith.mixtures.clustering import ClusterChoice, gradients_at
 from fl_taskarith.mixtures.regression import Points
 
-RESTARTS = 5  # seedings of k-means
+RESTARTS, MOST_ITERATIONS = 5, 100  # of k-means: seedings, and steps of each
 
 
 @dataclass(frozen=True)
 class Server:
     """One run of BR-IFCA.
 
-    Attributes:
-        rule, share: of `merging.rules.aggregate_groups`.
-        start: θ before the first round, [K, d].
-        labels: the cluster of every client, int64 [m], where the server has fixed it (two-stage); None lets them pick.
+    rule, share: of `merging.robust.aggregate_groups`. start: θ before the first round, [K, d]. labels: the cluster of
+    every client, int64 [m], where the server has fixed it (two-stage); None lets them pick.
     """
 
     rule: str
@@ -40,14 +37,7 @@ class Server:
 
 
 def br_ifca(
-    points: Points,
-    servers: Sequence[Server],
-    adversary: Adversary,
-    *,
-    scale: float,
-    step: float,
-    rounds: int,
-    after_round: Callable[[int, Tensor], None] | None = None,
+    points: Points, servers: Sequence[Server], adversary: Adversary, *, scale: float, step: float, rounds: int
 ) -> Tensor:
     """Return θ after `rounds` rounds of every server, [A, K, d]; all servers have the same number K of models.
 
@@ -55,13 +45,12 @@ def br_ifca(
         points: the data of all clients, attackers' as their attack has them.
         scale: the factor of attacks that have one.
         step: γ.
-        after_round: called with each round's number, from 1, and θ [A, K, d] after it.
     """
     thetas = torch.stack([server.start for server in servers])
     assigned = torch.stack([adversary.reported if server.labels is None else server.labels for server in servers])
     choice = ClusterChoice(points, assigned, adversary.magnified)
     rosters: list[Roster | None] = [None] * len(servers)
-    for number in range(1, rounds + 1):
+    for _ in range(rounds):
         clusters = choice.follow(thetas)
         gradients = gradients_at(points, thetas, clusters, adversary.magnified)
         moved = torch.zeros_like(thetas)
@@ -71,8 +60,6 @@ def br_ifca(
             sent = corrupted_groups(gradients[index], adversary.byzantine, roster.groups, adversary.attack, scale)
             moved[index, roster.present] = aggregate_groups(server.rule, sent, roster.groups, server.share)
         thetas = thetas - step * moved
-        if after_round is not None:
-            after_round(number, thetas)
     return thetas
 
 
@@ -97,20 +84,20 @@ def two_stage(points: Points, clusters: int, share: float, generator: np.random.
 
 
 def robust_k_means(
-    vectors: Tensor, clusters: int, share: float, generator: np.random.Generator, max_iterations: int = 100
+    vectors: Tensor, clusters: int, share: float, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Return centres [K, d] and labels int64 [m] of `vectors` [m, d], robust to outliers.
 
     Lloyd's iteration from k-means++ seeds. A centre is the mean of its members without the share β that lies farthest
-    from their geometric median. Of several seedings the one with the
-    least summed distance of the nearest 1 − β of vectors is returned.
+    from their geometric median. Of several seedings the one with the least summed distance of the nearest 1 − β of
+    vectors is returned.
     """
     best: tuple[float, Tensor, Tensor] | None = None
     inliers = len(vectors) - int(share * len(vectors))
     for _ in range(RESTARTS):
         centres = _plus_plus(vectors, clusters, inliers, generator)
         labels = torch.cdist(vectors, centres).argmin(1)
-        for _ in range(max_iterations):
+        for _ in range(MOST_ITERATIONS):
             centres = _centres(vectors, labels, share, centres)
             before, labels = labels, torch.cdist(vectors, centres).argmin(1)
             if torch.equal(before, labels):

@@ -1,7 +1,6 @@
 """The timm vision transformer of a run, its weights, and which of its parameters are trained."""
 
 import difflib
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from fl_taskarith.models.vit_glyph import VIT_GLYPH_WEIGHTS
 from fl_taskarith.models.weights import load_weights
 from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.tensor_file import sealed
+from fl_taskarith.storage.verified_files import checksum_of_file
 
 HEAD_PARAMETERS = ("head.weight", "head.bias")
 
@@ -33,11 +33,9 @@ def build_model(name: str, num_classes: int, input_size: int, weights: str, down
 
     Args:
         name: timm's model name, for example "vit_small_patch16_224.dino".
-        num_classes: outputs of the head.
         input_size: side of the square input in pixels; the position embedding is resampled to it.
         weights: absolute path of a file, "pretrained" (timm's own for this name) or "none" (random from `seed`).
         download: whether timm may fetch pretrained weights that are not in the local cache.
-        seed: that of the random initialisation; unused where weights are loaded.
 
     Raises:
         ConfigError: no such model, not a VisionTransformer or Eva, one with batch normalisation, or an input size that
@@ -113,10 +111,9 @@ def find_pretrained(model: Backbone, name: str, download: bool) -> Path:
             ".safetensors or .pth file that you have in `weights`."
         ) from error
     stored = path.resolve()
-    if re.fullmatch(r"[0-9a-f]{64}", stored.name):  # the hub names large files by their SHA-256, and does not check it
-        with open(stored, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != stored.name:
-                raise WeightsError(f"The cached weights are damaged (another checksum): delete {stored}, run again.")
+    named = re.fullmatch(r"[0-9a-f]{64}", stored.name)  # the hub names large files by their SHA-256, and checks none
+    if named and checksum_of_file(stored) != stored.name:
+        raise WeightsError(f"The cached weights are damaged (another checksum): delete {stored}, run again.")
     return path
 
 

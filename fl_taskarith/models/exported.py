@@ -19,10 +19,8 @@ from fl_taskarith.models.weights import read_tensors
 class ExportedModel(NamedTuple):
     """A model as a run left it.
 
-    Attributes:
-        model: timm's, with the run's weights, on the CPU, in evaluation mode.
-        transform: from a PIL image, or pixels uint8 [..., 3, H, W], to the model's input float32 [..., 3, size, size].
-        classes: the name of each output.
+    model: timm's, with the run's weights, on the CPU, in evaluation mode. transform: from a PIL image, or pixels uint8
+    [..., 3, H, W], to the model's input float32 [..., 3, size, size]. classes: the name of each output.
     """
 
     model: nn.Module
@@ -65,12 +63,11 @@ def exported_model(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> E
     pooling: dict[str, Any] = {"global_pool": facts["pooling"]} if "pooling" in facts else {}
     model = timm.create_model(facts["architecture"], num_classes=len(classes), img_size=size, **pooling).eval()
     model.load_state_dict(dict(tensors))
-    normalise = v2.Normalize(json.loads(facts["mean"]), json.loads(facts["std"]))
     transform = v2.Compose([
         v2.ToImage(),
         v2.Resize((size, size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
         v2.ToDtype(torch.float32, scale=True),
-        normalise,
+        v2.Normalize(json.loads(facts["mean"]), json.loads(facts["std"])),
         v2.ToPureTensor(),
     ])  # fmt: skip
     return ExportedModel(model, transform, classes)

@@ -7,7 +7,6 @@ Because the sums are additive, the head of the federation equals the head of the
 import logging
 import math
 from dataclasses import dataclass, fields
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -110,22 +109,12 @@ class LinearHead:
         return LinearHead(self.weight * factor, self.bias * factor)
 
 
-class HeadSolver(Protocol):
-    """A head of some statistics with one parameter that regularises it, more the larger it is.
-
-    setting: the parameter's name. grid: the values that are tried. edges: those of them beyond which others could be.
-    """
-
-    setting: str
-    grid: tuple[float, ...]
-    edges: tuple[float, ...]
-
-    def solve(self, strength: float, /) -> LinearHead:
-        """Return the head at this value: weight [c, d] and bias [c], float64, for raw features."""
-
-
 class RidgeSolver:
-    """Solve the ridge head of some statistics for any penalty, from one eigendecomposition."""
+    """Solve the ridge head of some statistics for any penalty, from one eigendecomposition.
+
+    As in every `HeadSolver`, a larger value of the parameter that `setting` names regularises more; `grid` are the
+    values that are tried, `edges` those of them beyond which others could be.
+    """
 
     setting = "ridge-lambda"
     grid = RIDGE_GRID
@@ -184,6 +173,9 @@ class DiscriminantSolver:
         counts = self.statistics.class_counts
         priors = torch.where(counts > 0, counts / self.statistics.count, 1.0).log()
         return _gaussian_head(self.statistics, (self.eigenvectors / spectrum) @ self.eigenvectors.T, priors)
+
+
+HeadSolver = RidgeSolver | DiscriminantSolver
 
 
 def nearest_class_mean(statistics: RidgeStatistics) -> LinearHead:
@@ -268,9 +260,8 @@ def fit_logit_scale(scores: Tensor, labels: Tensor) -> float:
         log.warning(
             "logit-scale = %.3g lies at the lower edge of the searched range: on the %d validation images the head's "
             "scores tell no more than chance. Raise validation-size, or set the head's parameter and logit-scale.",
-            scale,
-            len(labels),
-        )
+            scale, len(labels),
+        )  # fmt: skip
         return scale
     tolerance = math.log((len(labels) + 2) / (len(labels) + 1))
     bound = min(cross_entropy(high), float(optimum.fun)) + tolerance
@@ -282,9 +273,6 @@ def fit_logit_scale(scores: Tensor, labels: Tensor) -> float:
     log.warning(
         "The %d validation images do not determine logit-scale: the head makes no error on them that would bound it: "
         "%.4g is taken, the smallest scale within %.2g nats of the least loss. Raise validation-size, or set "
-        "logit-scale.",
-        len(labels),
-        smallest,
-        tolerance,
-    )
+        "logit-scale.", len(labels), smallest, tolerance,
+    )  # fmt: skip
     return smallest

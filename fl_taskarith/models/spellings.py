@@ -140,9 +140,7 @@ def _of_training(place: tuple[tuple[str, ...], str]) -> bool:
     words, prefix = place
     every = (*words, *prefix.split("."))
     parts = {part for word in every for part in word.split("_")}
-    return any(word in SPELLINGS["not_weights"] for word in every) or not parts.isdisjoint(
-        SPELLINGS["not_weights_parts"]
-    )
+    return not (parts.isdisjoint(SPELLINGS["not_weights_parts"]) and set(every).isdisjoint(SPELLINGS["not_weights"]))
 
 
 def _preference(place: tuple[tuple[str, ...], str]) -> int:

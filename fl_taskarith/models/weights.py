@@ -43,7 +43,9 @@ def load_weights(model: Backbone, path: Path) -> None:
     """
     expected = backbone_state(model)
     own_names = {known_name(name): name for name in expected}
-    found = _without_frequencies(model, find_backbone(read_tensors(path), own_names.keys(), path))
+    found = find_backbone(read_tensors(path), own_names.keys(), path)
+    if getattr(model, "rope", None) is not None:  # whose frequencies timm computes for the model's grid
+        found = {name: value for name, value in found.items() if not re.match(r"rope\w*\.(periods|inv_freq)$", name)}
     state = {own_names.get(name, name): value for name, value in _split_biases(found, own_names.keys()).items()}
     state = {name: _shaped(value, expected.get(name)) for name, value in state.items()}
     _include_class_position(model, state)
@@ -91,7 +93,9 @@ def read_tensors(path: Path) -> dict[Any, Any]:
     if kind_of_file := unsupported(path):
         raise WeightsError(f"The weights file {path} cannot be read: {kind_of_file}.")
     try:
-        loaded = _pickled(path) if _is_pickle(path) else _safetensors(path)
+        if not _is_pickle(path):
+            check_seal(path)
+        loaded = _pickled(path) if _is_pickle(path) else dict(load_file(path))
     except Exception as error:  # safetensors, pickle and zip each have their own
         reason = printable(error, 300)
         of_pickles = isinstance(error, pickle.UnpicklingError | TypeError | AttributeError)
@@ -115,11 +119,6 @@ def _is_pickle(path: Path) -> bool:
         start = file.read(9)
     is_header = start[8:] == b"{"  # of a .safetensors, whose length stands before it
     return not is_header and (start.startswith((b"PK", b"\x80")) or path.suffix != ".safetensors")
-
-
-def _safetensors(path: Path) -> dict[Any, Any]:
-    check_seal(path)
-    return dict(load_file(path))
 
 
 def _pickled(path: Path) -> Any:
@@ -197,13 +196,6 @@ def _shaped(value: Tensor, expected: Tensor | None) -> Tensor:
 def _prefix(model: Backbone) -> int:
     """Return the number of positions that are no patch."""
     return 0 if model.no_embed_class else model.num_prefix_tokens
-
-
-def _without_frequencies(model: Backbone, state: StateDict) -> StateDict:
-    """Return the tensors without the frequencies of rotary positions, which timm computes for the model's grid."""
-    if getattr(model, "rope", None) is None:
-        return state
-    return {name: value for name, value in state.items() if not re.match(r"rope\w*\.(periods|inv_freq)$", name)}
 
 
 def _split_biases(state: StateDict, expected: Collection[str]) -> StateDict:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -19,8 +19,7 @@ from fl_taskarith.one_shot.benchmark_file import Cell, OneShot
 from fl_taskarith.one_shot.benchmark_tables import write_tables
 from fl_taskarith.one_shot.cell_results import Record, read_cell, write_cell
 from fl_taskarith.one_shot.finetune import Spread, Training
-from fl_taskarith.one_shot.scale_search import search_merge
-from fl_taskarith.one_shot.scoring import TaskScore, Workbench, normalised_accuracy
+from fl_taskarith.one_shot.scoring import TaskScore, Workbench, normalised_accuracy, search_merge
 from fl_taskarith.one_shot.tasks import Task
 from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.environment import environment
@@ -49,7 +48,8 @@ def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | N
     """
     folder, deadline = root / one_shot.name, None if budget is None else time.time() + budget
     make_folder(folder / "cells")
-    with recorded(folder / RUN_LOG), _mapping(jobs) as apply:
+    with recorded(folder / RUN_LOG), ExitStack() as stack:
+        apply: Apply = map if jobs == 1 else stack.enter_context(worker_pool(jobs)).map
         one_shot = at_chosen_rate(one_shot, folder, apply)
         left = [cell for cell in one_shot.cells if read_cell(one_shot, cell, folder) is None]
         print(f"{one_shot.title}: {folder}; {len(one_shot.cells) - len(left)} of {len(one_shot.cells)} cells are done")
@@ -66,19 +66,6 @@ def run_one_shot(one_shot: OneShot, root: Path, jobs: int = 1, budget: float | N
         print(f"Tables: {folder / 'README.md'}")
     if failures:
         raise StudyError(f"{len(failures)} cells failed, all others were run:\n  " + "\n  ".join(failures))
-
-
-@contextmanager
-def _mapping(jobs: int) -> Iterator[Apply]:
-    """Yield `map`, or for several jobs that of as many processes, which stay for all that is to be done."""
-    if jobs == 1:
-        yield map
-        return
-    executor = worker_pool(jobs)
-    try:
-        yield executor.map
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def _run_one(one_shot: OneShot, folder: Path, deadline: float | None, cell: Cell) -> str | None:

@@ -59,12 +59,10 @@ class Cell:
 class OneShot:
     """A benchmark. The first level of each heterogeneity is its lowest, the last its highest.
 
-    Attributes:
-        settings: of `Config`, for data, model and optimizer; local-steps is the mean over tasks.
-        family, number, shared_head, folders: of the tasks.
-        data: overlap by level; training: spread by level.
-        methods: rules to merge by; reference: the one that others are compared with.
-        rates: learning rates to choose from, on validation; empty if the settings give one.
+    settings: of `Config`, for data, model and optimizer; local-steps is the mean over tasks. family, number,
+    shared_head, folders: of the tasks. data: overlap by level; training: spread by level. methods: rules to merge by;
+    reference: the one that others are compared with. rates: learning rates to choose from, on validation; empty if the
+    settings give one.
     """
 
     title: str
@@ -108,10 +106,7 @@ class OneShot:
 
 
 def load_one_shot(path: Path, overrides: Mapping[str, Any] | None = None) -> OneShot:
-    """Read and check a benchmark's file.
-
-    Args:
-        overrides: settings that take the place of those in [settings].
+    """Read and check a benchmark's file; `overrides` take the place of settings in [settings].
 
     Raises:
         ConfigError: names the file, the place, what was expected.

@@ -1,8 +1,10 @@
 """Tables of a one-shot benchmark: README.md to read, runs.csv and table.csv to compute with, and figures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+
+from matplotlib.axes import Axes
 
 from fl_taskarith.figures.markdown import (
     BLANK,
@@ -12,14 +14,18 @@ from fl_taskarith.figures.markdown import (
     number,
     render_markdown,
 )
+from fl_taskarith.figures.panels import MOST, Row, draw_bars, match, seeds_note, spread
+from fl_taskarith.figures.plots import draw_rows, line_look, save_figure
 from fl_taskarith.merging.merge_rules import find_rule
 from fl_taskarith.one_shot.benchmark_file import OneShot
-from fl_taskarith.one_shot.cell_results import OneShotResults, Place
-from fl_taskarith.one_shot.source_plots import plot_sources
+from fl_taskarith.one_shot.cell_results import OneShotResults, Place, ends
 from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.record_files import read_words
 
+LEVELS = (("own_test_accuracy", "own models", "-."), ("pretrained_test_accuracy", "θ₀", ":"))
+"""What every panel shows beside the methods: a column of the records, in words, and its line."""
+SHIFT = 0.05  # of a level's width between two methods' points, so that none hides another
 OF_THIS_MACHINE = ("data-dir", "learning-rate")  # of the settings: this machine's, and what has its own sentence
 
 
@@ -117,3 +123,55 @@ def cell_table(results: OneShotResults) -> str:
         rows.append((place_name(place), str(cosine.n), *map(mean_with_sd, accuracies), number(cosine.mean, 3)))
     header = ("cell", "n", "θ₀ test %", "own models, test %", "mean cosine of two task vectors")
     return markdown_table(header, rows)
+
+
+def plot_sources(results: OneShotResults, folder: Path) -> list[Path]:
+    """Draw against-data and against-training, PNG and PDF: a panel with the other heterogeneity lowest, one highest.
+
+    Nothing is drawn, and no path returned, for a source with one level or while no cell is done.
+    """
+    data, training = results.one_shot.data, results.one_shot.training
+    paths: list[Path] = []
+    if not any(results.records.values()):
+        return paths
+    if len(data) > 1:
+        panels = {f"training heterogeneity: {held}": [(level, held) for level in data] for held in ends(training)}
+        paths += _plot(results, panels, list(data), "data heterogeneity", folder / "against-data")
+    if len(training) > 1:
+        panels = {f"data heterogeneity: {held}": [(held, level) for level in training] for held in ends(data)}
+        paths += _plot(results, panels, list(training), "training heterogeneity", folder / "against-training")
+    return paths
+
+
+def _plot(
+    results: OneShotResults, panels: dict[str, list[Place]], levels: Sequence[str], label: str, output: Path
+) -> list[Path]:
+    methods = list(results.one_shot.methods)
+    counts = [results.summary(place, method).n for places in panels.values() for place in places for method in methods]
+
+    def draw(row: Row, axes_of_row: Sequence[Axes]) -> None:
+        for axes, (title, places) in zip(axes_of_row, panels.items(), strict=True):
+            _draw(axes, results, places, [methods[place] for place in row.places])
+            axes.set_xticks(range(len(levels)), levels)
+            axes.set_xlabel(label)
+            axes.set_title(title, fontsize=9)
+        axes_of_row[0].set_ylabel("mean test accuracy\nover tasks (%)")
+
+    rows, always = spread(len(methods), most=MOST - len(LEVELS)), [name for _, name, _ in LEVELS]
+    note = seeds_note((count for count in counts if count), "bars")
+    figure = draw_rows(rows, methods, draw, (len(panels), 3.6, 2.9), note, always)
+    match((axes for part in figure.subfigs for axes in part.axes), "x", "y")
+    return save_figure(figure, output)
+
+
+def _draw(axes: Axes, results: OneShotResults, places: Sequence[Place], methods: Sequence[str]) -> None:
+    for index, method in enumerate(methods):
+        summaries = {at: results.summary(place, method) for at, place in enumerate(places)}
+        done = {at: summary for at, summary in summaries.items() if summary.n}
+        shift = SHIFT * (index - (len(methods) - 1) / 2)
+        if done:
+            look = {**line_look(index), "label": method}
+            draw_bars(axes, [at + shift for at in done], list(done.values()), (0.0, 100.0), **look)
+    for name, label, style in LEVELS:
+        means = [results.fact(place, name, 100).mean for place in places]
+        axes.plot(range(len(places)), means, color="grey", linestyle=style, marker="|", linewidth=1.1, label=label)

@@ -58,9 +58,7 @@ def read_cell(one_shot: OneShot, cell: Cell, folder: Path) -> Record | None:
     except CheckpointError as error:
         log.warning("A finished cell is damaged. %s", error)
         return None
-    if record is None:
-        return None
-    return record if set(one_shot.methods) <= record["methods"].keys() else None
+    return record if record is not None and set(one_shot.methods) <= record["methods"].keys() else None
 
 
 def _checksum(record: Record) -> str:

@@ -23,10 +23,8 @@ MERGING = "merging"  # key of the metadata of a merged model: how it was made
 def check_output(output: Path, inputs: Iterable[Path], overwrite: bool = False) -> None:
     """Check that writing to `output` loses nothing: it is no input, and at most an earlier merge is there.
 
-    Args:
-        inputs: the files and folders that are read. An output that is one of them under another spelling, by a
-            symbolic or by a hard link, counts as that one.
-        overwrite: whether any other file may be replaced; an input never is.
+    Of the `inputs`, which are read, none is ever replaced, nor one that is spelt otherwise or linked; another file may
+    be if `overwrite`.
 
     Raises:
         ConfigError: the merged model may not be written there.

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,15 +65,34 @@ class MergeSources:
     parts: Parts
 
 
-def check_settings(settings: MergeSettings, has_base: bool, number: int, searched: bool = False) -> None:
+def check_settings(
+    settings: MergeSettings, parameters: Mapping[str, float], data: str, number: int, has_base: bool, searched: bool
+) -> None:
     """Check the settings for merging `number` models, before any of them is read.
 
     A rule of ours is asked what it refuses by merging zeros; one of the user's own may not be made for them.
 
+    Args:
+        parameters: hyper-parameters by name, the rule's or not.
+        data: the level of the tasks of a search.
+
     Raises:
-        ConfigError: the hyper-parameter is missing, superfluous or out of range; or the method needs a base.
+        ConfigError: something is missing, out of range or without an effect; or the method needs a base.
     """
     rule, method = find_rule(settings.method), settings.method
+    if not number:
+        raise ConfigError("There is nothing to merge: name .safetensors files of models, or their folders.")
+    if foreign := parameters.keys() - {rule.parameter}:
+        raise ConfigError(f"The method {method} takes no --{', --'.join(sorted(foreign))}.")
+    if settings.steps and not rule.takes("steps"):
+        takers = ", ".join(name for name, each in merge_rules().items() if each.takes("steps"))
+        raise ConfigError(f"--steps has no effect under --method {method}: leave it out, or choose {takers}.")
+    if not searched and (data or (settings.seed and not rule.takes("seed"))):
+        unused = "--data" if data else f"--seed under --method {method}"
+        raise ConfigError(f"{unused} has no effect without --search: leave it out.")
+    if searched and (parameters or settings.scale is not None):
+        own = f" and --{rule.parameter}" if rule.parameter else ""
+        raise ConfigError(f"--search chooses --scale{own}: leave them out.")
     numbers = {"scale": settings.scale, rule.parameter: settings.value}
     numbers |= {f"steps {place}": steps for place, steps in enumerate(settings.steps, 1)}
     for name, value in numbers.items():
@@ -132,10 +151,9 @@ def merge(sources: MergeSources, settings: MergeSettings) -> dict[str, Tensor]:
     """Return θ₀ + λ · direction, in the types and shapes of the base, without the tensors that stay as they are.
 
     Raises:
-        ConfigError: the hyper-parameter is missing, superfluous or out of range; or the method needs a base.
+        ConfigError: the task vectors do not suit the method.
         WeightsError: an entry of a model or of the result is NaN or infinite.
     """
-    check_settings(settings, sources.has_base, len(sources.vectors))
     vectors, base = sources.vectors, sources.base
     scale = settings.scale_of(len(vectors))
     direction = _direction(settings, vectors)

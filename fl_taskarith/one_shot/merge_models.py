@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fl_taskarith.config.rule import shown
 from fl_taskarith.errors import ConfigError, WeightsError
-from fl_taskarith.merging.merge_rules import MergeRule, find_rule, merge_rules
+from fl_taskarith.merging.merge_rules import find_rule
 from fl_taskarith.models.exported import ExportedModel, exported_model
 from fl_taskarith.one_shot import merge_files
 from fl_taskarith.one_shot.benchmark_file import load_one_shot
@@ -26,10 +26,8 @@ from fl_taskarith.storage.tensor_file import write_sealed
 class MergedModel:
     """A merged model.
 
-    Attributes:
-        tensors: all of it, in the names and shapes of the base.
-        metadata: of its file: what the models' files agree on.
-        path: its file; None where none was asked for.
+    tensors: all of it, in the names and shapes of the base. metadata: of its file: what the models' files agree on.
+    path: its file; None where none was asked for.
     """
 
     tensors: Mapping[str, Tensor]
@@ -100,8 +98,7 @@ def merge(
     start, target = (None if path is None else Path(path) for path in (base, output))
     source, rule = None if search is None else conf_file(search), find_rule(method)
     settings = MergeSettings(rule.name, parameters.get(rule.parameter), scale, tuple(steps), seed)
-    _check(rule, paths, settings, parameters, data, searched=source is not None)
-    merge_files.check_settings(settings, start is not None, len(paths), searched=source is not None)
+    merge_files.check_settings(settings, parameters, data, len(paths), start is not None, source is not None)
     if target is not None:
         check_output(target, [path for path in (*paths, start, source) if path is not None], overwrite)
         require_writable(target.parent)
@@ -119,27 +116,3 @@ def merge(
             make_folder(target.parent)
             write_sealed(target, tensors, metadata)
     return MergedModel(tensors, metadata, target)
-
-
-def _check(
-    rule: MergeRule,
-    models: Sequence[Path],
-    settings: MergeSettings,
-    parameters: Mapping[str, float],
-    data: str,
-    searched: bool,
-) -> None:
-    """Raise ConfigError for what has no effect on this merge."""
-    if not models:
-        raise ConfigError("There is nothing to merge: name .safetensors files of models, or their folders.")
-    if foreign := parameters.keys() - {rule.parameter}:
-        raise ConfigError(f"The method {rule.name} takes no --{', --'.join(sorted(foreign))}.")
-    if settings.steps and not rule.takes("steps"):
-        takers = ", ".join(name for name, each in merge_rules().items() if each.takes("steps"))
-        raise ConfigError(f"--steps has no effect under --method {rule.name}: leave it out, or choose {takers}.")
-    if not searched and (data or (settings.seed and not rule.takes("seed"))):
-        unused = "--data" if data else f"--seed under --method {rule.name}"
-        raise ConfigError(f"{unused} has no effect without --search: leave it out.")
-    if searched and (parameters or settings.scale is not None):
-        own = f" and --{rule.parameter}" if rule.parameter else ""
-        raise ConfigError(f"--search chooses --scale{own}: leave them out.")

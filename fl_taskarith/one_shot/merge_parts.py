@@ -1,9 +1,10 @@
 """Which tensors of several models are merged, which stay as in the base, and which have to be the same."""
 
+import contextlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,11 +35,7 @@ class Parts:
 
     merged: list[str] = field(default_factory=list)
     means: list[str] = field(default_factory=list)
-    left: dict[str, list[str]] = field(default_factory=dict)
-
-    def leave(self, why: str, name: str) -> None:
-        """Add a name to those that are not merged."""
-        self.left.setdefault(why, []).append(name)
+    left: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
 def parts_of(base: ModelFile, models: Sequence[ModelFile]) -> Parts:
@@ -53,9 +50,9 @@ def parts_of(base: ModelFile, models: Sequence[ModelFile]) -> Parts:
     for name in base:
         unlike = next((model for model in models if not _alike(name, base, model)), None)
         if name.endswith(STATISTICS) and unlike is None:
-            parts.leave(COUNTED, name)
+            parts.left[COUNTED].append(name)
         elif is_head(name) and (unlike is not None or not same_classes):
-            parts.leave(HEADS, name)
+            parts.left[HEADS].append(name)
         elif unlike is not None:
             problems.append(f"{name}: {base.about(name)}, {unlike.about(name)}")
         elif base.kind(name) in NUMBERS:
@@ -63,7 +60,7 @@ def parts_of(base: ModelFile, models: Sequence[ModelFile]) -> Parts:
         elif any(not torch.equal(base[name], model[name]) for model in models):
             problems.append(f"{name}: {base.about(name)} holds no numbers to add, but differs between the models")
         else:
-            parts.leave(WHOLE, name)
+            parts.left[WHOLE].append(name)
     for name in dict.fromkeys(name for model in models for name in model if name not in base):
         holders = [model for model in models if name in model]
         alike = len(holders) == len(models) and all(_alike(name, models[0], model) for model in models)
@@ -72,7 +69,7 @@ def parts_of(base: ModelFile, models: Sequence[ModelFile]) -> Parts:
         elif alike and _same_classes(models) and models[0].kind(name) in NUMBERS:
             parts.means.append(name)
         else:
-            parts.leave(DROPPED, name)
+            parts.left[DROPPED].append(name)
     if problems or not parts.merged:
         raise WeightsError(
             f"The models are not of one architecture: {len(problems)} tensors differ beside heads."
@@ -92,12 +89,11 @@ def vector_parts(base: ModelFile, vectors: Sequence[ModelFile]) -> Parts:
     for name in dict.fromkeys(name for vector in vectors for name in vector):
         unlike = next((vector for vector in vectors if not _alike(name, base, vector)), None)
         if unlike is not None:
-            there = base.about(name)
-            problems.append(f"{name}: {there}, {unlike.about(name)}")
+            problems.append(f"{name}: {base.about(name)}, {unlike.about(name)}")
         elif name.endswith(STATISTICS):
-            parts.leave(COUNTED, name)
+            parts.left[COUNTED].append(name)
         elif is_head(name) and not same_classes:
-            parts.leave(HEADS, name)
+            parts.left[HEADS].append(name)
         elif base.kind(name) not in NUMBERS:
             problems.append(f"{name}: {base.about(name)} holds no floating-point numbers to add to")
         else:
@@ -107,9 +103,8 @@ def vector_parts(base: ModelFile, vectors: Sequence[ModelFile]) -> Parts:
             f"Not in every task vector and the base, in one shape: {len(problems)} tensors."
             + listed(problems or ["the task vectors hold no tensors to add"])
         )
-    for name in base:
-        if not any(name in vector for vector in vectors):
-            parts.leave(UNTRAINED, name)
+    if untrained := [name for name in base if not any(name in vector for vector in vectors)]:
+        parts.left[UNTRAINED] = untrained
     return parts
 
 
@@ -159,13 +154,7 @@ def _facts(files: Sequence[ModelFile], key: str) -> dict[str, str]:
     facts: dict[str, str] = {}
     for file in files:
         if (text := file.metadata.get(key)) is not None:
-            facts[str(file.path)] = _compact(text)
+            with contextlib.suppress(ValueError, RecursionError):
+                text = json.dumps(json.loads(text))
+            facts[str(file.path)] = printable(text, 10_000)
     return facts
-
-
-def _compact(text: str) -> str:
-    try:
-        value: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        value = text
-    return printable(json.dumps(value), 10_000)

@@ -10,8 +10,7 @@ from fl_taskarith.one_shot.benchmark_file import OneShot
 from fl_taskarith.one_shot.finetune import backbone_names
 from fl_taskarith.one_shot.merge_files import MergeSettings, MergeSources
 from fl_taskarith.one_shot.model_files import LazyTensors, ModelFile
-from fl_taskarith.one_shot.scale_search import Merged, search_merge
-from fl_taskarith.one_shot.scoring import Workbench, normalised_accuracy
+from fl_taskarith.one_shot.scoring import Merged, Workbench, normalised_accuracy, search_merge
 from fl_taskarith.one_shot.tasks import Task
 
 

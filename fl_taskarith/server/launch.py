@@ -30,10 +30,9 @@ from fl_taskarith.server.run import Progress, Run
 from fl_taskarith.server.speed import Speed, device_line, speed_of, work_of
 from fl_taskarith.storage.checkpoint import Checkpoint
 from fl_taskarith.storage.folder_choice import require_folder
-from fl_taskarith.storage.output import lasting_output
 from fl_taskarith.storage.progress import duration, in_notebook
 from fl_taskarith.storage.run_folder import PRETRAINED, Logbook
-from fl_taskarith.storage.run_log import RUN_LOG, RunLog
+from fl_taskarith.storage.run_log import RUN_LOG, RunLog, lasting_output
 from fl_taskarith.storage.trackers import require_trackers
 from fl_taskarith.strategies import strategy_class
 from fl_taskarith.workspace.machine import available_threads, describe_device, emulated, on_this_machine

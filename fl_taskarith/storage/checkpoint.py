@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import safetensors
 from safetensors import SafetensorError
 from torch import Tensor
 
 from fl_taskarith.config.rule import shown
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import CheckpointError
-from fl_taskarith.storage.client_files import StateNames
+from fl_taskarith.storage.client_files import StateNames, under
 from fl_taskarith.storage.record_files import conforming
 from fl_taskarith.storage.run_record import SETTINGS
+from fl_taskarith.storage.tensor_file import read_unsealed, unsealed
 from fl_taskarith.storage.verified_files import CHECKSUM_DIGITS, read_verified, write_verified
 
 KEPT = 2
@@ -84,18 +85,9 @@ def load_best(folder: Path, number: int) -> Checkpoint | None:
 
 
 def _write(folder: Path, kind: str, checkpoint: Checkpoint) -> Path:
-    tensors = {
-        f"{group}/{name}": tensor.detach().cpu().contiguous()
-        for group in _GROUPS
-        for name, tensor in getattr(checkpoint, group).items()
-    }
-    metadata = {
-        "round": str(checkpoint.round),
-        "notes": json.dumps(checkpoint.notes),
-        "client_states": json.dumps(checkpoint.client_states),
-        "settings": json.dumps(checkpoint.settings),
-    }
-    return write_verified(folder, f"{kind}-{checkpoint.round:06d}", safetensors.torch.save(tensors, metadata))
+    tensors = {f"{group}/{name}": value for group in _GROUPS for name, value in getattr(checkpoint, group).items()}
+    metadata = {name: json.dumps(getattr(checkpoint, name)) for name in ("round", "notes", "client_states", "settings")}
+    return write_verified(folder, f"{kind}-{checkpoint.round:06d}", unsealed(tensors, metadata))
 
 
 def load_latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -178,22 +170,17 @@ def referenced_client_states(folder: Path) -> list[StateNames]:
 
 
 def _read(path: Path) -> Checkpoint | None:
-    """The checkpoint at `path`, or None if its content is not what its name says or no checkpoint.
-
-    Nothing in it is ever run as code.
-    """
-    content = read_verified(path)
-    if content is None:
+    """The checkpoint at `path`, or None if its content is not what its name says or no checkpoint."""
+    found = read_unsealed(path)
+    if found is None:
         return None
+    tensors, metadata = found
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        tensors = safetensors.torch.load(content)
         return Checkpoint(
             round=int(metadata["round"]),
-            trained=_under("trained", tensors),
-            frozen=_under("frozen", tensors),
-            strategy_state=_under("strategy_state", tensors),
+            trained=under("trained/", tensors),
+            frozen=under("frozen/", tensors),
+            strategy_state=under("strategy_state/", tensors),
             notes=json.loads(metadata["notes"]),
             client_states=_state_names(metadata),
             settings=conforming(json.loads(metadata.get("settings", "{}")), SETTINGS),
@@ -204,9 +191,3 @@ def _read(path: Path) -> Checkpoint | None:
 
 def _state_names(metadata: Mapping[str, str]) -> StateNames:
     return {int(partition): name for partition, name in json.loads(metadata["client_states"]).items()}
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(f"{prefix}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")
-    }

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fl_taskarith.errors import CheckpointError, FrozenMissing
 from fl_taskarith.storage.files import version_of
+from fl_taskarith.storage.tensor_file import read_unsealed, unsealed
 from fl_taskarith.storage.verified_files import read_verified, verified_name, write_verified
 
 StateNames = dict[int, str]  # file name of the newest state, by partition
@@ -35,7 +34,7 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def frozen_name(tensors: Mapping[str, Tensor]) -> str:
     """Return the name of the file that holds these frozen tensors, of any shapes; equal tensors have equal names."""
-    return verified_name("frozen", _content(tensors))
+    return verified_name("frozen", unsealed(tensors))
 
 
 def write_frozen(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -44,7 +43,7 @@ def write_frozen(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None
     Raises:
         CheckpointError: it cannot be written, or the tensors that arrived are not those that were sent.
     """
-    if not _is_sound(folder / name) and write_verified(folder, "frozen", _content(tensors)).name != name:
+    if not _is_sound(folder / name) and write_verified(folder, "frozen", unsealed(tensors)).name != name:
         raise CheckpointError(f"The frozen tensors for {folder / name} arrived damaged: run again.")
 
 
@@ -59,14 +58,14 @@ def read_frozen(folder: Path, name: str) -> dict[str, Tensor]:
     """
     if not name:
         return {}
-    tensors = _tensors_of(folder / name)
-    if tensors is None:
+    found = read_unsealed(folder / name)
+    if found is None:
         kind = CheckpointError if (folder / name).exists() else FrozenMissing
         raise kind(
             f"The frozen head and mask in {folder / name} are missing or damaged: delete that file, if it is there, "
             "and run again; clients are sent it again."
         )
-    return tensors
+    return found[0]
 
 
 def write_client_state(folder: Path, partition: int, version: int, tensors: Mapping[str, Tensor]) -> str:
@@ -75,7 +74,7 @@ def write_client_state(folder: Path, partition: int, version: int, tensors: Mapp
     Raises:
         CheckpointError: it cannot be written.
     """
-    return write_verified(_folder_of(folder, partition), f"round-{version:06d}", _content(tensors)).name
+    return write_verified(_folder_of(folder, partition), f"round-{version:06d}", unsealed(tensors)).name
 
 
 def read_client_state(folder: Path, partition: int, name: str) -> dict[str, Tensor]:
@@ -89,13 +88,13 @@ def read_client_state(folder: Path, partition: int, name: str) -> dict[str, Tens
     if not name:
         return {}
     path = _folder_of(folder, partition) / name
-    tensors = _tensors_of(path)
-    if tensors is None:
+    found = read_unsealed(path)
+    if found is None:
         raise CheckpointError(
             f"The state {path} of client {partition} is missing or damaged, and the checkpoint refers to it: "
             "delete the newest checkpoint to continue from the one before, or restore the file."
         )
-    return tensors
+    return found[0]
 
 
 def prune_client_states(folder: Path, kept: Iterable[StateNames]) -> None:
@@ -114,22 +113,6 @@ def _is_sound(path: Path) -> bool:
 @lru_cache(maxsize=1)
 def _is_sound_version(path: Path, version: tuple[int, int]) -> bool:
     return read_verified(path) is not None
-
-
-def _tensors_of(path: Path) -> dict[str, Tensor] | None:
-    """Read the tensors of a verified file; None if it is missing, damaged, or holds none."""
-    content = read_verified(path)
-    if content is None:
-        return None
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError):
-        return None
-    return tensors
-
-
-def _content(tensors: Mapping[str, Tensor]) -> bytes:
-    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def _folder_of(folder: Path, partition: int) -> Path:

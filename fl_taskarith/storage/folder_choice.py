@@ -1,8 +1,9 @@
 """Which folder a run writes to, and from which run it goes on: its own, an unfinished one, or a shorter one."""
 
+import itertools
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,8 @@ def _find_folder(config: Config) -> tuple[Path, Path | None]:
 
 def finished_run(config: Config) -> Path | None:
     """Return the folder of the last finished run of these settings under its name; None if there is none."""
-    root, name = results_root(config.results_dir), run_name(config)
-    number, last = 1, None
-    while (folder := root / (name if number == 1 else f"{name}-{number}")).exists():
-        number += 1
+    last = None
+    for folder in itertools.takewhile(Path.exists, _folders(results_root(config.results_dir), run_name(config))):
         try:
             record = read_record(folder, checked=False)
             same = record is not None and from_mapping(record["config"]).fingerprint() == config.fingerprint()
@@ -99,9 +98,17 @@ def finished_run(config: Config) -> Path | None:
     return last
 
 
+def _folders(root: Path, name: str) -> Iterator[Path]:
+    """Yield the folders of the runs that have one name, in order, without end."""
+    yield root / name
+    yield from (root / f"{name}-{number}" for number in itertools.count(2))
+
+
 def _folder_for(root: Path, name: str, config: Config) -> tuple[Path, Path | None]:
-    number, finished = 1, []
-    while (folder := root / (name if number == 1 else f"{name}-{number}")).exists():
+    finished = []
+    for folder in _folders(root, name):
+        if not folder.exists():
+            break
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is a file where a run's folder should be: move it away.")
         if config.resume and not _has_ended(folder, config):
@@ -110,14 +117,11 @@ def _folder_for(root: Path, name: str, config: Config) -> tuple[Path, Path | Non
                 return folder, folder
             break  # killed before its first write: it is begun as if it were not there
         finished.append(folder)
-        number += 1
-    if config.resume:
-        others = finished if config.run_name else sorted(root.glob(f"{name.rpartition('-')[0]}-*/"))
-        in_place, origin = _extendable(others, config)
-        if in_place and origin is not None:
-            return origin, origin
-        return folder, origin
-    return folder, None
+    if not config.resume:
+        return folder, None
+    others = finished if config.run_name else sorted(root.glob(f"{name.rpartition('-')[0]}-*/"))
+    in_place, origin = _extendable(others, config)
+    return (origin if in_place and origin is not None else folder), origin
 
 
 def _extendable(folders: Iterable[Path], config: Config) -> tuple[bool, Path | None]:

@@ -56,13 +56,8 @@ def portable(path: Path) -> str:
 
 def conf_folder() -> Path:
     """Return the folder of the settings files: conf/ of the checkout, or the copy that came with a wheel."""
-    root = checkout()
-    if root is None:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            root = Path(str(metadata.distribution("fl-taskarith").locate_file("fl_taskarith_conf")))
-    if root is None or not (root / "conf").exists():
-        root = Path(__file__).parents[2]
-    return root / "conf"
+    root = checkout() or _installed("fl_taskarith_conf")
+    return (root if root is not None and (root / "conf").exists() else Path(__file__).parents[2]) / "conf"
 
 
 def conf_file(name: Path | str) -> Path:
@@ -101,9 +96,11 @@ def shipped_file(relative: str) -> Path:
     if beside.exists():
         return beside
     root = checkout()
-    if root is not None:
-        return root / "fl_taskarith" / relative
-    try:
-        return Path(str(metadata.distribution("fl-taskarith").locate_file(f"fl_taskarith/{relative}")))
-    except metadata.PackageNotFoundError:
-        return beside
+    return root / "fl_taskarith" / relative if root is not None else _installed(f"fl_taskarith/{relative}") or beside
+
+
+def _installed(relative: str) -> Path | None:
+    """Return where an installed wheel has a file; None where the package is not installed."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return Path(str(metadata.distribution("fl-taskarith").locate_file(relative)))
+    return None

@@ -15,11 +15,16 @@ GRACE = 30.0  # seconds between the end of the parent and that of its workers
 def worker_pool(jobs: int, threads: int | None = None) -> ProcessPoolExecutor:
     """`jobs` spawned processes, each with `threads` threads of torch (None: its default).
 
-    However this process ends, killed included, so do they: left behind they would hold memory and finish their runs in
-    folders that the next command wants.
+    At the end of a `with` block, what has not begun is cancelled. However this process ends, killed included, so do
+    they: left behind they would hold memory and finish their runs in folders that the next command wants.
     """
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(threads,))
+    return _Pool(jobs, mp_context=context, initializer=_begin, initargs=(threads,))
+
+
+class _Pool(ProcessPoolExecutor):
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(cancel_futures=True)
 
 
 def _begin(threads: int | None) -> None:

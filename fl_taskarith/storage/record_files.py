@@ -44,9 +44,12 @@ class Within:
 
     def accepts(self, value: object) -> bool:
         """Whether `value` is such a number."""
-        if self.nan and value != value:
-            return isinstance(value, float)
-        return _is_number(value, self.kind) and self.low <= value <= self.high  # type: ignore[operator]
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        if value != value:
+            return self.nan
+        representable = abs(value) <= LARGEST if isinstance(value, int) else self.kind is float and math.isfinite(value)
+        return representable and self.low <= value <= self.high
 
 
 COUNT = Within(int, 0, LARGEST)
@@ -188,21 +191,11 @@ def _is_plain(shape: Shape) -> bool:
 
 
 def _accepts(value: Any, shape: Shape) -> bool:
-    if shape is object:
-        return True
-    if shape is None:
-        return value is None
+    if shape in (int, float):
+        shape = Within(shape)
     if isinstance(shape, Within):
         return shape.accepts(value)
-    return _is_number(value, shape) if shape in (int, float) else isinstance(value, shape)
-
-
-def _is_number(value: Any, kind: type) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    if isinstance(value, int):
-        return -LARGEST <= value <= LARGEST
-    return kind is float and math.isfinite(value)
+    return value is None if shape is None else isinstance(value, shape)
 
 
 def _words(shape: Shape) -> str:

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.storage.locks import A_DAY
-from fl_taskarith.storage.verified_files import read_verified, write_verified
+from fl_taskarith.storage.tensor_file import read_unsealed, unsealed
+from fl_taskarith.storage.verified_files import write_verified
 
 MOST_BYTES = 256 * 2**20  # of all files together: hundreds of heads, or a hundred masks of a ViT-S/14
 MOST_FILES = 1_000
@@ -33,15 +32,15 @@ def read_start(folder: Path, stem: str) -> tuple[dict[str, Tensor], dict[str, An
         Its tensors, in the shapes that they were written in, on the CPU, and the JSON values beside them.
     """
     for path in _newest_first(folder, f"{stem}-*.safetensors"):
-        content = read_verified(path)
+        found = read_unsealed(path)
         try:
-            if content is None:
+            if found is None:
                 raise ValueError("its content is not what its name says")
-            metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+            tensors, metadata = found
             if metadata.get("stem", stem) != stem:
                 raise ValueError(f"it is {metadata['stem']} under another name")
-            start = safetensors.torch.load(content), {key: json.loads(metadata[key]) for key in NOTES}
-        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            start = tensors, {key: json.loads(metadata[key]) for key in NOTES}
+        except (ValueError, KeyError) as error:
             if path.exists():  # else another process made room
                 log.warning("%s is damaged (%s); what it held is computed again.", path, error)
                 with contextlib.suppress(OSError):
@@ -58,10 +57,9 @@ def write_start(folder: Path, stem: str, tensors: Mapping[str, Tensor], notes: M
 
     Where they cannot be written, a warning says so.
     """
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"stem": stem} | {key: json.dumps(value) for key, value in notes.items()}
     try:
-        write_verified(folder, stem, safetensors.torch.save(on_cpu, metadata))
+        write_verified(folder, stem, unsealed(tensors, metadata))
     except CheckpointError as error:
         log.warning("Other processes will compute %s again. %s", stem, error)
     _make_room(folder)

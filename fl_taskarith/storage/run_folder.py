@@ -64,7 +64,7 @@ class Logbook:
     """Writes one run's folder. A context manager: holds the folder's lock, and records how the run ended.
 
     Attributes:
-        folder: absolute path of the run.
+        folder: absolute path of the run; checkpoints, client_states: of the folders in it; rounds_csv: of its table.
         rows: the rows of rounds.csv so far, in order.
         restored: the checkpoint to continue from, if any.
     """
@@ -81,6 +81,8 @@ class Logbook:
                 process, or cannot be read.
         """
         self.folder, origin = choose_folder(config)
+        self.checkpoints, self.client_states = self.folder / "checkpoints", self.folder / "client-states"
+        self.rounds_csv = self.folder / "rounds.csv"
         self.rows: list[Row] = []
         self.restored: Checkpoint | None = None
         self._config = config
@@ -139,21 +141,6 @@ class Logbook:
                 self.folder, "; ".join(other),
             )  # fmt: skip
         return starts
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.folder / "checkpoints"
-
-    @property
-    def client_states(self) -> Path:
-        """The folder of the clients' own files."""
-        return self.folder / "client-states"
-
-    @property
-    def rounds_csv(self) -> Path:
-        """The table of rounds."""
-        return self.folder / "rounds.csv"
 
     def note(self, **facts: Any) -> None:
         """Add facts (JSON values) to run.json."""

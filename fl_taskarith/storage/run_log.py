@@ -1,15 +1,15 @@
-"""run.log and study.log: what a command prints, in a file beside its results."""
+"""What a command prints: run.log and study.log beside its results, and output whose faults never end the work."""
 
+import contextlib
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
-
-from fl_taskarith.storage.output import LastingStream
 
 LOGGER = logging.getLogger("fl_taskarith")
 RUN_LOG = "run.log"  # in the folder of a run, and of whatever else prints as it is made
@@ -98,7 +98,7 @@ def recorded(path: Path) -> Iterator[None]:
 class _Tee:
     """The first of two text streams, whose lines go to the second as well."""
 
-    def __init__(self, first: TextIO, second: LastingStream) -> None:
+    def __init__(self, first: TextIO, second: "LastingStream") -> None:
         self._first, self._second = first, second
 
     def write(self, text: str) -> int:
@@ -109,3 +109,62 @@ class _Tee:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._first, name)
+
+
+class LastingStream:
+    """A text stream that escapes what it cannot encode, and from its first fault on loses what is written to it.
+
+    Attributes:
+        fault: why nothing is written any more; None while all is well.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream or open(os.devnull, "w", encoding="utf-8")  # None: closed from outside
+        self.fault: OSError | ValueError | None = None
+
+    def write(self, text: str) -> int:
+        """Write `text`, as far as that is possible."""
+        self._attempt(lambda: self._stream.write(self._encodable(text)))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, as far as that is possible."""
+        self._attempt(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _encodable(self, text: str) -> str:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        if self.fault is None:
+            try:
+                action()
+            except (OSError, ValueError) as error:  # ValueError: it was closed
+                self._lose(error)
+
+    def _lose(self, error: OSError | ValueError) -> None:
+        self.fault = error
+        with contextlib.suppress(OSError, ValueError):  # what waits in its buffer would fail again at the very end
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        if self._stream is sys.__stdout__ and not isinstance(error, BrokenPipeError) and sys.stderr is not None:
+            reason = getattr(error, "strerror", None) or error
+            print(f"Standard output is lost from here on ({reason}); the work goes on.", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[LastingStream]:
+    """Make standard output and error lasting within it; yield the former."""
+    before = sys.stdout, sys.stderr
+    output, error = (each if isinstance(each, LastingStream) else LastingStream(each) for each in before)
+    sys.stdout, sys.stderr = output, error
+    try:
+        yield output
+    finally:
+        output.flush()
+        error.flush()
+        sys.stdout, sys.stderr = before

@@ -5,6 +5,7 @@ and models of runs also say which run's they are, so that one in the folder of a
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -13,10 +14,12 @@ from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.run_record import check_belongs
+from fl_taskarith.storage.verified_files import read_verified
 
 SEAL = "fl_taskarith.sha256"  # key of the metadata
 EARLIER_SEAL = "sha256"  # that key before it had a prefix; others use the word too
@@ -69,6 +72,26 @@ def check_seal(path: Path) -> bool:
                 f'meant, write it without the key "{seal}" of its metadata'
             )
     return True
+
+
+def unsealed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the content of a .safetensors file of `tensors`, of any shapes, whose name is to carry its checksum."""
+    on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return safetensors.torch.save(on_cpu, None if metadata is None else dict(metadata))
+
+
+def read_unsealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Return the tensors, in their shapes, on the CPU, and the metadata of a file whose name carries its checksum.
+
+    None if it is missing, damaged, or no tensor file; nothing in it is ever run as code.
+    """
+    content = read_verified(path)
+    if content is None:
+        return None
+    try:
+        return safetensors.torch.load(content), read_header(io.BytesIO(content)).get("__metadata__", {})
+    except (SafetensorError, ValueError, KeyError):
+        return None
 
 
 def read_header(file: BinaryIO) -> dict[str, Any]:

@@ -57,14 +57,8 @@ class WeightsAndBiases:
         if not kept.exists():
             write_atomically(kept, secrets.token_hex(8) + "\n")
         try:
-            self._run = wandb.init(
-                project=PROJECT,
-                name=folder.name,
-                id=kept.read_text(encoding="utf-8").strip(),
-                resume="allow",
-                dir=str(folder),
-                config=config.to_run_config(),
-            )
+            identity = {"name": folder.name, "id": kept.read_text(encoding="utf-8").strip(), "dir": str(folder)}
+            self._run = wandb.init(project=PROJECT, resume="allow", config=config.to_run_config(), **identity)
         except Exception as error:  # no login, no connection, ...
             raise ConfigError(
                 f"wandb = true, and Weights & Biases did not start ({error}): run wandb login, set WANDB_MODE=offline "

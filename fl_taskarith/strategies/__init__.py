@@ -6,7 +6,7 @@ A strategy of your own needs no file here: `strategy = "module:Class"` names any
 import importlib
 
 from fl_taskarith.config.fields import snake
-from fl_taskarith.errors import ConfigError
+from fl_taskarith.errors import ConfigError, imported
 from fl_taskarith.strategies.fedavg import FedAvg
 
 
@@ -16,20 +16,12 @@ def strategy_class(name: str) -> type[FedAvg]:
     Raises:
         ConfigError: "module:Class" that cannot be imported, or is no strategy.
     """
-    module_name, colon, class_name = name.partition(":")
-    if not colon:
+    if ":" not in name:
         module = importlib.import_module(f"{__name__}.{snake(name)}")
         (only,) = (each for each in vars(module).values() if isinstance(each, type) and issubclass(each, FedAvg)
                    and each.__module__ == module.__name__)  # fmt: skip
         return only
-    try:
-        own = getattr(importlib.import_module(module_name), class_name)
-    except (Exception, SystemExit) as error:  # whatever the module's own code does
-        raise ConfigError(
-            f'strategy = "{name}" cannot be imported ({type(error).__name__}: {error}). '
-            'Expected "module:Class" of an installed module, or one '
-            "in a folder on PYTHONPATH."
-        ) from error
+    own = imported("strategy", name)
     if not (isinstance(own, type) and issubclass(own, FedAvg)):
         raise ConfigError(
             f'strategy = "{name}" is no strategy: expected a subclass of fl_taskarith.strategies.fedavg.FedAvg.'

@@ -27,7 +27,7 @@ from fl_taskarith.engine.round_reply import Traffic
 from fl_taskarith.errors import AggregateDivergence
 from fl_taskarith.merging.aggregate import apply_task_vector, task_vector_norm
 from fl_taskarith.merging.attacks import corrupted
-from fl_taskarith.merging.cluster_rules import aggregate_by
+from fl_taskarith.merging.robust import aggregate_by
 from fl_taskarith.strategies.fedavg import MOST_TIMES, FedAvg
 from fl_taskarith.workspace.views import byzantine_clients
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from fl_taskarith.merging.cluster_rules import aggregate_by
+from fl_taskarith.merging.robust import aggregate_by
 from fl_taskarith.strategies.fedavg import FedAvg, Reply, all_task_vectors
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import fl_taskarith.models.vit_glyph
-from fl_taskarith.masking.sensitivity import LABELS, SCORES, saliency_sums, sensitivity_sums
+from fl_taskarith.config.fields import rules
+from fl_taskarith.masking.sensitivity import saliency_sums, sensitivity_sums
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 
 assert fl_taskarith.models.vit_glyph  # registers the model with timm
@@ -66,7 +67,9 @@ def brute_force(
     return sums
 
 
-@pytest.mark.parametrize(("labels", "score"), list(itertools.product(LABELS, SCORES)))
+@pytest.mark.parametrize(
+    ("labels", "score"), list(itertools.product(rules()["fisher-labels"].choices, rules()["fisher-score"].choices))
+)
 def test_sensitivity_equals_one_backward_pass_per_example(labels: str, score: str) -> None:
     model = small_model()
     images, targets = examples(7)

@@ -12,8 +12,7 @@ from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector
 from fl_taskarith.merging.merge_rules import merge_rules, scaled_weights
 from fl_taskarith.merging.rules.averaging import average, fednova, task_arithmetic
 from fl_taskarith.merging.rules.resistant import cclip, clipping_radii, fedgma, median
-from fl_taskarith.merging.rules.sparsifying import dare, ties
-from fl_taskarith.merging.trimming import magnitude_threshold
+from fl_taskarith.merging.rules.sparsifying import dare, magnitude_threshold, ties
 
 Vector = dict[str, torch.Tensor]
 

@@ -16,7 +16,6 @@ from fl_taskarith.merging.robust import (
     distances,
     geometric_median,
     krum,
-    norms,
     trimmed_count,
     trimmed_mean,
 )
@@ -200,7 +199,7 @@ def test_parameters_out_of_range_are_refused() -> None:
 
 def test_norms_and_distances_are_over_all_tensors_together() -> None:
     vectors = drawn(4, 1, torch.float32)
-    np.testing.assert_allclose(norms(vectors).numpy(), np.linalg.norm(rows(vectors), axis=1), rtol=1e-6)
+    np.testing.assert_allclose(distances(vectors).numpy(), np.linalg.norm(rows(vectors), axis=1), rtol=1e-6)
     expected = np.linalg.norm(rows(vectors) - rows(vectors)[2], axis=1)
     np.testing.assert_allclose(distances(vectors, vectors[2]).numpy(), expected, rtol=1e-6)
 
@@ -216,4 +215,4 @@ def test_scalars_and_empty_tensors_count_like_any_entry() -> None:
         merged = rule(parted)
         assert merged["scale"].shape == () and merged["none"].shape == (0,), name
         assert torch.allclose(torch.cat([merged["w"], merged["scale"][None]]), rule(whole)["w"], atol=1e-6), name
-    assert torch.allclose(norms(parted), norms(whole))
+    assert torch.allclose(distances(parted), distances(whole))

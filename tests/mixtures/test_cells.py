@@ -16,7 +16,7 @@ from fl_taskarith.mixtures.studies import br_ifca_cells, em_cells, run_studies
 from fl_taskarith.mixtures.studies.br_ifca_report import largest_survived, rate_of
 from fl_taskarith.mixtures.studies.cells import CellTables, Rows, run_cells
 from fl_taskarith.mixtures.studies.em_report import derived, knees, rate_points, with_success
-from fl_taskarith.mixtures.studies.run_studies import STUDIES, coverage, rows_of, run_mixture_study
+from fl_taskarith.mixtures.studies.run_studies import STUDIES, cells_of, coverage, rows_of, run_mixture_study
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -119,11 +119,10 @@ def test_coverage_counts_what_is_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_quick_form_is_a_part_of_the_whole(name: str) -> None:
-    study = STUDIES[name]
-    quick, whole = study.cells(True), study.cells(False)
+    quick, whole = cells_of(name, True), cells_of(name, False)
     assert set(quick) < set(whole)
     assert len(set(whole)) == len(whole)
-    assert all(study.cost(cell) > 0 for cell in whole)
+    assert all(STUDIES[name][0].cost(cell) > 0 for cell in whole)
     seeds = [cell.seed for cell in whole]
     assert seeds == sorted(seeds), "seed by seed, so that a part is fewer seeds of everything"
     for cell in whole:
@@ -132,7 +131,7 @@ def test_the_quick_form_is_a_part_of_the_whole(name: str) -> None:
 
 
 def test_the_published_grid_of_br_ifca_is_covered() -> None:
-    cells = STUDIES["br-ifca"].cells(False)
+    cells = cells_of("br-ifca", False)
     seeds: dict[tuple[int, int, float], int] = {}
     for cell in cells:
         if (cell.attack, cell.placement, cell.start, cell.servers) == ("scaled-model", "spread", "ball", "rules"):

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from fl_taskarith.mixtures.cluster_choice import ClusterChoice, spectral_bounds
-from fl_taskarith.mixtures.clustering import FREE, client_reports, gradients_at
+from fl_taskarith.mixtures.clustering import FREE, ClusterChoice, client_reports, gradients_at, spectral_bounds
 from fl_taskarith.mixtures.expectation_maximisation import (
     Statistics,
     expectation,

@@ -7,18 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fl_taskarith.merging.attacks import (
-    ATTACKS,
-    alie,
-    corrupted,
-    corrupted_groups,
-    draw_byzantine,
-    inner_product,
-    sign_flip,
-)
-from fl_taskarith.merging.cluster_rules import RULES, aggregate_by, aggregate_groups
+from fl_taskarith.config.choices import ATTACKS, CLUSTER_RULES
+from fl_taskarith.merging.attacks import corrupted, corrupted_groups, draw_byzantine
 from fl_taskarith.merging.grouped import Groups
-from fl_taskarith.merging.robust import geometric_median
+from fl_taskarith.merging.robust import aggregate_by, aggregate_groups, geometric_median
 from fl_taskarith.mixtures.adversary import Adversary
 from fl_taskarith.mixtures.matching import cluster_accuracy, mean_matched_distance
 from fl_taskarith.mixtures.regression import Mixture
@@ -55,14 +47,14 @@ def test_without_attackers_the_mean_is_ifca() -> None:
 
 def test_without_attackers_every_rule_finds_the_clusters() -> None:
     start = mean_matched_distance(MIXTURE.start("ball", 0.25), MIXTURE.truth)
-    for rule in RULES:
+    for rule in CLUSTER_RULES:
         assert mean_matched_distance(run(rule, 0.0, rounds=100, share=0.1), MIXTURE.truth) < start, rule
 
 
 def test_servers_that_share_a_pass_do_not_see_each_other() -> None:
     adversary = Adversary(MIXTURE, 0.1, "sign-flip")
     points, start = adversary.points_of(range(60)), MIXTURE.start("ball", 0.25)
-    servers = [Server(rule, 0.1, start) for rule in RULES]
+    servers = [Server(rule, 0.1, start) for rule in CLUSTER_RULES]
     together = br_ifca(points, servers, adversary, scale=3.0, step=0.1, rounds=10)
     for index, server in enumerate(servers):
         alone = br_ifca(points, [server], adversary, scale=3.0, step=0.1, rounds=10)[0]
@@ -116,11 +108,13 @@ def test_spoilt_data_are_the_attackers_alone() -> None:
 def test_the_attacks_are_their_formulas() -> None:
     rows = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 3)))
     vectors = [{"a": row[:2], "b": row[2:]} for row in rows]
-    assert torch.equal(sign_flip(vectors[0], 4.0)["b"], -4 * rows[0, 2:])
-    assert torch.allclose(inner_product(vectors, 0.5)["a"], -0.5 * rows.mean(0)[:2])
+    everybody = [*vectors, *vectors[:4]]
+    byzantine = [False] * 8 + [True] * 4
+    assert torch.equal(corrupted(everybody, byzantine, "sign-flip", 4.0)[8]["b"], -4 * rows[0, 2:])
+    assert torch.allclose(corrupted(everybody, byzantine, "inner-product", 0.5)[8]["a"], -0.5 * rows.mean(0)[:2])
     z = stats.norm.ppf((8 - 4) / 8 + (4 - (12 // 2 + 1 - 4)) / 8)  # n = 12, f = 4: s = 3 of 8 honest, share 5/8
     expected = rows.numpy().mean(0) - z * rows.numpy().std(0)
-    lie = alie(vectors, 12)
+    lie = corrupted(everybody, byzantine, "alie", 1.0)[11]
     assert torch.cat([lie["a"], lie["b"]]).numpy() == pytest.approx(expected)
 
 
@@ -137,7 +131,7 @@ def test_only_byzantine_reports_change_and_data_attacks_change_none() -> None:
 # rules and baseline
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", CLUSTER_RULES)
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 9])
 def test_every_rule_takes_any_number_of_vectors(rule: str, number: int) -> None:
     rows = torch.from_numpy(np.random.default_rng(number).standard_normal((number, 5)))
@@ -159,7 +153,7 @@ def drawn_groups(number: int, groups: int, dimension: int, seed: int) -> tuple[t
     return torch.from_numpy(rows), Groups(torch.from_numpy(generator.permutation(owner)), groups)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", CLUSTER_RULES)
 @given(st.integers(0, 40), st.integers(1, 6), st.integers(1, 5), st.sampled_from([0.0, 0.1, 0.3, 0.45]),
        st.integers(0, 10_000))  # fmt: skip
 @settings(max_examples=40, deadline=None)
@@ -178,7 +172,7 @@ def test_groups_together_are_the_groups_one_by_one(
             assert torch.allclose(together[group], alone, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule", sorted(set(RULES) - {"mean"}))
+@pytest.mark.parametrize("rule", sorted(set(CLUSTER_RULES) - {"mean"}))
 def test_what_is_not_finite_stays_in_its_group(rule: str) -> None:
     rows, of = drawn_groups(20, 2, 3, 0)
     rows[of.owner == 1] = torch.randn(int((of.owner == 1).sum()), 3, dtype=torch.float64)

@@ -121,8 +121,8 @@ def test_short_pretraining_is_reproducible_and_leaves_global_state_alone(tmp_pat
 @pytest.mark.slow
 def test_pretraining_learns(tmp_path: Path) -> None:
     result = pretrain_glyph(tmp_path / "weights", steps=60, threads=1, report=lambda message: None)
-    assert result.held_out_accuracy > 3 / result.num_classes
-    assert result.num_fonts == 18
+    assert result["held_out_accuracy"] > 3 / result["num_classes"]
+    assert result["num_fonts"] == 18
 
 
 def test_pretraining_refuses_no_steps(tmp_path: Path) -> None:

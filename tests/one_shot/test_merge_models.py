@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 
 import fl_taskarith
 from fl_taskarith import simulate
-from fl_taskarith.cli.arguments import LateParser
+from fl_taskarith.cli.arguments import LateParser, add_arguments
 from fl_taskarith.cli.command import main
 from fl_taskarith.cli.merge_command import USUAL, _add_rules, add_merge
 from fl_taskarith.config.settings import Config
+from fl_taskarith.config.toml import read_toml
 from fl_taskarith.errors import ConfigError, WeightsError
 from fl_taskarith.one_shot.merge_models import merge
+from fl_taskarith.storage.paths import shipped_file
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,7 @@ def test_an_input_is_never_overwritten(files: list[Path]) -> None:
 
 def test_names_and_defaults_are_the_commands() -> None:
     parser = LateParser(argument_default=None)
+    add_arguments(parser, read_toml(shipped_file("cli/commands.toml"))["merge"]["merge"]["arguments"])
     add_merge(parser)
     with contextlib.suppress(SystemExit):
         _add_rules(parser, ["a"])
@@ -116,5 +119,6 @@ def test_names_and_defaults_are_the_commands() -> None:
     function = {name: each.default for name, each in inspect.signature(merge).parameters.items()}
     assert function.keys() - {"models", "parameters", "overwrite"} <= command.keys()
     shared = function.keys() & command.keys() - {"output"}
-    assert {name: function[name] for name in shared} == {name: command[name] for name in shared}
+    assert command["steps"] == list(function["steps"])
+    assert {name: function[name] for name in shared - {"steps"}} == {name: command[name] for name in shared - {"steps"}}
     assert function["output"] is None and function["method"] == USUAL, "a file only where one is asked for"

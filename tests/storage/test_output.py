@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fl_taskarith.storage.output import LastingStream, lasting_output
+from fl_taskarith.storage.run_log import LastingStream, lasting_output
 
 
 class Full(io.StringIO):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl_taskarith.errors import ConfigError
+from fl_taskarith.errors import ConfigError, imported
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,15 +47,7 @@ def mask_rule(name: str) -> MaskRule:
     """
     if name in RULES:
         return RULES[name]
-    module_name, _, attribute = name.partition(":")
-    try:
-        rule = getattr(importlib.import_module(module_name), attribute)
-    except (Exception, SystemExit) as error:  # whatever the module's own code does
-        raise ConfigError(
-            f'mask-rule = "{name}" cannot be imported ({type(error).__name__}: {error}). '
-            'Expected "module:name" of an installed module, or one '
-            "in a folder on PYTHONPATH."
-        ) from error
+    rule = imported("mask-rule", name)
     if not isinstance(rule, MaskRule):
         raise ConfigError(f'mask-rule = "{name}" is no mask rule: expected a fl_taskarith.masking.rules.MaskRule.')
     return rule

@@ -16,13 +16,9 @@ def task_arithmetic(task_vectors: TaskVectors) -> Direction:
 
 
 @merge_rule(
-    "average",
-    "the mean of the models",
-    source="Wortsman et al., ICML 2022",
-    scaled=False,
-    needs_base=False,
+    "average", "the mean of the models", source="Wortsman et al., ICML 2022", scaled=False, needs_base=False,
     streams=True,
-)
+)  # fmt: skip
 def average(task_vectors: TaskVectors) -> Direction:
     """Return Σ τ_t / T, in the shapes of the task vectors."""
     return by_name(task_vectors, lambda name, rows: rows.mean(0))

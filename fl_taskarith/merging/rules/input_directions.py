@@ -33,10 +33,9 @@ def covariance(task_vectors: TaskVectors, shrinkage: float) -> Direction:
 
 
 @merge_rule(
-    "covariance-bounded",
-    "covariance whose directions are shared out, no longer than all task vectors end to end",
+    "covariance-bounded", "covariance whose directions are shared out, no longer than all task vectors end to end",
     matrices=True,
-)
+)  # fmt: skip
 def covariance_bounded(task_vectors: TaskVectors) -> Direction:
     """Return Σ T P of `merging.input_covariance` for ε = 1e-3, in the shapes of the task vectors."""
     return by_matrix(task_vectors, lambda rows: _sums(rows, BoundedSum).result(rows, EPSILON))

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from fl_taskarith.merging.merge_rules import Direction, by_name, merge_rule
-from fl_taskarith.merging.robust import TaskVectors, coordinate_median, norms
+from fl_taskarith.merging.robust import TaskVectors, coordinate_median, distances
 
 CLIPPING_RADII = 5  # evenly from the smallest to the largest norm of a task vector
 
 
 def clipping_radii(task_vectors: TaskVectors) -> Sequence[float]:
     """Return radii evenly from the smallest to the largest norm of a task vector (tensors of any shapes)."""
-    lengths = norms(task_vectors)
+    lengths = distances(task_vectors)
     return sorted(set(torch.linspace(float(lengths.min()), float(lengths.max()), CLIPPING_RADII).tolist()))
 
 
@@ -56,5 +56,5 @@ def cclip(task_vectors: TaskVectors, radius: float) -> Direction:
     """
     if not radius > 0:
         raise ValueError(f"centred clipping needs a radius above 0, not {radius}")
-    shares = (radius / norms(task_vectors)).clamp(max=1.0)
+    shares = (radius / distances(task_vectors)).clamp(max=1.0)
     return by_name(task_vectors, lambda name, rows: torch.tensordot(shares.to(rows), rows, dims=1))

@@ -1,11 +1,13 @@
 """Rules that drop a part of every task vector's entries."""
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from fl_taskarith.merging.merge_rules import Direction, by_name, merge_rule
 from fl_taskarith.merging.robust import TaskVectors
-from fl_taskarith.merging.trimming import magnitude_threshold
 from fl_taskarith.seeding import random_generator, torch_seed
 
 LEFT_OUT = (0.15, 0.01)  # shares of the smallest and the largest entries that breadcrumbs drops
@@ -78,3 +80,25 @@ def breadcrumbs(task_vectors: TaskVectors) -> Direction:
         return rows.sum(0)
 
     return by_name(task_vectors, middle_sum)
+
+
+def magnitude_threshold(task_vector: Mapping[str, Tensor], keep: float) -> float:
+    """Return the smallest of the ⌈keep · N⌉ largest |τ_j| over all tensors, of any shape, together.
+
+    Entries of at least that magnitude are kept, ties included; 0 keeps everything. One tensor is read at a time; the
+    magnitudes take as much memory as the direction will.
+
+    Raises:
+        ValueError: `keep` is not above 0 and at most 1, or an entry is not finite.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"the share of entries kept must be above 0 and at most 1, not {keep}")
+    sizes = [task_vector[name].numel() for name in task_vector]
+    magnitudes = torch.empty(sum(sizes))
+    for name, part in zip(task_vector, magnitudes.split(sizes), strict=True):
+        part.copy_(task_vector[name].flatten()).abs_()
+        if not bool(part.isfinite().all()):
+            raise ValueError(f"{name} has entries that are not finite")
+    place = len(magnitudes) - math.ceil(keep * len(magnitudes) - 1e-9)
+    magnitudes.numpy().partition(place)
+    return float(magnitudes[place])

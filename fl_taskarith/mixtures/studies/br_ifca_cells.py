@@ -6,7 +6,7 @@ from itertools import product
 
 import torch
 
-from fl_taskarith.merging.cluster_rules import RULES
+from fl_taskarith.config.choices import CLUSTER_RULES
 from fl_taskarith.mixtures.adversary import Adversary
 from fl_taskarith.mixtures.clustering import client_reports
 from fl_taskarith.mixtures.matching import cluster_accuracy, mean_matched_distance, mean_nearest_distance
@@ -102,7 +102,7 @@ def compute(cell: BRIFCACell) -> Rows:
     if cell.servers == "betas":
         servers = [("trimmed-mean", Server("trimmed-mean", beta, start)) for beta in BETAS]
     else:
-        servers = [(rule, Server(rule, cell.alpha, start)) for rule in RULES]
+        servers = [(rule, Server(rule, cell.alpha, start)) for rule in CLUSTER_RULES]
     if cell.servers == "rules":
         generator = random_generator(cell.seed, "two-stage")
         servers.append((TWO_STAGE, two_stage(points, cell.clusters, cell.alpha, generator)))
@@ -113,14 +113,12 @@ def compute(cell: BRIFCACell) -> Rows:
     for (method, server), theta, report in zip(servers, thetas, reports, strict=True):
         clusters = report.clusters if server.labels is None else server.labels
         start, end = (torch.nan_to_num(each, 1e150, 1e150, -1e150) for each in (server.start, theta))  # very far off
-        rows.append(
-            {
-                "method": method,
-                "beta": server.share,
-                "start_distance": mean_matched_distance(start, mixture.truth),
-                "nearest_distance": mean_nearest_distance(end, mixture.truth),
-                "matched_distance": mean_matched_distance(end, mixture.truth),
-                "cluster_accuracy": cluster_accuracy(clusters[honest], mixture.assignment[honest], cell.clusters),
-            }
-        )
+        rows.append({
+            "method": method,
+            "beta": server.share,
+            "start_distance": mean_matched_distance(start, mixture.truth),
+            "nearest_distance": mean_nearest_distance(end, mixture.truth),
+            "matched_distance": mean_matched_distance(end, mixture.truth),
+            "cluster_accuracy": cluster_accuracy(clusters[honest], mixture.assignment[honest], cell.clusters),
+        })  # fmt: skip
     return {"runs": rows}

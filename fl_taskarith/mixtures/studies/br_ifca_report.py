@@ -147,6 +147,11 @@ def numbers(frames: Mapping[str, pandas.DataFrame]) -> dict[str, object]:
     }
 
 
+def derived(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the runs as they are."""
+    return runs
+
+
 def largest_survived(runs: pandas.DataFrame) -> str:
     """Return the largest α of the grid up to which a method survives every step, from its runs; "none" without one."""
     means = runs.groupby("alpha")["matched_distance"].mean()

@@ -27,9 +27,9 @@ DIGITS = "%.6g"  # of what is written; a cell's own numbers must not need more
 
 
 class CellTables:
-    """The tables of a study: one row or more per finished cell, its fields first.
+    """The tables of a study: one row or more per finished cell, its fields first. `MAIN` alone says which are done.
 
-    A cell is a frozen dataclass of numbers and words. Whether it is done is seen from the table `MAIN` alone.
+    A cell is a frozen dataclass of numbers and words.
     """
 
     def __init__(self, folder: Path, cell_type: type, columns: Mapping[str, Sequence[str]]) -> None:
@@ -92,14 +92,9 @@ class CellTables:
 
 
 def run_cells(
-    tables: CellTables,
-    cells: Sequence[Any],
-    work: Callable[[Any], Rows],
-    cost: Callable[[Any], float],
-    *,
-    jobs: int = 1,
-    budget: float | None = None,
-) -> bool:
+    tables: CellTables, cells: Sequence[Any], work: Callable[[Any], Rows], cost: Callable[[Any], float], *,
+    jobs: int = 1, budget: float | None = None,
+) -> bool:  # fmt: skip
     """Do the cells that are not done, in order; return whether all of them are done now.
 
     Args:
@@ -137,14 +132,11 @@ def _computed(cells: Iterator[Any], work: Callable[[Any], Rows], jobs: int) -> I
     if jobs == 1:
         yield from ((cell, work(cell)) for cell in cells)
         return
-    executor = worker_pool(jobs, threads=1)
     running: dict[Future[Rows], Any] = {}
-    try:
+    with worker_pool(jobs, threads=1) as executor:
         while True:
             running |= {executor.submit(work, cell): cell for cell in islice(cells, jobs - len(running))}
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
-    finally:
-        executor.shutdown(cancel_futures=True)
