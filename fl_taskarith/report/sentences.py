@@ -14,8 +14,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fl_taskarith.config.toml import read_text
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.figures.statistics import Paired, summarise
-from fl_taskarith.report.contrasts import NO_WIDTH, Arms, difference, gain, surviving_holm, verdict
+from fl_taskarith.figures.statistics import NO_WIDTH, Paired, summarise
+from fl_taskarith.report.contrasts import Arms, difference, gain, surviving_holm, verdict
 from fl_taskarith.report.latex import Latex, escape, number, plain
 from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.storage.paths import shipped_file
@@ -220,8 +220,8 @@ def sentence(text: str) -> Latex:
 
 
 def same(pairs: Paired) -> bool:
-    """Return whether several seeds all differ by the same number, so that an interval would have no width."""
-    return pairs.n > 1 and not pairs.sd > NO_WIDTH
+    """Return whether several seeds all differ by the same number, so that an interval has no width."""
+    return pairs.n > 1 and not (pairs.high - pairs.low if pairs.over else pairs.sd) > NO_WIDTH
 
 
 def join(items: Iterable[Any], separator: str = ", ") -> Latex:
