@@ -128,6 +128,12 @@ def seeds_of(key: Any) -> tuple[Any, Any]:
     return key if isinstance(key, tuple) else (key, key)
 
 
+def seed_words(key: Any) -> str:
+    """Return "seed 3", or "seed 3, shard seed 1"."""
+    shards, seed = seeds_of(key)
+    return f"seed {seed}" + (f", shard seed {shards}" if shards != seed else "")
+
+
 def _clusters(by_run: Mapping[Key, Any]) -> dict[Hashable, list[Any]]:
     """Return the values of the runs by their shard seed."""
     clusters: dict[Hashable, list[Any]] = {}

@@ -11,6 +11,8 @@ from fl_taskarith.errors import CheckpointError
 CORRECT = "test_correct"  # in run.json: a text per group of clients that sees the test images differently, usually one
 HEAD_CORRECT = "head_test_correct"  # in run.json: the same of round 0, the solved head before training
 
+KINDS = (CORRECT, HEAD_CORRECT)
+
 
 def packed(right: NDArray[np.bool_]) -> str:
     """Return `right`, [images], as two hexadecimal digits per eight images; zeros fill the last ones."""

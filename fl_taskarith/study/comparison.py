@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fl_taskarith.figures.statistics import Paired, Summary, paired, summarise
-from fl_taskarith.study.frame import ArmResults, StudyFrame
+from fl_taskarith.study.frame import ArmResults, Key, StudyFrame
 
 
 @dataclass(frozen=True)
@@ -12,14 +12,14 @@ class Comparison:
     """One row. Accuracies are in percent, gain and difference in points, `uplink` in 10⁶ bytes per round.
 
     Attributes:
-        accuracies: test accuracy after the last round, by seed.
+        accuracies: test accuracy after the last round, by `statistics.run_key`.
         ridge: test accuracy of the solved head before training, whatever its kind. gain: over it.
         difference: to the reference; None for the reference itself and where there is none.
         norm: ‖θ_T − θ_0‖₂ of the global model.
     """
 
     results: ArmResults
-    accuracies: Mapping[int, float]
+    accuracies: Mapping[Key, float]
     ridge: Summary
     test: Summary
     val: Summary
@@ -33,6 +33,7 @@ class Comparison:
 def compare(frame: StudyFrame) -> list[Comparison]:
     """Compare every arm of the study, in its order, with its reference."""
     rows = []
+    of_arm = {results.arm.title: results for results in frame.arms}
     for results in frame.arms:
         arm, reference = results.arm, frame.study.reference_of(results.arm)
         measured = {
@@ -44,8 +45,9 @@ def compare(frame: StudyFrame) -> list[Comparison]:
         is_reference = reference is not None and reference.title == arm.title
         difference = None
         if reference is not None and not is_reference:
-            difference = paired(accuracies, frame.by_seed(reference, "test_percent"))
-        gain = paired(accuracies, measured["ridge_test_percent"])
+            others = frame.by_seed(reference, "test_percent")
+            difference = paired(accuracies, others, results.correct, of_arm[reference.title].correct)
+        gain = paired(accuracies, measured["ridge_test_percent"], results.correct, results.head_correct)
         rows.append(Comparison(results, accuracies, ridge, test, val, gain, is_reference, difference, norm, uplink))
     return rows
 

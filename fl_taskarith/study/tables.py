@@ -21,14 +21,16 @@ from fl_taskarith.figures.markdown import (
 from fl_taskarith.figures.run_groups import Member, members, read_run
 from fl_taskarith.figures.set_curves import plot_bands
 from fl_taskarith.figures.set_plots import SWEPT, plot_drift, plot_heat_map, plot_sweep
+from fl_taskarith.figures.statistics import seed_words
+from fl_taskarith.storage.correctness import KINDS
 from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.files import file_names, make_folder, write_atomically
 from fl_taskarith.storage.record_files import COUNT, read_csv
 from fl_taskarith.study.comparison import Comparison, compare, head_words
 from fl_taskarith.study.definition import Study
-from fl_taskarith.study.frame import StudyFrame, read_frame, varied_settings
+from fl_taskarith.study.frame import StudyFrame, read_frame, seed_columns, varied_settings
 from fl_taskarith.study.results import State, StudyResults
-from fl_taskarith.study.search import DIVERGED, Search
+from fl_taskarith.study.search import DIVERGED, Search, also_words
 from fl_taskarith.study.shipped import is_shipped, origin_words
 from fl_taskarith.study.study_file import shown_setting
 from fl_taskarith.study.table_plots import plot_arms
@@ -63,6 +65,8 @@ def write_tables(results: StudyResults) -> None:
         "runs.csv": csv_text(frame.runs.drop(columns="title").to_dict("records")),
         "settings.json": _settings_record(frame),
     }
+    if correct := _correct_records(frame):
+        files["correct.csv"] = csv_text(correct)
     if not frame.rounds.empty:
         files["curves.csv"] = csv_text(frame.rounds.to_dict("records"))
     if study.search is not None:
@@ -159,7 +163,7 @@ def arm_table(study: Study, rows: Sequence[Comparison]) -> str:
         _Column("learning rate", _rate, always=True),
         _Column(f"{head}, test %", lambda row: mean_with_sd(row.ridge) if row.ridge.sd else number(row.ridge.mean)),
         _Column("test accuracy %", _accuracy, always=True),
-        _Column("n", lambda row: _count(row, len(study.seeds)), always=True),
+        _Column("n", lambda row: _count(row, len(study.run_seeds)), always=True),
         _Column("stopped early after round", _stops),
         _Column("val accuracy %", lambda row: mean_with_sd(row.val)),
         _Column(f"gain over {head} [95 % CI]", lambda row: mean_with_interval(row.gain)),
@@ -179,8 +183,10 @@ def _rate(row: Comparison) -> str:
     if choice is None:
         return BLANK
     notes = [f"that of {arm.same_rate_as}"] if arm.same_rate_as else []
-    notes += ["edge: not tuned"] if choice.edge else []
-    return f"{choice.rate:g}" + (f" ({'; '.join(notes)})" if notes else "")
+    where = "" if choice.edges in ((), ("learning-rate",)) else f" of {', '.join(choice.edges)}"
+    notes += [f"edge{where}: not tuned"] if choice.edge else []
+    also = f", {also_words(choice.also)}" if choice.also else ""
+    return f"{choice.rate:g}{also}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _accuracy(row: Comparison) -> str:
@@ -201,8 +207,8 @@ def _stops(row: Comparison) -> str:
 
 def _failures(rows: Sequence[Comparison]) -> list[str]:
     lines = [f"{row.results.arm.label}: {row.results.problem}" for row in rows if row.results.problem]
-    lines += [f"{row.results.arm.label}, seed {seed}: {cause}"
-              for row in rows for seed, cause in row.results.causes.items()]  # fmt: skip
+    lines += [f"{row.results.arm.label}, {seed_words(key)}: {cause}"
+              for row in rows for key, cause in row.results.causes.items()]  # fmt: skip
     return [line.replace("\n", " ") for line in lines]
 
 
@@ -212,7 +218,7 @@ def _arm_record(study: Study, row: Comparison) -> dict[str, object]:
     record: dict[str, object] = {
         "group": arm.group,
         "arm": arm.label,
-        **varied_settings(study, arm),
+        **varied_settings(study, row.results),
         "density": row.results.density,
         "learning_rate": None if choice is None else choice.rate,
         "edge": None if choice is None else choice.edge,
@@ -229,6 +235,15 @@ def _arm_record(study: Study, row: Comparison) -> dict[str, object]:
     return record | {"uplink_megabytes": row.uplink.mean} | early
 
 
+def _correct_records(frame: StudyFrame) -> list[dict[str, object]]:
+    """Return the lines of correct.csv: which test images each run has right, as run.json says it; none if unknown."""
+    return [
+        {"group": arm.arm.group, "arm": arm.arm.label, **seed_columns(frame.study, key),
+         "images": len(images), **{kind: " ".join((arm.outcomes[key].record or {}).get(kind, ())) for kind in KINDS}}
+        for arm in frame.arms for key, images in arm.correct.items()
+    ]  # fmt: skip
+
+
 def _settings_record(frame: StudyFrame) -> str:
     """Return settings.json: seeds, search, machines, and every arm's settings in full, defaults included."""
     study = frame.study
@@ -240,6 +255,7 @@ def _settings_record(frame: StudyFrame) -> str:
     record = {
         "title": study.title,
         "seeds": list(study.seeds),
+        **({"shard_seeds": list(study.shard_seeds)} if study.shard_seeds else {}),
         "search": None if study.search is None else _search_record(study.search),
         "machines": frame.machines,
         "arms": arms,
@@ -248,24 +264,35 @@ def _settings_record(frame: StudyFrame) -> str:
 
 
 def _search_record(search: Search) -> dict[str, Any]:
-    return {"rates": list(search.rates), "rounds": list(search.rounds), "keep": search.keep, "seed": search.seed}
+    several, by_loss = len(search.seeds) > 1, search.by == "loss"
+    return (
+        {"rates": list(search.rates), "rounds": list(search.rounds), "keep": search.keep}
+        | ({"seeds": list(search.seeds)} if several else {"seed": search.seeds[0]})
+        | ({"by": search.by} if by_loss else {})
+        | ({"also": {key: list(values) for key, values in search.also}} if search.also else {})
+    )
 
 
 def trials_csv(results: StudyResults) -> str:
     """Return search.csv: everything the searches tried so far, and what they chose."""
     records: list[dict[str, object]] = []
-    for arm in results.study.arms:
-        if results.study.rate_arm(arm) is not arm:
+    study = results.study
+    searches = [search for arm in study.arms if (search := study.searched(arm)) is not None]
+    others = any(search.also for search in searches)
+    for arm in study.arms:
+        if study.rate_arm(arm) is not arm:
             continue
         try:
             choice = results.choice(arm)
         except FlTaskarithError:  # told where the tables are made
             choice = None
-        for (rate, rounds), score in results.scores(arm).items():
+        for trial, score in results.scores(arm).items():
             diverged = score == DIVERGED
+            chosen = choice is not None and (choice.rate, choice.also) == (trial.rate, trial.also)
             records.append({
-                "group": arm.group, "arm": arm.label, "learning_rate": rate, "rounds": rounds,
+                "group": arm.group, "arm": arm.label, "learning_rate": trial.rate,
+                **({"also": also_words(trial.also)} if others else {}), "rounds": trial.rounds,
                 "val_accuracy": None if diverged else score[0], "val_loss": None if diverged else -score[1],
-                "diverged": diverged, "chosen": choice is not None and choice.rate == rate,
+                "diverged": diverged, "chosen": chosen,
             })  # fmt: skip
     return csv_text(records)
