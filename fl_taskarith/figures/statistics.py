@@ -142,6 +142,11 @@ def _clusters(by_run: Mapping[Key, Any]) -> dict[Hashable, list[Any]]:
     return clusters
 
 
+def share_of_gain(gain: Paired, of: Paired) -> float:
+    """Return the mean gain in percent of another; NaN where one is not known, or the other is no gain."""
+    return 100 * gain.mean / of.mean if gain.n and of.n and of.mean > NO_WIDTH else math.nan
+
+
 def _image_differences(
     keys: Sequence[Key], correct: Correct[Key], reference: Correct[Key]
 ) -> NDArray[np.float64] | None:
@@ -174,3 +179,18 @@ def verdict_on(pairs: Paired, p: float, margin: float = MARGIN) -> str:
     if pairs.equivalent(margin):
         return f"equivalent within {margin:g}"
     return "different" if p <= 1 - CONFIDENCE and pairs.over else "cannot tell"
+
+
+def judge_family(pairs: Sequence[Paired], untuned: Sequence[bool]) -> list[tuple[float, str]]:
+    """Return each difference's p value as Holm adjusts it to their family, and `verdict_on` it.
+
+    Args:
+        untuned: whether an arm of the difference is not tuned: it counts as p = 1, and its verdict is "not tuned". One
+            without runs counts in the same way, as "not run": the family is what was named, not what came of it.
+    """
+    adjusted = holm([1.0 if edge else each.p for each, edge in zip(pairs, untuned, strict=True)])
+    verdicts = [
+        "not run" if not each.n else "not tuned" if edge else verdict_on(each, p)
+        for each, edge, p in zip(pairs, untuned, adjusted, strict=True)
+    ]
+    return list(zip(adjusted, verdicts, strict=True))

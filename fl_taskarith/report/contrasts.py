@@ -1,5 +1,6 @@
 """Arms that differ in one setting alone, and how far apart they are. Pure: no words, no files."""
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from math import nan, sqrt
 from statistics import fmean
@@ -83,14 +84,16 @@ def dense_twin(arm: MeasuredArm, arms: Arms) -> MeasuredArm | None:
     return twin(arm, arms, {"mask-rule": "none"}, also=MASK_KEYS)
 
 
+@functools.cache  # for sentences and tables ask again and again
 def difference(arm: MeasuredArm, reference: MeasuredArm) -> Paired:
     """Return the test accuracy of `arm` minus that of `reference`, in points, matched by seed."""
-    return paired(arm.test, reference.test)
+    return paired(arm.test, reference.test, arm.correct, reference.correct)
 
 
+@functools.cache
 def gain(arm: MeasuredArm) -> Paired:
-    """Return the test accuracy after training minus that of the ridge head before it, in points."""
-    return paired(arm.test, arm.ridge)
+    """Return the test accuracy after training minus that of the solved head before it, in points."""
+    return paired(arm.test, arm.ridge, arm.correct, arm.head_correct)
 
 
 def best_by_validation(arms: Arms) -> MeasuredArm | None:

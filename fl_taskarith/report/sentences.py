@@ -14,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fl_taskarith.config.toml import read_text
 from fl_taskarith.errors import ConfigError
+from fl_taskarith.figures.setting_words import solved_head_words
 from fl_taskarith.figures.statistics import NO_WIDTH, Paired, summarise
 from fl_taskarith.report.contrasts import Arms, difference, gain, surviving_holm, verdict
 from fl_taskarith.report.latex import Latex, escape, number, plain
@@ -224,6 +225,11 @@ def same(pairs: Paired) -> bool:
     return pairs.n > 1 and not (pairs.high - pairs.low if pairs.over else pairs.sd) > NO_WIDTH
 
 
+def head(arms: Arms) -> str:
+    """Return what the solved heads of the arms are called before training, for example "ridge head"."""
+    return solved_head_words([arm.settings for arm in arms])
+
+
 def join(items: Iterable[Any], separator: str = ", ") -> Latex:
     """Write the items with LaTeX between them."""
     return Latex(separator).join(items)
@@ -246,7 +252,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
         keep_trailing_newline=True,
         loader=jinja2.FileSystemLoader(shipped_file("report/sentences.tex").parent),
     )
-    functions = (difference, gain, verdict, surviving_holm, number, plain, sentence, same, join)
+    functions = (difference, gain, verdict, surviving_holm, number, plain, sentence, same, join, head)
     environment.filters |= {function.__name__: function for function in functions}
     environment.filters |= {"summary": lambda by_seed: summarise(list(by_seed.values())), "latex": Latex}
     return environment

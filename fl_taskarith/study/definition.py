@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from fl_taskarith.config import settings as configuration
 from fl_taskarith.config.choices import REGRESSION
@@ -17,6 +18,7 @@ from fl_taskarith.storage.folder_choice import run_name
 from fl_taskarith.study.search import Also, Search, refuse_too_many
 from fl_taskarith.workspace.machine import on_this_machine
 
+MOST_PRIMARY = 8  # contrasts that are judged as one family
 UNSAVED: dict[str, Scalar] = {"save-model": False, "draw-curves": False}  # a study has many runs and its own figures
 
 
@@ -53,6 +55,13 @@ class Arm:
         return f"{self.group}: {self.label}" if self.group else self.label
 
 
+class Contrast(NamedTuple):
+    """A difference that is named before the study runs: `arm` minus `against`."""
+
+    arm: Arm
+    against: Arm
+
+
 @dataclass(frozen=True)
 class Study:
     """A study file.
@@ -62,6 +71,7 @@ class Study:
         shard_seeds: each is combined with every seed; none where a seed is also that of the shards.
         reference: the arm that others are compared with; "" for none. references: of a group, where it has its own.
         shared: the [settings] table with the overrides.
+        primary: (arm, against, group) of the contrasts that one family of tests is made of, as the file names them.
         arms: in the order of the tables.
     """
 
@@ -75,9 +85,11 @@ class Study:
     search: Search | None
     arms: tuple[Arm, ...]
     shard_seeds: tuple[int, ...] = ()
+    primary: tuple[tuple[str, str, str], ...] = ()
 
     def __post_init__(self) -> None:
         _check_titles(self.arms)
+        self._check_contrasts()
         if self.search is not None and not any(self.searched(arm) for arm in self.arms):
             raise ConfigError("[search] has no effect, for every arm has a learning-rate: leave it out.")
         searches = [search for arm in self.arms if not arm.same_rate_as and (search := self.searched(arm)) is not None]
@@ -127,6 +139,15 @@ class Study:
         name = self.references.get(arm.group, self.reference)
         return self._find(name, arm, "reference") if name else None
 
+    @cached_property
+    def contrasts(self) -> tuple[Contrast, ...]:
+        """The primary contrasts."""
+        found = []
+        for name, other, group in self.primary:
+            arm = self._find(name, Arm(group, "", "", {}), "[[primary]] arm")
+            found.append(Contrast(arm, self._find(other, arm, "[[primary]] against")))
+        return tuple(found)
+
     def searched(self, arm: Arm) -> Search | None:
         """Return the search for the rate of `arm` (or of the arm it follows); None if the settings give the rate."""
         source = self.rate_arm(arm)
@@ -163,6 +184,19 @@ class Study:
         config, _ = with_known_rate(on_this_machine(configuration.from_mapping(settings)))
         name = f"{run_name(config)}-lr{config.peak_rate:g}-r{config.num_rounds}"
         return replace(config, run_name=name.replace("+", ""), results_dir=str(runs))
+
+    def _check_contrasts(self) -> None:
+        pairs = [(contrast.arm.title, contrast.against.title) for contrast in self.contrasts]
+        for arm, against in pairs:
+            if arm == against:
+                raise ConfigError(f'[[primary]] compares "{arm}" with itself: name another arm in against.')
+        if len({frozenset(pair) for pair in pairs}) < len(pairs):
+            raise ConfigError("[[primary]] names one contrast twice: leave one out.")
+        if len(pairs) > MOST_PRIMARY:
+            raise ConfigError(
+                f"{len(pairs)} [[primary]] contrasts: expected at most {MOST_PRIMARY}, for each makes the others "
+                "harder to tell. What is left out stands in the tables all the same, as exploratory."
+            )
 
     def _corners(self, arm: Arm) -> list[tuple[int, float | None, int | None, Also]]:
         """Return (seed, rate, rounds, also) of runs that show whether every run of `arm` has a valid configuration."""
@@ -222,7 +256,8 @@ class Study:
                 return near[0]
             if near:
                 titles = ", ".join(f'"{other.title}"' for other in near[:10]) + (", ..." if len(near) > 10 else "")
-                raise ConfigError(f'{key} = "{name}" could be any of {titles} for arm "{arm.title}": give a full name.')
+                whose = f' for arm "{arm.title}"' if arm.label else ""
+                raise ConfigError(f'{key} = "{name}" could be any of {titles}{whose}: give a full name.')
         labels = list(dict.fromkeys(other.label for other in self.arms))
         known = ", ".join(f'"{label}"' for label in labels[:20]) + (", ..." if len(labels) > 20 else "")
         raise ConfigError(f'{key} = "{name}" is no arm of this study; arms: {known}.')

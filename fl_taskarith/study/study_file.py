@@ -22,8 +22,9 @@ Table = Mapping[str, Any]
 RUNNER_KEYS = ("seed", "shard-seed", "results-dir", "run-name", "resume", "save-model", "draw-curves")
 STUDY: Mapping[str, Kind] = {
     "title": TEXT, "name": NAME, "seeds": [rules()["seed"]], "shard-seeds": [rules()["shard-seed"]], "reference": TEXT,
-    "settings": dict, "search": dict, "grid": dict, "group": [dict], "arm": [dict],
+    "settings": dict, "search": dict, "grid": dict, "group": [dict], "arm": [dict], "primary": [dict],
 }  # fmt: skip
+PRIMARY: Mapping[str, Kind] = {"arm": NAME, "against": NAME, "group": NAME}
 GROUP: Mapping[str, Kind] = {"name": NAME, "settings": dict, "reference": TEXT}
 ARM: Mapping[str, Kind] = {"name": TEXT, "settings": dict, "same-rate-as": TEXT, "search": dict}
 SEARCH: Mapping[str, Kind] = {
@@ -116,6 +117,12 @@ def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
         search=search,
         arms=_arms(table, groups, shared, len(seeds) * max(1, len(shard_seeds))),
         shard_seeds=shard_seeds,
+        primary=tuple(
+            (each["arm"], each["against"], each.get("group", ""))
+            for each in (
+                read_table(one, PRIMARY, "[[primary]]", ("arm", "against")) for one in table.get("primary", ())
+            )
+        ),
     )
     _refuse_idle(study, in_file, given)
     return study

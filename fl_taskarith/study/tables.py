@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fl_taskarith.storage.correctness import KINDS
 from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.files import file_names, make_folder, write_atomically
 from fl_taskarith.storage.record_files import COUNT, read_csv
-from fl_taskarith.study.comparison import Comparison, compare, head_words
+from fl_taskarith.study.comparison import Comparison, PrimaryRow, compare, compare_primary, head_words
 from fl_taskarith.study.definition import Study
 from fl_taskarith.study.frame import StudyFrame, read_frame, seed_columns, varied_settings
 from fl_taskarith.study.results import State, StudyResults
@@ -59,12 +60,15 @@ def write_tables(results: StudyResults) -> None:
         )  # fmt: skip
         return
     make_folder(results.folder)
+    shares = not all(isnan(row.retained) for row in rows)
     files = {
         "README.md": _readme(results, frame, rows),
-        "table.csv": csv_text([_arm_record(study, row) for row in rows]),
+        "table.csv": csv_text([_arm_record(study, row, shares) for row in rows]),
         "runs.csv": csv_text(frame.runs.drop(columns="title").to_dict("records")),
         "settings.json": _settings_record(frame),
     }
+    if study.primary:
+        files["primary.csv"] = csv_text(list(map(_primary_record, compare_primary(frame))))
     if correct := _correct_records(frame):
         files["correct.csv"] = csv_text(correct)
     if not frame.rounds.empty:
@@ -109,6 +113,10 @@ def _readme(results: StudyResults, frame: StudyFrame, rows: Sequence[Comparison]
         origin=origin_words(sum(shipped), len(shipped)),
         groups=groups,
         figures=[each for name, draw in whole.items() for each in _figures(results, rows, name, draw)],
+        primary=primary_table(compare_primary(frame)) if study.primary else "",
+        over={pairs.over for row in rows for pairs in (row.gain, row.difference) if pairs is not None and pairs.n},
+        head=head_words(rows),
+        shares=not all(isnan(row.retained) for row in rows),
         searched=len(fixed) < len(study.arms),
         own_searches=list(own_searches.items()),
         fixed=fixed,
@@ -167,6 +175,7 @@ def arm_table(study: Study, rows: Sequence[Comparison]) -> str:
         _Column("stopped early after round", _stops),
         _Column("val accuracy %", lambda row: mean_with_sd(row.val)),
         _Column(f"gain over {head} [95 % CI]", lambda row: mean_with_interval(row.gain)),
+        _Column("gain, % of the best iid arm's", lambda row: number(row.retained, 1)),
         _Column(f"difference to {reference} [95 % CI]",
                 lambda row: BLANK if row.difference is None else mean_with_interval(row.difference)),
         _Column("detectable", lambda row: BLANK if row.difference is None else number(row.difference.detectable)),
@@ -212,7 +221,28 @@ def _failures(rows: Sequence[Comparison]) -> list[str]:
     return [line.replace("\n", " ") for line in lines]
 
 
-def _arm_record(study: Study, row: Comparison) -> dict[str, object]:
+def primary_table(rows: Sequence[PrimaryRow]) -> str:
+    """Return the primary contrasts in Markdown."""
+    header = ["arm", "against", "difference [95 % CI]", "n", "p (Holm)", "verdict"]
+    return markdown_table(header, [
+        (row.contrast.arm.title, row.contrast.against.title, mean_with_interval(row.difference), str(row.difference.n),
+         number(row.p, 4), row.verdict)
+        for row in rows
+    ])  # fmt: skip
+
+
+def _primary_record(row: PrimaryRow) -> dict[str, object]:
+    """Return one line of primary.csv: `low` and `high` of 95 %, `inner` of 90 %."""
+    pairs = row.difference
+    return {
+        "group": row.contrast.arm.group, "arm": row.contrast.arm.label, "against_group": row.contrast.against.group,
+        "against": row.contrast.against.label, "mean": pairs.mean, "sd": pairs.sd, "n": pairs.n, "low": pairs.low,
+        "high": pairs.high, "inner_low": pairs.inner[0], "inner_high": pairs.inner[1],
+        "detectable": pairs.detectable, "over": pairs.over, "p": pairs.p, "p_holm": row.p, "verdict": row.verdict,
+    }  # fmt: skip
+
+
+def _arm_record(study: Study, row: Comparison, with_retained: bool) -> dict[str, object]:
     """Return one line of table.csv; what is not known is empty."""
     arm, choice = row.results.arm, row.results.choice
     record: dict[str, object] = {
@@ -230,6 +260,8 @@ def _arm_record(study: Study, row: Comparison) -> dict[str, object]:
     for name, pairs in (("gain", row.gain), ("difference", row.difference)):
         parts = ("mean", "sd", "low", "high", "detectable", "n")
         record |= {f"{name}_{part}": None if pairs is None else getattr(pairs, part) for part in parts}
+    if with_retained:
+        record["gain_retained_percent"] = row.retained
     stops = any(each.settings.get("early-stopping-patience") for each in study.arms)
     early = {"stopped_early": _stops(row)} if stops else {}
     return record | {"uplink_megabytes": row.uplink.mean} | early
@@ -252,7 +284,7 @@ def _settings_record(frame: StudyFrame) -> str:
         | ({} if each.arm.search is None else {"search": _search_record(each.arm.search)})
         for each in frame.arms
     ]
-    record = {
+    record: dict[str, object] = {
         "title": study.title,
         "seeds": list(study.seeds),
         **({"shard_seeds": list(study.shard_seeds)} if study.shard_seeds else {}),
@@ -260,6 +292,11 @@ def _settings_record(frame: StudyFrame) -> str:
         "machines": frame.machines,
         "arms": arms,
     }
+    if study.primary:
+        record["primary"] = [
+            {"group": arm.group, "arm": arm.label, "against_group": against.group, "against": against.label}
+            for arm, against in study.contrasts
+        ]
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
