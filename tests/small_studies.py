@@ -76,10 +76,14 @@ class FakeTraining:
         self.test = test
         self.runs: list[Config] = []
 
+    def facts(self, config: Config) -> dict[str, object]:
+        """What run.json holds beside the settings."""
+        return {"data": {"train": 1000}}
+
     def __call__(self, config: Config, deadline: float | None = None, starts: Starts | None = None) -> History:
         self.runs.append(config)
         with Logbook(config) as logbook:
-            logbook.note(data={"train": 1000})
+            logbook.note(**self.facts(config))
             logbook.write_round({"round": 0, "val_accuracy": 0.5, "test_accuracy": 0.5, "uplink_bytes": 7})
             value = self.accuracy(config)
             for server_round in range(1, config.num_rounds + 1):
