@@ -68,11 +68,19 @@ class StudyTables:
         (rate,) = {f"{self.row(key).learning_rate:g}" for key in keys}
         return rate
 
-    def kept(self, key: str, base: str = "iid") -> str:
-        """Return the arm's accuracy as a share of that of the same arm in the group `base`."""
-        arm = key.split(": ", 1)[1]
-        share = 100 * self[key].mean() / self[f"{base}: {arm}"].mean()
-        return f"{share:.1f} %"
+    def best_arm(self, group: str = "iid") -> str:
+        """Return the name of the tuned arm of a group that validation ranks first, of those at J = 4 that train."""
+        rows = self.table[(self.table.group == group) & ~self.table.edge.eq(True) & (self.table.learning_rate > 0)]
+        rows = rows[rows.local_steps == 4] if "local_steps" in rows else rows
+        return f"{group}: {rows.loc[rows.val_percent.idxmax()].arm}"
+
+    def share(self, key: str, group: str = "iid") -> str:
+        """Return the arm's gain over the ridge head as a share of that of the best arm of `group`."""
+        return f"{100 * self.row(key).gain_mean / self.row(self.best_arm(group)).gain_mean:.0f} %"
+
+    def share_of_accuracy(self, key: str, group: str = "iid") -> str:
+        """Return the arm's accuracy as a share of that of the best arm of `group`."""
+        return f"{100 * self[key].mean() / self[self.best_arm(group)].mean():.1f} %"
 
     def counts(self, group: str = "", column: str = "gain", reference: str = "ridge head") -> Mapping[str, int]:
         """Return how many comparisons there are of a group, or of all: `all`, `sure` (intervals without 0), `holm`.
