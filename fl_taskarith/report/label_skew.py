@@ -84,7 +84,7 @@ def label_skew(section: Section, arms: Arms) -> None:
     if control is not None:
         section.claim(subject, difference(method, control), say("best_control", control), [method, control], table)
     tuned = [arm for arm in there if arm.trained and not arm.edge]
-    section.say("skew_gains", place, [pairs for arm in tuned if (pairs := gain(arm)).n], table)
+    section.say("skew_gains", place, [pairs for arm in tuned if (pairs := gain(arm)).over], table)
     iid = cells.get((hardest[0], IID), []) if hardest[1] != IID else []
     best = _best_iid(method, iid)
     if best is not None and not method.edge and not isnan(share := share_of_gain(gain(method), gain(best))):

@@ -75,9 +75,9 @@ class Compared(NamedTuple):
         return verdict(pairs) if (pairs := self.difference(arm)).n else "not run"
 
     def judged(self) -> list[Paired]:
-        """Return the differences that have a verdict."""
-        return [self.difference(arm) for _, arm in self.rows
-                if self.verdict(arm) in ("higher", "lower", "undecided")]  # fmt: skip
+        """Return the differences that have an interval and a verdict."""
+        return [pairs for _, arm in self.rows
+                if self.verdict(arm) in ("higher", "lower", "undecided") and (pairs := self.difference(arm)).over]  # fmt: skip
 
 
 class Table(NamedTuple):

@@ -113,8 +113,13 @@ def _readme(results: StudyResults, frame: StudyFrame, rows: Sequence[Comparison]
         origin=origin_words(sum(shipped), len(shipped)),
         groups=groups,
         figures=[each for name, draw in whole.items() for each in _figures(results, rows, name, draw)],
-        primary=primary_table(compare_primary(frame)) if study.primary else "",
-        over={pairs.over for row in rows for pairs in (row.gain, row.difference) if pairs is not None and pairs.n},
+        primary=primary_table(study, compare_primary(frame)) if study.primary else "",
+        over={
+            pairs.over
+            for row in rows
+            for pairs in (row.gain, row.difference)
+            if pairs is not None and (pairs.over or pairs.n > 1)
+        },
         head=head_words(rows),
         shares=not all(isnan(row.retained) for row in rows),
         searched=len(fixed) < len(study.arms),
@@ -221,9 +226,10 @@ def _failures(rows: Sequence[Comparison]) -> list[str]:
     return [line.replace("\n", " ") for line in lines]
 
 
-def primary_table(rows: Sequence[PrimaryRow]) -> str:
+def primary_table(study: Study, rows: Sequence[PrimaryRow]) -> str:
     """Return the primary contrasts in Markdown."""
-    header = ["arm", "against", "difference [95 % CI]", "n", "p (Holm)", "verdict"]
+    count = "shard seeds" if study.shard_seeds else "n"
+    header = ["arm", "against", "difference [95 % CI]", count, "p (Holm)", "verdict"]
     return markdown_table(header, [
         (row.contrast.arm.title, row.contrast.against.title, mean_with_interval(row.difference), str(row.difference.n),
          number(row.p, 4), row.verdict)
