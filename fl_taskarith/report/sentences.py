@@ -76,8 +76,9 @@ class Compared(NamedTuple):
 
     def judged(self) -> list[Paired]:
         """Return the differences that have an interval and a verdict."""
-        return [pairs for _, arm in self.rows
-                if self.verdict(arm) in ("higher", "lower", "undecided") and (pairs := self.difference(arm)).over]  # fmt: skip
+        judged = [self.difference(arm) for _, arm in self.rows
+                  if self.verdict(arm) in ("higher", "lower", "undecided")]  # fmt: skip
+        return [pairs for pairs in judged if pairs.over]
 
 
 class Table(NamedTuple):

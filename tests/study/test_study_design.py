@@ -7,28 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_studies import SEARCHED, STUDY, FakeTraining, study_of, table
+from small_studies import IMAGES, SEARCHED, STUDY, FakeTraining, KnowingTraining, study_of, table
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.server.round_zero_cache import Starts
-from fl_taskarith.storage.correctness import CORRECT, HEAD_CORRECT, packed
+from fl_taskarith.storage.correctness import CORRECT
 from fl_taskarith.storage.run_folder import Logbook
 from fl_taskarith.study.results import StudyResults
 from fl_taskarith.study.runner import run_studies
-
-IMAGES = 200
-
-
-class KnowingTraining(FakeTraining):
-    """Notes of each run which of 200 test images it has right: the easiest ones, some at random; 100 by its head."""
-
-    def facts(self, config: Config) -> dict[str, object]:
-        chance = np.random.default_rng([config.seed, config.shard_seed, config.trainable == "head"])
-        ease = np.linspace(1, 0, IMAGES) + 0.05 * chance.normal(size=IMAGES)
-        right = np.argsort(np.argsort(-ease)) < round(IMAGES * self.test(self.accuracy(config)))
-        head = np.arange(IMAGES) < IMAGES // 2
-        return {"data": {"train": 1000, "test": IMAGES}, CORRECT: [packed(right)], HEAD_CORRECT: [packed(head)]}
 
 
 def train(monkeypatch: pytest.MonkeyPatch, training: FakeTraining) -> FakeTraining:
