@@ -4,9 +4,12 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from fl_taskarith.config.settings import Config
 from fl_taskarith.server.history import History
 from fl_taskarith.server.round_zero_cache import Starts
+from fl_taskarith.storage.correctness import CORRECT, HEAD_CORRECT, packed
 from fl_taskarith.storage.run_folder import Logbook
 from fl_taskarith.study.definition import Study
 from fl_taskarith.study.study_file import load_study
@@ -53,6 +56,8 @@ settings = { participation = 0.1 }
 same-rate-as = "dense"
 """
 
+IMAGES = 200  # of the test split of `KnowingTraining`
+
 
 def study_of(text: str, tmp_path: Path) -> Study:
     path = tmp_path / "study.toml"
@@ -76,10 +81,14 @@ class FakeTraining:
         self.test = test
         self.runs: list[Config] = []
 
+    def facts(self, config: Config) -> dict[str, object]:
+        """What run.json holds beside the settings."""
+        return {"data": {"train": 1000}}
+
     def __call__(self, config: Config, deadline: float | None = None, starts: Starts | None = None) -> History:
         self.runs.append(config)
         with Logbook(config) as logbook:
-            logbook.note(data={"train": 1000})
+            logbook.note(**self.facts(config))
             logbook.write_round({"round": 0, "val_accuracy": 0.5, "test_accuracy": 0.5, "uplink_bytes": 7})
             value = self.accuracy(config)
             for server_round in range(1, config.num_rounds + 1):
@@ -96,6 +105,17 @@ class FakeTraining:
                     }
                 )
         return History(logbook.folder, logbook.rows)
+
+
+class KnowingTraining(FakeTraining):
+    """Notes of each run which of 200 test images it has right: the easiest ones, some at random; 100 by its head."""
+
+    def facts(self, config: Config) -> dict[str, object]:
+        chance = np.random.default_rng([config.seed, config.shard_seed, config.trainable == "head"])
+        ease = np.linspace(1, 0, IMAGES) + 0.05 * chance.normal(size=IMAGES)
+        right = np.argsort(np.argsort(-ease)) < round(IMAGES * self.test(self.accuracy(config)))
+        head = np.arange(IMAGES) < IMAGES // 2
+        return {"data": {"train": 1000, "test": IMAGES}, CORRECT: [packed(right)], HEAD_CORRECT: [packed(head)]}
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -220,7 +220,7 @@ def _search(parsed: argparse.Namespace) -> None:
 
     low = search_from(config) if parsed.low is None else parsed.low
     high = float(f"{low * 10**DECADES:.3g}") if parsed.high is None else parsed.high
-    search = Search(low, high, parsed.per_decade, tuple(parsed.rounds), parsed.keep, parsed.seed)
+    search = Search(low, high, parsed.per_decade, tuple(parsed.rounds), parsed.keep, (parsed.seed,))
     path, choice = search_rate(config, search, results_root(parsed.results_dir), parsed.jobs, parsed.budget)
     print(path)
     if choice is None:

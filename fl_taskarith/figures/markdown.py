@@ -36,11 +36,12 @@ def mean_with_sd(summary: Summary, digits: int = 2) -> str:
 
 
 def mean_with_interval(difference: Paired, digits: int = 2) -> str:
-    """Return "mean [low, high]", all signed; the mean alone of a single pair, `BLANK` of none."""
+    """Return "mean [low, high]", all signed; without an interval "mean (first, second)", the mean alone, or `BLANK`."""
     mean = number(difference.mean, digits, "+")
-    if math.isnan(difference.low):
-        return mean
-    return f"{mean} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+    if difference.over:
+        return f"{mean} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+    each = ", ".join(number(value, digits, "+") for value in difference.values)
+    return f"{mean} ({each})" if difference.n > 1 else mean
 
 
 def render_markdown(template: Path, **variables: Any) -> str:

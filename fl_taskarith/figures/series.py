@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from fl_taskarith.figures.plots import COLOURS, MARKERS, STYLE, STYLES, save_figure
-from fl_taskarith.figures.statistics import CONFIDENCE, paired, summarise
+from fl_taskarith.figures.statistics import CONFIDENCE, FEWEST, paired, summarise
 
 Where = Mapping[str, object]
 """The value that each of these columns of a frame must have."""
@@ -133,9 +133,10 @@ def select(frame: pandas.DataFrame, where: Where) -> pandas.DataFrame:
 
 
 def summary_by(frame: pandas.DataFrame, keys: str | list[str], value: str) -> pandas.DataFrame:
-    """Return mean, sd, n and half the width of the 95 % t interval (nan for n = 1) of `value` for each of `keys`."""
+    """Return mean, sd, n and half the width of the 95 % t interval (nan for n < 3) of `value` for each of `keys`."""
     summary = frame.groupby(keys)[value].agg(["mean", "std", "count", "sem"])
-    return summary.assign(half=summary["sem"] * student.ppf(0.5 + CONFIDENCE / 2, summary["count"] - 1))
+    half = summary["sem"] * student.ppf(0.5 + CONFIDENCE / 2, summary["count"] - 1)
+    return summary.assign(half=half.where(summary["count"] >= FEWEST))
 
 
 def mean_and_sd(runs: pandas.DataFrame, column: str) -> str:
@@ -148,9 +149,14 @@ def mean_and_sd(runs: pandas.DataFrame, column: str) -> str:
 
 
 def mean_difference(runs: pandas.DataFrame, reference: pandas.DataFrame, column: str) -> str:
-    """Return the mean difference over common seeds and its 95 % interval, for runs that differ in the seed alone."""
+    """Return the mean difference over common seeds with its 95 % interval or, of two seeds, with both differences.
+
+    The runs differ in the seed alone.
+    """
     values, others = (dict(zip(each["seed"], each[column], strict=True)) for each in (runs, reference))
     difference = paired(values, others)
     if difference.n < 2:
         return "not run"
+    if not difference.over:
+        return f"{difference.mean:+.3g} ({', '.join(f'{value:+.3g}' for value in difference.values)})"
     return f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"

@@ -66,3 +66,10 @@ def _words(settings: Settings, telling: Sequence[str]) -> Iterator[str]:
             yield "all weights" if settings[key] == "none" else str(settings[key])
         elif key not in silent:
             yield rules()[key].label(key, settings[key])
+
+
+def solved_head_words(arms: Sequence[Settings]) -> str:
+    """Return what the head before training is called: "ridge head", "LDA head", or "head" where kinds differ."""
+    kinds = {str(settings.get("head", "ridge")) for settings in arms} - {"linear"} or {"ridge"}
+    kind = kinds.pop()
+    return "head" if kinds else f"{rules()['head'].names.get(kind, kind)} head"

@@ -178,7 +178,7 @@ def _rates(document: Mapping[str, Any], given: set[str]) -> tuple[float, ...]:
     contradiction = "[settings] learning-rate contradicts [search], which chooses it: leave one out."
     _require("learning-rate" not in given, contradiction)
     try:
-        return Search(table["from"], table["to"], table.get("per-decade", 2), (1,), 1, 0).rates
+        return Search(table["from"], table["to"], table.get("per-decade", 2), (1,), 1, (0,)).rates
     except ConfigError as error:
         raise ConfigError(f"[search]: {error}") from None
 

@@ -1,15 +1,14 @@
 """Arms that differ in one setting alone, and how far apart they are. Pure: no words, no files."""
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from math import nan, sqrt
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
-from scipy.stats import t as student
-
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import CHOSEN_KEYS, OPERATIONAL_KEYS
-from fl_taskarith.figures.statistics import Paired, paired, summarise
+from fl_taskarith.figures.statistics import NO_WIDTH, Paired, holm, paired, summarise
 from fl_taskarith.report.conditions import CENTRALIZED, COMPOUND, IID, Value, condition, setting
 from fl_taskarith.report.read_results import BySeed, Curves, MeasuredArm
 
@@ -20,7 +19,6 @@ MASK_KEYS = frozenset(
     | {"calibration-per-client", "fisher-labels", "fisher-score", "calibration-memory", "mask-file"}
 )
 WORK_KEYS = frozenset({"num-rounds", "warmup-rounds"})  # go with local-steps, so that rounds × J stays the same
-NO_WIDTH = 1e-9  # points; below it the seeds' differences are the same number
 
 Arms = Sequence[MeasuredArm]
 
@@ -86,14 +84,16 @@ def dense_twin(arm: MeasuredArm, arms: Arms) -> MeasuredArm | None:
     return twin(arm, arms, {"mask-rule": "none"}, also=MASK_KEYS)
 
 
+@functools.cache  # for sentences and tables ask again and again
 def difference(arm: MeasuredArm, reference: MeasuredArm) -> Paired:
     """Return the test accuracy of `arm` minus that of `reference`, in points, matched by seed."""
-    return paired(arm.test, reference.test)
+    return paired(arm.test, reference.test, arm.correct, reference.correct)
 
 
+@functools.cache
 def gain(arm: MeasuredArm) -> Paired:
-    """Return the test accuracy after training minus that of the ridge head before it, in points."""
-    return paired(arm.test, arm.ridge)
+    """Return the test accuracy after training minus that of the solved head before it, in points."""
+    return paired(arm.test, arm.ridge, arm.correct, arm.head_correct)
 
 
 def best_by_validation(arms: Arms) -> MeasuredArm | None:
@@ -120,29 +120,16 @@ def best_by_strategy(arms: Arms) -> dict[str, MeasuredArm | None]:
 def verdict(pairs: Paired) -> Literal["higher", "lower", "undecided"]:
     """Return "higher" or "lower" where the 95 % interval excludes 0.
 
-    It is "undecided" for one seed, too, and for seeds that all differ by the same number.
+    It is "undecided" without an interval, too, and with one of no width: of seeds that all differ by the same number.
     """
-    if not pairs.n or not pairs.sd > NO_WIDTH or pairs.low <= 0 <= pairs.high:
+    if not pairs.over or not pairs.high - pairs.low > NO_WIDTH or pairs.low <= 0 <= pairs.high:
         return "undecided"
     return "higher" if pairs.mean > 0 else "lower"
 
 
 def surviving_holm(pairs: Sequence[Paired], level: float = 0.05) -> int:
-    """Return how many of the differences differ from 0 significantly when all are judged together at `level`.
-
-    Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979: the
-    i-th smallest of m p-values is compared with level / (m - i + 1), until one fails. Differences of one seed, or
-    without a spread, count as p = 1.
-    """
-    ranked = enumerate(sorted(p_value(each) for each in pairs))
-    return next((rank for rank, value in ranked if value > level / (len(pairs) - rank)), len(pairs))
-
-
-def p_value(pairs: Paired) -> float:
-    """Return the p value of the two-sided paired t test."""
-    if pairs.n < 2 or not pairs.sd > NO_WIDTH:
-        return 1.0
-    return float(2 * student.sf(abs(pairs.mean) / (pairs.sd / sqrt(pairs.n)), pairs.n - 1))
+    """Return how many of the differences differ from 0 significantly when all are judged together, by Holm."""
+    return sum(value <= level for value in holm([each.p for each in pairs]))
 
 
 class Enough(NamedTuple):

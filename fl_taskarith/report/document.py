@@ -10,12 +10,14 @@ from typing import Any, get_args
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import RECORDED_DEFAULTS
 from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.figures.setting_words import solved_head_words
 from fl_taskarith.report import label_skew, questions
 from fl_taskarith.report.authors import TITLE, Author, read_authors
 from fl_taskarith.report.contrasts import Arms, distinct
 from fl_taskarith.report.figure_files import Figure, figures_of
 from fl_taskarith.report.generated import write_generated, write_product, write_unless_there
 from fl_taskarith.report.latex import Latex, escape
+from fl_taskarith.report.primary import primary
 from fl_taskarith.report.read_results import StudyFolder, read_studies
 from fl_taskarith.report.sentences import Section, Status, compiled_template, lay_out, render, say, sentence, wording
 from fl_taskarith.report.typeset import find_tex, typeset
@@ -156,11 +158,13 @@ def answer(studies: Sequence[StudyFolder]) -> list[Section]:
         "extension": studies[most].arms if methods[most] else [],
     }
     named = {study.name: study.arms for study in studies}
+    named_before = Section("primary", *wording("SECTIONS")["primary"])
+    primary(named_before, studies)
     sections = [Section(name, *wording("SECTIONS")[name]) for name in answers]
     for section, question in zip(sections, answers.values(), strict=True):
         arms = named.get(section.name) or others.get(section.name, fine_tuned)
         question(section, distinct([arm for arm in arms if section.name in others or arm.trained]))
-    return sections
+    return [*([named_before] if named_before.tables else []), *sections]
 
 
 def context(
@@ -177,6 +181,7 @@ def context(
     settings = [arm["settings"] for record in records for arm in record["arms"]]
     datasets = dict.fromkeys(str(each["dataset"]) for each in settings)
     runs = [run for study in studies for run in study.finished]
+    searches = [each["search"] for record in records for each in (record, *record["arms"]) if each.get("search")]
 
     def claims(status: Status) -> list[tuple[str, Latex]]:
         texts = {section.title: [say("listed", each) for each in section.claims if each.status == status]
@@ -206,12 +211,15 @@ def context(
         "answered": {status: sum(section.status == status for section in sections) for status in get_args(Status)},
         "settings": settings_table(settings),
         "seeds": sorted({seed for record in records for seed in record["seeds"]}),
+        "shard_seeds": sorted({seed for record in records for seed in record.get("shard_seeds", ())}),
+        "criteria": sorted({search.get("by", "accuracy") for search in searches}) or ["accuracy"],
+        "heads": sorted({solved_head_words([each]) for each in settings} - {"ridge head"}),
+        "over": {"images" if arm.correct else "seeds" for study in studies for arm in study.arms if arm.test},
         "machines": list(dict.fromkeys(name for record in records for name in record["machines"])),
         "runs": len(runs),
         "duration": say("duration", sum(run.seconds for run in runs)),
         "origin": origin_words(sum(run.shipped for run in runs), len(runs)),
-        "searches": _search_words([each["search"] for record in records for each in (record, *record["arms"])
-                                   if each.get("search")]),
+        "searches": _search_words(searches),
         "edges": list(dict.fromkeys(arm.label for study in studies for arm in study.arms if arm.edge)),
     }  # fmt: skip
 

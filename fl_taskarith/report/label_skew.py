@@ -1,13 +1,14 @@
 """The questions on aggregation algorithms and on what helps against label skew: many arms, a table by condition."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import isnan, nan
+from statistics import fmean
 
 from fl_taskarith.config.rule import Scalar
-from fl_taskarith.report.conditions import COMPOUND, EQUAL, IID, Condition, condition, load, setting, words
+from fl_taskarith.figures.statistics import share_of_gain
+from fl_taskarith.report.conditions import EQUAL, IID, Condition, condition, load, setting, words
 from fl_taskarith.report.contrasts import (
     Arms,
-    agree,
     best_by_strategy,
     best_by_validation,
     difference,
@@ -79,14 +80,15 @@ def label_skew(section: Section, arms: Arms) -> None:
         return section.missing("extension")
     subject = say("chosen_method", method, place)
     table = say("table_label", section.name, 1)
-    section.claim(subject, gain(method), say("ridge_head"), [method], table)
+    section.claim(subject, gain(method), say("ridge_head", [method]), [method], table)
     if control is not None:
         section.claim(subject, difference(method, control), say("best_control", control), [method, control], table)
     tuned = [arm for arm in there if arm.trained and not arm.edge]
-    section.say("skew_gains", place, [pairs for arm in tuned if (pairs := gain(arm)).n], table)
-    iid = cells.get((hardest[0], IID), [])
-    if (share := _share_of_iid(method, iid)) is not None and not method.edge:
-        section.say("share_of_iid", method, share)
+    section.say("skew_gains", place, [pairs for arm in tuned if (pairs := gain(arm)).over], table)
+    iid = cells.get((hardest[0], IID), []) if hardest[1] != IID else []
+    best = _best_iid(method, iid)
+    if best is not None and not method.edge and not isnan(share := share_of_gain(gain(method), gain(best))):
+        section.say("share_of_gain", method, best, share, 100 * _mean(method) / _mean(best))
     goal = nan
     if control is not None and not control.edge and (course := mean_course(control.curves.get("val_percent", {}))):
         goal = max(course.values())
@@ -95,26 +97,35 @@ def label_skew(section: Section, arms: Arms) -> None:
             section.say("race", method, method_at, control, control_at, goal)
     by_label = {arm.label: arm for arm in there}
     rows = [
-        (label, members, arm, arm and _share_of_iid(arm, iid), arm and first_reaching(arm, goal))
+        (
+            label,
+            members,
+            arm,
+            share_of_gain(gain(arm), gain(best)) if arm and best else nan,
+            arm and first_reaching(arm, goal),
+        )
         for label, members in _rows(cells).items()
         for arm in [by_label.get(label)]
     ]
-    with_share, with_race = bool(iid) and hardest[1] != IID, not isnan(goal)
-    caption = say("skew_caption", place, with_share, control if with_race else None, goal)
+    with_share, with_race = best is not None, not isnan(goal)
+    caption = say("skew_caption", place, best, control if with_race else None, goal)
     places = [words("condition", each) for _, each in cells]
     section.lay_out(caption, "skew_table", places, rows, with_share, with_race, wide=True)
 
 
-def _share_of_iid(arm: MeasuredArm, iid: Arms) -> float | None:
-    """Return the mean test accuracy as a share, in percent, of that of the same settings over iid clients.
+def _best_iid(arm: MeasuredArm, iid: Arms) -> MeasuredArm | None:
+    """Return the tuned arm over iid clients that validation ranks first among those of as many rounds and steps."""
+    budget = ("num-rounds", "local-steps", "participation")
+    return best_by_validation([each for each in iid if each.trained and not each.edge and agree_on(each, arm, budget)])
 
-    Over the seeds that both have; None where there is none.
-    """
-    for other in iid:
-        seeds = arm.test.keys() & other.test.keys()
-        if seeds and agree(arm, other, COMPOUND["condition"][1]):
-            return 100 * sum(arm.test[seed] for seed in seeds) / sum(other.test[seed] for seed in seeds)
-    return None
+
+def agree_on(arm: MeasuredArm, other: MeasuredArm, keys: Collection[str]) -> bool:
+    """Return whether two arms have the same values of the settings `keys`."""
+    return all(arm.settings[key] == other.settings[key] for key in keys)
+
+
+def _mean(arm: MeasuredArm) -> float:
+    return fmean(arm.test.values())
 
 
 def _by_place(arms: Arms) -> dict[Place, list[MeasuredArm]]:

@@ -27,7 +27,8 @@ COMPARED = {  # columns of table.csv, and what they hold
     **dict.fromkeys(("test_percent", "test_percent_sd", "val_percent", "gain_mean", "gain_low", "gain_high",
                      "difference_mean", "difference_low", "difference_high", "uplink_megabytes"), NUMBER),
 }  # fmt: skip
-TRIED = {"group": WORDS, "arm": str, "learning_rate": float, "rounds": COUNT, "val_accuracy": NUMBER}  # of search.csv
+TRIED = {"group": WORDS, "arm": str, "learning_rate": float, "also": WORDS, "rounds": COUNT,
+         "val_accuracy": NUMBER}  # of search.csv  # fmt: skip
 LETTER, LEGEND_ROW = 7.5, 24  # pixels, about
 
 
@@ -189,7 +190,8 @@ def searches(tried: pandas.DataFrame, title: str) -> figure | None:
     tried = tried[tried["val_accuracy"].notna()]
     if tried.empty:
         return None
-    arms = tried.groupby("arm", sort=False)
+    others = tried["also"].fillna("")
+    arms = tried.assign(arm=tried["arm"] + others.where(others == "", ", " + others)).groupby("arm", sort=False)
     plot = figure(title=f"Search, longest rung with several rates{title and ': '}{title}", name="search", width=WIDTH,
                   height=max(360, 90 + LEGEND_ROW * arms.ngroups), x_axis_type="log", x_axis_label="learning rate",
                   y_axis_label="validation accuracy (%)", tools="pan,wheel_zoom,box_zoom,reset,save")  # fmt: skip

@@ -198,11 +198,12 @@ def fedavg_iid(section: Section, arms: Arms, everything: Arms) -> None:
     if best is None:
         return section.missing("fedavg-iid")
     row = say("fedavg_iid"), best
-    groups = [Compared(say("ridge_head"), [row])]
+    head = say("ridge_head", [best])
+    groups = [Compared(head, [row])]
     if central is not None:
         groups.append(Compared(say("centralized_training"), [(say("centralized_training"), central), row], central))
     table = section.compare("fedavg-iid", groups)
-    section.claim(row[0], gain(best), say("ridge_head"), [best], table)
+    section.claim(row[0], gain(best), head, [best], table)
     if central is None:
         return section.missing("pooled")
     section.claim(row[0], difference(best, central), say("centralized_training"), [best, central], table)

@@ -10,25 +10,41 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fl_taskarith.config.fields import rules, snake
 from fl_taskarith.config.rule import Scalar, shown
 from fl_taskarith.config.settings import CHOSEN_KEYS, OPERATIONAL_KEYS, Config
 from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.figures.statistics import Correct, run_key
+from fl_taskarith.storage.correctness import CORRECT, HEAD_CORRECT, correct_images
 from fl_taskarith.storage.record_files import COUNT, SCALAR, Within, conforming, read_csv, read_json, unreadable
 from fl_taskarith.study.shipped import line_is_shipped
 
 Line = Mapping[str, Any]
 Lines = Sequence[Line]
-BySeed = Mapping[int, float]
-Curves = Mapping[int, Mapping[int, float]]  # by seed, then by round
+Key = Any  # `statistics.run_key`: int | tuple[int, int]
+BySeed = Mapping[Key, float]
+Curves = Mapping[Key, Mapping[int, float]]  # by seed, then by round
 CURVES = ("val_percent", "test_percent", "uplink_megabytes")  # columns of curves.csv that are read
 log = logging.getLogger("fl_taskarith")
 
 REMEDY = "Write the results of the study again with fl-taskarith study ... --tables."
 SEED, PERCENT = Within(int, 0, 2**53), (Within(float, 0, 100), None)
-SEARCH = {"rates": [Within(float, 0)], "rounds": [COUNT], "keep": COUNT, "seed": SEED}
+SEARCH = {
+    "rates": [Within(float, 0)],
+    "rounds": [COUNT],
+    "keep": COUNT,
+    "seed?": SEED,
+    "seeds?": [SEED],
+    "by?": str,
+    "also?": {str: [SCALAR]},
+}
 SETTINGS_JSON = {
     "seeds?": [SEED],
+    "shard_seeds?": [SEED],
+    "primary?": [{"group": str, "arm": str, "against_group": str, "against": str}],
     "machines?": [str],
     "search?": (SEARCH, None),
     "arms": [{"group": str, "arm": str, "settings": {str: SCALAR}, "search?": (SEARCH, None)}],
@@ -42,10 +58,12 @@ TABLE_CSV = {
     **dict.fromkeys(("mask_rule", "strategy", "sharding"), (str, None)),
     "num_rounds": (COUNT, None),
 } | dict.fromkeys(("test_percent", "val_percent", "ridge_test_percent"), PERCENT)
-RUNS_CSV = {**_PLACE, "seed": SEED, "state": str, "seconds": (Within(float, 0), None)} | dict.fromkeys(
+_SEEDS = {"seed": SEED, "shard_seed": (SEED, None)}  # without a seed of their own shards have the run's
+RUNS_CSV = {**_PLACE, **_SEEDS, "state": str, "seconds": (Within(float, 0), None)} | dict.fromkeys(
     ("test_percent", "val_percent", "ridge_test_percent"), PERCENT
 )
-CURVES_CSV = {**_PLACE, "seed": SEED, "round": COUNT, "val_percent": PERCENT, "test_percent": PERCENT} | {
+CORRECT_CSV = {**_PLACE, **_SEEDS, "images": COUNT, CORRECT: str, HEAD_CORRECT: str}
+CURVES_CSV = {**_PLACE, **_SEEDS, "round": COUNT, "val_percent": PERCENT, "test_percent": PERCENT} | {
     "uplink_megabytes": (Within(float, 0), None)
 }
 DEFAULTS = {key: value for key, value in Config().to_run_config().items() if key not in OPERATIONAL_KEYS | CHOSEN_KEYS}
@@ -61,6 +79,10 @@ class MeasuredArm:
         test, val, ridge: accuracy in percent by seed: last round on test and validation, ridge head before training.
         states: of every run by seed ("done", "diverged", ...).
         curves: by column of curves.csv: accuracy in percent, megabytes (10⁶ bytes) that clients sent since round 0.
+        group: of the study's tables, in which it stands.
+        correct, head_correct: where correct.csv has them, which test images each run and its solved head have right.
+
+    What is "by seed" is so by `statistics.run_key`.
     """
 
     label: str
@@ -70,8 +92,11 @@ class MeasuredArm:
     test: BySeed = field(default_factory=dict)
     val: BySeed = field(default_factory=dict)
     ridge: BySeed = field(default_factory=dict)
-    states: Mapping[int, str] = field(default_factory=dict)
+    states: Mapping[Key, str] = field(default_factory=dict)
     curves: Mapping[str, Curves] = field(default_factory=dict)
+    correct: Correct[Key] = field(default_factory=dict)
+    head_correct: Correct[Key] = field(default_factory=dict)
+    group: str = ""
 
     @property
     def masked(self) -> bool:
@@ -104,13 +129,14 @@ class FinishedRun(NamedTuple):
 
 
 class StudyFolder(NamedTuple):
-    """The folder of a study; `record` is its settings.json."""
+    """The folder of a study; `record` is its settings.json, `primary` the contrasts that were named beforehand."""
 
     name: str
     folder: Path
     arms: tuple[MeasuredArm, ...]
     finished: frozenset[FinishedRun]
     record: Mapping[str, Any]
+    primary: tuple[tuple[MeasuredArm, MeasuredArm], ...] = ()
 
 
 def read_studies(root: Path) -> list[StudyFolder]:
@@ -141,17 +167,29 @@ def read_study(folder: Path) -> StudyFolder:
     settings = {(arm["group"], arm["arm"]): _settings(folder, arm["settings"]) for arm in record["arms"]}
     runs = _by_arm(read_csv(folder / "runs.csv", RUNS_CSV, REMEDY))
     points = _by_arm(read_csv(folder / "curves.csv", CURVES_CSV, REMEDY, optional=True))
+    correct = _by_arm(read_csv(folder / "correct.csv", CORRECT_CSV, REMEDY, optional=True))
     table = _by_arm(read_csv(folder / "table.csv", TABLE_CSV, REMEDY))
     for place, lines in table.items():
         _check_agreement(folder, place, lines, runs[place], place in settings)
         _check_origin(folder, place, lines[0], settings[place])
     _tell_other_curves(folder, table, runs, points)
-    arms = tuple(_arm(lines[0], settings[place], runs[place], points[place]) for place, lines in table.items())
+    arms = {
+        place: _arm(lines[0], settings[place], runs[place], points[place], correct[place])
+        for place, lines in table.items()
+    }
     finished = frozenset(
         FinishedRun(run["seed"], run["test_percent"], run["seconds"] or 0.0, line_is_shipped(run))
         for run in itertools.chain(*runs.values()) if run["test_percent"] is not None
     )  # fmt: skip
-    return StudyFolder(folder.resolve().name, folder, arms, finished, record)
+    named = [((each["group"], each["arm"]), (each["against_group"], each["against"]))
+             for each in record.get("primary", ())]  # fmt: skip
+    if lost := [place for pair in named for place in pair if place not in arms]:
+        raise CheckpointError(
+            f"{folder / 'settings.json'} has a primary contrast of {shown(lost[0][1])}, an arm that table.csv does not "
+            f"have. {REMEDY}"
+        )
+    primary = tuple((arms[arm], arms[against]) for arm, against in named)
+    return StudyFolder(folder.resolve().name, folder, tuple(arms.values()), finished, record, primary)
 
 
 def _settings(folder: Path, recorded: Mapping[str, Any]) -> Mapping[str, Scalar]:
@@ -174,7 +212,7 @@ def _check_agreement(folder: Path, place: tuple[str, str], table: Lines, runs: L
     """Check that table.csv has an arm once, and the means of its runs; warn where runs.csv has fewer runs."""
     finished, counted = sum(run["test_percent"] is not None for run in runs), table[0]["n"]
     problem = "" if has_settings else "settings.json does not have it"
-    if len(table) > 1 or len({run["seed"] for run in runs}) < len(runs):
+    if len(table) > 1 or len({_key(run) for run in runs}) < len(runs):
         problem = "a line of it, or of a seed of it, is there twice"
     if counted is not None and counted != finished:
         log.warning(
@@ -202,9 +240,9 @@ def _tell_other_curves(folder: Path, *tables: Mapping[tuple[str, str], Lines]) -
     """Warn where curves.csv has an arm that table.csv lacks, or does not end at the accuracies in runs.csv."""
     table, runs, points = tables
     for place, lines in points.items():
-        ends = {point["seed"]: point["test_percent"] for point in sorted(lines, key=lambda point: point["round"])
+        ends = {_key(point): point["test_percent"] for point in sorted(lines, key=lambda point: point["round"])
                 if point["test_percent"] is not None}  # fmt: skip
-        known = {run["seed"]: run["test_percent"] for run in runs.get(place, ())}
+        known = {_key(run): run["test_percent"] for run in runs.get(place, ())}
         pairs = [(end, known[seed]) for seed, end in ends.items() if known.get(seed) is not None]
         if place not in table or not all(isclose(end, value, abs_tol=1e-6) for end, value in pairs):
             log.warning(
@@ -214,18 +252,32 @@ def _tell_other_curves(folder: Path, *tables: Mapping[tuple[str, str], Lines]) -
             return
 
 
-def _arm(line: Line, settings: Mapping[str, Scalar], runs: Lines, points: Lines) -> MeasuredArm:
-    def by_seed(column: str) -> dict[int, float]:
-        return {run["seed"]: float(run[column]) for run in runs if run[column] is not None}
+def _key(line: Line) -> int | tuple[int, int]:
+    return run_key(line["seed"], line["seed"] if line["shard_seed"] is None else line["shard_seed"])
 
-    curves: dict[str, dict[int, dict[int, float]]] = {column: defaultdict(dict) for column in CURVES}
+
+def _correct(lines: Lines, kind: str) -> dict[Key, NDArray[np.float64]]:
+    records = {_key(line): {"data": {"test": line["images"]}, kind: line[kind].split()} for line in lines if line[kind]}
+    images = {key: correct_images(record, kind) for key, record in records.items()}
+    return {key: each for key, each in images.items() if each is not None}
+
+
+def _arm(line: Line, settings: Mapping[str, Scalar], runs: Lines, points: Lines, correct: Lines) -> MeasuredArm:
+    def by_seed(column: str) -> dict[Key, float]:
+        return {_key(run): float(run[column]) for run in runs if run[column] is not None}
+
+    curves: dict[str, dict[Key, dict[int, float]]] = {column: defaultdict(dict) for column in CURVES}
     for point, column in itertools.product(points, CURVES):
         if point[column] is not None:
-            curves[column][point["seed"]][point["round"]] = float(point[column])
+            curves[column][_key(point)][point["round"]] = float(point[column])
     test, val, ridge = map(by_seed, ("test_percent", "val_percent", "ridge_test_percent"))
-    states = {run["seed"]: run["state"] for run in runs}
+    states = {_key(run): run["state"] for run in runs}
     rate = None if line["learning_rate"] is None else float(line["learning_rate"])
-    return MeasuredArm(line["arm"], settings, rate, bool(line["edge"]), test, val, ridge, states, curves)
+    right, head_right = (_correct(correct, kind) for kind in (CORRECT, HEAD_CORRECT))
+    return MeasuredArm(
+        line["arm"], settings, rate, bool(line["edge"]), test, val, ridge, states, curves, right, head_right,
+        line["group"],
+    )  # fmt: skip
 
 
 def _by_arm(lines: Lines | None) -> dict[tuple[str, str], list[Line]]:

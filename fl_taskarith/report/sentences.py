@@ -14,8 +14,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fl_taskarith.config.toml import read_text
 from fl_taskarith.errors import ConfigError
-from fl_taskarith.figures.statistics import Paired, summarise
-from fl_taskarith.report.contrasts import NO_WIDTH, Arms, difference, gain, surviving_holm, verdict
+from fl_taskarith.figures.setting_words import solved_head_words
+from fl_taskarith.figures.statistics import NO_WIDTH, Paired, summarise
+from fl_taskarith.report.contrasts import Arms, difference, gain, surviving_holm, verdict
 from fl_taskarith.report.latex import Latex, escape, number, plain
 from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.storage.paths import shipped_file
@@ -74,9 +75,10 @@ class Compared(NamedTuple):
         return verdict(pairs) if (pairs := self.difference(arm)).n else "not run"
 
     def judged(self) -> list[Paired]:
-        """Return the differences that have a verdict."""
-        return [self.difference(arm) for _, arm in self.rows
-                if self.verdict(arm) in ("higher", "lower", "undecided")]  # fmt: skip
+        """Return the differences that have an interval and a verdict."""
+        judged = [self.difference(arm) for _, arm in self.rows
+                  if self.verdict(arm) in ("higher", "lower", "undecided")]  # fmt: skip
+        return [pairs for pairs in judged if pairs.over]
 
 
 class Table(NamedTuple):
@@ -220,8 +222,13 @@ def sentence(text: str) -> Latex:
 
 
 def same(pairs: Paired) -> bool:
-    """Return whether several seeds all differ by the same number, so that an interval would have no width."""
-    return pairs.n > 1 and not pairs.sd > NO_WIDTH
+    """Return whether several seeds all differ by the same number, so that an interval has no width."""
+    return pairs.n > 1 and not (pairs.high - pairs.low if pairs.over else pairs.sd) > NO_WIDTH
+
+
+def head(arms: Arms) -> str:
+    """Return what the solved heads of the arms are called before training, for example "ridge head"."""
+    return solved_head_words([arm.settings for arm in arms])
 
 
 def join(items: Iterable[Any], separator: str = ", ") -> Latex:
@@ -246,7 +253,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
         keep_trailing_newline=True,
         loader=jinja2.FileSystemLoader(shipped_file("report/sentences.tex").parent),
     )
-    functions = (difference, gain, verdict, surviving_holm, number, plain, sentence, same, join)
+    functions = (difference, gain, verdict, surviving_holm, number, plain, sentence, same, join, head)
     environment.filters |= {function.__name__: function for function in functions}
     environment.filters |= {"summary": lambda by_seed: summarise(list(by_seed.values())), "latex": Latex}
     return environment

@@ -32,7 +32,7 @@ from fl_taskarith.server.course import remarks, rounds_since_best, stops_early
 from fl_taskarith.server.interruption import asked_to_stop, finishing_rounds, interrupted
 from fl_taskarith.server.round_zero_cache import EVALUATIONS, HEAD, MASK, Starts
 from fl_taskarith.storage.checkpoint import Checkpoint
-from fl_taskarith.storage.correctness import CORRECT
+from fl_taskarith.storage.correctness import CORRECT, HEAD_CORRECT
 from fl_taskarith.storage.run_folder import WAITING, Logbook, Row, best_row, model_file
 from fl_taskarith.storage.run_log import UNPRINTED
 from fl_taskarith.training.local import Evaluation, evaluate
@@ -347,6 +347,8 @@ class Run(ABC):
             row[f"{split}_loss"], row[f"{split}_accuracy"] = loss, fmean(group.accuracy for group in chosen)
             if split == "test":
                 self._correct = [group.correct for group in chosen]
+        if not row["round"] and self.config.solved and self._correct and all(self._correct):
+            self.logbook.note(**{HEAD_CORRECT: self._correct})
         row["evaluate_seconds"] = time.perf_counter() - started
 
     def _measured(self, examples: ImageSet) -> list[list[Evaluation]]:

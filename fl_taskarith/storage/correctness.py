@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from fl_taskarith.errors import CheckpointError
 
 CORRECT = "test_correct"  # in run.json: a text per group of clients that sees the test images differently, usually one
+HEAD_CORRECT = "head_test_correct"  # in run.json: the same of round 0, the solved head before training
+
+KINDS = (CORRECT, HEAD_CORRECT)
 
 
 def packed(right: NDArray[np.bool_]) -> str:
@@ -16,11 +19,12 @@ def packed(right: NDArray[np.bool_]) -> str:
     return np.packbits(right).tobytes().hex()
 
 
-def correct_images(record: Mapping[str, Any]) -> NDArray[np.float64] | None:
+def correct_images(record: Mapping[str, Any], key: str = CORRECT) -> NDArray[np.float64] | None:
     """Return for each test image how often a run's final model classified it right.
 
     Args:
         record: run.json.
+        key: `CORRECT`, or `HEAD_CORRECT` for the head before training.
 
     Returns:
         A float64 [images] array of 0 and 1, or of means over the groups of clients that see images differently; None
@@ -29,7 +33,7 @@ def correct_images(record: Mapping[str, Any]) -> NDArray[np.float64] | None:
     Raises:
         CheckpointError: what run.json holds is not that of so many images.
     """
-    texts = record.get(CORRECT)
+    texts = record.get(key)
     if texts is None:
         return None
     images = record.get("data", {}).get("test", 0)
@@ -40,7 +44,7 @@ def correct_images(record: Mapping[str, Any]) -> NDArray[np.float64] | None:
         rows = []
     if not rows or len(rows) != len(texts):
         raise CheckpointError(
-            f"{CORRECT} in run.json is not a list of texts of {length} hexadecimal digits each, as {images} images "
+            f"{key} in run.json is not a list of texts of {length} hexadecimal digits each, as {images} images "
             "need: restore run.json, or delete the run's folder to run it again."
         )
     mean: NDArray[np.float64] = np.unpackbits(np.stack(rows), axis=1, count=images).mean(axis=0)

@@ -27,6 +27,7 @@ from fl_taskarith.storage.checkpoint import (
     save_checkpoint,
 )
 from fl_taskarith.storage.client_files import prune_client_states
+from fl_taskarith.storage.correctness import HEAD_CORRECT
 from fl_taskarith.storage.environment import environment, now
 from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.folder_choice import choose_folder, hold
@@ -46,7 +47,7 @@ WAITING = COLUMNS[-1]  # of a run that may stop early: a column that others do w
 PRETRAINED = "pretrained_sha256"  # in run.json: of the weights that a run starts from
 TIMING_COLUMNS = ("train_seconds", "overhead_seconds", "evaluate_seconds")
 # Facts of run.json that a resumed run takes from its checkpoint.
-KEPT_FACTS = ("started", "head", "mask", "continued_from", "starts", PRETRAINED)
+KEPT_FACTS = ("started", "head", "mask", "continued_from", "starts", PRETRAINED, HEAD_CORRECT)
 
 CELLS = {  # what a column holds; what was not measured is empty, and what has no value NaN
     **dict.fromkeys(COLUMNS, (Within(float, nan=True), None)),

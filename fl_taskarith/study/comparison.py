@@ -1,10 +1,14 @@
 """What the rows of a study's tables say: every arm over its seeds, against its reference, matched by seed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import nan
+from typing import NamedTuple
 
-from fl_taskarith.figures.statistics import Paired, Summary, paired, summarise
-from fl_taskarith.study.frame import ArmResults, StudyFrame
+from fl_taskarith.figures.setting_words import solved_head_words
+from fl_taskarith.figures.statistics import Paired, Summary, judge_family, paired, share_of_gain, summarise
+from fl_taskarith.study.definition import Contrast
+from fl_taskarith.study.frame import ArmResults, Key, StudyFrame
 
 
 @dataclass(frozen=True)
@@ -12,14 +16,16 @@ class Comparison:
     """One row. Accuracies are in percent, gain and difference in points, `uplink` in 10⁶ bytes per round.
 
     Attributes:
-        accuracies: test accuracy after the last round, by seed.
+        accuracies: test accuracy after the last round, by `statistics.run_key`.
         ridge: test accuracy of the solved head before training, whatever its kind. gain: over it.
         difference: to the reference; None for the reference itself and where there is none.
         norm: ‖θ_T − θ_0‖₂ of the global model.
+        retained: of a federated arm whose clients have unlike data, its mean gain in percent of that of `best_iid`;
+            NaN where there is no such arm, or none that gains.
     """
 
     results: ArmResults
-    accuracies: Mapping[int, float]
+    accuracies: Mapping[Key, float]
     ridge: Summary
     test: Summary
     val: Summary
@@ -28,11 +34,13 @@ class Comparison:
     difference: Paired | None
     norm: Summary
     uplink: Summary
+    retained: float = nan
 
 
 def compare(frame: StudyFrame) -> list[Comparison]:
     """Compare every arm of the study, in its order, with its reference."""
     rows = []
+    of_arm = {results.arm.title: results for results in frame.arms}
     for results in frame.arms:
         arm, reference = results.arm, frame.study.reference_of(results.arm)
         measured = {
@@ -44,16 +52,70 @@ def compare(frame: StudyFrame) -> list[Comparison]:
         is_reference = reference is not None and reference.title == arm.title
         difference = None
         if reference is not None and not is_reference:
-            difference = paired(accuracies, frame.by_seed(reference, "test_percent"))
-        gain = paired(accuracies, measured["ridge_test_percent"])
+            others = frame.by_seed(reference, "test_percent")
+            difference = paired(accuracies, others, results.correct, of_arm[reference.title].correct)
+        gain = paired(accuracies, measured["ridge_test_percent"], results.correct, results.head_correct)
         rows.append(Comparison(results, accuracies, ridge, test, val, gain, is_reference, difference, norm, uplink))
-    return rows
+    return [_with_retained(row, rows) for row in rows]
+
+
+def best_iid(row: Comparison, rows: Sequence[Comparison]) -> Comparison | None:
+    """Return the arm over iid clients that validation ranks first among those of as many local steps as `row` has.
+
+    Arms that do not train, or whose rate is not tuned, do not count.
+    """
+    tuned = [
+        other for other in rows
+        if _division(other) == "iid" and _steps(other) == _steps(row) and other.val.n and other.test.n
+        and other.results.choice is not None and other.results.choice.rate and not other.results.choice.edge
+    ]  # fmt: skip
+    return max(tuned, key=lambda other: other.val.mean, default=None)
+
+
+def _with_retained(row: Comparison, rows: Sequence[Comparison]) -> Comparison:
+    if _division(row) in ("iid", "centralized") or (best := best_iid(row, rows)) is None:
+        return row
+    return replace(row, retained=share_of_gain(row.gain, best.gain))
+
+
+def _division(row: Comparison) -> str:
+    settings = row.results.settings
+    return "centralized" if settings["strategy"] == "centralized" else str(settings["sharding"])
+
+
+def _steps(row: Comparison) -> tuple[int, ...]:
+    settings = row.results.settings
+    local = [int(settings[key]) for key in ("local-steps", "local-steps-min", "local-steps-max")]
+    return (int(settings["num-rounds"]) * local[0], *local[1:])
+
+
+class PrimaryRow(NamedTuple):
+    """A primary contrast: its difference in points, its p value as Holm adjusts it to the family, and a verdict."""
+
+    contrast: Contrast
+    difference: Paired
+    p: float
+    verdict: str
+
+
+def compare_primary(frame: StudyFrame) -> list[PrimaryRow]:
+    """Judge the primary contrasts as one family; what was not run, or is not tuned, counts in it as p = 1."""
+    of_arm = {results.arm.title: results for results in frame.arms}
+    pairs = []
+    for arm, against in frame.study.contrasts:
+        values, others = (frame.by_seed(each, "test_percent") for each in (arm, against))
+        pairs.append(paired(values, others, of_arm[arm.title].correct, of_arm[against.title].correct))
+    edges = [
+        any((choice := of_arm[each.title].choice) is not None and choice.edge for each in contrast)
+        for contrast in frame.study.contrasts
+    ]
+    judged = judge_family(pairs, edges)
+    return [
+        PrimaryRow(contrast, difference, p, verdict)
+        for contrast, difference, (p, verdict) in zip(frame.study.contrasts, pairs, judged, strict=True)
+    ]
 
 
 def head_words(rows: Sequence[Comparison]) -> str:
-    """Return what a table of these rows calls the head before training: "ridge head", or "head" if kinds differ."""
-    return (
-        "ridge head"
-        if all(row.results.settings.get("head", "ridge") in ("ridge", "linear") for row in rows)
-        else "head"
-    )
+    """Return what a table of these rows calls the head before training: "ridge head", "LDA head", or only "head"."""
+    return solved_head_words([row.results.settings for row in rows])

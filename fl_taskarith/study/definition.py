@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from fl_taskarith.config import settings as configuration
 from fl_taskarith.config.choices import REGRESSION
@@ -14,9 +15,10 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.server.learning_rates import with_known_rate
 from fl_taskarith.storage.folder_choice import run_name
-from fl_taskarith.study.search import Search, refuse_too_many
+from fl_taskarith.study.search import Also, Search, refuse_too_many
 from fl_taskarith.workspace.machine import on_this_machine
 
+MOST_PRIMARY = 8  # contrasts that are judged as one family
 UNSAVED: dict[str, Scalar] = {"save-model": False, "draw-curves": False}  # a study has many runs and its own figures
 
 
@@ -53,14 +55,23 @@ class Arm:
         return f"{self.group}: {self.label}" if self.group else self.label
 
 
+class Contrast(NamedTuple):
+    """A difference that is named before the study runs: `arm` minus `against`."""
+
+    arm: Arm
+    against: Arm
+
+
 @dataclass(frozen=True)
 class Study:
     """A study file.
 
     Attributes:
         source: the file and the overrides, as the command that repeats the study names them.
+        shard_seeds: each is combined with every seed; none where a seed is also that of the shards.
         reference: the arm that others are compared with; "" for none. references: of a group, where it has its own.
         shared: the [settings] table with the overrides.
+        primary: (arm, against, group) of the contrasts that one family of tests is made of, as the file names them.
         arms: in the order of the tables.
     """
 
@@ -73,23 +84,33 @@ class Study:
     shared: Mapping[str, Scalar]
     search: Search | None
     arms: tuple[Arm, ...]
+    shard_seeds: tuple[int, ...] = ()
+    primary: tuple[tuple[str, str, str], ...] = ()
 
     def __post_init__(self) -> None:
         _check_titles(self.arms)
+        self._check_contrasts()
         if self.search is not None and not any(self.searched(arm) for arm in self.arms):
             raise ConfigError("[search] has no effect, for every arm has a learning-rate: leave it out.")
         searches = [search for arm in self.arms if not arm.same_rate_as and (search := self.searched(arm)) is not None]
-        refuse_too_many(len(self.arms) * len(self.seeds) + sum(search.trials for search in searches))
+        refuse_too_many(len(self.arms) * len(self.run_seeds) + sum(search.trials for search in searches))
         for arm in self.arms:
             self._check_rate(arm)
             self.reference_of(arm)
-            for seed, rate, rounds in self._corners(arm):
+            for seed, rate, rounds, also in self._corners(arm):
                 try:
-                    self.config(arm, rate, rounds, seed, Path("/"))
+                    self.config(arm, rate, rounds, seed, Path("/"), also)
                 except ConfigError as error:
                     raise ConfigError(
                         f'arm "{arm.title}"{f", searched with num-rounds = {rounds}" if rounds else ""}: {error}'
                     ) from None
+
+    @property
+    def run_seeds(self) -> list[tuple[int, int]]:
+        """(seed, shard seed) of each run of an arm, by shard seed."""
+        if not self.shard_seeds:
+            return [(seed, seed) for seed in self.seeds]
+        return [(seed, shards) for shards in self.shard_seeds for seed in self.seeds]
 
     @property
     def groups(self) -> list[str]:
@@ -106,7 +127,8 @@ class Study:
     def varied(self) -> list[str]:
         """The settings in which arms differ, in the order of the configuration's keys."""
         values = [configuration.Config().to_run_config() | dict(arm.settings) for arm in self.arms]
-        return [key for key in values[0] if len({repr(each[key]) for each in values}) > 1]
+        searched = {key for arm in self.arms if (search := self.searched(arm)) is not None for key, _ in search.also}
+        return [key for key in values[0] if key in searched or len({repr(each[key]) for each in values}) > 1]
 
     def rate_arm(self, arm: Arm) -> Arm:
         """Return the arm whose learning rate `arm` runs at: itself, or the one that same-rate-as names."""
@@ -117,6 +139,15 @@ class Study:
         name = self.references.get(arm.group, self.reference)
         return self._find(name, arm, "reference") if name else None
 
+    @cached_property
+    def contrasts(self) -> tuple[Contrast, ...]:
+        """The primary contrasts."""
+        found = []
+        for name, other, group in self.primary:
+            arm = self._find(name, Arm(group, "", "", {}), "[[primary]] arm")
+            found.append(Contrast(arm, self._find(other, arm, "[[primary]] against")))
+        return tuple(found)
+
     def searched(self, arm: Arm) -> Search | None:
         """Return the search for the rate of `arm` (or of the arm it follows); None if the settings give the rate."""
         source = self.rate_arm(arm)
@@ -124,16 +155,28 @@ class Study:
             return None
         return source.search or self.search
 
-    def config(self, arm: Arm, rate: float | None, rounds: int | None, seed: int, runs: Path) -> Config:
+    def config(
+        self,
+        arm: Arm,
+        rate: float | None,
+        rounds: int | None,
+        seed: int,
+        runs: Path,
+        also: Also = (),
+        shard_seed: int | None = None,
+    ) -> Config:
         """Return the run of `arm` with `seed` in the folder `runs`; equal settings have equal names in any study.
 
         Args:
-            rate: learning rate; None for that of the settings, or the lowest of a search.
+            rate: learning rate; None for that of the settings, or the first candidate of a search.
             rounds: communication rounds of a search; None for those of the settings.
+            also: values of the other settings that were searched.
+            shard_seed: None for `seed`.
         """
-        settings: dict[str, Scalar] = dict(arm.settings) | {"seed": seed, "shard-seed": seed} | UNSAVED
         if rate is None and (search := self.searched(arm)) is not None:
-            rate = search.rates[0]
+            rate, also = search.points[0]
+        seeds: dict[str, Scalar] = {"seed": seed, "shard-seed": seed if shard_seed is None else shard_seed}
+        settings: dict[str, Scalar] = dict(arm.settings) | dict(also) | seeds | UNSAVED
         if rate is not None:
             settings["learning-rate"] = rate
         if rounds is not None:
@@ -142,20 +185,38 @@ class Study:
         name = f"{run_name(config)}-lr{config.peak_rate:g}-r{config.num_rounds}"
         return replace(config, run_name=name.replace("+", ""), results_dir=str(runs))
 
-    def _corners(self, arm: Arm) -> list[tuple[int, float | None, int | None]]:
-        """Return (seed, rate, rounds) of runs that show whether every run of `arm` has a valid configuration."""
+    def _check_contrasts(self) -> None:
+        pairs = [(contrast.arm.title, contrast.against.title) for contrast in self.contrasts]
+        for arm, against in pairs:
+            if arm == against:
+                raise ConfigError(f'[[primary]] compares "{arm}" with itself: name another arm in against.')
+        if len({frozenset(pair) for pair in pairs}) < len(pairs):
+            raise ConfigError("[[primary]] names one contrast twice: leave one out.")
+        if len(pairs) > MOST_PRIMARY:
+            raise ConfigError(
+                f"{len(pairs)} [[primary]] contrasts: expected at most {MOST_PRIMARY}, for each makes the others "
+                "harder to tell. What is left out stands in the tables all the same, as exploratory."
+            )
+
+    def _corners(self, arm: Arm) -> list[tuple[int, float | None, int | None, Also]]:
+        """Return (seed, rate, rounds, also) of runs that show whether every run of `arm` has a valid configuration."""
         search = self.searched(arm)
         if search is None:
-            return [(seed, None, None) for seed in self.seeds]
-        ends = (search.rates[0], search.rates[-1])
-        trials = [(search.seed, rate, rounds) for rate in ends for rounds in search.rounds]
-        return [*((seed, rate, None) for seed in self.seeds for rate in ends), *trials]
+            return [(seed, None, None, ()) for seed in self.seeds]
+        ends = [(rate, also) for rate, also in search.points if rate in (search.rates[0], search.rates[-1])]
+        trials = [(search.seeds[0], rate, rounds, also) for rate, also in ends for rounds in search.rounds]
+        return [*((seed, rate, None, also) for seed in self.seeds for rate, also in ends), *trials]
 
     def _check_rate(self, arm: Arm) -> None:
         same, own_rate = f'same-rate-as = "{arm.same_rate_as}"', "learning-rate" in arm.settings
         given = same if arm.same_rate_as else "its learning-rate"
-        searched = self.searched(arm) is not None
+        search = self.searched(arm)
+        searched = search is not None
+        twice = [key for key, _ in search.also if key in arm.settings] if search is not None else []
         problems = [
+            (bool(twice),
+             f"{', '.join(twice)} is searched by [search.also] and set: leave one out, or give the arm "
+             "search = { also = {} }."),
             (arm.search is not None and bool(arm.same_rate_as or own_rate),
              f"search has no effect beside {given}: leave one of them out."),
             (bool(arm.same_rate_as) and own_rate, "give same-rate-as or learning-rate, not both."),
@@ -195,7 +256,8 @@ class Study:
                 return near[0]
             if near:
                 titles = ", ".join(f'"{other.title}"' for other in near[:10]) + (", ..." if len(near) > 10 else "")
-                raise ConfigError(f'{key} = "{name}" could be any of {titles} for arm "{arm.title}": give a full name.')
+                whose = f' for arm "{arm.title}"' if arm.label else ""
+                raise ConfigError(f'{key} = "{name}" could be any of {titles}{whose}: give a full name.')
         labels = list(dict.fromkeys(other.label for other in self.arms))
         known = ", ".join(f'"{label}"' for label in labels[:20]) + (", ..." if len(labels) > 20 else "")
         raise ConfigError(f'{key} = "{name}" is no arm of this study; arms: {known}.')

@@ -3,6 +3,7 @@
 Tables, figures, footnote and records are made of these alone. Accuracies are in percent, megabytes are 10⁶ bytes.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isnan, nan
@@ -10,16 +11,22 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
 import pandas
+from numpy.typing import NDArray
 
 from fl_taskarith.config.fields import snake
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import CHOSEN_KEYS, OPERATIONAL_KEYS, RECORDED_DEFAULTS, Config
 from fl_taskarith.errors import FlTaskarithError
+from fl_taskarith.figures.statistics import run_key, seeds_of
+from fl_taskarith.storage.correctness import KINDS, correct_images
 from fl_taskarith.storage.run_folder import Row
 from fl_taskarith.study.definition import Arm, Study
 from fl_taskarith.study.results import Outcome, State, StudyResults
 from fl_taskarith.study.search import Choice
+
+Key = int | tuple[int, int]  # `statistics.run_key`
 
 RUN_COLUMNS = (
     "title", "group", "arm", "run", "seed", "learning_rate", "state", "ridge_test_percent", "test_percent",
@@ -34,15 +41,18 @@ class ArmResults:
     Attributes:
         choice: the learning rate, None while the search is not over.
         settings: of its runs, seed and learning rate apart.
-        outcomes: of the final runs by seed; empty while the rate is not known.
+        outcomes: of the final runs by `statistics.run_key`; empty while the rate is not known.
         problem: why nothing can be said of the arm, in words.
+        correct, head_correct: of the runs that noted it, which test images they have right, and their head before.
     """
 
     arm: Arm
     choice: Choice | None
     settings: Mapping[str, Scalar]
-    outcomes: Mapping[int, Outcome]
+    outcomes: Mapping[Key, Outcome]
     problem: str
+    correct: Mapping[Key, NDArray[np.float64]]
+    head_correct: Mapping[Key, NDArray[np.float64]]
 
     @property
     def density(self) -> float | None:
@@ -54,13 +64,13 @@ class ArmResults:
         return float(fmean(measured) if measured else self.settings["density"])
 
     @property
-    def causes(self) -> dict[int, str]:
+    def causes(self) -> dict[Key, str]:
         """Why runs ended badly, by seed."""
         bad = (State.DIVERGED, State.FAILED)
         return {seed: f"{each.state}: {each.cause}" for seed, each in self.outcomes.items() if each.state in bad}
 
     @property
-    def stops(self) -> dict[int, int]:
+    def stops(self) -> dict[Key, int]:
         """The round after which a run stopped early, by seed."""
         records = {seed: each.record or {} for seed, each in self.outcomes.items()}
         return {seed: record["stopped_early"]["round"] for seed, record in records.items() if "stopped_early" in record}
@@ -80,7 +90,7 @@ class StudyFrame:
     Attributes:
         arms: in the study's order.
         runs: `RUN_COLUMNS`, and the settings in which arms differ; `title` is the arm's; None for what is not known.
-        rounds: group, arm, seed, round, megabytes since round 0, losses and accuracies of the evaluated rounds.
+        rounds: group, arm, seeds, round, megabytes since round 0, losses and accuracies of the evaluated rounds.
         other_seconds: seconds of the finished trials of searches that are no final runs.
     """
 
@@ -101,18 +111,19 @@ class StudyFrame:
         outcomes = [outcome for arm in self.arms for outcome in arm.outcomes.values()]
         return list(dict.fromkeys(machine(outcome.record) for outcome in outcomes if outcome.record))
 
-    def by_seed(self, arm: Arm, column: str) -> dict[int, float]:
-        """Return a column of the arm's runs by seed, for the seeds that have a value."""
+    def by_seed(self, arm: Arm, column: str) -> dict[Key, float]:
+        """Return a column of the arm's runs by `statistics.run_key`, for the runs that have a value."""
         own = self.runs[self.runs["title"] == arm.title].dropna(subset=[column])
-        return dict(zip(own["seed"].tolist(), own[column].tolist(), strict=True))
+        shards = own["shard_seed"] if "shard_seed" in own else own["seed"]
+        return dict(zip(map(run_key, own["seed"], shards), own[column].tolist(), strict=True))
 
 
 def read_frame(results: StudyResults) -> StudyFrame:
     """Read all that the study's folder holds; a damaged folder becomes its arm's problem."""
     study = results.study
     arms = tuple(_read_arm(results, arm) for arm in study.arms)
-    runs = [_run_record(study, each, seed) for each in arms for seed in each.outcomes]
-    rounds = [record for each in arms for seed in each.outcomes for record in _round_records(each, seed)]
+    runs = [_run_record(study, each, key) for each in arms for key in each.outcomes]
+    rounds = [record for each in arms for key in each.outcomes for record in _round_records(study, each, key)]
     final = {record["run"] for record in runs if record["state"] == "done"}
     trials = {each.name: each for arm in study.arms for each in _trials(results, arm)}
     others = tuple(each.seconds for name, each in trials.items() if each.state is State.DONE and name not in final)
@@ -126,10 +137,22 @@ def read_frame(results: StudyResults) -> StudyFrame:
     )
 
 
-def varied_settings(study: Study, arm: Arm) -> dict[str, object]:
-    """Return the settings of an arm in which those of the study differ, as columns; the density has its own."""
-    values = Config().to_run_config() | dict(arm.settings)
+def varied_settings(study: Study, arm: ArmResults) -> dict[str, object]:
+    """Return the settings of an arm in which those of the study differ, as columns; the density has its own.
+
+    Those that are searched are as chosen, and None before.
+    """
+    search = study.searched(arm.arm)
+    open_keys = dict.fromkeys(key for key, _ in search.also) if search is not None else {}
+    chosen = dict(arm.choice.also) if arm.choice is not None else {}
+    values = Config().to_run_config() | dict(arm.arm.settings) | open_keys | chosen
     return {snake(key): values[key] for key in study.varied if key not in ("density", "learning-rate")}
+
+
+def seed_columns(study: Study, key: Key) -> dict[str, int]:
+    """Return the seed of a run and, where it is another, that of its shards, as columns."""
+    shards, seed = seeds_of(key)
+    return {"seed": seed} | ({"shard_seed": shards} if study.shard_seeds else {})
 
 
 def machine(record: Mapping[str, Any]) -> str:
@@ -167,26 +190,36 @@ def _images(record: Mapping[str, Any], row: Row) -> float:
 def _read_arm(results: StudyResults, arm: Arm) -> ArmResults:
     settings = results.study.config(arm, None, None, results.study.seeds[0], results.runs).to_run_config()
     choice: Choice | None = None
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[Key, Outcome] = {}
+    correct: tuple[dict[Key, NDArray[np.float64]], ...] = ({}, {})
     problem = ""
     try:
         choice = results.choice(arm)
         runs: list[Config] = [] if choice is None else results.final_runs(arm, choice)
-        outcomes = {run.seed: results.outcome(run) for run in runs}
+        settings |= {} if choice is None else dict(choice.also)
+        found = {run_key(run.seed, run.shard_seed): results.outcome(run) for run in runs}
+        correct = tuple(_correct(found, kind) for kind in KINDS)
+        outcomes = found
     except FlTaskarithError as error:  # one damaged folder must not keep the rest out of the table
         problem = f"failed: {error}"
-    return ArmResults(arm, choice, settings, outcomes, problem)
+    return ArmResults(arm, choice, settings, outcomes, problem, *correct)
+
+
+def _correct(outcomes: Mapping[Key, Outcome], kind: str) -> dict[Key, NDArray[np.float64]]:
+    records = {key: outcome.record for key, outcome in outcomes.items() if outcome.record is not None}
+    images = {key: correct_images(record, kind) for key, record in records.items()}
+    return {key: each for key, each in images.items() if each is not None}
 
 
 def _trials(results: StudyResults, arm: Arm) -> list[Outcome]:
     try:
-        return list(results.trials(arm).values())
+        return list(itertools.chain.from_iterable(results.trials(arm).values()))
     except FlTaskarithError:  # the arm's problem
         return []
 
 
-def _run_record(study: Study, arm: ArmResults, seed: int) -> dict[str, object]:
-    outcome = arm.outcomes[seed]
+def _run_record(study: Study, arm: ArmResults, key: Key) -> dict[str, object]:
+    outcome = arm.outcomes[key]
     rows = list(outcome.rows) or [{}]
     times: tuple[float | None, ...] = (None, None, None)
     if outcome.state is State.DONE:
@@ -195,9 +228,9 @@ def _run_record(study: Study, arm: ArmResults, seed: int) -> dict[str, object]:
         "title": arm.arm.title,
         "group": arm.arm.group,
         "arm": arm.arm.label,
-        **varied_settings(study, arm.arm),
+        **varied_settings(study, arm),
         "run": outcome.name,
-        "seed": seed,
+        **seed_columns(study, key),
         "learning_rate": None if arm.choice is None else arm.choice.rate,
         "state": str(outcome.state),
         "ridge_test_percent": _percent(rows[0], "test") if arm.settings["head"] != "linear" else None,
@@ -221,13 +254,13 @@ def _uplink(rows: tuple[Row, ...]) -> float | None:
     return fmean(sent) / 1e6 if sent else None
 
 
-def _round_records(arm: ArmResults, seed: int) -> list[dict[str, object]]:
+def _round_records(study: Study, arm: ArmResults, key: Key) -> list[dict[str, object]]:
     sent, records = 0.0, []
-    for row in arm.outcomes[seed].rows:
+    for row in arm.outcomes[key].rows:
         sent += (row.get("uplink_bytes") or 0) / 1e6
         percents = {f"{split}_percent": _percent(row, split) for split in ("val", "test")}
         if any(value is not None for value in percents.values()):
-            place = {"group": arm.arm.group, "arm": arm.arm.label, "seed": seed, "round": row["round"]}
+            place = {"group": arm.arm.group, "arm": arm.arm.label, **seed_columns(study, key), "round": row["round"]}
             losses = {f"{split}_loss": row.get(f"{split}_loss") for split in ("train", "val", "test")}
             records.append({**place, "uplink_megabytes": sent, **losses, **percents})
     return records

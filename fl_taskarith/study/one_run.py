@@ -8,6 +8,7 @@ import traceback
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import BudgetSpent, CheckpointError, Divergence, FlTaskarithError, FolderInUse
+from fl_taskarith.figures.statistics import run_key, seed_words
 from fl_taskarith.server import simulate as simulation
 from fl_taskarith.server.round_zero_cache import Starts
 from fl_taskarith.storage.files import make_folder, write_atomically
@@ -58,7 +59,8 @@ def run_once(run: Config, deadline: float | None) -> Outcome:
 
 def describe_run(arm: Arm, run: Config, outcome: Outcome, *, reported: bool) -> str:
     """Return one line; test accuracy only of runs that are reported, since the search must not see it."""
-    words = [arm.title, f"rate {run.peak_rate:g}", f"seed {run.seed}", f"rounds {run.num_rounds}"]
+    seeds = seed_words(run_key(run.seed, run.shard_seed))
+    words = [arm.title, f"rate {run.peak_rate:g}", seeds, f"rounds {run.num_rounds}"]
     if outcome.state is not State.DONE:
         return " | ".join([*words, f"{outcome.state}: {outcome.cause}" if outcome.cause else str(outcome.state)])
     measured = {"val": "val_accuracy"} | ({"test": "test_accuracy"} if reported else {})

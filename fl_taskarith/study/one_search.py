@@ -41,7 +41,7 @@ def search_rate(
     """
     ignored = (*RUNNER_KEYS, "learning-rate")
     settings = {key: value for key, value in config.to_run_config().items() if key not in ignored}
-    plain = dataclasses.replace(on_this_machine(config), learning_rate=AUTO, seed=search.seed, run_name="")
+    plain = dataclasses.replace(on_this_machine(config), learning_rate=AUTO, seed=search.seeds[0], run_name="")
     arm = Arm("", "search", "", settings)
     study = Study(
         f"Learning rate of {run_name(plain)}", f"search/{run_name(plain)}", "", (), "", {}, {}, search, (arm,)
@@ -54,7 +54,7 @@ def search_rate(
         make_folder(results.folder)
         write_atomically(path, trials_csv(results))
     choice = results.choice(arm)
-    plot_search(results.scores(arm), choice, fill(study.title, TITLE_CHARACTERS // 2), path.with_suffix(""))
+    plot_search(results.scores(arm), choice, fill(study.title, TITLE_CHARACTERS // 2), path.with_suffix(""), search.by)
     if choice is not None:
         write_atomically(path.with_name("chosen.toml"), settings_file(config, choice))
     return path, choice

@@ -1,5 +1,6 @@
 """The runs of one arm: those that are known by now, with how far they are, and how many are still to be chosen."""
 
+import itertools
 from dataclasses import dataclass, replace
 
 from fl_taskarith.config.settings import Config, from_mapping
@@ -50,10 +51,11 @@ def plan_of(results: StudyResults, arm: Arm) -> Plan:
     if (search := study.searched(arm)) is not None and study.rate_arm(arm) is arm:
         scores = results.scores(arm)
         still_open = open_trials(search, scores)
-        for trial in sorted({*scores, *still_open}, key=lambda trial: (trial[1], trial[0])):
-            run = results.trial_run(arm, trial)
+        places = {point: place for place, point in enumerate(search.points)}
+        known = sorted({*scores, *still_open}, key=lambda trial: (trial.rounds, places[trial.rate, trial.also]))
+        for run in itertools.chain.from_iterable(results.trial_runs(arm, trial) for trial in known):
             runs[run.run_name] = (run, False)
-        later += trials_left(search, scores)[len(still_open) :]
+        later += trials_left(search, scores)[len(still_open) :] * len(search.seeds)
     problem = ""
     try:
         choice = results.choice(arm)
@@ -63,6 +65,6 @@ def plan_of(results: StudyResults, arm: Arm) -> Plan:
         for run in results.final_runs(arm, choice):
             runs[run.run_name] = (run, True)
     elif not problem:
-        later += [from_mapping(arm.settings).num_rounds for _ in study.seeds]
-    known = tuple((run, results.outcome(run), reported) for run, reported in runs.values())
-    return Plan(arm, known, tuple(later), problem)
+        later += [from_mapping(arm.settings).num_rounds for _ in study.run_seeds]
+    outcomes = tuple((run, results.outcome(run), reported) for run, reported in runs.values())
+    return Plan(arm, outcomes, tuple(later), problem)

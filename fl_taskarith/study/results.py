@@ -1,10 +1,11 @@
 """How far each run of a study is, from its folder or a pack. Reads, and never trains."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import nan
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fl_taskarith.config.rule import shown
@@ -16,7 +17,7 @@ from fl_taskarith.storage.record_files import read_json
 from fl_taskarith.storage.run_folder import TIMING_COLUMNS, Row, read_rounds
 from fl_taskarith.storage.run_record import REMEDY, is_finished, read_record
 from fl_taskarith.study.definition import Arm, Study
-from fl_taskarith.study.search import DIVERGED, Choice, Score, Trial, choose, open_trials
+from fl_taskarith.study.search import DIVERGED, Also, Choice, Score, Trial, choose, open_trials
 from fl_taskarith.study.shipped import is_shipped
 
 FAILURE = "failure.json"  # in a run's folder
@@ -95,22 +96,22 @@ class StudyResults:
         self.runs = root / study.name.partition("/")[0] / "runs"
         self._results_dir = Path(portable(self.runs))  # so that the records of runs may move with the checkout
         self._settled: dict[str, Outcome] = {}
-        self._runs: dict[tuple[str, float, int | None, int], Config] = {}
+        self._runs: dict[tuple[object, ...], Config] = {}
 
     def final_runs(self, arm: Arm, choice: Choice) -> list[Config]:
-        """Return the runs that are reported, one per seed."""
-        return [self._run(arm, choice.rate, None, seed) for seed in self.study.seeds]
+        """Return the runs that are reported, one per seed or pair of seeds."""
+        return [self._run(arm, choice.rate, None, seeds, choice.also) for seeds in self.study.run_seeds]
 
-    def trial_run(self, arm: Arm, trial: Trial) -> Config:
-        """Return the run behind one trial of the search of `arm`."""
+    def trial_runs(self, arm: Arm, trial: Trial) -> list[Config]:
+        """Return the runs behind one trial of the search of `arm`, one per seed of the search."""
         search = self.study.search
         assert search is not None
-        return self._run(arm, *trial, search.seed)
+        return [self._run(arm, trial.rate, trial.rounds, (seed, seed), trial.also) for seed in search.seeds]
 
-    def _run(self, arm: Arm, rate: float, rounds: int | None, seed: int) -> Config:
-        key = (arm.title, rate, rounds, seed)
+    def _run(self, arm: Arm, rate: float, rounds: int | None, seeds: tuple[int, int], also: Also) -> Config:
+        key = (arm.title, rate, rounds, seeds, also)
         if key not in self._runs:
-            self._runs[key] = self.study.config(arm, rate, rounds, seed, self._results_dir)
+            self._runs[key] = self.study.config(arm, rate, rounds, seeds[0], self._results_dir, also, seeds[1])
         return self._runs[key]
 
     def outcome(self, run: Config) -> Outcome:
@@ -126,14 +127,14 @@ class StudyResults:
                 self._settled[run.run_name] = known
         return known
 
-    def trials(self, arm: Arm) -> dict[Trial, Outcome]:
-        """Return every trial of the search of `arm` that is done or diverged, rung by rung."""
+    def trials(self, arm: Arm) -> dict[Trial, list[Outcome]]:
+        """Return every trial of the search of `arm` whose runs are done or diverged, rung by rung."""
         search = self.study.searched(arm)
-        settled: dict[Trial, Outcome] = {}
+        settled: dict[Trial, list[Outcome]] = {}
         while search is not None and (trials := open_trials(search, _scores(settled))):
-            outcomes = {trial: self.outcome(self.trial_run(arm, trial)) for trial in trials}
-            known = {trial: outcome for trial, outcome in outcomes.items()
-                     if outcome.state in SETTLED}  # fmt: skip
+            outcomes = {trial: list(map(self.outcome, self.trial_runs(arm, trial))) for trial in trials}
+            known = {trial: runs for trial, runs in outcomes.items()
+                     if all(run.state in SETTLED for run in runs)}  # fmt: skip
             settled |= known
             if len(known) < len(trials):
                 break
@@ -157,8 +158,13 @@ class StudyResults:
         return None if open_trials(search, scores) else choose(search, scores)
 
 
-def _scores(trials: Mapping[Trial, Outcome]) -> dict[Trial, Score]:
-    return {trial: outcome.score for trial, outcome in trials.items()}
+def _scores(trials: Mapping[Trial, Sequence[Outcome]]) -> dict[Trial, Score]:
+    """Return the mean over its runs of each trial's scores; the worst where one diverged."""
+    scores = {trial: [run.score for run in runs] for trial, runs in trials.items()}
+    return {
+        trial: DIVERGED if DIVERGED in each else (fmean(a for a, _ in each), fmean(b for _, b in each))
+        for trial, each in scores.items()
+    }
 
 
 def run_folder(config: Config) -> Path:

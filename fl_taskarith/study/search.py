@@ -1,14 +1,18 @@
 """Which learning rate to run next, and which one won: a log grid under successive halving. Pure logic, no training.
 
 Successive halving: Jamieson & Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
-AISTATS 2016. Every rate runs for the first number of rounds, the best `keep` of them for the next, and so on.
+AISTATS 2016. Every rate runs for the first number of rounds, the best `keep` of them for the next, and so on. Where
+other settings are searched too, a candidate is a rate with a value of each.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from fl_taskarith.config.rule import LARGEST, Rule, shown
+from fl_taskarith.config.fields import rules
+from fl_taskarith.config.rule import LARGEST, Rule, Scalar, shown
 from fl_taskarith.config.toml import Kind
 from fl_taskarith.errors import ConfigError, StudyError
 
@@ -20,8 +24,18 @@ _RATE = Rule(float, "", 0, LARGEST, exclusive_low=True)
 GRID: Mapping[str, Kind] = {"from": _RATE, "to": _RATE, "per-decade": Rule(int, "", 1, LARGEST_PER_DECADE)}
 """What the keys of a [search] hold that give its grid."""
 
-Trial = tuple[float, int]  # (learning rate, rounds)
-Score = tuple[float, float]  # validation accuracy in [0, 1], then minus the validation loss
+Also = tuple[tuple[str, Scalar], ...]  # values of other settings
+
+
+class Trial(NamedTuple):
+    """A learning rate that runs for so many communication rounds, with the values of other settings."""
+
+    rate: float
+    rounds: int
+    also: Also = ()
+
+
+Score = tuple[float, float]  # validation accuracy in [0, 1], then minus the validation loss: means over the seeds
 Scores = Mapping[Trial, Score]
 
 DIVERGED: Score = (-math.inf, -math.inf)
@@ -45,10 +59,12 @@ class Search:
         low, high: the ends of the grid, both in it.
         per_decade: rates per factor of ten.
         rounds: communication rounds of each rung, rising.
-        keep: rates that go on from one rung to the next.
-        seed: of every run of the search; one seed, for it chooses and does not report.
+        keep: candidates that go on from one rung to the next.
+        seeds: every candidate runs with each, and its scores are means over them; one seed tells what is best for that
+            seed alone.
         by: what is best on validation, the highest "accuracy" or the least "loss"; the other one decides ties. A loss
             tells rates apart where few validation images would leave the choice to one of them.
+        also: other settings that are searched with the rate, and the values of each.
     """
 
     low: float
@@ -56,8 +72,9 @@ class Search:
     per_decade: int
     rounds: tuple[int, ...]
     keep: int
-    seed: int
+    seeds: tuple[int, ...]
     by: str = "accuracy"
+    also: tuple[tuple[str, tuple[Scalar, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         decades = self._decades if 0 < self.low < self.high < math.inf else 0.0
@@ -79,8 +96,12 @@ class Search:
             raise ConfigError(
                 f"rounds = {shown(list(self.rounds))}: expected rising whole numbers from 1, one per rung."
             )
-        if not 1 <= self.keep <= len(self.rates):
-            raise ConfigError(f"keep = {self.keep}: expected 1 to {len(self.rates)}, the number of rates.")
+        refuse_too_many(math.prod([len(self.rates), *(len(values) for _, values in self.also)]))
+        if not 1 <= self.keep <= len(self.points):
+            what = "of rates" if not self.also else "of rates times values"
+            raise ConfigError(f"keep = {self.keep}: expected 1 to {len(self.points)}, the number {what}.")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds = {shown(list(self.seeds))}: expected at least one seed, each once.")
         refuse_too_many(self.trials)
 
     @property
@@ -90,7 +111,7 @@ class Search:
     @property
     def trials(self) -> int:
         """The number of runs, as many as if none diverged."""
-        return len(self.rates) + self.keep * (len(self.rounds) - 1)
+        return len(self.seeds) * (len(self.points) + self.keep * (len(self.rounds) - 1))
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -98,13 +119,46 @@ class Search:
         steps = round(self._decades * self.per_decade)
         return tuple(float(f"{self.low * 10 ** (step / self.per_decade):.3g}") for step in range(steps + 1))
 
+    @property
+    def points(self) -> list[tuple[float, Also]]:
+        """The candidates, by rising rate, and then in the order of the values."""
+        keys = [key for key, _ in self.also]
+        values = itertools.product(*(each for _, each in self.also))
+        others = [tuple(zip(keys, each, strict=True)) for each in values]
+        return [(rate, also) for rate in self.rates for also in others]
+
+    def edges(self, rate: float, also: Also) -> tuple[str, ...]:
+        """Return the settings whose value is at an end of its grid, beyond which better ones may lie.
+
+        The limit of what a setting accepts, such as a momentum of 0, is no such end; words have none.
+        """
+        at_end = ["learning-rate"] if rate in (self.rates[0], self.rates[-1]) else []
+        for (key, values), (_, value) in zip(self.also, also, strict=True):
+            numeric = not any(isinstance(each, (str, bool)) for each in values)
+            if numeric and value in (min(values), max(values)) and value not in (rules()[key].low, rules()[key].high):
+                at_end.append(key)
+        return tuple(at_end)
+
 
 @dataclass(frozen=True)
 class Choice:
-    """The rate an arm runs at; `edge`: the search chose it at an end of its grid, so it is not tuned."""
+    """What an arm runs at.
+
+    Attributes:
+        rate, also: the learning rate, and the values of other settings that were searched.
+        edge: whether the search chose one of them at an end of its grid, so that the arm is not tuned.
+        edges: which of them.
+    """
 
     rate: float
     edge: bool = False
+    also: Also = ()
+    edges: tuple[str, ...] = field(default=(), compare=False)
+
+
+def also_words(also: Also) -> str:
+    """Return values of other settings: "server-lr = 3, server-momentum = 0.9"."""
+    return ", ".join(f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}" for key, value in also)
 
 
 def open_trials(search: Search, scores: Scores) -> list[Trial]:
@@ -116,7 +170,7 @@ def open_trials(search: Search, scores: Scores) -> list[Trial]:
 
 
 def choose(search: Search, scores: Scores) -> Choice:
-    """Return the best rate of the last rung by `search.by`; ties go by the other measure, then to the smaller rate.
+    """Return the best of the last rung by `search.by`; ties go by the other measure, then to the smaller rate.
 
     Raises:
         ValueError: trials are still open.
@@ -128,16 +182,17 @@ def choose(search: Search, scores: Scores) -> Choice:
     best = _best(search, last, scores, 1)
     if not best:
         raise StudyError(
-            f"Every learning rate from {last[0][0]:g} to {last[-1][0]:g} diverged within {last[0][1]} rounds: "
+            f"Every learning rate from {last[0].rate:g} to {last[-1].rate:g} diverged within {last[0].rounds} rounds: "
             "lower [search] from."
         )
-    return Choice(best[0], edge=best[0] in (search.rates[0], search.rates[-1]))
+    edges = search.edges(best[0].rate, best[0].also)
+    return Choice(best[0].rate, bool(edges), best[0].also, edges)
 
 
 def trials_left(search: Search, scores: Scores) -> list[int]:
     """Return the rounds of each trial still to come, as many as if none diverged: for estimates of time."""
     complete = [all(trial in scores for trial in rung) for rung in _rungs(search, scores)]
-    left = [rounds for _, rounds in open_trials(search, scores)]
+    left = [trial.rounds for trial in open_trials(search, scores)]
     if left:
         left += [rounds for rounds in search.rounds[len(complete) :] for _ in range(search.keep)]
     return left
@@ -145,20 +200,19 @@ def trials_left(search: Search, scores: Scores) -> list[int]:
 
 def _rungs(search: Search, scores: Scores) -> list[list[Trial]]:
     """Return the known rungs: the first, and each after a complete one in which not every rate diverged."""
-    rungs = [[(rate, search.rounds[0]) for rate in search.rates]]
+    rungs = [[Trial(rate, search.rounds[0], also) for rate, also in search.points]]
     for rounds in search.rounds[1:]:
         if not all(trial in scores for trial in rungs[-1]):
             break
-        best = sorted(_best(search, rungs[-1], scores, search.keep))
+        best = _best(search, rungs[-1], scores, search.keep)
         if not best:
             break
-        rungs.append([(rate, rounds) for rate in best])
+        rungs.append([trial._replace(rounds=rounds) for trial in rungs[-1] if trial in best])
     return rungs
 
 
-def _best(search: Search, rung: list[Trial], scores: Scores, count: int) -> list[float]:
-    """Return the `count` best rates of a rung that did not diverge, best first."""
-    converged = [trial for trial in rung if scores[trial] > DIVERGED]
+def _best(search: Search, rung: list[Trial], scores: Scores, count: int) -> list[Trial]:
+    """Return the `count` best trials of a rung that did not diverge, best first."""
+    converged = [trial for trial in rung if scores[trial] > DIVERGED]  # by rising rate, which sorting keeps
     first, second = (0, 1) if search.by == "accuracy" else (1, 0)
-    ranked = sorted(converged, key=lambda trial: (-scores[trial][first], -scores[trial][second], trial[0]))
-    return [rate for rate, _ in ranked[:count]]
+    return sorted(converged, key=lambda trial: (-scores[trial][first], -scores[trial][second]))[:count]

@@ -21,14 +21,15 @@ Table = Mapping[str, Any]
 # What the runner itself decides for every run.
 RUNNER_KEYS = ("seed", "shard-seed", "results-dir", "run-name", "resume", "save-model", "draw-curves")
 STUDY: Mapping[str, Kind] = {
-    "title": TEXT, "name": NAME, "seeds": [rules()["seed"]], "reference": TEXT, "settings": dict, "search": dict,
-    "grid": dict, "group": [dict], "arm": [dict],
+    "title": TEXT, "name": NAME, "seeds": [rules()["seed"]], "shard-seeds": [rules()["shard-seed"]], "reference": TEXT,
+    "settings": dict, "search": dict, "grid": dict, "group": [dict], "arm": [dict], "primary": [dict],
 }  # fmt: skip
+PRIMARY: Mapping[str, Kind] = {"arm": NAME, "against": NAME, "group": NAME}
 GROUP: Mapping[str, Kind] = {"name": NAME, "settings": dict, "reference": TEXT}
 ARM: Mapping[str, Kind] = {"name": TEXT, "settings": dict, "same-rate-as": TEXT, "search": dict}
 SEARCH: Mapping[str, Kind] = {
     **GRID, "rounds": [rules()["num-rounds"]], "keep": Rule(int, "", 1), "seed": rules()["seed"],
-    "by": Rule(str, "", choices=BY),
+    "seeds": [rules()["seed"]], "by": Rule(str, "", choices=BY), "also": dict,
 }  # fmt: skip
 PATH_KEYS = ("data-dir", "weights", "mask-file")  # what lies where differs from machine to machine
 
@@ -90,8 +91,10 @@ def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
             f'name = {shown(name)} is no plain folder name: use letters, digits, ".", "_" and "-", beginning with a '
             'letter, digit or underscore, or two such names as in "family/part" for studies that share runs.'
         )
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds = {shown(list(seeds))}: expected at least one seed, each once.")
+    shard_seeds = tuple(table.get("shard-seeds", ()))
+    for key, given_seeds in {"seeds": seeds, "shard-seeds": shard_seeds}.items():
+        if (key in table and not given_seeds) or len(set(given_seeds)) < len(given_seeds):
+            raise ConfigError(f"{key} = {shown(list(given_seeds))}: expected at least one seed, each once.")
     given = _settings({"settings": dict(overrides)}, "command line")
     in_file = _settings(table, "study")
     shared = in_file | given
@@ -112,7 +115,14 @@ def _study(document: Table, path: Path, overrides: Mapping[str, Any]) -> Study:
         references={name: group["reference"] for name, group in groups.items() if "reference" in group},
         shared=shared,
         search=search,
-        arms=_arms(table, groups, shared, len(seeds)),
+        arms=_arms(table, groups, shared, len(seeds) * max(1, len(shard_seeds))),
+        shard_seeds=shard_seeds,
+        primary=tuple(
+            (each["arm"], each["against"], each.get("group", ""))
+            for each in (
+                read_table(one, PRIMARY, "[[primary]]", ("arm", "against")) for one in table.get("primary", ())
+            )
+        ),
     )
     _refuse_idle(study, in_file, given)
     return study
@@ -122,10 +132,12 @@ def _refuse_idle(study: Study, in_file: Mapping[str, Scalar], overrides: Mapping
     """Refuse settings of the file that have no effect: an arm's own, or shared ones in every arm."""
     everywhere: dict[str, str] | None = None
     for arm in study.arms:
-        keys = arm.own.keys() | (in_file.keys() - overrides.keys())
-        found = idle_by_itself(from_mapping(arm.settings), {**in_file, **arm.own}, keys)
-        if own := [found[key] for key in found if key in arm.own]:
-            raise ConfigError(f'arm "{arm.title}": {" ".join(own)}')
+        search = study.searched(arm)
+        own = {**arm.own, **({} if search is None else dict(search.points[0][1]))}
+        keys = own.keys() | (in_file.keys() - overrides.keys())
+        found = idle_by_itself(from_mapping({**arm.settings, **own}), {**in_file, **own}, keys)
+        if idle := [found[key] for key in found if key in own]:
+            raise ConfigError(f'arm "{arm.title}": {" ".join(idle)}')
         everywhere = found if everywhere is None else {key: everywhere[key] for key in everywhere if key in found}
     if everywhere:
         raise ConfigError(f"[settings], in every arm: {' '.join(everywhere.values())}")
@@ -133,6 +145,11 @@ def _refuse_idle(study: Study, in_file: Mapping[str, Scalar], overrides: Mapping
 
 def _search(table: Table, place: str) -> Search:
     checked = read_table(table, SEARCH, place, ("from", "to", "rounds"))
+    if "seed" in checked and "seeds" in checked:
+        raise ConfigError(f"{place}: give seed or seeds, not both.")
+    also = _lists(checked.get("also", {}), f"{place} also")
+    if decided := [key for key in also if key in ("learning-rate", "num-rounds")]:
+        raise ConfigError(f"{place} also: {decided[0]} is what a search decides by itself: leave it out.")
     try:
         return Search(
             low=checked["from"],
@@ -140,8 +157,9 @@ def _search(table: Table, place: str) -> Search:
             per_decade=checked.get("per-decade", 2),
             rounds=tuple(checked["rounds"]),
             keep=checked.get("keep", 2),
-            seed=checked.get("seed", 0),
+            seeds=tuple(checked.get("seeds", [checked.get("seed", 0)])),
             by=checked.get("by", "accuracy"),
+            also=tuple((key, tuple(values)) for key, values in also.items()),
         )
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from None
@@ -153,7 +171,7 @@ def _own_search(arm: Table, study: Table, place: str) -> Search | None:
         return None
     if "search" not in study:
         raise ConfigError(f"{place}: search changes the study's [search], and there is none: add it.")
-    if "seed" in arm["search"]:
+    if {"seed", "seeds"} & arm["search"].keys():
         raise ConfigError(f"{place}: search has no seed of its own: set that of all arms in [search].")
     return _search({**study["search"], **arm["search"]}, f"{place}: search")
 
@@ -173,7 +191,7 @@ def _arms(study: Table, groups: Mapping[str, Table], shared: Mapping[str, Scalar
     """Return every arm in every group (or in those that it names), times the grid, group by group."""
     of_group = {name: _settings(group, f'[[group]] "{name}"') for name, group in groups.items()}
     tables = study.get("arm") or ([{"name": ""}] if "grid" in study else [])
-    grid = _grid(study)
+    grid = _lists(study.get("grid", {}), "[grid]")
     members = [_groups_of(table, f"[[arm]] {shown(table.get('name'))}") or list(groups) or [""] for table in tables]
     refuse_too_many(sum(map(len, members)) * math.prod(map(len, grid.values())) * seeds)
     variants, arms = _variants(grid), []
@@ -200,18 +218,18 @@ def _groups_of(table: Table, place: str) -> list[str]:
     return [NAME.check(f"{place}: group", group) for group in groups]  # type: ignore[misc]
 
 
-def _grid(study: Table) -> dict[str, list[Any]]:
-    """Return the lists of values of [grid], by key in kebab-case."""
-    grid: dict[str, list[Any]] = {}
-    for key, values in study.get("grid", {}).items():
+def _lists(table: Table, place: str) -> dict[str, list[Any]]:
+    """Return the lists of values of settings, by key in kebab-case."""
+    lists: dict[str, list[Any]] = {}
+    for key, values in table.items():
         if not isinstance(values, list) or not values:
             name = shown(key).strip('"')
-            raise ConfigError(f"[grid] {name} = {shown(values)}: expected a list of values, for example [4, 8].")
-        _refuse_runner_key(kebab(key), "[grid]")
-        if kebab(key) in grid:
-            raise ConfigError(f"[grid] {kebab(key)} is given twice.")
-        grid[kebab(key)] = values
-    return grid
+            raise ConfigError(f"{place} {name} = {shown(values)}: expected a list of values, for example [4, 8].")
+        _refuse_runner_key(kebab(key), place)
+        if kebab(key) in lists:
+            raise ConfigError(f"{place} {kebab(key)} is given twice.")
+        lists[kebab(key)] = values
+    return lists
 
 
 def _variants(grid: Mapping[str, Sequence[Any]]) -> list[tuple[str, dict[str, Scalar]]]:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from fl_taskarith.figures.markdown import (
 from fl_taskarith.figures.run_groups import Member, members, read_run
 from fl_taskarith.figures.set_curves import plot_bands
 from fl_taskarith.figures.set_plots import SWEPT, plot_drift, plot_heat_map, plot_sweep
+from fl_taskarith.figures.statistics import seed_words
+from fl_taskarith.storage.correctness import KINDS
 from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.files import file_names, make_folder, write_atomically
 from fl_taskarith.storage.record_files import COUNT, read_csv
-from fl_taskarith.study.comparison import Comparison, compare, head_words
+from fl_taskarith.study.comparison import Comparison, PrimaryRow, compare, compare_primary, head_words
 from fl_taskarith.study.definition import Study
-from fl_taskarith.study.frame import StudyFrame, read_frame, varied_settings
+from fl_taskarith.study.frame import StudyFrame, read_frame, seed_columns, varied_settings
 from fl_taskarith.study.results import State, StudyResults
-from fl_taskarith.study.search import DIVERGED, Search
+from fl_taskarith.study.search import DIVERGED, Search, also_words
 from fl_taskarith.study.shipped import is_shipped, origin_words
 from fl_taskarith.study.study_file import shown_setting
 from fl_taskarith.study.table_plots import plot_arms
@@ -57,12 +60,17 @@ def write_tables(results: StudyResults) -> None:
         )  # fmt: skip
         return
     make_folder(results.folder)
+    shares = not all(isnan(row.retained) for row in rows)
     files = {
         "README.md": _readme(results, frame, rows),
-        "table.csv": csv_text([_arm_record(study, row) for row in rows]),
+        "table.csv": csv_text([_arm_record(study, row, shares) for row in rows]),
         "runs.csv": csv_text(frame.runs.drop(columns="title").to_dict("records")),
         "settings.json": _settings_record(frame),
     }
+    if study.primary:
+        files["primary.csv"] = csv_text(list(map(_primary_record, compare_primary(frame))))
+    if correct := _correct_records(frame):
+        files["correct.csv"] = csv_text(correct)
     if not frame.rounds.empty:
         files["curves.csv"] = csv_text(frame.rounds.to_dict("records"))
     if study.search is not None:
@@ -105,6 +113,15 @@ def _readme(results: StudyResults, frame: StudyFrame, rows: Sequence[Comparison]
         origin=origin_words(sum(shipped), len(shipped)),
         groups=groups,
         figures=[each for name, draw in whole.items() for each in _figures(results, rows, name, draw)],
+        primary=primary_table(study, compare_primary(frame)) if study.primary else "",
+        over={
+            pairs.over
+            for row in rows
+            for pairs in (row.gain, row.difference)
+            if pairs is not None and (pairs.over or pairs.n > 1)
+        },
+        head=head_words(rows),
+        shares=not all(isnan(row.retained) for row in rows),
         searched=len(fixed) < len(study.arms),
         own_searches=list(own_searches.items()),
         fixed=fixed,
@@ -159,10 +176,11 @@ def arm_table(study: Study, rows: Sequence[Comparison]) -> str:
         _Column("learning rate", _rate, always=True),
         _Column(f"{head}, test %", lambda row: mean_with_sd(row.ridge) if row.ridge.sd else number(row.ridge.mean)),
         _Column("test accuracy %", _accuracy, always=True),
-        _Column("n", lambda row: _count(row, len(study.seeds)), always=True),
+        _Column("n", lambda row: _count(row, len(study.run_seeds)), always=True),
         _Column("stopped early after round", _stops),
         _Column("val accuracy %", lambda row: mean_with_sd(row.val)),
         _Column(f"gain over {head} [95 % CI]", lambda row: mean_with_interval(row.gain)),
+        _Column("gain, % of the best iid arm's", lambda row: number(row.retained, 1)),
         _Column(f"difference to {reference} [95 % CI]",
                 lambda row: BLANK if row.difference is None else mean_with_interval(row.difference)),
         _Column("detectable", lambda row: BLANK if row.difference is None else number(row.difference.detectable)),
@@ -179,8 +197,10 @@ def _rate(row: Comparison) -> str:
     if choice is None:
         return BLANK
     notes = [f"that of {arm.same_rate_as}"] if arm.same_rate_as else []
-    notes += ["edge: not tuned"] if choice.edge else []
-    return f"{choice.rate:g}" + (f" ({'; '.join(notes)})" if notes else "")
+    where = "" if choice.edges in ((), ("learning-rate",)) else f" of {', '.join(choice.edges)}"
+    notes += [f"edge{where}: not tuned"] if choice.edge else []
+    also = f", {also_words(choice.also)}" if choice.also else ""
+    return f"{choice.rate:g}{also}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _accuracy(row: Comparison) -> str:
@@ -201,18 +221,40 @@ def _stops(row: Comparison) -> str:
 
 def _failures(rows: Sequence[Comparison]) -> list[str]:
     lines = [f"{row.results.arm.label}: {row.results.problem}" for row in rows if row.results.problem]
-    lines += [f"{row.results.arm.label}, seed {seed}: {cause}"
-              for row in rows for seed, cause in row.results.causes.items()]  # fmt: skip
+    lines += [f"{row.results.arm.label}, {seed_words(key)}: {cause}"
+              for row in rows for key, cause in row.results.causes.items()]  # fmt: skip
     return [line.replace("\n", " ") for line in lines]
 
 
-def _arm_record(study: Study, row: Comparison) -> dict[str, object]:
+def primary_table(study: Study, rows: Sequence[PrimaryRow]) -> str:
+    """Return the primary contrasts in Markdown."""
+    count = "shard seeds" if study.shard_seeds else "n"
+    header = ["arm", "against", "difference [95 % CI]", count, "p (Holm)", "verdict"]
+    return markdown_table(header, [
+        (row.contrast.arm.title, row.contrast.against.title, mean_with_interval(row.difference), str(row.difference.n),
+         number(row.p, 4), row.verdict)
+        for row in rows
+    ])  # fmt: skip
+
+
+def _primary_record(row: PrimaryRow) -> dict[str, object]:
+    """Return one line of primary.csv: `low` and `high` of 95 %, `inner` of 90 %."""
+    pairs = row.difference
+    return {
+        "group": row.contrast.arm.group, "arm": row.contrast.arm.label, "against_group": row.contrast.against.group,
+        "against": row.contrast.against.label, "mean": pairs.mean, "sd": pairs.sd, "n": pairs.n, "low": pairs.low,
+        "high": pairs.high, "inner_low": pairs.inner[0], "inner_high": pairs.inner[1],
+        "detectable": pairs.detectable, "over": pairs.over, "p": pairs.p, "p_holm": row.p, "verdict": row.verdict,
+    }  # fmt: skip
+
+
+def _arm_record(study: Study, row: Comparison, with_retained: bool) -> dict[str, object]:
     """Return one line of table.csv; what is not known is empty."""
     arm, choice = row.results.arm, row.results.choice
     record: dict[str, object] = {
         "group": arm.group,
         "arm": arm.label,
-        **varied_settings(study, arm),
+        **varied_settings(study, row.results),
         "density": row.results.density,
         "learning_rate": None if choice is None else choice.rate,
         "edge": None if choice is None else choice.edge,
@@ -224,9 +266,20 @@ def _arm_record(study: Study, row: Comparison) -> dict[str, object]:
     for name, pairs in (("gain", row.gain), ("difference", row.difference)):
         parts = ("mean", "sd", "low", "high", "detectable", "n")
         record |= {f"{name}_{part}": None if pairs is None else getattr(pairs, part) for part in parts}
+    if with_retained:
+        record["gain_retained_percent"] = row.retained
     stops = any(each.settings.get("early-stopping-patience") for each in study.arms)
     early = {"stopped_early": _stops(row)} if stops else {}
     return record | {"uplink_megabytes": row.uplink.mean} | early
+
+
+def _correct_records(frame: StudyFrame) -> list[dict[str, object]]:
+    """Return the lines of correct.csv: which test images each run has right, as run.json says it; none if unknown."""
+    return [
+        {"group": arm.arm.group, "arm": arm.arm.label, **seed_columns(frame.study, key),
+         "images": len(images), **{kind: " ".join((arm.outcomes[key].record or {}).get(kind, ())) for kind in KINDS}}
+        for arm in frame.arms for key, images in arm.correct.items()
+    ]  # fmt: skip
 
 
 def _settings_record(frame: StudyFrame) -> str:
@@ -237,35 +290,52 @@ def _settings_record(frame: StudyFrame) -> str:
         | ({} if each.arm.search is None else {"search": _search_record(each.arm.search)})
         for each in frame.arms
     ]
-    record = {
+    record: dict[str, object] = {
         "title": study.title,
         "seeds": list(study.seeds),
+        **({"shard_seeds": list(study.shard_seeds)} if study.shard_seeds else {}),
         "search": None if study.search is None else _search_record(study.search),
         "machines": frame.machines,
         "arms": arms,
     }
+    if study.primary:
+        record["primary"] = [
+            {"group": arm.group, "arm": arm.label, "against_group": against.group, "against": against.label}
+            for arm, against in study.contrasts
+        ]
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
 def _search_record(search: Search) -> dict[str, Any]:
-    return {"rates": list(search.rates), "rounds": list(search.rounds), "keep": search.keep, "seed": search.seed}
+    several, by_loss = len(search.seeds) > 1, search.by == "loss"
+    return (
+        {"rates": list(search.rates), "rounds": list(search.rounds), "keep": search.keep}
+        | ({"seeds": list(search.seeds)} if several else {"seed": search.seeds[0]})
+        | ({"by": search.by} if by_loss else {})
+        | ({"also": {key: list(values) for key, values in search.also}} if search.also else {})
+    )
 
 
 def trials_csv(results: StudyResults) -> str:
     """Return search.csv: everything the searches tried so far, and what they chose."""
     records: list[dict[str, object]] = []
-    for arm in results.study.arms:
-        if results.study.rate_arm(arm) is not arm:
+    study = results.study
+    searches = [search for arm in study.arms if (search := study.searched(arm)) is not None]
+    others = any(search.also for search in searches)
+    for arm in study.arms:
+        if study.rate_arm(arm) is not arm:
             continue
         try:
             choice = results.choice(arm)
         except FlTaskarithError:  # told where the tables are made
             choice = None
-        for (rate, rounds), score in results.scores(arm).items():
+        for trial, score in results.scores(arm).items():
             diverged = score == DIVERGED
+            chosen = choice is not None and (choice.rate, choice.also) == (trial.rate, trial.also)
             records.append({
-                "group": arm.group, "arm": arm.label, "learning_rate": rate, "rounds": rounds,
+                "group": arm.group, "arm": arm.label, "learning_rate": trial.rate,
+                **({"also": also_words(trial.also)} if others else {}), "rounds": trial.rounds,
                 "val_accuracy": None if diverged else score[0], "val_loss": None if diverged else -score[1],
-                "diverged": diverged, "chosen": choice is not None and choice.rate == rate,
+                "diverged": diverged, "chosen": chosen,
             })  # fmt: skip
     return csv_text(records)

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 class Evaluation:
     """Mean cross-entropy in nats, and accuracy in [0, 1], over `examples` images.
 
-    `correct` says of each image, in order, whether it was classified right: see `storage.correctness`. It is empty for
-    measures that were stored by a version without it.
+    `correct` says of each image, in order, whether it was classified right: see `storage.correctness`. It is empty
+    where that is not known.
     """
 
     loss: float

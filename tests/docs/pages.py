@@ -23,6 +23,8 @@ import numpy as np
 import pandas
 from scipy import stats
 
+from fl_taskarith.figures.statistics import FEWEST, holm, paired
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
 WIDTH = 120  # characters of a line of text
@@ -40,9 +42,12 @@ class StudyTables:
 
     def __getitem__(self, key: str) -> pandas.Series:
         """Return the test accuracies in % of an arm's finished runs, by seed."""
+        return self.column(key, "test_percent")
+
+    def column(self, key: str, name: str) -> pandas.Series:
+        """Return a column of runs.csv for an arm's finished runs, by seed."""
         rows = self._rows(self.runs, key)
-        rows = rows[rows["state"] == "done"]
-        return rows.set_index("seed")["test_percent"].sort_index()
+        return rows[rows["state"] == "done"].set_index("seed")[name].sort_index()
 
     def row(self, key: str) -> pandas.Series:
         """Return the arm's row of table.csv."""
@@ -52,8 +57,10 @@ class StudyTables:
         return rows.iloc[0]
 
     def gain(self, key: str, digits: int = 2, signed: bool = True) -> str:
-        """Return the gain over the ridge head in points with its 95 % interval."""
+        """Return the gain over the ridge head in points with its 95 % interval or, of two seeds, with both gains."""
         row = self.row(key)
+        if np.isnan(row.gain_low):
+            return diff(self[key], self.column(key, "ridge_test_percent"), digits, signed)
         return interval(row.gain_mean, row.gain_low, row.gain_high, digits, signed)
 
     def rate(self, *keys: str) -> str:
@@ -61,24 +68,32 @@ class StudyTables:
         (rate,) = {f"{self.row(key).learning_rate:g}" for key in keys}
         return rate
 
-    def kept(self, key: str, base: str = "iid") -> str:
-        """Return the arm's accuracy as a share of that of the same arm in the group `base`."""
-        arm = key.split(": ", 1)[1]
-        share = 100 * self[key].mean() / self[f"{base}: {arm}"].mean()
-        return f"{share:.1f} %"
+    def best_arm(self, group: str = "iid") -> str:
+        """Return the name of the tuned arm of a group that validation ranks first, of those at J = 4 that train."""
+        rows = self.table[(self.table.group == group) & ~self.table.edge.eq(True) & (self.table.learning_rate > 0)]
+        rows = rows[rows.local_steps == 4] if "local_steps" in rows else rows
+        return f"{group}: {rows.loc[rows.val_percent.idxmax()].arm}"
+
+    def share(self, key: str, group: str = "iid") -> str:
+        """Return the arm's gain over the ridge head as a share of that of the best arm of `group`."""
+        return f"{100 * self.row(key).gain_mean / self.row(self.best_arm(group)).gain_mean:.0f} %"
+
+    def share_of_accuracy(self, key: str, group: str = "iid") -> str:
+        """Return the arm's accuracy as a share of that of the best arm of `group`."""
+        return f"{100 * self[key].mean() / self[self.best_arm(group)].mean():.1f} %"
 
     def counts(self, group: str = "", column: str = "gain", reference: str = "ridge head") -> Mapping[str, int]:
         """Return how many comparisons there are of a group, or of all: `all`, `sure` (intervals without 0), `holm`.
 
         Where all seeds differ by the same amount, no interval can be computed, and the comparison counts in `all` only.
         """
-        rows = self.table[(self.table.arm != reference) & (self.table[f"{column}_n"] > 1)]
+        rows = self.table[(self.table.arm != reference) & (self.table[f"{column}_n"] >= FEWEST)]
         rows = rows[rows.group == group] if group else rows
         mean, sd, n = (rows[f"{column}_{part}"] for part in ("mean", "sd", "n"))
         tested = sd > 1e-9
         p = 2 * stats.t.sf(np.abs(mean[tested]) / (sd[tested] / np.sqrt(n[tested])), n[tested] - 1)
         sure = (rows[f"{column}_low"] > 0) | (rows[f"{column}_high"] < 0)
-        return {"all": len(rows), "sure": int((sure & tested).sum()), "holm": holm(p)}
+        return {"all": len(rows), "sure": int((sure & tested).sum()), "holm": rejected(p)}
 
     def first(self, key: str, target: float) -> pandas.Series:
         """Return round and uplink_megabytes, since round 0, where the mean on validation first reaches `target`."""
@@ -132,10 +147,12 @@ def acc(values: pandas.Series, digits: int = 2) -> str:
 
 
 def diff(a: pandas.Series, b: pandas.Series, digits: int = 1, signed: bool = False) -> str:
-    """Write the mean of a - b over common seeds with its paired 95 % t interval."""
-    pairs = (a - b).dropna()
-    half = stats.t.ppf(0.975, len(pairs) - 1) * pairs.std() / np.sqrt(len(pairs))
-    return interval(pairs.mean(), pairs.mean() - half, pairs.mean() + half, digits, signed)
+    """Write the mean of a - b over common seeds with its paired 95 % t interval or, of two seeds, with both."""
+    pairs = paired(dict(a), dict(b))
+    if pairs.over:
+        return interval(pairs.mean, pairs.low, pairs.high, digits, signed)
+    whole, *each = (f"{value:{'+' if signed else ''}.{digits}f}" for value in (pairs.mean, *pairs.values))
+    return f"{whole} ({' and '.join(each)} in the two seeds)" if len(each) == 2 else whole
 
 
 def gap(a: pandas.Series, b: pandas.Series, digits: int = 1) -> str:
@@ -145,15 +162,12 @@ def gap(a: pandas.Series, b: pandas.Series, digits: int = 1) -> str:
 
 def survivors(pairs: Sequence[tuple[pandas.Series, pandas.Series]]) -> int:
     """Return how many of the paired differences survive Holm's correction at 5 %."""
-    p = [float(stats.ttest_1samp((a - b).dropna(), 0.0).pvalue) for a, b in pairs]
-    return holm(np.array(p))
+    return rejected([paired(dict(a), dict(b)).p for a, b in pairs])
 
 
-def holm(p: Any) -> int:
+def rejected(p: Sequence[float]) -> int:
     """Return how many of the p values Holm's step-down procedure rejects at 5 %."""
-    ordered = np.sort(np.nan_to_num(np.asarray(p, dtype=float), nan=1.0))
-    passed = ordered <= 0.05 / (len(ordered) - np.arange(len(ordered)))
-    return len(ordered) if passed.all() else int(np.argmin(passed))
+    return sum(value <= 0.05 for value in holm(p))
 
 
 def stated(text: str) -> str:

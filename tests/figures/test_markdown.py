@@ -22,7 +22,7 @@ def test_a_table_has_a_line_per_row_and_none_breaks() -> None:
 def test_cells_say_no_more_than_their_number_of_seeds_allows() -> None:
     assert [mean_with_sd(summarise(values)) for values in ([], [1.0], [1.0, 2.0])] == [BLANK, "1.00", "1.50 ± 0.71"]
     pairs = [paired(dict(enumerate(values)), dict.fromkeys(range(3), 1.0)) for values in ([], [0.5], [2.0, 2.0])]
-    assert [mean_with_interval(each) for each in pairs] == [BLANK, "-0.50", "+1.00 [+1.00, +1.00]"]
+    assert [mean_with_interval(each) for each in pairs] == [BLANK, "-0.50", "+1.00 (+1.00, +1.00)"]
     assert number(math.nan) == BLANK and number(0.25, 1) == "0.2"
 
 

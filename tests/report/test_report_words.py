@@ -19,7 +19,6 @@ from fl_taskarith.report.contrasts import (
     enough_rounds,
     find_families,
     first_reaching,
-    p_value,
     ranked_by_validation,
     surviving_holm,
     twin,
@@ -83,24 +82,24 @@ def test_numbers_by_hand() -> None:
     assert lay_out("settings", [["x_y", [1, 2]]]).count(r"\\") == 2
 
 
-@given(st.lists(st.floats(-5, 5).map(lambda value: round(value, 3)), min_size=2, max_size=6))
+@given(st.lists(st.floats(-5, 5).map(lambda value: round(value, 3)), min_size=3, max_size=6))
 def test_a_difference_is_told_exactly_where_scipys_interval_excludes_zero(values: list[float]) -> None:
     pairs = pair(values)
     if np.std(values) < 1e-6:
         assert verdict(pairs) == "undecided"
-        assert p_value(pairs) == 1.0
+        assert pairs.p == 1.0
         return
     test = stats.ttest_1samp(values, 0.0)
     low, high = test.confidence_interval(0.95)
     if min(abs(low), abs(high)) > 1e-9:
         assert verdict(pairs) == ("higher" if low > 0 else "lower" if high < 0 else "undecided")
-    assert p_value(pairs) == pytest.approx(test.pvalue, abs=1e-12)
+    assert pairs.p == pytest.approx(test.pvalue, abs=1e-12)
 
 
 @given(st.lists(st.lists(st.floats(-3, 9), min_size=3, max_size=3), min_size=1, max_size=6))
 def test_holm_against_its_adjusted_p_values(samples: list[list[float]]) -> None:
     pairs = [pair(sample) for sample in samples]
-    ordered = sorted(p_value(each) for each in pairs)
+    ordered = sorted(each.p for each in pairs)
     adjusted = [max((len(ordered) - i) * ordered[i] for i in range(rank + 1)) for rank in range(len(ordered))]
     assert surviving_holm(pairs) == sum(value <= 0.05 for value in adjusted)
 
@@ -112,6 +111,7 @@ def test_holm_against_its_adjusted_p_values(samples: list[list[float]]) -> None:
         ([-2.0, -2.1, -1.9], r"A is less accurate than B: $-2.00$ [$-2.25$,~$-1.75$] points (n~=~3)", "told"),
         ([2.0, -2.1, 1.9], "the data cannot tell whether A is more or less accurate than B", "undecided"),
         ([0.56, 0.56, 0.56], "more or less accurate than B: all 3 seeds $+0.56$ points", "undecided"),
+        ([2.0, 2.1], r"B: $+2.05$ ($+2.00$, $+2.10$) points (n~=~2)", "undecided"),
         ([2.0], r"cannot tell whether A is more or less accurate than B: $+2.00$ points (n~=~1)", "undecided"),
         ([], r"\notrun{}", "not run"),
     ],
@@ -126,6 +126,8 @@ def test_claims_are_worded_by_the_interval(values: list[float], expected: str, s
         assert "[" not in made.text and not made.detail, "an interval of no width is none"
     if len(values) == 1:
         assert "one seed has no interval" in made.detail
+    if len(values) == 2:
+        assert "two seeds have no interval" in made.detail
 
 
 def test_a_table_has_the_verdict_on_every_difference_and_its_sentence_counts_them() -> None:
@@ -230,9 +232,7 @@ def test_the_first_round_that_gets_to_an_accuracy_is_that_of_the_mean_over_seeds
     assert math.isnan(reached.megabytes)
 
 
-def test_holm_keeps_what_bonferroni_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("p", "survive"), [([0.04, 0.01, 0.02], 3), ([0.06, 0.01, 0.02], 2), ([0.03, 0.01, 0.03], 1)])
+def test_holm_keeps_what_bonferroni_would_not(p: list[float], survive: int) -> None:
     """Of p = 0.01, 0.02, 0.04 all are at most 0.05/3, 0.05/2, 0.05; only the first is at most 0.05/3."""
-    monkeypatch.setattr("fl_taskarith.report.contrasts.p_value", lambda value: value)
-    assert surviving_holm([0.04, 0.01, 0.02]) == 3  # type: ignore[list-item]
-    assert surviving_holm([0.06, 0.01, 0.02]) == 2  # type: ignore[list-item]
-    assert surviving_holm([0.03, 0.01, 0.03]) == 1  # type: ignore[list-item]
+    assert surviving_holm([Paired(1.0, 1.0, 3, p=each) for each in p]) == survive

@@ -120,7 +120,7 @@ def test_a_search_does_not_look_at_the_test_split(
     both: Callable[..., tuple[Outcome, Outcome]], quick_config: Config, tmp_path: Path
 ) -> None:
     def run(name: str) -> Outcome:
-        path, choice = search_rate(quick_config, Search(1e-4, 1.0, 1, (1, 2), 2, 0), tmp_path / name)
+        path, choice = search_rate(quick_config, Search(1e-4, 1.0, 1, (1, 2), 2, (0,)), tmp_path / name)
         with open(path, encoding="utf-8", newline="") as file:
             trials = [{key: value for key, value in row.items() if "test" not in key} for row in csv.DictReader(file)]
         return {"choice": choice, "trials": trials}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fl_taskarith import History, simulate
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.server.federated import FederatedRun
-from fl_taskarith.storage.correctness import CORRECT, correct_images, packed
+from fl_taskarith.storage.correctness import CORRECT, HEAD_CORRECT, correct_images, packed
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=11, max_size=11), min_size=1, max_size=3))
@@ -48,12 +48,18 @@ def test_a_run_notes_it_of_its_final_model_also_if_it_was_cut_after_its_last_rou
     assert right is not None
     assert right.mean() == pytest.approx(whole.rows[-1]["test_accuracy"])
     assert set(right) == {0, 1}
+    head = correct_images(_record(whole.folder), HEAD_CORRECT)
+    assert head is not None
+    assert head.mean() == pytest.approx(whole.rows[0]["test_accuracy"])
 
     with monkeypatch.context() as patch:
         patch.setattr(FederatedRun, "_end", cut)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "cut")
-    assert _record(run(tmp_path / "cut").folder)[CORRECT] == _record(whole.folder)[CORRECT]
+    resumed = _record(run(tmp_path / "cut").folder)
+    assert {key: resumed[key] for key in (CORRECT, HEAD_CORRECT)} == {
+        key: _record(whole.folder)[key] for key in (CORRECT, HEAD_CORRECT)
+    }
 
 
 def cut(_: object) -> None:

@@ -11,7 +11,7 @@ from fl_taskarith.errors import StudyError
 from fl_taskarith.study.one_search import search_rate
 from fl_taskarith.study.search import Search
 
-SEARCH = Search(1e-3, 10.0, 1, (1, 2), 2, 0)
+SEARCH = Search(1e-3, 10.0, 1, (1, 2), 2, (0,))
 
 
 @pytest.mark.figures

@@ -11,28 +11,29 @@ from scipy import stats
 
 from fl_taskarith.errors import ConfigError, StudyError
 from fl_taskarith.figures.statistics import paired, summarise
-from fl_taskarith.study.search import DIVERGED, Choice, Scores, Search, choose, open_trials, trials_left
+from fl_taskarith.study.search import DIVERGED, Choice, Scores, Search, Trial, choose, open_trials, trials_left
 from fl_taskarith.study.study_file import load_study
 
-SEARCH = Search(low=1e-3, high=10.0, per_decade=1, rounds=(1, 2), keep=2, seed=0)
+SEARCH = Search(low=1e-3, high=10.0, per_decade=1, rounds=(1, 2), keep=2, seeds=(0,))
 
 
 def search_by(score: Callable[[float, int], float]) -> tuple[Choice, Scores]:
-    scores: dict[tuple[float, int], tuple[float, float]] = {}
+    scores: dict[Trial, tuple[float, float]] = {}
     while trials := open_trials(SEARCH, scores):
-        scores |= {trial: (score(*trial), 0.0) if score(*trial) > -math.inf else DIVERGED for trial in trials}
+        values = {trial: score(trial.rate, trial.rounds) for trial in trials}
+        scores |= {trial: (value, 0.0) if value > -math.inf else DIVERGED for trial, value in values.items()}
     return choose(SEARCH, scores), scores
 
 
 def test_the_grid_holds_both_ends_and_round_numbers() -> None:
     assert SEARCH.rates == (0.001, 0.01, 0.1, 1.0, 10.0)
-    assert Search(1e-4, 1.0, 2, (1,), 1, 0).rates[:4] == (0.0001, 0.000316, 0.001, 0.00316)
+    assert Search(1e-4, 1.0, 2, (1,), 1, (0,)).rates[:4] == (0.0001, 0.000316, 0.001, 0.00316)
 
 
 def test_the_search_finds_the_best_rate_and_gives_long_runs_to_the_best_only() -> None:
     choice, scores = search_by(lambda rate, rounds: -abs(math.log10(rate)) + (rate == 0.1) * rounds)
     assert choice == Choice(0.1, edge=False)
-    assert [trial for trial in scores if trial[1] == 2] == [(0.1, 2), (1.0, 2)]
+    assert [trial for trial in scores if trial.rounds == 2] == [Trial(0.1, 2), Trial(1.0, 2)]
 
 
 def test_ties_go_to_the_smaller_rate() -> None:
@@ -47,7 +48,7 @@ def test_an_optimum_at_an_end_of_the_grid_is_flagged(best: float) -> None:
 def test_a_rate_that_diverges_never_wins_and_never_goes_on() -> None:
     choice, scores = search_by(lambda rate, rounds: 0.2 if rate == 0.01 else -math.inf)
     assert choice == Choice(0.01, edge=False)
-    assert [trial for trial in scores if trial[1] == 2] == [(0.01, 2)]
+    assert [trial for trial in scores if trial.rounds == 2] == [Trial(0.01, 2)]
 
 
 def test_a_search_in_which_everything_diverges_says_so() -> None:
@@ -58,10 +59,10 @@ def test_a_search_in_which_everything_diverges_says_so() -> None:
 def test_a_search_by_loss_takes_the_least_loss_and_then_the_accuracy() -> None:
     """In both rungs: the most accurate rates have the largest losses."""
     search = dataclasses.replace(SEARCH, by="loss")
-    scores: dict[tuple[float, int], tuple[float, float]] = {}
+    scores: dict[Trial, tuple[float, float]] = {}
     while trials := open_trials(search, scores):
-        scores |= {(rate, rounds): (0.5 + 0.1 * math.log10(rate), -max(rate, 0.01)) for rate, rounds in trials}
-    assert [rate for rate, rounds in scores if rounds == 2] == [0.001, 0.01]
+        scores |= {trial: (0.5 + 0.1 * math.log10(trial.rate), -max(trial.rate, 0.01)) for trial in trials}
+    assert [trial.rate for trial in scores if trial.rounds == 2] == [0.001, 0.01]
     assert choose(search, scores) == Choice(0.01, edge=False), "of equal losses the more accurate"
 
 
@@ -113,8 +114,8 @@ def test_the_detectable_difference_by_hand() -> None:
 
 
 def test_what_is_left_of_a_search_counts_the_rungs_to_come() -> None:
-    search = Search(1e-3, 10.0, 1, (1, 2, 6), 2, 0)
+    search = Search(1e-3, 10.0, 1, (1, 2, 6), 2, (0,))
     assert sorted(trials_left(search, {})) == [1] * 5 + [2, 2, 6, 6]
-    first = {(rate, 1): (rate, 0.0) for rate in search.rates}
+    first = {Trial(rate, 1): (rate, 0.0) for rate in search.rates}
     assert sorted(trials_left(search, first)) == [2, 2, 6, 6]
-    assert sorted(trials_left(search, first | {(10.0, 2): (0.5, 0.0)})) == [2, 6, 6]
+    assert sorted(trials_left(search, first | {Trial(10.0, 2): (0.5, 0.0)})) == [2, 6, 6]

@@ -28,7 +28,7 @@ def test_lists_of_runs_are_counted_before_they_are_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"runs are asked for"):
         study_of(STUDY + "".join(f'[[group]]\nname = "g{n}"\n' for n in range(MOST_RUNS // 5)), tmp_path)
     with pytest.raises(ConfigError, match=r"4,009 runs are asked for"):
-        Search(1e-3, 10.0, 2, tuple(range(1, 2002)), 2, 0)
+        Search(1e-3, 10.0, 2, tuple(range(1, 2002)), 2, (0,))
     with pytest.raises(ConfigError, match=r"\[search\]: 4,003 runs are asked for"):
         study_of(SEARCHED.replace("rounds = [1, 2]", f"rounds = {list(range(1, 2001))}"), tmp_path)
 
