@@ -43,16 +43,19 @@ class Result:
     """The result of a benchmark.
 
     Attributes:
-        ratio: how many times as long the reference takes as ours, or what the benchmark's docstring says.
+        ratio: how many times as long the reference takes as ours, or what the benchmark's docstring says; None if
+            that was not measured.
         figures: JSON values besides the options.
         lines: for a reader.
         draw: writes the figure PATH.png and PATH.pdf, where there is one.
+        suffix: behind the benchmark's name in those of its files.
     """
 
-    ratio: float
+    ratio: float | None
     figures: Mapping[str, Any]
     lines: Sequence[str]
     draw: Callable[[Path], object] | None = None
+    suffix: str = ""
 
     def write(self, name: str, options: Namespace, folder: Path) -> Path:
         """Write folder/NAME.json with options, versions and machine, and the figure; return the path of the JSON."""
@@ -60,10 +63,10 @@ class Result:
         machine = {"device": describe_device(choose_device(options.device)), "threads": torch.get_num_threads()}
         given = {key: value for key, value in vars(options).items() if key != "device"}
         record = {"bench": name, "ratio": self.ratio, **machine, **environment(), **given, **self.figures}
-        path = folder / f"{name}.json"
+        path = folder / f"{name}{self.suffix}.json"
         write_atomically(path, json.dumps(record, indent=2) + "\n")
         if self.draw is not None:
-            self.draw(folder / name)
+            self.draw(folder / f"{name}{self.suffix}")
         return path
 
 

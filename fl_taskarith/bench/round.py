@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import cast
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
@@ -103,29 +104,40 @@ def federation_of_clients(home: Workspace, frozen: Frozen, folder: Path) -> Fede
 class Bare:
     """As many steps as a round has, on a model of its own, with one optimizer throughout."""
 
-    def __init__(self, home: Workspace, head: dict[str, Tensor]) -> None:
-        """Copy the model with a head of weight [classes, features] and bias [classes], and draw all batches."""
-        self.home, config = home, home.config
+    def __init__(
+        self, home: Workspace, head: dict[str, Tensor], steps: int = harness.STEPS, compile_mode: str | None = None
+    ) -> None:
+        """Copy the model with a head of weight [classes, features] and bias [classes], and draw all batches.
+
+        The network is compiled under torch.compile's `compile_mode`, by default under that of the settings.
+        """
+        self.home, mode = home, home.config.compile if compile_mode is None else compile_mode
         home.load(head)
         self.model = copy.deepcopy(home.model)
         self.parameters = set_trained(self.model, home.trained_names(1))
         self.network: nn.Module = self.model
-        if config.compile != "off":
-            self.network = cast(nn.Module, torch.compile(self.model, mode=config.compile, dynamic=False))
-        generator = random_generator(0, "bench round")
-        positions = batch_positions(len(home.data.train), config.batch_size, harness.STEPS, generator)
-        self.batches = torch.from_numpy(positions).to(home.device)
-        padding = home.preprocessing.crop_padding
-        self.augmentations = draw_augmentations(len(positions), config.batch_size, padding, generator, home.device)
+        if mode != "off":
+            self.network = cast(nn.Module, torch.compile(self.model, mode=mode, dynamic=False))
+        self.draw(steps, random_generator(0, "bench round"))
+
+    def draw(self, steps: int, generator: np.random.Generator) -> None:
+        """Draw the batches of all steps, as a client draws them."""
+        home, batch = self.home, self.home.config.batch_size
+        self.batches = torch.from_numpy(batch_positions(len(home.data.train), batch, steps, generator)).to(home.device)
+        self.augmentations = draw_augmentations(steps, batch, home.preprocessing.crop_padding, generator, home.device)
 
     def __call__(self) -> None:
         """Take the steps."""
-        self.model.train()
-        fused = True if self.home.device.type == "cpu" else None  # as a client does
-        optimizer = torch.optim.SGD(self.parameters, harness.LEARNING_RATE, self.home.config.momentum, fused=fused)
-        harness.take_steps(self._losses(), optimizer).item()
+        harness.take_steps(self.losses(), self.optimizer(harness.LEARNING_RATE)).item()
 
-    def _losses(self) -> Iterator[Callable[[], Tensor]]:
+    def optimizer(self, rate: float) -> torch.optim.SGD:
+        """Return torch's own, with the kernels that a client uses."""
+        fused = True if self.home.device.type == "cpu" else None
+        return torch.optim.SGD(self.parameters, rate, self.home.config.momentum, fused=fused)
+
+    def losses(self) -> Iterator[Callable[[], Tensor]]:
+        """Return what computes the loss, a scalar, of each step."""
+        self.model.train()
         images, labels = self.home.data.train.images, self.home.data.train.labels
 
         def loss(batch: Tensor, augmentation: Augmentation) -> Tensor:
