@@ -98,8 +98,8 @@ class Loops:
     size: int
     precision: str
     head: dict[str, Tensor]
-    training: dict[str, Bare]
-    evaluation: dict[str, Callable[[], float]]
+    training: Mapping[str, Bare]
+    evaluation: Mapping[str, Callable[[], float]]
     evaluated: int
     operations: Mapping[str, float]
 
@@ -182,12 +182,12 @@ class Card:
     def result(self, seconds: float) -> Result:
         """Return all rows so far as a table and as JSON values."""
         ours = self._row(self.options.input_sizes[0], self.half, "training, ours, 1 at once")
-        facts = {"card": describe_device(self.device), "driver": _driver(), "cuda": torch.version.cuda}
+        facts: Row = {"card": describe_device(self.device), "driver": _driver(), "cuda": torch.version.cuda}
         if self.device.type == "cuda":
             facts["memory_bytes"] = torch.cuda.get_device_properties(self.device).total_memory
         own = {key: value for key, value in vars(self.options).items() if key not in ("device", *FULL)}
         figures = {**own, **facts, "nominal_flop_per_second": self.nominal, "seconds": seconds, "rows": self.rows}
-        name = "dry run" if self.options.dry_run else str(facts["card"])
+        name = "dry run" if self.options.dry_run else facts["card"]
         head = f"{facts['card']}, driver {facts['driver']}, torch {torch.__version__}; {seconds:.0f} s in all"
         return Result(ours.get("against_bare"), figures, [head, *table(self.rows)],
                       suffix="-" + re.sub(r"\W+", "-", name.lower()).strip("-"))  # fmt: skip
@@ -285,7 +285,8 @@ class Card:
 
     @property
     def _images(self) -> int:
-        return self.steps * int(self.options.batch_size)
+        images: int = self.steps * self.options.batch_size
+        return images
 
     def _speed(
         self,
@@ -355,7 +356,7 @@ class _Recorded(LocalLoss):
 def nominal_peaks(name: str) -> dict[str, float]:
     """Return the peaks in FLOP/s by precision of the card that torch calls `name`; none of one that is not listed."""
     known = tomllib.loads(Path(__file__).with_name("peaks.toml").read_text(encoding="utf-8"))
-    peaks = next((peaks for part, peaks in known.items() if re.search(rf"\b{part}\b", name)), {})
+    peaks: dict[str, float] = next((peaks for part, peaks in known.items() if re.search(rf"\b{part}\b", name)), {})
     return {precision: 1e12 * peak for precision, peak in peaks.items()}
 
 
@@ -371,7 +372,7 @@ def _driver() -> str:
 def _traced_alone() -> Iterator[None]:
     """Let torch.compile trace what it is given and generate no code, which takes a minute per network on a CPU."""
     compiler = torch.compile
-    torch.compile = partial(compiler, backend="eager")  # type: ignore[assignment]
+    torch.compile = partial(compiler, backend="eager")
     try:
         yield
     finally:

@@ -83,13 +83,13 @@ class Federation:
     def __call__(self) -> None:
         """Run the rounds."""
         strategy = FedAvg(self.config, choose_device(self.config.device))
-        context = RoundContext(harness.LEARNING_RATE, *self.frozen)
+        context = RoundContext(self.config.peak_rate, *self.frozen)
         result = strategy.start(self.grid, to_record(self.weights), self.rounds, context_of=lambda _: context)
         self.arrays, metrics = result.arrays, result.train_metrics_clientapp[1]
         self.outside.append(metric(metrics, "round-seconds") - metric(metrics, "train-seconds"))
 
 
-def federation_of_clients(home: Workspace, frozen: Frozen, folder: Path) -> Federation:
+def federation_of_clients(home: Workspace, frozen: Frozen, folder: Path, clients: int = harness.CLIENTS) -> Federation:
     """Return a round of all our clients from the starting weights, as in a run, its files in `folder`.
 
     The tensors of `frozen` have the shapes of the model's.
@@ -98,7 +98,7 @@ def federation_of_clients(home: Workspace, frozen: Frozen, folder: Path) -> Fede
     start = trained if frozen.mask is None else frozen.mask.gather(trained)
     name = frozen_name(frozen.tensors())
     write_frozen(folder, name, frozen.tensors())
-    return Federation(SequentialGrid(app, harness.CLIENTS), home.config, start, 1, (str(folder), name))
+    return Federation(SequentialGrid(app, clients), home.config, start, 1, (str(folder), name))
 
 
 class Bare:

@@ -17,6 +17,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "examples": {"help": "scored each time"},
     "clients": {"help": "of a round; of the whole federation (scale); trained at once (together)"},
     "actors": {"help": "of Ray; 0 = one per two cores, as Flower does", "type": int},
+    "without_ray": {"help": "leave Flower's simulation out", "action": "store_true"},
     "density": {"help": "share of weights trained; 0 = no mask"},
     "rounds": {"help": "from 300"},
     "precision": {"help": "of training", "choices": ("fp32", "tf32", "bf16", "fp16")},
