@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch._dynamo.config as dynamo
 from torch import Tensor
 
 from fl_taskarith.bench import harness, run_process, throughput
@@ -49,9 +50,11 @@ FULL: dict[str, Any] = {"local_steps": harness.LOCAL_STEPS, "side": throughput.P
 MINIATURE: dict[str, Any] = {
     **{"model": "vit_glyph", "input_sizes": [16, 8], "batch_size": 2, "trainable_blocks": [2, 1], "examples": 4},
     **{"clients": 2, "local_steps": 1, "side": 64, "slot": 0.0, "batches": 1, "device": "cpu"},
+    "minutes": 60,
 }
-"""What the options do not say, and all that differs in a dry run: `side` of the matrices whose product is the peak,
-`batches` of an evaluation, and seconds (`slot`) in which two works alternate."""
+"""What the options do not say, and all that differs in a dry run, which no clock cuts: `side` of the matrices whose
+product is the peak, `batches` of an evaluation, and seconds (`slot`) in which two works alternate."""
+GRAPHS = 64  # that torch may compile of one model: two loops x training, evaluation x sizes x precisions exceed its 8
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,9 @@ def bench_gpu(options: Namespace) -> Iterator[Result]:
         chosen = Namespace(**vars(chosen) | MINIATURE)
     elif choose_device(options.device).type != "cuda":
         raise ConfigError("bench gpu measures a GPU, and there is none here: give --dry-run to see whether it runs.")
-    with scratch_folder() as folder, _traced_alone() if options.dry_run else nullcontext():
-        card = Card(chosen, folder, started + 60 * options.minutes - RESERVE)
+    traced = _traced_alone() if options.dry_run else nullcontext()
+    with scratch_folder() as folder, traced, dynamo.patch(recompile_limit=GRAPHS):
+        card = Card(chosen, folder, started + 60 * chosen.minutes - RESERVE)
         for each in card.plan():
             card.take(each)
             yield card.result(time.monotonic() - started)
@@ -120,7 +124,7 @@ class Card:
         own = on_this_machine(round_settings(self.options, precision="auto", compile="off")).precision
         self.half = own if self.device.type == "cuda" else "bf16"
         self.steps = self.options.clients * self.options.local_steps
-        self.nominal = nominal_peaks(describe_device(self.device))
+        self.nominal, self.driver = nominal_peaks(describe_device(self.device)), _driver()
 
     def plan(self) -> Iterator[Measurement]:
         """Yield all measurements, those first that say most: seconds are of a large card, most go to compilation."""
@@ -163,7 +167,7 @@ class Card:
             torch.cuda.reset_peak_memory_stats(self.device)
         with _warnings() as warned:
             try:
-                if left < each.seconds and not self.options.dry_run:
+                if left < each.seconds:
                     raise TimeoutError(
                         f"left out: it takes {each.seconds:.0f} s or more, {max(left, 0):.0f} s are left"
                     )
@@ -175,14 +179,15 @@ class Card:
         row["peak_bytes"] = harness.peak_bytes(self.device)
         row |= {"warnings": warned} if warned else {}
         self.rows.append(row)
-        gc.collect()
+        if left >= each.seconds:
+            gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def result(self, seconds: float) -> Result:
         """Return all rows so far as a table and as JSON values."""
         ours = self._row(self.options.input_sizes[0], self.half, "training, ours, 1 at once")
-        facts: Row = {"card": describe_device(self.device), "driver": _driver(), "cuda": torch.version.cuda}
+        facts: Row = {"card": describe_device(self.device), "driver": self.driver, "cuda": torch.version.cuda}
         if self.device.type == "cuda":
             facts["memory_bytes"] = torch.cuda.get_device_properties(self.device).total_memory
         own = {key: value for key, value in vars(self.options).items() if key not in ("device", *FULL)}

@@ -80,7 +80,6 @@ def test_the_clock_is_looked_at_before_each_measurement_and_cuts_the_one_under_w
     given = BENCHMARKS["gpu"].with_options(dry_run=False, compile="off")
     options = Namespace(**vars(given) | gpu.FULL | gpu.MINIATURE)
     card = gpu.Card(options, tmp_path, time.monotonic() + 20)
-    card.options.dry_run = False
     card.take(gpu.Measurement(16, "bf16", "too long", 30, dict))
     handler, card.deadline = signal.getsignal(signal.SIGALRM), time.monotonic() + 0.3
     card.take(gpu.Measurement(16, "bf16", "slow", 0, lambda: time.sleep(20) or {}))
