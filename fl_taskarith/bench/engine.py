@@ -4,6 +4,7 @@ The others are Flower's own, on Ray, and the simulators that are installed (`sim
 """
 
 import os
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fl_taskarith.bench.harness import (
+    Clock,
     Result,
     measure,
     medians,
@@ -85,7 +87,8 @@ def bench_engine(options: Namespace) -> Result:
     Ray has `actors` processes; 0 is what Flower's default of two cores per client gives on this machine. They start for
     the handshake, which is not timed. The first rounds on each engine are reported apart and not compared. The floor is
     one copy of all weights for each client. Then a round that trains is measured (`_training`), if a simulator is
-    installed. The ratio is that of Ray to ours, and `without_ray` that of the fastest simulator to ours.
+    installed. The ratio is that of Ray to ours, and `without_ray` that of the fastest simulator to ours. Then all is one
+    process, and on a CPU its own processor time is measured, which others on the machine hardly change.
 
     Raises:
         RuntimeError: the engines do not end on the same weights.
@@ -93,7 +96,8 @@ def bench_engine(options: Namespace) -> Result:
     config = round_settings(options, num_clients=options.clients)
     actors = options.actors or min(options.clients, max(1, available_threads() // CORES_PER_CLIENT))
     device = choose_device(options.device)
-    figures: dict[str, Any] = {"actors": actors, "rounds_of_a_turn": ROUNDS}
+    clock = time.process_time if options.without_ray and device.type == "cpu" else time.perf_counter
+    figures: dict[str, Any] = {"actors": actors, "rounds_of_a_turn": ROUNDS, "clock": clock.__name__}
 
     def compare(grid: Grid | None) -> None:
         # All of torch's work is in this thread, which is Flower's: OpenMP threads of two would outnumber the cores.
@@ -106,12 +110,12 @@ def bench_engine(options: Namespace) -> Result:
         grids: dict[str, PartitionGrid] = {"ours": SequentialGrid(app, options.clients)}
         grids |= {"ray": SuperNodeGrid(grid, config)} if grid is not None else {}
         federations = {name: Federation(each, config, weights, ROUNDS) for name, each in grids.items()}
-        figures["first_turn_seconds"] = {name: seconds_of(each, device) for name, each in federations.items()}
+        figures["first_turn_seconds"] = {name: seconds_of(each, device, clock) for name, each in federations.items()}
         ours, *others = (to_tensors(each.arrays, device) for each in federations.values())
         for theirs in others:
             if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
                 raise RuntimeError("the two engines ended on different weights")
-        figures["seconds"] = measure(federations | _carriers(model, options.clients), options.repeats, device)
+        figures["seconds"] = measure(federations | _carriers(model, options.clients), options.repeats, device, clock)
 
     if options.without_ray:
         compare(None)
@@ -123,9 +127,11 @@ def bench_engine(options: Namespace) -> Result:
              + (f" (first {ROUNDS} rounds {first[name]:.2f} s)" if name in first else "")
              for name, seconds in per_round.items()}  # fmt: skip
     payload = f"{figures['parameters']:,} parameters ({figures['payload_bytes'] / 2**20:.0f} MiB) each way"
-    engines = "without Ray" if options.without_ray else f"both end on the same bits; actors: {actors}"
+    engines = (
+        f"without Ray; {clock.__name__}" if options.without_ray else f"both end on the same bits; actors: {actors}"
+    )
     lines = [f"{payload}; {engines}", *time_lines(per_round, 0, notes)]
-    if training := _training(options):
+    if training := _training(options, clock):
         figures["training"] = training
         seconds = training["seconds_per_round"]
         notes = {name: f"per round of training, {each / seconds['ours']:.2f} x ours" for name, each in seconds.items()}
@@ -144,7 +150,7 @@ def _carriers(model: Backbone, clients: int) -> dict[str, Callable[[], object]]:
     return {name: lambda once=once: [once() for _ in range(ROUNDS)] for name, once in rounds.items()}  # type: ignore[misc]
 
 
-def _training(options: Namespace) -> dict[str, Any]:
+def _training(options: Namespace, clock: Clock) -> dict[str, Any]:
     """Alternate a round of `TRAINING` on ours and on each installed simulator; return nothing if there is none.
 
     On all sides clients take 4 plain SGD steps on the same batches, the head is frozen, and the last block computes the
@@ -183,7 +189,7 @@ def _training(options: Namespace) -> dict[str, Any]:
             raise RuntimeError(f"the simulators did not train as ours did: {differences}")
         works: dict[str, Callable[[], object]] = {"ours": ours}
         works |= {name: other.round for name, other in others.items()}
-        seconds = measure(works, options.repeats, home.device)
+        seconds = measure(works, options.repeats, home.device, clock)
     return {"differences": differences, "seconds": seconds, "seconds_per_round": medians(seconds)}
 
 

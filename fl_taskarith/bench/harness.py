@@ -89,18 +89,22 @@ def random_head(home: Workspace) -> dict[str, Tensor]:
     return {name: torch.randn_like(home.pretrained[name]) * 0.05 for name in HEAD_PARAMETERS}
 
 
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Return the wall-clock seconds of one call, with everything queued on a GPU done."""
+Clock = Callable[[], float]
+"""Gives seconds: time.perf_counter, or time.process_time for those of this process alone, on a shared machine."""
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, clock: Clock = time.perf_counter) -> float:
+    """Return the seconds of one call, with everything queued on a GPU done."""
 
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     wait()
-    started = time.perf_counter()
+    started = clock()
     work()
     wait()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def alternate(timed: Mapping[Name, Callable[[], float]], repeats: int) -> dict[Name, list[float]]:
@@ -109,9 +113,11 @@ def alternate(timed: Mapping[Name, Callable[[], float]], repeats: int) -> dict[N
     return {name: [seconds[name] for seconds in rounds[1:]] for name in timed}
 
 
-def measure(works: Mapping[Name, Callable[[], object]], repeats: int, device: torch.device) -> dict[Name, list[float]]:
+def measure(
+    works: Mapping[Name, Callable[[], object]], repeats: int, device: torch.device, clock: Clock = time.perf_counter
+) -> dict[Name, list[float]]:
     """Return the seconds of `repeats` calls of each work, in alternation after one uncounted round."""
-    return alternate({name: partial(seconds_of, work, device) for name, work in works.items()}, repeats)
+    return alternate({name: partial(seconds_of, work, device, clock) for name, work in works.items()}, repeats)
 
 
 def medians(measured: Mapping[Name, Sequence[float]], parts: int = 1) -> dict[Name, float]:
