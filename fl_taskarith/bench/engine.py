@@ -87,7 +87,7 @@ def bench_engine(options: Namespace) -> Result:
     Ray has `actors` processes; 0 is what Flower's default of two cores per client gives on this machine. They start for
     the handshake, which is not timed. The first rounds on each engine are reported apart and not compared. The floor is
     one copy of all weights for each client. Then a round that trains is measured (`_training`), if a simulator is
-    installed. The ratio is that of Ray to ours, and `without_ray` that of the fastest simulator to ours. Then all is one
+    installed. The ratio is that of Ray to ours; `without_ray` it is that of the fastest simulator to ours, all is one
     process, and on a CPU its own processor time is measured, which others on the machine hardly change.
 
     Raises:
