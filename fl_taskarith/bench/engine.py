@@ -7,6 +7,8 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -98,6 +100,7 @@ def bench_engine(options: Namespace) -> Result:
     device = choose_device(options.device)
     clock = time.process_time if options.without_ray and device.type == "cpu" else time.perf_counter
     figures: dict[str, Any] = {"actors": actors, "rounds_of_a_turn": ROUNDS, "clock": clock.__name__}
+    figures["simulators"] = {name: version(name) for name in SIMULATORS if find_spec(name)}
 
     def compare(grid: Grid | None) -> None:
         # All of torch's work is in this thread, which is Flower's: OpenMP threads of two would outnumber the cores.
