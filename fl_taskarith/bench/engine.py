@@ -156,8 +156,9 @@ def _carriers(model: Backbone, clients: int) -> dict[str, Callable[[], object]]:
 def _training(options: Namespace, clock: Clock) -> dict[str, Any]:
     """Alternate a round of `TRAINING` on ours and on each installed simulator; return nothing if there is none.
 
-    On all sides clients take 4 plain SGD steps on the same batches, the head is frozen, and the last block computes the
-    class token alone. `differences` are those of the simulators' first task vectors from ours, relative.
+    Ours trains clients one by one, and all at once. On all sides they take 4 plain SGD steps on the same batches, the
+    head is frozen, and the last block computes the class token alone. `differences` are those of the simulators' first
+    task vectors from ours, relative.
 
     Raises:
         RuntimeError: one of them differs by more than `LARGEST_DIFFERENCE`.
@@ -190,7 +191,8 @@ def _training(options: Namespace, clock: Clock) -> dict[str, Any]:
             differences[name] = apart / task_vector_norm(moved)
         if not all(each < LARGEST_DIFFERENCE for each in differences.values()):
             raise RuntimeError(f"the simulators did not train as ours did: {differences}")
-        works: dict[str, Callable[[], object]] = {"ours": ours}
+        together = federation_of_clients(home, Frozen(head), folder, options.clients, options.clients)
+        works: dict[str, Callable[[], object]] = {"ours": ours, "ours, all at once": together}
         works |= {name: other.round for name, other in others.items()}
         seconds = measure(works, options.repeats, home.device, clock)
     return {"differences": differences, "seconds": seconds, "seconds_per_round": medians(seconds)}

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fl_taskarith.bench import harness
 from fl_taskarith.client.app import app
+from fl_taskarith.client.cohort import train_together
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.batches import Augmentation, batch_positions, draw_augmentations
 from fl_taskarith.engine.grid import PartitionGrid
@@ -89,16 +90,19 @@ class Federation:
         self.outside.append(metric(metrics, "round-seconds") - metric(metrics, "train-seconds"))
 
 
-def federation_of_clients(home: Workspace, frozen: Frozen, folder: Path, clients: int = harness.CLIENTS) -> Federation:
+def federation_of_clients(
+    home: Workspace, frozen: Frozen, folder: Path, clients: int = harness.CLIENTS, at_once: int = 1
+) -> Federation:
     """Return a round of all our clients from the starting weights, as in a run, its files in `folder`.
 
-    The tensors of `frozen` have the shapes of the model's.
+    So many are trained `at_once`, where they can be. The tensors of `frozen` have the shapes of the model's.
     """
     trained = {name: home.pretrained[name] for name in home.trained_names(1)}
     start = trained if frozen.mask is None else frozen.mask.gather(trained)
     name = frozen_name(frozen.tensors())
     write_frozen(folder, name, frozen.tensors())
-    return Federation(SequentialGrid(app, clients), home.config, start, 1, (str(folder), name))
+    grid = SequentialGrid(app, clients, train_together if at_once > 1 else None, at_once)
+    return Federation(grid, home.config, start, 1, (str(folder), name))
 
 
 class Bare:
