@@ -175,7 +175,7 @@ def test_every_part_of_the_gpu_studies_runs_in_miniature_and_is_resumable(path: 
     file = tmp_path / "small.toml"
     file.write_text(small)
     overrides = {"dataset": "synthetic", "model": "vit_glyph", "input-size": 16, "batch-size": 4, "threads": 1,
-                 "validation-size": 100, "calibration-size": 100, "test-subset": 100}  # fmt: skip
+                 "train-subset": 1000, "validation-size": 100, "calibration-size": 100, "test-subset": 100}  # fmt: skip
     study = load_study(file, overrides)
     run_studies([study], tmp_path, budget=1e-3)
     run_studies([study], tmp_path)
