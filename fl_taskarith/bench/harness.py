@@ -43,16 +43,19 @@ class Result:
     """The result of a benchmark.
 
     Attributes:
-        ratio: how many times as long the reference takes as ours, or what the benchmark's docstring says.
+        ratio: how many times as long the reference takes as ours, or what the benchmark's docstring says; None if
+            that was not measured.
         figures: JSON values besides the options.
         lines: for a reader.
         draw: writes the figure PATH.png and PATH.pdf, where there is one.
+        suffix: behind the benchmark's name in those of its files.
     """
 
-    ratio: float
+    ratio: float | None
     figures: Mapping[str, Any]
     lines: Sequence[str]
     draw: Callable[[Path], object] | None = None
+    suffix: str = ""
 
     def write(self, name: str, options: Namespace, folder: Path) -> Path:
         """Write folder/NAME.json with options, versions and machine, and the figure; return the path of the JSON."""
@@ -60,10 +63,10 @@ class Result:
         machine = {"device": describe_device(choose_device(options.device)), "threads": torch.get_num_threads()}
         given = {key: value for key, value in vars(options).items() if key != "device"}
         record = {"bench": name, "ratio": self.ratio, **machine, **environment(), **given, **self.figures}
-        path = folder / f"{name}.json"
+        path = folder / f"{name}{self.suffix}.json"
         write_atomically(path, json.dumps(record, indent=2) + "\n")
         if self.draw is not None:
-            self.draw(folder / name)
+            self.draw(folder / f"{name}{self.suffix}")
         return path
 
 
@@ -86,18 +89,22 @@ def random_head(home: Workspace) -> dict[str, Tensor]:
     return {name: torch.randn_like(home.pretrained[name]) * 0.05 for name in HEAD_PARAMETERS}
 
 
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Return the wall-clock seconds of one call, with everything queued on a GPU done."""
+Clock = Callable[[], float]
+"""Gives seconds: time.perf_counter, or time.process_time for those of this process alone, on a shared machine."""
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, clock: Clock = time.perf_counter) -> float:
+    """Return the seconds of one call, with everything queued on a GPU done."""
 
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     wait()
-    started = time.perf_counter()
+    started = clock()
     work()
     wait()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def alternate(timed: Mapping[Name, Callable[[], float]], repeats: int) -> dict[Name, list[float]]:
@@ -106,9 +113,11 @@ def alternate(timed: Mapping[Name, Callable[[], float]], repeats: int) -> dict[N
     return {name: [seconds[name] for seconds in rounds[1:]] for name in timed}
 
 
-def measure(works: Mapping[Name, Callable[[], object]], repeats: int, device: torch.device) -> dict[Name, list[float]]:
+def measure(
+    works: Mapping[Name, Callable[[], object]], repeats: int, device: torch.device, clock: Clock = time.perf_counter
+) -> dict[Name, list[float]]:
     """Return the seconds of `repeats` calls of each work, in alternation after one uncounted round."""
-    return alternate({name: partial(seconds_of, work, device) for name, work in works.items()}, repeats)
+    return alternate({name: partial(seconds_of, work, device, clock) for name, work in works.items()}, repeats)
 
 
 def medians(measured: Mapping[Name, Sequence[float]], parts: int = 1) -> dict[Name, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import cast
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from fl_taskarith.bench import harness
 from fl_taskarith.client.app import app
+from fl_taskarith.client.cohort import train_together
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.batches import Augmentation, batch_positions, draw_augmentations
 from fl_taskarith.engine.grid import PartitionGrid
@@ -82,50 +84,64 @@ class Federation:
     def __call__(self) -> None:
         """Run the rounds."""
         strategy = FedAvg(self.config, choose_device(self.config.device))
-        context = RoundContext(harness.LEARNING_RATE, *self.frozen)
+        context = RoundContext(self.config.peak_rate, *self.frozen)
         result = strategy.start(self.grid, to_record(self.weights), self.rounds, context_of=lambda _: context)
         self.arrays, metrics = result.arrays, result.train_metrics_clientapp[1]
         self.outside.append(metric(metrics, "round-seconds") - metric(metrics, "train-seconds"))
 
 
-def federation_of_clients(home: Workspace, frozen: Frozen, folder: Path) -> Federation:
+def federation_of_clients(
+    home: Workspace, frozen: Frozen, folder: Path, clients: int = harness.CLIENTS, at_once: int = 1
+) -> Federation:
     """Return a round of all our clients from the starting weights, as in a run, its files in `folder`.
 
-    The tensors of `frozen` have the shapes of the model's.
+    So many are trained `at_once`, where they can be. The tensors of `frozen` have the shapes of the model's.
     """
     trained = {name: home.pretrained[name] for name in home.trained_names(1)}
     start = trained if frozen.mask is None else frozen.mask.gather(trained)
     name = frozen_name(frozen.tensors())
     write_frozen(folder, name, frozen.tensors())
-    return Federation(SequentialGrid(app, harness.CLIENTS), home.config, start, 1, (str(folder), name))
+    grid = SequentialGrid(app, clients, train_together if at_once > 1 else None, at_once)
+    return Federation(grid, home.config, start, 1, (str(folder), name))
 
 
 class Bare:
     """As many steps as a round has, on a model of its own, with one optimizer throughout."""
 
-    def __init__(self, home: Workspace, head: dict[str, Tensor]) -> None:
-        """Copy the model with a head of weight [classes, features] and bias [classes], and draw all batches."""
-        self.home, config = home, home.config
+    def __init__(
+        self, home: Workspace, head: dict[str, Tensor], steps: int = harness.STEPS, compile_mode: str | None = None
+    ) -> None:
+        """Copy the model with a head of weight [classes, features] and bias [classes], and draw all batches.
+
+        The network is compiled under torch.compile's `compile_mode`, by default under that of the settings.
+        """
+        self.home, mode = home, home.config.compile if compile_mode is None else compile_mode
         home.load(head)
         self.model = copy.deepcopy(home.model)
         self.parameters = set_trained(self.model, home.trained_names(1))
         self.network: nn.Module = self.model
-        if config.compile != "off":
-            self.network = cast(nn.Module, torch.compile(self.model, mode=config.compile, dynamic=False))
-        generator = random_generator(0, "bench round")
-        positions = batch_positions(len(home.data.train), config.batch_size, harness.STEPS, generator)
-        self.batches = torch.from_numpy(positions).to(home.device)
-        padding = home.preprocessing.crop_padding
-        self.augmentations = draw_augmentations(len(positions), config.batch_size, padding, generator, home.device)
+        if mode != "off":
+            self.network = cast(nn.Module, torch.compile(self.model, mode=mode, dynamic=False))
+        self.draw(steps, random_generator(0, "bench round"))
+
+    def draw(self, steps: int, generator: np.random.Generator) -> None:
+        """Draw the batches of all steps, as a client draws them."""
+        home, batch = self.home, self.home.config.batch_size
+        self.batches = torch.from_numpy(batch_positions(len(home.data.train), batch, steps, generator)).to(home.device)
+        self.augmentations = draw_augmentations(steps, batch, home.preprocessing.crop_padding, generator, home.device)
 
     def __call__(self) -> None:
         """Take the steps."""
-        self.model.train()
-        fused = True if self.home.device.type == "cpu" else None  # as a client does
-        optimizer = torch.optim.SGD(self.parameters, harness.LEARNING_RATE, self.home.config.momentum, fused=fused)
-        harness.take_steps(self._losses(), optimizer).item()
+        harness.take_steps(self.losses(), self.optimizer(harness.LEARNING_RATE)).item()
 
-    def _losses(self) -> Iterator[Callable[[], Tensor]]:
+    def optimizer(self, rate: float) -> torch.optim.SGD:
+        """Return torch's own, with the kernels that a client uses."""
+        fused = True if self.home.device.type == "cpu" else None
+        return torch.optim.SGD(self.parameters, rate, self.home.config.momentum, fused=fused)
+
+    def losses(self) -> Iterator[Callable[[], Tensor]]:
+        """Return what computes the loss, a scalar, of each step."""
+        self.model.train()
         images, labels = self.home.data.train.images, self.home.data.train.labels
 
         def loss(batch: Tensor, augmentation: Augmentation) -> Tensor:

@@ -16,6 +16,7 @@ from fl_taskarith.server.run import Run
 from fl_taskarith.storage.processes import worker_pool
 from fl_taskarith.storage.run_folder import Logbook, Row
 from fl_taskarith.workspace.global_model import Frozen, GlobalModel
+from fl_taskarith.workspace.make_mask import make_mask, server_sums
 from fl_taskarith.workspace.workspace import Workspace, workspace
 
 Result = TypeVar("Result")
@@ -73,9 +74,15 @@ def start(given: Start) -> dict[str, float]:
     run = _run = make_run(given.config, home, Logbook(given.config), None, app)
     row: Row = {"clients": 0, "uplink_bytes": 0, "downlink_bytes": 0, "train_seconds": 0.0}
     sums = {"ridge head": seconds_of(partial(run.ridge_statistics, row), home.device)} if given.ridge else {}
-    trained = {name: home.pretrained[name] for name in home.trained_names(1)}
-    run.model = GlobalModel(trained, Frozen(random_head(home)))
+    run.model = random_start(home)
     return {**sums, "frozen head": seconds_of(partial(run.distribute, row), home.device)}
+
+
+def random_start(home: Workspace) -> GlobalModel:
+    """Return the starting weights, in the model's shapes, under a random head; of a masked run those of its mask."""
+    head, trained = random_head(home), {name: home.pretrained[name] for name in home.trained_names(1)}
+    mask = make_mask(home, server_sums(home, head)).mask if home.config.masked else None
+    return GlobalModel(trained if mask is None else mask.gather(trained), Frozen(head, mask))
 
 
 def train_round() -> float:
@@ -83,6 +90,12 @@ def train_round() -> float:
     assert _run is not None, "start comes first"
     number = len(_run.logbook.rows) + 1
     return seconds_of(partial(_run.train_rounds, number, number), _run.home.device)
+
+
+def first_loss() -> float:
+    """Return the clients' mean training loss in round 1."""
+    assert _run is not None, "start comes first"
+    return float(_run.logbook.rows[0]["train_loss"])
 
 
 def end() -> tuple[int, Row]:

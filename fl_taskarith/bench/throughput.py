@@ -29,9 +29,10 @@ def bench_throughput(options: Namespace) -> Result:
     backward for training, as torch counts them; shares of the peak are of a large product in the same precision.
     """
     home, precision = workspace(round_settings(options)), options.precision
-    head, operations, peak = harness.random_head(home), _operations_per_image(home), _peak(home.device, precision)
+    head, operations = harness.random_head(home), operations_per_image(home)
+    peak = peak_product(home.device, precision, PEAK_SIDE[home.device.type])
     batch = home.evaluation_batch
-    evaluated = home.data.test.take(torch.arange(batch * EVALUATION_BATCHES) % len(home.data.test))
+    evaluated = evaluated_images(home, EVALUATION_BATCHES)
     with scratch_folder() as folder:
         federated, bare = federation_of_clients(home, Frozen(head), folder), Bare(home, head)
         works: dict[str, Callable[[], object]] = {
@@ -40,7 +41,7 @@ def bench_throughput(options: Namespace) -> Result:
             "evaluation, ours": lambda: evaluate(
                 home.compiled_network, evaluated, home.preprocessing, batch_size=batch, precision=precision
             ),
-            "evaluation, bare loop": lambda: _bare_evaluation(bare.network, home, evaluated, precision),
+            "evaluation, bare loop": lambda: bare_evaluation(bare.network, home, evaluated, precision),
         }
         first = {name: seconds_of(work, home.device) for name, work in works.items()}
         measured = measure(works, options.repeats, home.device)
@@ -65,7 +66,12 @@ def bench_throughput(options: Namespace) -> Result:
     return Result(speed["training, federated"] / speed["training, bare loop"], figures, lines)
 
 
-def _bare_evaluation(network: nn.Module, home: Workspace, examples: ImageSet, precision: str) -> float:
+def evaluated_images(home: Workspace, batches: int) -> ImageSet:
+    """Return test images [n, 3, height, width] in so many full batches of evaluation, some of them several times."""
+    return home.data.test.take(torch.arange(home.evaluation_batch * batches) % len(home.data.test))
+
+
+def bare_evaluation(network: nn.Module, home: Workspace, examples: ImageSet, precision: str) -> float:
     """Return the accuracy on [n, channels, height, width] images, from a loop of its own."""
     network.eval()
     correct = torch.zeros((), dtype=torch.int64, device=home.device)
@@ -79,7 +85,7 @@ def _bare_evaluation(network: nn.Module, home: Workspace, examples: ImageSet, pr
     return correct.item() / len(examples)
 
 
-def _operations_per_image(home: Workspace) -> dict[str, float]:
+def operations_per_image(home: Workspace) -> dict[str, float]:
     """Count the operations of one image's matrix products, a multiplication and an addition as two."""
     set_trained(home.model, home.trained_names(1))
     inputs = torch.zeros(1, 3, home.config.input_size, home.config.input_size, device=home.device)
@@ -93,9 +99,8 @@ def _operations_per_image(home: Workspace) -> dict[str, float]:
     return counts
 
 
-def _peak(device: torch.device, precision: str) -> float:
-    """Return the floating-point operations per second of products of large square matrices, the best of three runs."""
-    side = PEAK_SIDE[device.type]
+def peak_product(device: torch.device, precision: str, side: int) -> float:
+    """Return the floating-point operations per second of products of [side, side] matrices, the best of three runs."""
     left, right = (torch.randn(side, side, device=device, dtype=AUTOCAST_TYPES[precision]) for _ in range(2))
     product = torch.empty_like(left)
 

@@ -234,7 +234,7 @@ class Workspace:
     def evaluate(self, examples: ImageSet, network: Network | None = None) -> Evaluation:
         """Return loss and accuracy on images [n, C, H, W] of `network`, by default the uncompiled one."""
         batch, precision = self.evaluation_batch, self.config.precision
-        network = network or self.network
+        network = self.network if network is None else network  # a compiled module has no truth value
         return evaluate(network, examples, self.preprocessing, batch_size=batch, precision=precision)
 
     def pretrained_sha256(self) -> str:

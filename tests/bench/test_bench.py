@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from fl_taskarith.config.settings import Config  # isort: skip  (before torch: the package sets how OpenMP waits)
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fl_taskarith.bench import BENCHMARKS, engine, fisher, long_run, run_process, scale, throughput
+from fl_taskarith.bench import BENCHMARKS, engine, fisher, long_run, run_process, scale, simulators, throughput
 from fl_taskarith.bench import round as bench_round
 from fl_taskarith.bench.harness import peak_bytes
 from fl_taskarith.cli.command import main
@@ -72,6 +73,16 @@ def test_the_engine_bench_compares_with_ray(tmp_path: Path, capfd: pytest.Captur
     assert record["ratio"] == pytest.approx(per_round["ray"] / per_round["ours"])
     assert {name: len(seconds) for name, seconds in record["seconds"].items()} == {"ours": 1, "ray": 1}
     assert capfd.readouterr().out.splitlines()[-1] == f"ratio: {record['ratio']:.2f}"
+
+
+def test_the_engine_bench_has_a_floor_and_the_simulators_that_are_installed(tmp_path: Path) -> None:
+    words = ["--model", "vit_glyph", "--input-size", "16", "--clients", "2", "--repeats", "1", "--without-ray"]
+    assert main(["bench", "engine", *words, "--results-dir", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "bench" / "engine-simulators.json").read_text())
+    installed = {name for name in simulators.SIMULATORS if find_spec(name)}
+    assert record["seconds_per_round"].keys() == {"ours", "floor"} | installed
+    assert record.get("training", {}).get("differences", {}).keys() == installed
+    assert (record["ratio"] is None) == (not installed)
 
 
 @pytest.mark.parametrize("density", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])

@@ -27,6 +27,7 @@ IMAGES = [path for path in FILES if load(path).dataset != "linear-regression"]
 DISTINCT = list({str(replace(load(path), run_name="")): path for path in reversed(IMAGES)}.values())[::-1]
 REAL = ("fedavg-noniid", "fedavg-iid-sparse", "most-sensitive", "fedadam", "scaffold-one-class")
 T4 = sorted((CONF / "study" / "cifar100-t4").glob("*.toml"))
+HEADLINE = CONF / "study" / "gpu-headline.toml"
 MODEL = {"model": "vit_small_patch14_dinov2", "input_size": 98, "trainable_blocks": 2, "prefix_cache": "float16",
          "augmentation": "flip", "batch_size": 32}  # fmt: skip
 
@@ -130,7 +131,7 @@ def test_conf_files_end_above_the_ridge_head_on_cifar100(path: Path, nc: int, tm
     assert ends_above_the_ridge_head(history)
 
 
-# The study of a free T4
+# The studies of a free T4 and of ten minutes of a large GPU
 
 
 @pytest.mark.parametrize("path", T4, ids=name)
@@ -153,17 +154,28 @@ def test_the_t4_study_has_every_part_of_the_assignment() -> None:
     assert all(load_study(path).shared["model"] == "vit_small_patch16_224.dino" for path in T4)
 
 
+def test_the_minutes_that_the_headline_study_states_are_those_of_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "speed_of", lambda run, seconds: Speed(training=9_000, evaluation=30_000))
+    results = StudyResults(load_study(HEADLINE), tmp_path)
+    runs, minutes = re.findall(r"Left: (\d+) runs of .* about (\d+) minutes", list(list_study(results))[-1])[0]
+    told = HEADLINE.read_text().split("title =")[0]
+    assert f"At most {runs} runs of" in told and f": {minutes} minutes at" in told and int(minutes) < 10
+    assert [arm.label for arm in results.study.in_turn][:3] == ["ridge head", "dense", "dense"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", T4, ids=name)
-def test_every_part_of_the_t4_study_runs_in_miniature_and_is_resumable(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", [*T4, HEADLINE], ids=name)
+def test_every_part_of_the_gpu_studies_runs_in_miniature_and_is_resumable(path: Path, tmp_path: Path) -> None:
     """One round a run, on images of 100 colours; cut after its first run, then carried on."""
-    small = re.sub(r"rounds = \[\d+, \d+\]", "rounds = [1]", path.read_text())
+    small = re.sub(r"rounds = \[[\d, ]+\]", "rounds = [1]", path.read_text())
     small = re.sub(r"num-rounds = \d+", "num-rounds = 2", small)
     small = re.sub(r"keep = 2", "keep = 1", small).replace("seeds = [0, 1, 2]", "seeds = [0]")
     file = tmp_path / "small.toml"
     file.write_text(small)
     overrides = {"dataset": "synthetic", "model": "vit_glyph", "input-size": 16, "batch-size": 4, "threads": 1,
-                 "validation-size": 100, "calibration-size": 100, "test-subset": 100}  # fmt: skip
+                 "train-subset": 1000, "validation-size": 100, "calibration-size": 100, "test-subset": 100}  # fmt: skip
     study = load_study(file, overrides)
     run_studies([study], tmp_path, budget=1e-3)
     run_studies([study], tmp_path)
