@@ -43,20 +43,18 @@ def describe_device(device: torch.device) -> str:
 def on_this_machine(config: Config) -> Config:
     """Return the settings with `device`, `precision` and `compile` as they are on this machine.
 
-    A device that "auto" would choose becomes "auto", so that a run on a CPU is the same run under both names. Clients
-    that are trained together (`clients-at-once`) need float32 and uncompiled training.
+    A device that "auto" would choose becomes "auto", so that a run on a CPU is the same run under both names.
     """
     device = choose_device(config.device)
     settings: dict[str, str] = {}
     default = choose_device(AUTO)
     if (device.type, device.index or 0) == (default.type, default.index or 0):
         settings["device"] = AUTO
-    recent, together = device.type == "cuda" and _is_recent(device), config.clients_at_once != 1
+    recent = device.type == "cuda" and _is_recent(device)
     if config.precision == AUTO:
-        half, single = ("bf16", "tf32") if recent else ("fp16", "fp32")
-        settings["precision"] = "fp32" if device.type == "cpu" else single if together else half
+        settings["precision"] = "fp32" if device.type == "cpu" else "bf16" if recent else "fp16"
     if config.compile == AUTO:
-        settings["compile"] = "default" if recent and not together else "off"
+        settings["compile"] = "default" if recent else "off"
     return dataclasses.replace(config, **settings)  # type: ignore[arg-type]
 
 

@@ -31,6 +31,7 @@ from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model, pretrained_settings, trained_parameters
 from fl_taskarith.models.class_token_block import ClassTokenBlock
 from fl_taskarith.models.compilation import Network, compiled, shared_model
+from fl_taskarith.models.per_client import PerClientNetwork
 from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
 from fl_taskarith.storage.paths import resolve
 from fl_taskarith.training.local import Evaluation, Inputs, autocast, evaluate, extract_features, set_matrix_products
@@ -71,6 +72,7 @@ class Workspace:
         pretrained: a copy of the parameters that training may change (`federated_names`), as they started; read-only.
         network: the part of the model that runs: all of it, or what follows the frozen blocks under a prefix cache.
         compiled_network: `network` for training and evaluation, compiled where `compile` says so.
+        fitting: so many clients at once fit into the device's memory, as far as has been seen.
         data: the images and labels; under a prefix cache the images of its splits are positions in the cache.
         preprocessing: from those images, or positions, to the network's inputs.
     """
@@ -78,6 +80,7 @@ class Workspace:
     def __init__(self, config: Config) -> None:
         self.config = config = on_this_machine(config)
         self.device = choose_device(config.device)
+        self.fitting = config.num_clients
         torch.set_num_threads(config.threads or available_threads())
         set_matrix_products(config.precision)
         data = load_data(
@@ -112,7 +115,8 @@ class Workspace:
             self._use_prefix_cache(data)
         self.compiled_network: Network = self.network
         if config.compile != "off":
-            self.compiled_network = compiled(self.network, self.first_block, config.compile, self.device)
+            key = (type(self.network), self.first_block)
+            self.compiled_network = compiled(lambda: self.network, key, config.compile, self.device)
 
     @cached_property
     def shards(self) -> Sequence[Tensor]:
@@ -174,6 +178,24 @@ class Workspace:
         held = self.pretrained_weights if config.local_loss == ANCHORED else nullcontext
         weight, temperature = weights.get(config.local_loss, 0.0), config.distillation_temperature
         return LocalLoss(config.local_loss, logit_scale, weight, temperature, held)
+
+    def together(self, names: Sequence[str], clients: int, loss: LocalLoss) -> PerClientNetwork:
+        """Return what computes the loss's outputs with weights [clients, ...] by name, each the model's own now.
+
+        It is compiled where `compile` says so, and then it is the same one for the same arguments.
+        """
+        network = loss.network(self.network)
+        prefix = "" if network is self.network else "network."
+
+        def make() -> PerClientNetwork:
+            return PerClientNetwork(network, names, clients, prefix)
+
+        if self.config.compile == "off":
+            return make()
+        key = (type(self.network), self.first_block, prefix, tuple(names), clients)
+        found = compiled(make, key, self.config.compile, self.device)
+        found.start_from(network)
+        return found
 
     def place(self, model: GlobalModel) -> None:
         """Load the global model, in the shapes of `GlobalModel`: pretrained, then frozen, then trained tensors."""
