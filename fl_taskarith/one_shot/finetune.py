@@ -105,7 +105,7 @@ def fine_tune_all(
         Divergence: the loss, or a weight, of one is NaN or infinite.
     """
     config = home.config
-    most = 1 if has_dropout(home.model) else min(len(tasks), config.clients_at_once or len(tasks))
+    most = 1 if has_dropout(home.model) else min(len(tasks), config.at_once or len(tasks))
     alike: dict[tuple[int, Training, int], list[int]] = {}
     for index, (task, head, plan) in enumerate(zip(tasks, heads, plans, strict=True)):
         alike.setdefault((id(head), plan, min(plan.batch_size, len(task.train))), []).append(index)

@@ -1,6 +1,7 @@
 """Clients trained together have the task vectors they have alone, to rounding; what cannot go together goes alone."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,9 @@ from fl_taskarith.training.local import set_trained, train_locally
 from fl_taskarith.training.local_loss import LocalLoss
 from fl_taskarith.training.sparse_sgdm import SparseSGDM, in_every_client, sgdm
 from fl_taskarith.training.stacked import ClientData, train_stacked
+from fl_taskarith.workspace import probe
 from fl_taskarith.workspace.global_model import Weights
+from fl_taskarith.workspace.machine import on_this_machine
 from fl_taskarith.workspace.workspace import Workspace
 
 RATE = 0.005  # small: rounding is not to grow from step to step
@@ -337,6 +340,75 @@ def test_a_failure_together_is_told_and_clients_go_alone(
     alone, together = two_runs(quick_config, {"num_rounds": 2})
     assert alone == together
     assert capsys.readouterr().out.count("one by one: RuntimeError: not enough memory") == 1
+
+
+@pytest.mark.parametrize(("fitting", "groups"), [(3, [5, 2, 2, 2, 2]), (1, [5, 2])])
+def test_as_many_clients_go_together_as_fit_into_memory(
+    fitting: int, groups: list[int], quick_config: Config, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Five clients, of whom `fitting` fit: 5 are tried once, in the first of two rounds, and one is left over."""
+    original, tried = client_together.train_stacked, list[int]()
+
+    def little_memory(together: PerClientNetwork, *given: Any, **named: Any) -> list[float]:
+        tried.append(together.clients)
+        losses = original(together, *given, **named)  # the weights have moved when memory runs out
+        if together.clients > fitting:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses
+
+    monkeypatch.setattr(client_together, "train_stacked", little_memory)
+    rounds = {"num_rounds": 2, "num_clients": 10, "participation": 0.5, "clients_at_once": 0}
+    alone, together = two_runs(quick_config, rounds)
+    assert tried == groups
+    assert capsys.readouterr().out.count("Memory does not suffice for 5 clients at once: 2 go together.") == 1
+    for first, second in zip(alone, together, strict=True):
+        for column in ("train_loss", "val_loss", "update_norm"):
+            assert second.get(column) == (first.get(column) and pytest.approx(first[column], rel=1e-4)), column
+
+
+def test_auto_is_the_number_that_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded as that number: without a measurement 1 where a model fills a core, or clients never go together."""
+    speeds, measured = {1: 100.0, 10: 150.0}, list[int]()
+
+    def images_per_second(_: object, work: Callable[[int], None], batch: int, seconds: float) -> float:
+        measured.append(batch)
+        return speeds[1] if len(measured) % 2 else speeds[10] / 10
+
+    monkeypatch.setattr(probe.Probe, "images_per_second", images_per_second)
+    monkeypatch.setattr(probe.Probe, "timed", lambda *_: probe.FULL / 2)
+    monkeypatch.setattr(probe, "_fastest", {})
+    assert Config().clients_at_once == 1 and on_this_machine(Config()).clients_at_once == 1
+    automatic = Config(clients_at_once="auto")
+    for _ in range(2):
+        assert on_this_machine(automatic) == on_this_machine(Config(clients_at_once=10))
+    assert measured == [16, 16], "once per process"
+    assert on_this_machine(dataclasses.replace(automatic, engine="flower")).clients_at_once == 1
+    assert on_this_machine(dataclasses.replace(automatic, participation=0.01)).clients_at_once == 1
+    assert len(measured) == 2
+    speeds[10] = 105.0  # within the noise of a measurement
+    assert on_this_machine(dataclasses.replace(automatic, batch_size=8)).clients_at_once == 1
+    monkeypatch.setattr(probe.Probe, "timed", lambda *_: 2 * probe.FULL)
+    assert on_this_machine(dataclasses.replace(automatic, batch_size=9)).clients_at_once == 1
+    assert len(measured) == 4
+
+
+def test_auto_tries_fewer_where_memory_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, tried = probe.Probe.trainer, list[int]()
+
+    def trainer(of: probe.Probe, clients: int) -> Callable[[int], None]:
+        tried.append(clients)
+        if clients > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(of, clients)
+
+    monkeypatch.setattr(probe.Probe, "trainer", trainer)
+    monkeypatch.setattr(probe, "_fastest", {})
+    monkeypatch.setattr(probe, "SECONDS", 1e-3)
+    monkeypatch.setattr(probe, "FULL", math.inf)
+    monkeypatch.setattr(probe, "GAIN", 0.0)
+    assert on_this_machine(Config(clients_at_once="auto")).clients_at_once == 2
+    assert tried == [10, 5, 2]
 
 
 def test_only_the_sequential_engine_takes_clients_together() -> None:
