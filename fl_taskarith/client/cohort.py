@@ -14,7 +14,6 @@ from torch import Tensor
 from fl_taskarith.client.local_work import Work
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import named_error
-from fl_taskarith.models.compilation import release
 from fl_taskarith.training.corrections import correct_gradients
 from fl_taskarith.training.local import set_trained
 from fl_taskarith.training.sparse_sgdm import SparseSGDM, in_every_client, sgdm
@@ -84,14 +83,14 @@ def _train_what_fits(works: Sequence[Work]) -> dict[int, RecordDict]:
     home, replies, left = works[0].home, dict[int, RecordDict](), list(works)
     while (size := min(home.fitting, len(left))) > 1:
         try:
-            replies |= _train(left[:size])
-            left = left[size:]
+            trained = _train(left[:size])
         except torch.OutOfMemoryError:
-            home.fitting = size // 2
-            log.warning("Memory does not suffice for %d clients at once: %d go together.", size, home.fitting)
-        if home.fitting < size and home.device.type == "cuda":  # outside of the handler, which holds the tensors
-            release(home.fitting)
-            torch.cuda.empty_cache()
+            log.warning("Memory does not suffice for %d clients at once: %d go together.", size, size // 2)
+        else:
+            replies |= trained
+            left = left[size:]
+            continue
+        home.let_fit(size // 2)  # outside of the handler, which holds on to the tensors
     return replies
 
 
@@ -124,7 +123,7 @@ def _train(works: Sequence[Work]) -> dict[int, RecordDict]:
     replies = {}
     for index, (work, mean_loss) in enumerate(zip(works, losses, strict=True)):
         own = {name: value[index].detach() for name, value in weights.items()}
-        # A compiled network is used again, so what is replied does not lie in it.
+        # The network is used again, so what is replied does not lie in it.
         ends = {name: value.clone() for name, value in own.items()} if mask is None else mask.gather(own)
         replies[work.partition] = work.trained_reply(shared, ends, {}, mean_loss)
     seconds = (time.perf_counter() - started) / len(works)

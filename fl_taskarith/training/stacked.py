@@ -79,15 +79,14 @@ def train_stacked(
         with autocast(device, precision):
             outputs = together(inputs)
         losses = each_loss(*(_by_client(each, count) for each in (outputs, labels, reference)))
-        optimizer.zero_grad(set_to_none=True)
         # A client's weights are in its own loss alone.
         (losses * scale if precision == "fp16" else losses).sum().backward()
         if precision == "fp16":
             optimizer.takes_part = _unscale(together.weights, scale)
             scale = torch.where(optimizer.takes_part, scale, scale / 2)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # before the next forward pass, which needs the memory
         loss_sum += losses.detach()
-    optimizer.zero_grad(set_to_none=True)
     totals, scales = torch.stack([loss_sum, scale]).tolist()
     if precision == "fp16":
         for client_scale in scales:

@@ -30,7 +30,7 @@ from fl_taskarith.masking.sensitivity import saliency_sums, sensitivity_sums
 from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model, pretrained_settings, trained_parameters
 from fl_taskarith.models.class_token_block import ClassTokenBlock
-from fl_taskarith.models.compilation import Network, compiled, shared_model
+from fl_taskarith.models.compilation import Network, compiled, release, shared_model
 from fl_taskarith.models.per_client import PerClientNetwork
 from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
 from fl_taskarith.storage.paths import resolve
@@ -72,7 +72,7 @@ class Workspace:
         pretrained: a copy of the parameters that training may change (`federated_names`), as they started; read-only.
         network: the part of the model that runs: all of it, or what follows the frozen blocks under a prefix cache.
         compiled_network: `network` for training and evaluation, compiled where `compile` says so.
-        fitting: so many clients at once fit into the device's memory, as far as has been seen.
+        fitting: so many clients at once fit into the device's memory, as far as is known.
         data: the images and labels; under a prefix cache the images of its splits are positions in the cache.
         preprocessing: from those images, or positions, to the network's inputs.
     """
@@ -81,6 +81,7 @@ class Workspace:
         self.config = config = on_this_machine(config)
         self.device = choose_device(config.device)
         self.fitting = config.num_clients
+        self._together: dict[tuple[str, tuple[str, ...], int], PerClientNetwork] = {}
         torch.set_num_threads(config.threads or available_threads())
         set_matrix_products(config.precision)
         data = load_data(
@@ -182,20 +183,32 @@ class Workspace:
     def together(self, names: Sequence[str], clients: int, loss: LocalLoss) -> PerClientNetwork:
         """Return what computes the loss's outputs with weights [clients, ...] by name, each the model's own now.
 
-        It is compiled where `compile` says so, and then it is the same one for the same arguments.
+        It is the same one for the same arguments, compiled where `compile` says so. The last two are kept, for a round
+        of so many clients and the rest; compiled ones all.
         """
         network = loss.network(self.network)
         prefix = "" if network is self.network else "network."
+        key = (prefix, tuple(names), clients)
+        if key not in self._together:
 
-        def make() -> PerClientNetwork:
-            return PerClientNetwork(network, names, clients, prefix)
+            def make() -> PerClientNetwork:
+                return PerClientNetwork(network, names, clients, prefix)
 
-        if self.config.compile == "off":
-            return make()
-        key = (type(self.network), self.first_block, prefix, tuple(names), clients)
-        found = compiled(make, key, self.config.compile, self.device)
-        found.start_from(network)
-        return found
+            for oldest in [*self._together][:-1]:
+                del self._together[oldest]
+            kind = (type(self.network), self.first_block, key)
+            mode = self.config.compile
+            self._together[key] = make() if mode == "off" else compiled(make, kind, mode, self.device)
+        self._together[key].start_from(network)
+        return self._together[key]
+
+    def let_fit(self, clients: int) -> None:
+        """Train at most so many clients at once from now on; free the memory that more of them took."""
+        self.fitting = clients
+        self._together.clear()
+        release(clients)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def place(self, model: GlobalModel) -> None:
         """Load the global model, in the shapes of `GlobalModel`: pretrained, then frozen, then trained tensors."""
