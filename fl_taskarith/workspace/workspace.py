@@ -36,6 +36,7 @@ from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
 from fl_taskarith.storage.paths import resolve
 from fl_taskarith.training.local import Evaluation, Inputs, autocast, evaluate, extract_features, set_matrix_products
 from fl_taskarith.training.local_loss import ANCHORED, NOT_TRUE, LocalLoss
+from fl_taskarith.workspace.client_states import ClientStates
 from fl_taskarith.workspace.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.workspace.machine import available_threads, choose_device, on_this_machine
 
@@ -72,6 +73,7 @@ class Workspace:
         pretrained: a copy of the parameters that training may change (`federated_names`), as they started; read-only.
         network: the part of the model that runs: all of it, or what follows the frozen blocks under a prefix cache.
         compiled_network: `network` for training and evaluation, compiled where `compile` says so.
+        client_states: what clients keep between rounds.
         fitting: so many clients at once fit into the device's memory, as far as is known.
         data: the images and labels; under a prefix cache the images of its splits are positions in the cache.
         preprocessing: from those images, or positions, to the network's inputs.
@@ -81,6 +83,7 @@ class Workspace:
         self.config = config = on_this_machine(config)
         self.device = choose_device(config.device)
         self.fitting = config.num_clients
+        self.client_states = ClientStates(self.device, behind=config.engine == "sequential")
         self._together: dict[tuple[str, tuple[str, ...], int], PerClientNetwork] = {}
         torch.set_num_threads(config.threads or available_threads())
         set_matrix_products(config.precision)

@@ -214,7 +214,14 @@ MASKED = {"mask_rule": "least-sensitive", "calibration_rounds": 1, "calibration_
 TOGETHER: dict[str, dict[str, object]] = {
     "masked, squared loss, bank": MASKED | {"local_loss": "squared", "task_vector_bank": "float32"},
     "a head first, then the last block": MASKED | {"head": "linear", "head_rounds": 1, "trainable_blocks": 1},
-    "unequal steps": {"local_steps_min": 1, "local_steps_max": 3, "strategy": "fednova"},
+    "unequal steps, two groups of as many": {
+        "local_steps_min": 1,
+        "local_steps_max": 2,
+        "batch_size": 8,
+        "strategy": "fednova",
+        "participation": 1.0,
+        "clients_at_once": 0,
+    },
     "SCAFFOLD, masked": MASKED | {"strategy": "scaffold", "num_rounds": 3, "participation": 0.9},
     "feature anchoring, masked": MASKED | {"local_loss": "feature-anchoring", "local_steps": 3},
     "FedProx, masked": MASKED | {"strategy": "fedprox", "proximal_mu": 3.0, "local_steps": 3},
