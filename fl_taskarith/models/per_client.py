@@ -55,8 +55,7 @@ class PerClientNetwork(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return what the network returns for its inputs [n·B, ...], the first B of which are the first client's."""
         images = len(inputs) // self.clients
-        each = {name: value.view(self.clients, 1, *(value.shape[2:] if value.ndim > 2 else (1, value.shape[1])))
-                for name, value in self._broadcast.items()}  # fmt: skip
+        each = {name: value.view(self.clients, 1, -1, value.shape[-1]) for name, value in self._broadcast.items()}
         own = {name: value.expand(-1, images, -1, -1).flatten(0, 1) for name, value in each.items()}
         outputs: Tensor | tuple[Tensor, Tensor] = functional_call(self.network, own, (inputs,))
         return outputs
