@@ -99,7 +99,7 @@ class Settings(TypedDict, total=False):
     start: Literal["ball", "random"]
     start_radius: float
     tolerance: float
-    clients_at_once: int
+    clients_at_once: int | Literal["auto"]
     local_loss: Literal["cross-entropy", "squared", "not-true-distillation", "feature-anchoring"]
     distillation_weight: float
     distillation_temperature: float

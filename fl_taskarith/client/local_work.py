@@ -12,7 +12,7 @@ from fl_taskarith.data.datasets import ImageSet
 from fl_taskarith.engine.grid import read_settings
 from fl_taskarith.engine.records import to_record, to_tensors
 from fl_taskarith.seeding import random_generator
-from fl_taskarith.storage.client_files import ANCHOR, CONTROL, read_client_state, read_frozen, under, write_client_state
+from fl_taskarith.storage.client_files import ANCHOR, CONTROL, read_frozen, under
 from fl_taskarith.training.corrections import control_change, control_shift, momentum_of_visits, momentum_shift
 from fl_taskarith.training.schedules import draw_local_steps, step_coefficient_sum
 from fl_taskarith.training.stacked import ClientData
@@ -50,8 +50,8 @@ class Work:
     @cached_property
     def state(self) -> Weights:
         """What this client keeps between rounds, in the shapes in which it was written, as the message names it."""
-        state = read_client_state(Path(self.current.state_folder), self.partition, self.current.state_name)
-        return {name: value.to(self.home.device) for name, value in state.items()}
+        folder = Path(self.current.state_folder)
+        return self.home.client_states.read(folder, self.partition, self.current.state_name)
 
     @cached_property
     def shard(self) -> ImageSet:
@@ -132,7 +132,8 @@ class Work:
             own = under(CONTROL, self.state)
             keeps |= {CONTROL + name: own[name] + value if name in own else value for name, value in change.items()}
         if keeps:
-            written = write_client_state(Path(self.current.state_folder), self.partition, self.current.number, keeps)
+            folder = Path(self.current.state_folder)
+            written = self.home.client_states.write(folder, self.partition, self.current.number, keeps)
             reply["state"] = ConfigRecord({"name": written})
         return reply
 

@@ -91,7 +91,6 @@ CONDITIONAL: Mapping[str, tuple[Idle, ...]] = {
     key: tuple(_reason(words, _REASONS) for words in reasons) for key, reasons in _TABLE["no-effect"].items()
 }
 """The reasons for which each key may have no effect; a key that is not here is among `ALWAYS`."""
-ONE_BY_ONE = CONDITIONAL["clients-at-once"][1:]  # beside having no clients: each client is trained by itself anyway
 OFF: Mapping[str, Scalar] = _TABLE["off"]
 ALWAYS = frozenset(
     {"dataset", "strategy", "num-rounds", "seed", "engine", "threads"}

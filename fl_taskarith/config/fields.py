@@ -237,8 +237,11 @@ class Settings:
     start: str = CLUSTERS("ball", "ball | random", "first estimates: in a ball around each truth, or random")
     start_radius: float = CLUSTERS(0.25, "[0, 1e6]", "radius of that ball, in units of Δ_min")
     tolerance: float = CLUSTERS(1e-06, "[0, 1e6]", "fed-em: stop when no estimate moves by more")
-    clients_at_once: int = MACHINE(
-        1, "[0, inf)", "sequential engine: clients computed together; 0 = all; numbers agree to rounding"
+    clients_at_once: int | str = MACHINE(
+        1,
+        "[0, inf)",
+        "sequential engine: clients computed together; 0 = all, auto = as measured; numbers agree to rounding",
+        auto=True,
     )
     local_loss: str = TRAINING(
         "cross-entropy",
@@ -348,6 +351,15 @@ class Settings:
             ValueError: it is still "auto" (`learning_rates.with_known_rate` comes first).
         """
         return float(self.learning_rate)
+
+    @property
+    def at_once(self) -> int:
+        """`clients_at_once` as a number.
+
+        Raises:
+            ValueError: it is still "auto" (`machine.on_this_machine` comes first).
+        """
+        return int(self.clients_at_once)
 
     @property
     def sampled_clients(self) -> int:

@@ -152,17 +152,18 @@ def key(heading: str, default: Scalar, accepted: str | Sequence[str] | None, abo
 
     Args:
         heading: the heading of the reference under which the key stands.
-        default: gives the kind; "auto" with an interval is a number or "auto".
+        default: gives the kind; "auto" with an interval is a number or "auto", and so it is with auto=True.
         accepted: an interval, for example "(0, 1]" or "[1, inf)", or the choices: "off | float16", or a sequence.
         about: what the key means, in a line.
         more: other attributes of the rule.
     """
     if isinstance(accepted, str) and accepted[0] in "([":
         low, high = accepted[1:-1].split(",")
-        more |= {"low": float(low), "high": float(high), "exclusive_low": accepted[0] == "(", "auto": default == AUTO}
+        more |= {"low": float(low), "high": float(high), "exclusive_low": accepted[0] == "("}
+        more.setdefault("auto", default == AUTO)
     elif accepted is not None:
         more["choices"] = tuple(accepted.split(" | ") if isinstance(accepted, str) else accepted)
-    rule = Rule(float if more.get("auto") else type(default), about, heading=heading, **more)
+    rule = Rule(float if default == AUTO and more.get("auto") else type(default), about, heading=heading, **more)
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 

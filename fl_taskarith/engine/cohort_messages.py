@@ -21,7 +21,7 @@ ANYTHING = 1e9  # times what is usual of losses and steps: beyond it a client ha
 
 def cohort_size(config: Config) -> int:
     """Return how many clients one message is to, 0 for all: clients with images answer one by one."""
-    return config.clients_at_once if config.dataset == REGRESSION else 1
+    return config.at_once if config.dataset == REGRESSION else 1
 
 
 def cohorts(partitions: Sequence[int], size: int) -> dict[int, list[int]]:

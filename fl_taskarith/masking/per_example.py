@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
+from fl_taskarith.models.per_client import QKV_BIASES, ROOT_TOKENS, SCALES, is_patch_embedding
+
 PRODUCT_BYTES = {"cpu": 2**22, "cuda": 2**28}  # of weight gradients at a time: what a cache holds; many for a GPU
-ROOT_TOKENS = ("cls_token", "reg_token", "pos_embed")  # of timm's models: [1, ..., d], broadcast over B
-SCALES = ("gamma_1", "gamma_2")  # LayerScale of timm's EvaBlock, [d]
-QKV_BIASES = ("q_bias", "k_bias", "v_bias")  # of timm's EvaAttention, [d] each; the layer qkv has none
 
 
 def label_scores(logits: Tensor, labels: Tensor, score: str) -> Tensor:
@@ -116,7 +115,7 @@ class _Layers:
         for name, value in weights.items():
             owner, _, own_name = name.rpartition(".")
             module = model.get_submodule(owner)
-            if isinstance(module, nn.Linear) or _is_patchify(module):
+            if isinstance(module, nn.Linear) or is_patch_embedding(module):
                 self.modules[owner] = module
             elif _is_plain_norm(module, own_name, f"{owner}.bias" in weights):
                 assert isinstance(module, nn.LayerNorm)
@@ -185,17 +184,6 @@ def _is_plain_norm(module: nn.Module, own_name: str, bias_is_scored: bool) -> bo
     if not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) != 1:
         return False
     return own_name == "bias" or bias_is_scored or module.bias is None
-
-
-def _is_patchify(module: nn.Module) -> bool:
-    """Return whether this is a convolution whose windows tile the image: a Linear on patches."""
-    return (
-        isinstance(module, nn.Conv2d)
-        and module.kernel_size == module.stride
-        and module.padding == (0, 0)
-        and module.groups == 1
-        and module.dilation == (1, 1)
-    )
 
 
 def _add_products(total: Tensor, delta: Tensor, inputs: Tensor) -> None:

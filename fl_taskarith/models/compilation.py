@@ -5,10 +5,10 @@ later runs of the same architecture load their weights into it.
 """
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -18,16 +18,18 @@ from fl_taskarith.models.suffix import Backbone, Suffix
 Network = Backbone | Suffix
 """A whole model on images, or the last blocks of one on the tokens of its frozen ones."""
 
+Module = TypeVar("Module", bound=nn.Module)
+
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Kept:
-    """The module of one architecture, and what is compiled of it by (class, first block, mode)."""
+    """The module of one architecture, and what is compiled of it, by mode and what else it depends on."""
 
     architecture: Hashable
     model: Backbone
-    networks: dict[tuple[type, int, str], Network] = field(default_factory=dict)
+    networks: dict[Hashable, nn.Module] = field(default_factory=dict)
 
 
 _kept: _Kept | None = None
@@ -46,21 +48,27 @@ def shared_model(architecture: Hashable, fresh: Backbone) -> Backbone:
     return _kept.model
 
 
-def compiled(network: Network, first_block: int, mode: str, device: torch.device) -> Network:
-    """Compile `network`, the shared model from `first_block` on, under torch.compile's `mode`; it keeps its parameters.
+def compiled(make: Callable[[], Module], key: Hashable, mode: str, device: torch.device) -> Module:
+    """Compile what `make` makes of the shared model under torch.compile's `mode`; it keeps its parameters.
 
-    It is compiled again for each batch size: kernels for any size are slower, and a federation has few sizes. Where
-    nothing can be compiled (no C++ compiler, no Triton) `network` itself is returned, and a warning says why.
+    It is made once per process and `key`, and compiled again for each batch size: kernels for any size are slower, and
+    a federation has few sizes. Where nothing can be compiled (no C++ compiler, no Triton) it is returned as made, and a
+    warning says why.
     """
     assert _kept is not None, "shared_model comes first"
     if reason := _obstacle(device):
         log.warning('compile = "%s" is left out, training runs as written: %s', mode, reason)
-        return network
-    key = (type(network), first_block, mode)
-    if key not in _kept.networks:
-        module = torch.compile(cast(nn.Module, network), mode=mode, dynamic=False)
-        _kept.networks[key] = cast(Network, module)
-    return _kept.networks[key]
+        return make()
+    if (key, mode) not in _kept.networks:
+        _kept.networks[key, mode] = cast(nn.Module, torch.compile(make(), mode=mode, dynamic=False))
+    return cast(Module, _kept.networks[key, mode])
+
+
+def release(clients: int) -> None:
+    """Let go of the compiled networks with weights of more clients than this, for their memory."""
+    if _kept is not None:
+        kept = {key: network for key, network in _kept.networks.items() if getattr(network, "clients", 0) <= clients}
+        _kept.networks = kept
 
 
 @lru_cache

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_taskarith.config import settings as configuration
-from fl_taskarith.config.effects import ONE_BY_ONE, explain, refuse_idle
+from fl_taskarith.config.effects import refuse_idle
 from fl_taskarith.config.fields import kebab, rules
 from fl_taskarith.config.rule import AUTO, NAME, TEXT, Rule, shown
 from fl_taskarith.config.settings import Config
@@ -158,16 +158,8 @@ def _one_shot(document: Mapping[str, Any], path: Path, overrides: Mapping[str, A
     _require(known, "give [settings] a learning-rate, or a [search] that chooses it on validation.")
     for rate in one_shot.rates or [one_shot.config().peak_rate]:
         one_shot.at_rate(rate).config()
-    _refuse_idle(one_shot.config(), given)
+    refuse_idle(one_shot.config(), given & {"dampening"})
     return one_shot
-
-
-def _refuse_idle(config: Config, given: set[str]) -> None:
-    """Refuse what fine-tuning would use under other settings; clients-at-once are tasks, and there are no clients."""
-    refuse_idle(config, given & {"dampening"})
-    one_by_one = next((idle for idle in ONE_BY_ONE if idle.holds(config)), None)
-    if "clients-at-once" in given and config.clients_at_once != 1 and one_by_one is not None:
-        raise ConfigError(explain(config, "clients-at-once", one_by_one))
 
 
 def _rates(document: Mapping[str, Any], given: set[str]) -> tuple[float, ...]:

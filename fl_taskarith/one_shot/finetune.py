@@ -15,11 +15,12 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import Divergence, FlTaskarithError
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.models.heads import LinearHead, RidgeSolver, RidgeStatistics, choose_strength, fit_logit_scale
+from fl_taskarith.models.per_client import PerClientNetwork
 from fl_taskarith.one_shot.tasks import Task
 from fl_taskarith.seeding import random_generator
-from fl_taskarith.training.local import is_single, set_trained, train_locally
+from fl_taskarith.training.local import set_trained, train_locally
 from fl_taskarith.training.sparse_sgdm import sgdm
-from fl_taskarith.training.stacked import ClientData, has_dropout, stacked, train_stacked
+from fl_taskarith.training.stacked import ClientData, has_dropout, train_stacked
 from fl_taskarith.workspace.workspace import Workspace
 
 Weights = dict[str, Tensor]
@@ -104,8 +105,7 @@ def fine_tune_all(
         Divergence: the loss, or a weight, of one is NaN or infinite.
     """
     config = home.config
-    together = is_single(config.precision) and not config.clip_norm and not has_dropout(home.model)
-    most = min(len(tasks), config.clients_at_once or len(tasks)) if together else 1
+    most = 1 if has_dropout(home.model) else min(len(tasks), config.at_once or len(tasks))
     alike: dict[tuple[int, Training, int], list[int]] = {}
     for index, (task, head, plan) in enumerate(zip(tasks, heads, plans, strict=True)):
         alike.setdefault((id(head), plan, min(plan.batch_size, len(task.train))), []).append(index)
@@ -116,7 +116,7 @@ def fine_tune_all(
             tuned |= tune({index: tasks[index] for index in group})
         except FlTaskarithError:
             raise
-        except Exception as error:  # too little memory, or a kind of layer that vmap cannot do
+        except Exception as error:  # too little memory, or a kind of layer with no form for several
             if len(group) == 1:
                 raise
             log.warning("Tasks are fine-tuned one by one: %s: %s", type(error).__name__, error)
@@ -138,17 +138,19 @@ def _fine_tune(
     for index, task in tasks.items():
         everything = torch.arange(len(task.train), device=home.device)
         data.append(ClientData(task.train, everything, random_generator(seed, "fine-tuning", 0, index)))
-    amount: dict[str, Any] = {"local_steps": training.local_steps, "batch_size": training.batch_size}
+    amount: dict[str, Any] = {
+        "local_steps": training.local_steps, "batch_size": training.batch_size, "precision": config.precision
+    }  # fmt: skip
     if len(data) > 1:
-        weights = stacked(parameters, len(data))
         set_trained(home.model, [])
-        optimizer = sgdm(weights.items(), config, rate)
-        losses = train_stacked(home.network, weights, data, optimizer, home.preprocessing, **amount)
-        ends = [{name: value[row].detach() for name, value in weights.items()} for row in range(len(data))]
+        together = PerClientNetwork(home.network, names, len(data))
+        optimizer = sgdm(together.weights.items(), config, rate, clients=len(data))
+        losses = train_stacked(together, home.network, data, optimizer, home.preprocessing, **amount)
+        ends = [{name: value[row].detach() for name, value in together.weights.items()} for row in range(len(data))]
     else:
         losses = [train_locally(
             home.network, data[0].examples, data[0].shard, sgdm(parameters.items(), config, rate), home.preprocessing,
-            precision=config.precision, generator=data[0].generator, **amount,
+            generator=data[0].generator, **amount,
         )]  # fmt: skip
         ends = [{name: parameter.detach() for name, parameter in parameters.items()}]
     tuned = {index: {name: value - home.pretrained[name] for name, value in end.items()}

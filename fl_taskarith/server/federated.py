@@ -44,6 +44,7 @@ class FederatedRun(Run):
         self, config: Config, home: Workspace, logbook: Logbook, progress: Progress | None, grid: PartitionGrid
     ) -> None:
         super().__init__(config, home, logbook, progress)
+        home.client_states.forget()
         self.grid = grid
         self.strategy = strategy_class(config.strategy)(config, home.device)
         self.frozen_name = ""  # the clients' file of the frozen tensors and the mask
@@ -215,7 +216,8 @@ class FederatedRun(Run):
         )
 
     def state(self) -> Checkpoint:
-        """The strategy's tensors and the names of the clients' states."""
+        """The strategy's tensors and the names of the clients' states, which are in their files by now."""
+        self.home.client_states.flush()
         return Checkpoint(0, {}, {}, self.strategy.state(), client_states=self.strategy.client_states)
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -221,8 +221,8 @@ class _Printer(logging.Handler):
 
 def _choose_engine(config: Config, client_app: ClientCallable, grid: Grid | None) -> PartitionGrid:
     if config.engine == "sequential":
-        together = train_together if config.dataset != REGRESSION and config.clients_at_once != 1 else None
-        return SequentialGrid(client_app, config.num_clients, together, config.clients_at_once)
+        together = train_together if config.dataset != REGRESSION and config.at_once != 1 else None
+        return SequentialGrid(client_app, config.num_clients, together, config.at_once)
     if grid is None:
         raise ValueError('engine = "flower" needs the Grid of a Flower run')
     return SuperNodeGrid(grid, config)

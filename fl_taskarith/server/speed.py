@@ -5,8 +5,6 @@ without torch.compile, which would take a minute.
 """
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,19 +12,11 @@ import torch
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.datasets import image_source, training_images
-from fl_taskarith.models.backbone import build_model, trained_parameters
-from fl_taskarith.models.compilation import Network
-from fl_taskarith.models.suffix import Suffix, prefix_tokens
-from fl_taskarith.training.local import autocast, set_matrix_products, set_trained
+from fl_taskarith.training.local import set_matrix_products
 from fl_taskarith.training.local_loss import REFERRING
 from fl_taskarith.workspace.machine import available_threads, choose_device, describe_device
+from fl_taskarith.workspace.probe import SPEED_KEYS, Probe
 from fl_taskarith.workspace.workspace import EVALUATION_BATCH
-
-FIRST = 4  # images of the first step, which says how many the next ones may have
-SPEED_KEYS = (
-    "dataset", "model", "input_size", "trainable", "trainable_blocks", "prefix_cache", "batch_size", "device",
-    "precision", "compile", "threads",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ def speed_of(config: Config, seconds: float) -> Speed | None:
         threads = torch.get_num_threads()
         torch.set_num_threads(config.threads or available_threads())
         set_matrix_products(config.precision)
-        _known[key] = known = seconds, _Probe(config).speed(seconds)
+        _known[key] = known = seconds, _speed(config, seconds)
         torch.set_num_threads(threads)
     return known[1]
 
@@ -118,76 +108,14 @@ def work_of(config: Config) -> Work | None:
     return Work(trained, (config.validation_size + test) * evaluations + head + referred, scored, frozen)
 
 
-class _Probe:
-    """A model of random weights under the settings of a run, and inputs for it."""
-
-    def __init__(self, config: Config) -> None:
-        self.config, self.device = config, choose_device(config.device)
-        classes, size = image_source(config.dataset).classes, config.input_size
-        model = build_model(config.model, classes, size, "none", download=False, seed=0).to(self.device)
-        cached = config.prefix_cache != "off"
-        trained_blocks = 0 if config.trainable == "head" else config.trainable_blocks
-        self.first = len(model.blocks) - trained_blocks if cached else 0
-        self.model = model
-        self.network: Network = Suffix(model, self.first) if cached else model
-        self.inputs = self.images = torch.rand(self.largest_batch, 3, size, size, device=self.device)
-        if cached:
-            tokens = prefix_tokens(model, self.images[:1], self.first)
-            self.inputs = torch.randn(len(self.images), *tokens.shape[1:], device=self.device)
-        self.names = trained_parameters(model, config.trainable, config.trainable_blocks)
-
-    @property
-    def largest_batch(self) -> int:
-        """Images at a time: those of a local step or of an evaluation."""
-        return max(self.config.batch_size, EVALUATION_BATCH[self.device.type])
-
-    def train(self, count: int) -> None:
-        """Run a forward and backward pass of `count` images."""
-        set_trained(self.model, self.names)
-        self.network.train()
-        with autocast(self.device, self.config.precision):
-            scores = self.network(self.inputs[:count])
-        scores.float().logsumexp(1).sum().backward()
-
-    @torch.inference_mode()
-    def evaluate(self, count: int) -> None:
-        """Run a forward pass of `count` images."""
-        self.network.eval()
-        with autocast(self.device, self.config.precision):
-            self.network(self.inputs[:count])
-
-    def freeze(self, count: int) -> None:
-        """Run a pass of `count` images through the frozen blocks."""
-        with autocast(self.device, self.config.precision):
-            prefix_tokens(self.model, self.images[:count], self.first)
-
-    def speed(self, seconds: float) -> Speed:
-        """Measure all three, in about `seconds`."""
-        return Speed(
-            self._images_per_second(self.train, self.config.batch_size, seconds / 2),
-            self._images_per_second(self.evaluate, EVALUATION_BATCH[self.device.type], seconds / 4),
-            self._images_per_second(self.freeze, self.largest_batch, seconds / 4) if self.first else 0.0,
-        )
-
-    def _images_per_second(self, work: Callable[[int], None], batch: int, seconds: float) -> float:
-        """Measure steps of `batch` images, or of as many as take `seconds` where one step would take longer."""
-        first = min(FIRST, batch)
-        work(first)
-        count = max(first, min(batch, round(first * seconds / self._timed(work, first))))
-        work(count)
-        steps, spent = 0, 0.0
-        while not steps or spent < seconds:
-            spent += self._timed(work, count)
-            steps += 1
-        return steps * count / spent
-
-    def _timed(self, work: Callable[[int], None], count: int) -> float:
-        self._wait()
-        started = time.perf_counter()
-        work(count)
-        self._wait()
-        return time.perf_counter() - started
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+def _speed(config: Config, seconds: float) -> Speed:
+    """Measure all three, in about `seconds`."""
+    device = choose_device(config.device)
+    evaluated = EVALUATION_BATCH[device.type]
+    largest = max(config.batch_size, evaluated)
+    probe = Probe(config, device, largest)
+    return Speed(
+        probe.images_per_second(probe.train, config.batch_size, seconds / 2),
+        probe.images_per_second(probe.evaluate, evaluated, seconds / 4),
+        probe.images_per_second(probe.freeze, largest, seconds / 4) if probe.first else 0.0,
+    )

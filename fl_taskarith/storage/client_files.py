@@ -9,8 +9,8 @@ taken back. Here the server knows each client's newest file by name, a checkpoin
 hands every client the version that belongs to the checkpoint.
 """
 
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 
 from torch import Tensor
@@ -74,7 +74,20 @@ def write_client_state(folder: Path, partition: int, version: int, tensors: Mapp
     Raises:
         CheckpointError: it cannot be written.
     """
-    return write_verified(_folder_of(folder, partition), f"round-{version:06d}", unsealed(tensors)).name
+    name, write = state_file(folder, partition, version, tensors)
+    write()
+    return name
+
+
+def state_file(
+    folder: Path, partition: int, version: int, tensors: Mapping[str, Tensor]
+) -> tuple[str, Callable[[], Path]]:
+    """Return the name of the file of a client's tensors, of any shapes, as they are now, and what writes it.
+
+    See `write_client_state`, which does both at once.
+    """
+    place, stem, content = _folder_of(folder, partition), f"round-{version:06d}", unsealed(tensors)
+    return verified_name(stem, content), partial(write_verified, place, stem, content)
 
 
 def read_client_state(folder: Path, partition: int, name: str) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ class FedEM(FedAvg):
         self.traffic = Traffic(downlink=sampled * payload_bytes(arrays))
         settings = settings_record(self.config, self.context.settings(server_round))
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: settings})
-        self._cohorts = cohorts(staying, self.config.clients_at_once)
+        self._cohorts = cohorts(staying, self.config.at_once)
         return cohort_messages(content, self._cohorts, "train.expectation")
 
     def aggregate_train(

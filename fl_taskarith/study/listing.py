@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from fl_taskarith.config.settings import Config
-from fl_taskarith.server.speed import SPEED_KEYS, Speed, device_line, speed_of, work_of
+from fl_taskarith.server.speed import Speed, device_line, speed_of, work_of
 from fl_taskarith.storage.progress import duration
 from fl_taskarith.study.one_run import describe_run
 from fl_taskarith.study.plan import Plan, plan_of
 from fl_taskarith.study.results import State, StudyResults, run_folder
 from fl_taskarith.study.shipped import MARK, count_shipped, origin_words
+from fl_taskarith.workspace.probe import SPEED_KEYS
 
 GLANCE, MEASUREMENT = 2.0, 20.0  # seconds in which the speeds of all kinds of runs left are measured, briefly or well
 LONG = 600.0  # seconds of work from which they are measured well

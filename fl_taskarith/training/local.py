@@ -52,11 +52,6 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def is_single(precision: str) -> bool:
-    """Return whether all tensors are float32 under `precision`."""
-    return AUTOCAST_TYPES[precision] is None
-
-
 def set_matrix_products(precision: str) -> None:
     """Let a GPU multiply float32 matrices in TF32 (10 bits of mantissa) under "tf32", and under no other precision.
 
@@ -120,8 +115,7 @@ def train_locally(
         scaler.update()
         loss_sum += value.detach()
     if scaler.is_enabled():
-        scale = scaler.get_scale()
-        _report_skipped(round(math.log2(LOSS_SCALE / scale)) if scale else steps, steps)
+        report_skipped(scaler.get_scale(), steps)
     return loss_sum.item() / local_steps
 
 
@@ -133,7 +127,13 @@ def _seed_torch(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
-def _report_skipped(skipped: int, steps: int) -> None:
+def report_skipped(scale: float, steps: int) -> None:
+    """Warn of fp16 steps that were left out: each halved the loss scale, which ended at `scale`.
+
+    Raises:
+        Divergence: all of the steps were.
+    """
+    skipped = round(math.log2(LOSS_SCALE / scale)) if scale else steps
     if skipped == steps:
         raise Divergence(
             f"None of {steps} steps had finite gradients in fp16: lower learning-rate, or use precision bf16 or fp32."

@@ -29,11 +29,19 @@ class SparseSGDM(torch.optim.SGD):
         masks: a bool tensor of the parameter's shape per name; True = updated. None: all entries of all parameters.
         indices: flat positions of the masks' True entries, int64 [n] per name that has any; computed if None.
         clip_norm: largest 2-norm of the gradient over all unmasked entries together, before weight decay; 0 = off.
+        clients: of several at once their number n: parameters are [n, ...], and each client's gradient has a norm of
+            its own; 0 for one model.
         settings: momentum, dampening, weight_decay, nesterov, foreach and fused of torch.optim.SGD.
+
+    Attributes:
+        takes_part: of several clients, bool [n], those that take the next steps; None for all. The weights and the
+            momentum of others stay as they are, whatever their gradients.
 
     Raises:
         ValueError: a parameter has no mask, or one of the wrong shape or dtype; names it.
     """
+
+    takes_part: Tensor | None = None
 
     def __init__(
         self,
@@ -43,6 +51,7 @@ class SparseSGDM(torch.optim.SGD):
         masks: Mapping[str, Tensor] | None = None,
         indices: Mapping[str, Tensor] | None = None,
         clip_norm: float = 0.0,
+        clients: int = 0,
         **settings: Any,
     ) -> None:
         named = list(named_parameters)
@@ -52,7 +61,8 @@ class SparseSGDM(torch.optim.SGD):
         super().__init__([parameter for _, parameter in named], lr=lr, **settings)
         self._step_supports_amp_scaling = False  # a GradScaler is to unscale before the step, fused or not
         group = self.param_groups[0]
-        group["clip_norm"] = clip_norm
+        group["clip_norm"], self._clients = clip_norm, clients
+        self._begun: Tensor | None = None  # bool [n]: which clients have taken a step, where not all take all
         group["masks"] = None if masks is None else [masks[name] for name, _ in named]
         self._indices: list[Tensor | None] = []
         if indices is None:
@@ -92,16 +102,40 @@ class SparseSGDM(torch.optim.SGD):
                 values.append(_select(parameter, index))
                 gradients.append(_select(parameter.grad, index))
         if group["clip_norm"] and gradients:
-            gradients = _clipped(gradients, group["clip_norm"])
+            gradients = _clipped(gradients, group["clip_norm"], self._clients)
         with_momentum = group["momentum"] != 0
         buffers = [self.state[parameter].get("momentum_buffer") for parameter, _ in selected] if with_momentum else []
-        sgd(values, gradients, buffers, **{name: group[name] for name in SGD_SETTINGS})
+        if self.takes_part is None:
+            sgd(values, gradients, buffers, **{name: group[name] for name in SGD_SETTINGS})
+        else:
+            self._step_of_some(self.takes_part, values, gradients, buffers)
         for (parameter, _), buffer in zip(selected, buffers, strict=with_momentum):
             self.state[parameter]["momentum_buffer"] = buffer
         for (parameter, index), value in zip(selected, values, strict=True):
             if index is not None:
                 parameter.view(-1).index_copy_(0, index, value)
         return loss
+
+    def _step_of_some(
+        self, takes_part: Tensor, values: list[Tensor], gradients: list[Tensor], buffers: list[Tensor | None]
+    ) -> None:
+        """Let the clients that `takes_part`, bool [n], step from values [n, ...], without waiting for the device."""
+        group = self.param_groups[0]
+        begun = torch.zeros_like(takes_part) if self._begun is None else self._begun
+        decay = torch.where(takes_part, group["momentum"], 1.0)
+        share = torch.where(begun, 1.0 - group["dampening"], 1.0)
+        for index, (value, gradient) in enumerate(zip(values, gradients, strict=True)):
+            rows = value.view(self._clients, -1)
+            change = gradient.view_as(rows).where(takes_part[:, None], 0.0)
+            change = change.add(rows, alpha=group["weight_decay"]) if group["weight_decay"] else change
+            if buffers:
+                buffer = torch.zeros_like(value) if (old := buffers[index]) is None else old
+                buffers[index] = buffer
+                moments = buffer.view_as(rows)
+                moments.mul_(decay[:, None]).add_(change * (share * takes_part)[:, None])
+                change = change.add(moments, alpha=group["momentum"]) if group["nesterov"] else moments
+            rows.sub_(change * (group["lr"] * takes_part)[:, None])
+        self._begun = begun | takes_part
 
     def _index_masks(self) -> None:
         """Compute the flat positions, int64 [n], of each parameter's unmasked entries; None where all are."""
@@ -131,11 +165,16 @@ def _select(tensor: Tensor, index: Tensor | None) -> Tensor:
     return tensor if index is None else tensor.reshape(-1).index_select(0, index)
 
 
-def _clipped(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:
-    """Return gradients scaled to a joint 2-norm of at most `limit`, as torch's clip_grad_norm_ scales them."""
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+def _clipped(gradients: Sequence[Tensor], limit: float, clients: int) -> list[Tensor]:
+    """Return gradients scaled to a joint 2-norm of at most `limit`, as torch's clip_grad_norm_ scales them.
+
+    Args:
+        gradients: of any shape; of `clients` above 0, [clients, ...] flat or not, each with a norm of its own.
+    """
+    flat = [gradient.reshape(clients or 1, -1) for gradient in gradients]
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each, dim=1) for each in flat]), dim=0)
     factor = (limit / (norm + 1e-6)).clamp_max(1.0)
-    return [gradient * factor for gradient in gradients]
+    return [(each * factor[:, None]).view_as(gradient) for each, gradient in zip(flat, gradients, strict=True)]
 
 
 def sgdm(
@@ -144,12 +183,13 @@ def sgdm(
     learning_rate: float,
     mask: Mask | None = None,
     rows: Mapping[str, Tensor] | None = None,
+    clients: int = 0,
 ) -> SparseSGDM:
     """Return the configuration's optimizer of parameters of any shape; its momentum starts at zero.
 
     "auto" kernels are torch's choice on a GPU, and fused on a CPU: they take a fifth of the time of a step over many
-    small tensors, and give the same bits but for the last one under weight decay. For several clients at once the
-    parameters are [clients, ...] and `rows` the `in_every_client` positions of their mask; there is no clipping then.
+    small tensors, and give the same bits but for the last one under weight decay. For several clients at once, so many
+    as `clients` says, the parameters are [clients, ...], and `rows` the `in_every_client` positions of their mask.
     """
     named = list(named_parameters)
     masks, indices = (None, rows) if mask is None else (mask.tensors, mask.indices)
@@ -166,6 +206,7 @@ def sgdm(
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
+        clients=clients,
         foreach=True if kernels == "foreach" else None,
         fused=True if kernels == "fused" else None,
     )

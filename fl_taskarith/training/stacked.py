@@ -1,25 +1,25 @@
-"""Local steps of several clients at once, in one network with every client's own weights. Pure PyTorch.
+"""Local steps of several clients at once, each with its own weights, from the same kernels. Pure PyTorch.
 
-An operation of a small model takes as long to start as to compute. Here n clients share each start: torch.func.vmap
-turns a product with one client's weights into a batched one. A model that fills the device by itself gains nothing, and
-n times its trained weights, gradients and activations must fit into memory.
+A kernel of a small model takes as long to start as to compute: here n clients share each start. Trained weights,
+gradients, momentum and activations take n times their memory.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
-from fl_taskarith.data.batches import batch_positions, draw_augmentations
+from fl_taskarith.data.batches import Augmentation, batch_positions, draw_augmentations
 from fl_taskarith.data.datasets import ImageSet
-from fl_taskarith.masking.per_example import plain_attention
-from fl_taskarith.models.compilation import Network
+from fl_taskarith.models.per_client import PerClientNetwork
 from fl_taskarith.seeding import torch_seed
-from fl_taskarith.training.local import Inputs
+from fl_taskarith.training.local import LOSS_SCALE, Inputs, autocast, report_skipped
 from fl_taskarith.training.local_loss import LocalLoss, Outputs
+from fl_taskarith.training.sparse_sgdm import SparseSGDM
 
 
 @dataclass(frozen=True)
@@ -36,75 +36,117 @@ def has_dropout(model: nn.Module) -> bool:
     return any(isinstance(module, nn.Dropout) and module.p for module in model.modules())
 
 
-def stacked(weights: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:
-    """Return a copy of each tensor per client, [clients, ...], to be trained."""
-    return {
-        name: value.detach().expand(clients, *value.shape).clone().requires_grad_() for name, value in weights.items()
-    }
-
-
 def train_stacked(
-    model: Network,
-    weights: Mapping[str, Tensor],
+    together: PerClientNetwork,
+    network: nn.Module,
     clients: Sequence[ClientData],
-    optimizer: torch.optim.Optimizer,
+    optimizer: SparseSGDM,
     preprocessing: Inputs,
     *,
     local_steps: int,
     batch_size: int,
+    precision: str = "fp32",
     loss: LocalLoss = LocalLoss(),  # noqa: B008  (frozen)
 ) -> list[float]:
     """Train each client's weights as `train_locally` does, to rounding; return the mean loss of each, [clients].
 
+    The host waits for the device once, at the end. Under fp16 each client has its own loss scale, and its own steps are
+    left out.
+
     Args:
-        model: serves for what is not in `weights`; without dropout. Its own parameters are those that all clients start
-            from, and stay as they are; none should require a gradient.
-        weights: of every client, float32 [clients, ...] by name, trained in place by `optimizer`.
-        clients: in the order of `weights`.
+        together: computes all clients' `Outputs`, compiled or not; its weights, [clients, ...], are trained in place.
+            Without dropout.
+        network: the one of which `together` was made (`LocalLoss.network`), still with the weights that all clients
+            start from; none should require a gradient.
+        clients: in the order of the weights.
+        optimizer: of those weights, for as many clients.
 
     Raises:
         ValueError: the clients' batches differ in size.
+        Divergence: under fp16, no step of a client had finite gradients.
     """
     sizes = {min(batch_size, len(client.shard)) for client in clients}
     if len(sizes) > 1:
         raise ValueError(f"clients with batches of {sorted(sizes)} examples cannot be trained together")
-    batches = [_draw(client, local_steps, batch_size, preprocessing) for client in clients]
-    loss_sum = torch.zeros(len(clients), device=clients[0].examples.images.device)
-    network = loss.network(model)
-    prefix = "" if network is model else "network."
-    references = [loss.references(network, (inputs for inputs, _ in batch)) for batch in batches]
-
-    def outputs(own: dict[str, Tensor], inputs: Tensor) -> Outputs:
-        result: Outputs = functional_call(network, own, (inputs,))
-        return result
-
-    together = vmap(outputs)
-    network.train()
-    with plain_attention(model):  # fused attention has no batching rule, and is no faster on few tokens
-        for step in range(local_steps):
-            drawn = [batch[step] for batch in batches]
-            own_weights = {prefix + name: value for name, value in weights.items()}
-            found = together(own_weights, torch.stack([inputs for inputs, _ in drawn]))
-            each = zip(*found, strict=True) if isinstance(found, tuple) else found
-            losses = torch.stack(
-                [loss(own, labels, None if reference is None else reference[step])
-                 for own, (_, labels), reference in zip(each, drawn, references, strict=True)]
-            )  # fmt: skip
-            optimizer.zero_grad(set_to_none=True)
-            losses.sum().backward()  # a client's weights are in its own loss alone
-            optimizer.step()
-            loss_sum += losses.detach()
-    return [loss / local_steps for loss in loss_sum.tolist()]
+    batches = _Batches(clients, local_steps, batch_size, preprocessing)
+    count, device = len(clients), clients[0].examples.images.device
+    with autocast(device, precision):
+        references: Sequence[Tensor | None] = loss.references(network, batches.inputs()) or [None] * local_steps
+    loss_sum, scale = torch.zeros(count, device=device), torch.full((count,), LOSS_SCALE, device=device)
+    each_loss: Callable[..., Tensor] = vmap(loss, in_dims=(0, 0, None if references[0] is None else 0))
+    together.train()
+    for inputs, labels, reference in zip(batches.inputs(), batches.labels(), references, strict=True):
+        with autocast(device, precision):
+            outputs = together(inputs)
+        losses = each_loss(*(_by_client(each, count) for each in (outputs, labels, reference)))
+        # A client's weights are in its own loss alone.
+        (losses * scale if precision == "fp16" else losses).sum().backward()
+        if precision == "fp16":
+            optimizer.takes_part = _unscale(together.weights, scale)
+            scale = torch.where(optimizer.takes_part, scale, scale / 2)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # before the next forward pass, which needs the memory
+        loss_sum += losses.detach()
+    totals, scales = torch.stack([loss_sum, scale]).tolist()
+    if precision == "fp16":
+        for client_scale in scales:
+            report_skipped(client_scale, local_steps)
+    return [total / local_steps for total in totals]
 
 
-def _draw(client: ClientData, steps: int, batch_size: int, preprocessing: Inputs) -> list[tuple[Tensor, Tensor]]:
-    """Return (inputs, labels) of every step, drawn in the order in which `train_locally` draws."""
-    device, generator = client.examples.images.device, client.generator
-    torch_seed(generator)
-    positions = torch.from_numpy(batch_positions(len(client.shard), batch_size, steps, generator))
-    chosen = client.shard[positions.to(client.shard.device)]
-    augmentations = draw_augmentations(steps, positions.shape[1], preprocessing.crop_padding, generator, device)
-    return [
-        (preprocessing.training_inputs(client.examples.images[batch], augmentation), client.examples.labels[batch])
-        for batch, augmentation in zip(chosen, augmentations, strict=True)
-    ]
+def _by_client(outputs: Outputs | None, clients: int) -> Outputs | None:
+    """Return [clients, B, ...] of what is [clients · B, ...], floating-point numbers as float32."""
+    if isinstance(outputs, tuple):
+        scores, features = (each.float().view(clients, -1, *each.shape[1:]) for each in outputs)
+        return scores, features
+    if outputs is None:
+        return None
+    outputs = outputs.float() if outputs.is_floating_point() else outputs
+    return outputs.view(clients, -1, *outputs.shape[1:])
+
+
+def _unscale(weights: Mapping[str, Tensor], scale: Tensor) -> Tensor:
+    """Divide the gradients of weights [n, ...] by `scale` [n]; return which clients have only finite ones, bool [n]."""
+    gradients = [value.grad.view(len(scale), -1) for value in weights.values() if value.grad is not None]
+    largest = [torch.linalg.vector_norm(gradient, math.inf, dim=1) for gradient in gradients]
+    for gradient in gradients:
+        gradient.mul_(scale.reciprocal()[:, None])
+    return torch.stack(largest).isfinite().all(0)
+
+
+class _Batches:
+    """The batches of all clients: drawn in the order of `train_locally`, and moved to the device at once."""
+
+    def __init__(self, clients: Sequence[ClientData], steps: int, batch_size: int, preprocessing: Inputs) -> None:
+        self._sources = [client.examples for client in clients]
+        self._preprocessing = preprocessing
+        positions, drawn = [], []
+        for client in clients:
+            torch_seed(client.generator)
+            positions.append(torch.from_numpy(batch_positions(len(client.shard), batch_size, steps, client.generator)))
+            size, padding = positions[-1].shape[1], preprocessing.crop_padding
+            drawn.append(draw_augmentations(steps, size, padding, client.generator, torch.device("cpu")))
+        offsets, mirrored = (
+            torch.stack([torch.cat([getattr(each, part) for each in step]) for step in zip(*drawn, strict=True)])
+            for part in ("offsets", "mirrored")
+        )
+        device = clients[0].examples.images.device
+        self._augmentations = [
+            Augmentation(*each) for each in zip(offsets.to(device), mirrored.to(device), strict=True)
+        ]
+        where = torch.stack(positions).to(clients[0].shard.device)
+        chosen = [client.shard[own] for client, own in zip(clients, where, strict=True)]  # [steps, B] each
+        if all(source is self._sources[0] for source in self._sources):
+            self._sources, chosen = self._sources[:1], [torch.cat(chosen, 1)]
+        self._chosen = list(zip(*chosen, strict=True))
+
+    def inputs(self) -> Iterator[Tensor]:
+        """Yield each step's model inputs, [n · B, ...]."""
+        for chosen, augmentation in zip(self._chosen, self._augmentations, strict=True):
+            images = [source.images[own] for source, own in zip(self._sources, chosen, strict=True)]
+            yield self._preprocessing.training_inputs(torch.cat(images), augmentation)
+
+    def labels(self) -> Iterator[Tensor]:
+        """Yield each step's labels, int64 [n · B]."""
+        for chosen in self._chosen:
+            yield torch.cat([source.labels[own] for source, own in zip(self._sources, chosen, strict=True)])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from typing import Any
 
 import torch
 
@@ -41,23 +42,27 @@ def describe_device(device: torch.device) -> str:
 
 
 def on_this_machine(config: Config) -> Config:
-    """Return the settings with `device`, `precision` and `compile` as they are on this machine.
+    """Return the settings with `device`, `precision`, `compile` and `clients_at_once` as they are on this machine.
 
-    A device that "auto" would choose becomes "auto", so that a run on a CPU is the same run under both names. Clients
-    that are trained together (`clients-at-once`) need float32 and uncompiled training.
+    A device that "auto" would choose becomes "auto", so that a run on a CPU is the same run under both names.
     """
     device = choose_device(config.device)
-    settings: dict[str, str] = {}
+    settings: dict[str, Any] = {}
     default = choose_device(AUTO)
     if (device.type, device.index or 0) == (default.type, default.index or 0):
         settings["device"] = AUTO
-    recent, together = device.type == "cuda" and _is_recent(device), config.clients_at_once != 1
+    recent = device.type == "cuda" and _is_recent(device)
     if config.precision == AUTO:
-        half, single = ("bf16", "tf32") if recent else ("fp16", "fp32")
-        settings["precision"] = "fp32" if device.type == "cpu" else single if together else half
+        settings["precision"] = "fp32" if device.type == "cpu" else "bf16" if recent else "fp16"
     if config.compile == AUTO:
-        settings["compile"] = "default" if recent and not together else "off"
-    return dataclasses.replace(config, **settings)  # type: ignore[arg-type]
+        settings["compile"] = "default" if recent else "off"
+    here = dataclasses.replace(config, **settings)
+    if here.clients_at_once != AUTO:
+        return here
+    from fl_taskarith.workspace.probe import fastest_at_once  # which imports timm: most callers need none of it
+
+    at_once = fastest_at_once(here, device, here.threads or available_threads())
+    return dataclasses.replace(here, clients_at_once=at_once)
 
 
 def emulated(config: Config) -> list[str]:

@@ -30,11 +30,13 @@ from fl_taskarith.masking.sensitivity import saliency_sums, sensitivity_sums
 from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.models.backbone import HEAD_PARAMETERS, build_model, pretrained_settings, trained_parameters
 from fl_taskarith.models.class_token_block import ClassTokenBlock
-from fl_taskarith.models.compilation import Network, compiled, shared_model
+from fl_taskarith.models.compilation import Network, compiled, release, shared_model
+from fl_taskarith.models.per_client import PerClientNetwork
 from fl_taskarith.models.suffix import Suffix, prefix_parameters, prefix_tokens
 from fl_taskarith.storage.paths import resolve
 from fl_taskarith.training.local import Evaluation, Inputs, autocast, evaluate, extract_features, set_matrix_products
 from fl_taskarith.training.local_loss import ANCHORED, NOT_TRUE, LocalLoss
+from fl_taskarith.workspace.client_states import ClientStates
 from fl_taskarith.workspace.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.workspace.machine import available_threads, choose_device, on_this_machine
 
@@ -71,6 +73,8 @@ class Workspace:
         pretrained: a copy of the parameters that training may change (`federated_names`), as they started; read-only.
         network: the part of the model that runs: all of it, or what follows the frozen blocks under a prefix cache.
         compiled_network: `network` for training and evaluation, compiled where `compile` says so.
+        client_states: what clients keep between rounds.
+        fitting: so many clients at once fit into the device's memory, as far as is known.
         data: the images and labels; under a prefix cache the images of its splits are positions in the cache.
         preprocessing: from those images, or positions, to the network's inputs.
     """
@@ -78,6 +82,9 @@ class Workspace:
     def __init__(self, config: Config) -> None:
         self.config = config = on_this_machine(config)
         self.device = choose_device(config.device)
+        self.fitting = config.num_clients
+        self.client_states = ClientStates(self.device, behind=config.engine == "sequential")
+        self._together: dict[tuple[str, tuple[str, ...], int], PerClientNetwork] = {}
         torch.set_num_threads(config.threads or available_threads())
         set_matrix_products(config.precision)
         data = load_data(
@@ -112,7 +119,8 @@ class Workspace:
             self._use_prefix_cache(data)
         self.compiled_network: Network = self.network
         if config.compile != "off":
-            self.compiled_network = compiled(self.network, self.first_block, config.compile, self.device)
+            key = (type(self.network), self.first_block)
+            self.compiled_network = compiled(lambda: self.network, key, config.compile, self.device)
 
     @cached_property
     def shards(self) -> Sequence[Tensor]:
@@ -174,6 +182,36 @@ class Workspace:
         held = self.pretrained_weights if config.local_loss == ANCHORED else nullcontext
         weight, temperature = weights.get(config.local_loss, 0.0), config.distillation_temperature
         return LocalLoss(config.local_loss, logit_scale, weight, temperature, held)
+
+    def together(self, names: Sequence[str], clients: int, loss: LocalLoss) -> PerClientNetwork:
+        """Return what computes the loss's outputs with weights [clients, ...] by name, each the model's own now.
+
+        It is the same one for the same arguments, compiled where `compile` says so. The last two are kept, for a round
+        of so many clients and the rest; compiled ones all.
+        """
+        network = loss.network(self.network)
+        prefix = "" if network is self.network else "network."
+        key = (prefix, tuple(names), clients)
+        if key not in self._together:
+
+            def make() -> PerClientNetwork:
+                return PerClientNetwork(network, names, clients, prefix)
+
+            for oldest in [*self._together][:-1]:
+                del self._together[oldest]
+            kind = (type(self.network), self.first_block, key)
+            mode = self.config.compile
+            self._together[key] = make() if mode == "off" else compiled(make, kind, mode, self.device)
+        self._together[key].start_from(network)
+        return self._together[key]
+
+    def let_fit(self, clients: int) -> None:
+        """Train at most so many clients at once from now on; free the memory that more of them took."""
+        self.fitting = clients
+        self._together.clear()
+        release(clients)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def place(self, model: GlobalModel) -> None:
         """Load the global model, in the shapes of `GlobalModel`: pretrained, then frozen, then trained tensors."""

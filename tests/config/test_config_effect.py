@@ -110,10 +110,9 @@ SETTINGS: dict[str, tuple[dict[str, object], set[str]]] = {  # and some of the k
     "head rounds alone, dense": (
         {**DENSE, "head-rounds": 2, "trainable": "all"}, {"trainable", "trainable-blocks"},
     ),
-    "one local step": ({**DENSE, "local-steps": 1, "clip-norm": 1.0}, {"momentum", "dampening", "clients-at-once"}),
+    "one local step": ({**DENSE, "local-steps": 1, "clip-norm": 1.0}, {"momentum", "dampening"}),
     "one client a round": ({**DENSE, "participation": 0.1}, {"clients-at-once"}),
     "masks of their own": ({**SCORED, "mask-source": "own"}, {"clients-at-once"}),
-    "bfloat16": ({**DENSE, "precision": "bf16"}, {"clients-at-once"}),
     "fedbn": ({**DENSE, "strategy": "fedbn"}, {"clients-at-once", "gram-anchor"}),
     "cluster models": (
         {**DENSE, "strategy": "br-ifca", "cluster-rule": "mean", "num-clusters": 2, "client-groups": "half-turn"},
@@ -250,7 +249,7 @@ def written(folder: Path, text: str) -> Path:
         ({"local-steps-min": 1, "local-steps-max": 4, "local-steps": 2}, "clients draw their own"),
         ({"local-steps": 1, "momentum": 0.5}, "momentum starts at zero in every round"),
         ({"momentum": 0.0, "dampening": 0.5}, "set momentum above 0"),
-        ({"precision": "bf16", "clients-at-once": 5}, 'precision = "bf16"'),
+        ({"strategy": "fedbn", "clients-at-once": 5}, 'strategy = "fedbn"'),
         ({"bank-decay": 0.9}, 'set task-vector-bank = "float32" or "bfloat16"'),
         ({"participation": 1.0, "sampling": "cyclic"}, "all clients take part in every round"),
         ({"head-rounds": 24, "density": 0.2}, "raise num-rounds above head-rounds"),

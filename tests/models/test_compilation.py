@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from fl_taskarith import simulate
 from fl_taskarith.config.settings import Config
@@ -47,6 +48,27 @@ def test_runs_of_one_architecture_share_what_is_compiled_and_not_their_weights(q
     assert not torch.equal(third.pretrained["norm.weight"], second.pretrained["norm.weight"])
     other = Workspace(dataclasses.replace(compiling, input_size=24))
     assert other.model is not first.model
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
+def test_clients_together_are_compiled_once_for_all_rounds_and_runs(quick_config: Config) -> None:
+    several = {"num_rounds": 2, "participation": 0.6, "clients_at_once": 2, "strategy": "scaffold"}
+    plain = simulate(quick_config, **several)
+    compiled = simulate(quick_config, **several, compile="default", run_name="compiled")
+    for ours, theirs in zip(plain.rows, compiled.rows, strict=True):
+        for column in ("train_loss", "val_loss", "update_norm"):
+            assert (theirs.get(column) or 0.0) == pytest.approx(ours.get(column) or 0.0, rel=1e-4), column
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs
+    again = simulate(quick_config, **several, compile="default", seed=5, learning_rate=0.01, run_name="again")
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert again.rows[-1]["val_loss"] != compiled.rows[-1]["val_loss"]
+    assert compilation._kept is not None
+    sizes = [getattr(network, "clients", 1) for network in compilation._kept.networks.values()]
+    assert sorted(sizes) == [1, 2]
+    compilation.release(1)
+    assert len(compilation._kept.networks) == 1
 
 
 @pytest.mark.usefixtures("fresh")

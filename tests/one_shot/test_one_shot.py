@@ -265,7 +265,6 @@ def test_every_shipped_benchmark_is_valid(path: Path) -> None:
         ("local-steps = 4", "num-clients = 5", "num-clients: the benchmark decides that itself"),
         ("local-steps = 4", 'schedule = "cosine"', "schedule: the benchmark decides that itself"),
         ("local-steps = 4", "momentum = 0.0\ndampening = 0.5", "dampening = 0.5 has no effect under momentum = 0.0"),
-        ("local-steps = 4", 'precision = "bf16"\nclients-at-once = 2', "clients-at-once = 2 has no effect under prec"),
         ('"class-groups"\nnumber = 2', '"folders"\nfolders = ["a", "b"]', 'calibration-size, .* family = "folders"'),
         ("overlap = 0.0", "overlap = 1.5", "from 0 up to 1"),
         ("steps-spread = 4", "steps-spread = 0.5", "steps-spread"),

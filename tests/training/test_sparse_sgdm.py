@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fl_taskarith.training.sparse_sgdm import SparseSGDM
+from fl_taskarith.masking.mask import Mask
+from fl_taskarith.training.sparse_sgdm import SparseSGDM, in_every_client
 
 SHAPES = {"weight": (7, 5), "bias": (11,), "scalar": ()}
 
@@ -137,6 +138,33 @@ def test_clipping_sees_the_unmasked_entries_only(limit: float) -> None:
     dense.step()
     for name in SHAPES:
         assert torch.allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-7), name
+
+
+@given(SETTINGS, st.integers(0, 1000), st.booleans(), st.sampled_from([0.0, 0.5]))
+@settings(max_examples=40, deadline=None)
+def test_several_clients_step_as_each_would_and_leave_out_steps_of_their_own(
+    chosen: dict, seed: int, masked: bool, clip_norm: float
+) -> None:
+    clients, steps = 3, 4
+    masks = Mask(random_masks(seed) if masked else {name: torch.ones(shape).bool() for name, shape in SHAPES.items()})
+    alone = [parameters(seed + client) for client in range(clients)]
+    together = {name: nn.Parameter(torch.stack([each[name].detach() for each in alone])) for name in SHAPES}
+    rows = in_every_client(masks, together) if masked else None
+    ours = SparseSGDM(together.items(), 0.1, indices=rows, clip_norm=clip_norm, clients=clients, **chosen)
+    theirs = [SparseSGDM(each.items(), 0.1, masks=masks.tensors, clip_norm=clip_norm, **chosen) for each in alone]
+    pattern = torch.rand(steps, clients, generator=torch.Generator().manual_seed(seed)) < 0.6
+    for number, takes_part in enumerate(pattern):
+        given_now = [gradients(seed + client, number) for client in range(clients)]
+        for client in range(clients):
+            if takes_part[client]:
+                step(theirs[client], alone[client], given_now[client])
+            else:
+                given_now[client] = {name: torch.full(shape, math.nan) for name, shape in SHAPES.items()}
+        ours.takes_part = takes_part
+        step(ours, together, {name: torch.stack([each[name] for each in given_now]) for name in SHAPES})
+    for name, value in together.items():
+        for client in range(clients):
+            torch.testing.assert_close(value[client], alone[client][name], rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_indices_given_are_the_masks_own() -> None:

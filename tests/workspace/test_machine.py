@@ -79,7 +79,7 @@ def test_the_speed_is_measured_without_data_and_once_per_kind(tmp_path: Path, mo
     config = on_this_machine(Config(data_dir=str(tmp_path), weights=str(tmp_path / "missing.pth"), seed=3))
     first = speed_of(config, 0.01)
     assert first is not None and min(first.training, first.evaluation) > 0 and not first.frozen
-    monkeypatch.setattr(speed, "_Probe", None)  # to measure again would be an error
+    monkeypatch.setattr(speed, "Probe", None)  # to measure again would be an error
     assert speed_of(dataclasses.replace(config, seed=4, learning_rate=0.1), 0.01) == first
     assert speed_of(Config(dataset="linear-regression", strategy="fed-em"), 0.01) is None
 
