@@ -16,7 +16,7 @@ from fl_taskarith.config.toml import read_toml
 from fl_taskarith.errors import ConfigError, FlTaskarithError
 from fl_taskarith.server.interruption import Interrupted, ending_on_sigterm
 from fl_taskarith.storage.output import lasting_output
-from fl_taskarith.storage.paths import results_root, shipped_file
+from fl_taskarith.storage.paths import conf_file, results_root, shipped_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,7 +99,7 @@ def _configured(words: Sequence[str], fixed: Mapping[str, object], used: Sequenc
     for key, value in fixed.items():
         if overrides.setdefault(key, value) != value:
             raise ConfigError(f'This command runs {key} = "{value}": leave {key} out, or use another command.')
-    return configuration.load(files[0] if files else None, overrides, used)
+    return configuration.load(conf_file(files[0]) if files else None, overrides, used)
 
 
 def _mask(parsed: argparse.Namespace) -> None:
@@ -131,7 +131,7 @@ def _one_shot(parsed: argparse.Namespace) -> None:
 
     files, assignments = split_words(parsed.words)
     overrides = configuration.parse_overrides(assignments)
-    benchmarks = [load_one_shot(Path(file), overrides) for file in files]
+    benchmarks = [load_one_shot(conf_file(file), overrides) for file in files]
     if not benchmarks:
         raise ConfigError("Name a benchmark before the settings, for example conf/one-shot/digits.toml.")
     for benchmark in benchmarks:

@@ -21,6 +21,7 @@ from fl_taskarith.figures.markdown import (
 from fl_taskarith.figures.run_groups import Member, members, read_run
 from fl_taskarith.figures.set_curves import plot_bands
 from fl_taskarith.figures.set_plots import SWEPT, plot_drift, plot_heat_map, plot_sweep
+from fl_taskarith.server.course import gain
 from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.files import file_names, make_folder, write_atomically
 from fl_taskarith.storage.record_files import COUNT, read_csv
@@ -86,8 +87,8 @@ def _readme(results: StudyResults, frame: StudyFrame, rows: Sequence[Comparison]
             [("test accuracy", f"{file}.png")] if plot_arms(own, name or study.title, results.folder / file) else []
         )
         figures += _figures(results, own, file.replace("accuracy", "curves", 1), plot_bands)
-        groups.append({"name": name, "table": arm_table(study, own), "failures": _failures(own), "figures": figures,
-                       "stopped": any(row.results.stops for row in own)})  # fmt: skip
+        groups.append({"name": name, "table": arm_table(study, own), "notes": _failures(own) + _lost(own, study),
+                       "figures": figures, "stopped": any(row.results.stops for row in own)})  # fmt: skip
     whole = {"heat-map": plot_heat_map, "drift": plot_drift, "overlap": plot_overlap} | {
         key: partial(_plot_sweep, key) for key in SWEPT
     }
@@ -204,6 +205,24 @@ def _failures(rows: Sequence[Comparison]) -> list[str]:
     lines += [f"{row.results.arm.label}, seed {seed}: {cause}"
               for row in rows for seed, cause in row.results.causes.items()]  # fmt: skip
     return [line.replace("\n", " ") for line in lines]
+
+
+def _lost(rows: Sequence[Comparison], study: Study) -> list[str]:
+    """Name the seeds that ended below the head they began with; a rate that was chosen on another is likely why."""
+    lines = []
+    for row in rows:
+        arm, done = row.results.arm, {seed: each for seed, each in row.results.outcomes.items() if each.rows}
+        if lost := [seed for seed, each in done.items() if (gain(each.rows) or 0.0) < 0]:
+            ends = ", ".join(f"seed {seed} at {done[seed].test_percent:.2f} %" for seed in lost)
+            line = f"{arm.label}: {ends} ended below the {head_words(rows)}."
+            search = study.searched(arm)
+            if search is not None and search.seed not in lost:
+                line += (
+                    f" The learning rate was chosen on seed {search.seed} alone and is likely too large for others: "
+                    "set a smaller `learning-rate` in the settings of an arm."
+                )
+            lines.append(line)
+    return lines
 
 
 def _arm_record(study: Study, row: Comparison) -> dict[str, object]:
