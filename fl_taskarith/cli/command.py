@@ -173,7 +173,7 @@ def _study(parsed: argparse.Namespace) -> None:
     from fl_taskarith.study.study_file import load_studies
 
     files, assignments = split_words(parsed.words)
-    studies = load_studies([Path(file) for file in files], configuration.parse_overrides(assignments))
+    studies = load_studies([conf_file(file) for file in files], configuration.parse_overrides(assignments))
     if not studies:
         raise ConfigError("Name a study file before the settings, for example conf/study/digits/six-models.toml.")
     root = results_root(parsed.results_dir)
