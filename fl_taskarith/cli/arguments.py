@@ -100,7 +100,7 @@ def parse_words(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
         if said:
             parser.error(f"settings are given without dashes, as key=value: {'; '.join(said)}")
     if unknown or (words and not hasattr(parsed, "words")):
-        parser.error(f"unrecognized arguments: {' '.join(map(shown, unknown or words))}")
+        parser.error(f"unrecognized arguments: {' '.join(map(shown, unknown or words))}; COMMAND --help lists them all")
     if words:
         parsed.words = [*parsed.words, *words]
     return parsed

@@ -15,7 +15,7 @@ from fl_taskarith.config.rule import shown
 from fl_taskarith.config.toml import read_toml
 from fl_taskarith.errors import ConfigError, FlTaskarithError
 from fl_taskarith.server.interruption import Interrupted, ending_on_sigterm
-from fl_taskarith.storage.paths import results_root, shipped_file
+from fl_taskarith.storage.paths import conf_file, results_root, shipped_file
 from fl_taskarith.storage.run_log import lasting_output
 
 
@@ -99,7 +99,7 @@ def _configured(words: Sequence[str], fixed: Mapping[str, object], used: Sequenc
     for key, value in fixed.items():
         if overrides.setdefault(key, value) != value:
             raise ConfigError(f'This command runs {key} = "{value}": leave {key} out, or use another command.')
-    return configuration.load(files[0] if files else None, overrides, used)
+    return configuration.load(conf_file(files[0]) if files else None, overrides, used)
 
 
 def _mask(parsed: argparse.Namespace) -> None:
@@ -130,7 +130,7 @@ def _one_shot(parsed: argparse.Namespace) -> None:
 
     files, assignments = split_words(parsed.words)
     overrides = configuration.parse_overrides(assignments)
-    benchmarks = [load_one_shot(Path(file), overrides) for file in files]
+    benchmarks = [load_one_shot(conf_file(file), overrides) for file in files]
     if not benchmarks:
         raise ConfigError("Name a benchmark before the settings, for example conf/one-shot/digits.toml.")
     for benchmark in benchmarks:
@@ -172,7 +172,7 @@ def _study(parsed: argparse.Namespace) -> None:
     from fl_taskarith.study.study_file import load_studies
 
     files, assignments = split_words(parsed.words)
-    studies = load_studies([Path(file) for file in files], configuration.parse_overrides(assignments))
+    studies = load_studies([conf_file(file) for file in files], configuration.parse_overrides(assignments))
     if not studies:
         raise ConfigError("Name a study file before the settings, for example conf/study/digits/six-models.toml.")
     root = results_root(parsed.results_dir)

@@ -41,6 +41,8 @@ def read_toml(path: Path | str, what: str = "file") -> dict[str, Any]:
         raise ConfigError(f"{named} is not valid TOML: it is nested too deeply.") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{named} is not valid TOML: {error}.") from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no {what} {named}: {_where(Path(path).expanduser())}") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"Cannot read the {what} {named}: {error}.") from error
     if _depth(document) > DEEPEST:
@@ -48,6 +50,12 @@ def read_toml(path: Path | str, what: str = "file") -> dict[str, Any]:
     if what in KINDS:
         _refuse_other_kinds(document, what, named)
     return document
+
+
+def _where(path: Path) -> str:
+    """Return the file beside `path` that is spelt most like it, as a question, or else where a path begins."""
+    near = difflib.get_close_matches(path.name[:100], [each.name for each in path.parent.glob("*.toml")], n=1)
+    return f"did you mean {path.with_name(near[0])}?" if near else f"a relative path begins in {Path.cwd()}."
 
 
 def read_text(path: Path | str) -> str:

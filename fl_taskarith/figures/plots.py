@@ -174,9 +174,12 @@ def _draw(axes: Axes, run: RunRecord, column: str, label: str, look: Mapping[str
 
 
 def _is_maths(words: str) -> bool:
-    """Whether what stands between dollar signs is what matplotlib can set as mathematics; an arm may have any name."""
+    """Whether matplotlib can set what stands between dollar signs as mathematics, line by line as it draws them.
+
+    An arm may have any name.
+    """
     try:
-        return "$" not in words or MathTextParser("path").parse(words) is not None
+        return all("$" not in line or MathTextParser("path").parse(line) is not None for line in words.split("\n"))
     except ValueError:
         return False
 

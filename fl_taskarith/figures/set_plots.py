@@ -24,7 +24,6 @@ DRIFT = (
     ("client_update_norm", "‖τ$_k$‖₂\nmean over clients and rounds", (0.0, inf)),
     ("client_cosine", "cosine between clients' τ$_k$\nmean over rounds", (-1.0, 1.0)),
 )
-COLOURED = "colour: mask; line: local steps J"
 TICKS = (1.0, 2.0, 5.0)  # of a decade of norms
 SHIFT = 0.03  # of the distance between two shardings
 MAPS = 3  # heat maps side by side
@@ -135,7 +134,8 @@ def plot_drift(members: Sequence[Member], output: Path) -> list[Path]:
             _draw_drift(panels, line, shift, {**look, "label": labels[place]})
 
     note = seeds_note((len(member.runs) for member in places.values()), "bars")
-    title = "colour: local steps J" if len(masks) == 1 else COLOURED
+    varied = [name for name, values in (("mask", masks), ("local steps J", steps)) if len(values) > 1]
+    title = "; ".join(map(": ".join, zip(("colour", "line"), varied, strict=False)))
     figure = draw_rows(spread(len(keys), features, first), labels, draw, (2, 3.6, 2.6), note, title=title)
     return save_figure(figure, output)
 

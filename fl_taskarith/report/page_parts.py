@@ -186,15 +186,18 @@ def heat_map(arms: Sequence[MeasuredArm]) -> list[figure]:
 
 
 def searches(tried: pandas.DataFrame, title: str) -> figure | None:
-    """Draw validation accuracy against the learning rate for every arm's longest rung, from a group of search.csv."""
+    """Draw validation accuracy against the learning rate for the last stage of every arm's search, from a group of
+    search.csv.
+    """
     tried = tried[tried["val_accuracy"].notna()]
     if tried.empty:
         return None
     others = tried["also"].fillna("")
     arms = tried.assign(arm=tried["arm"] + others.where(others == "", ", " + others)).groupby("arm", sort=False)
-    plot = figure(title=f"Search, longest rung with several rates{title and ': '}{title}", name="search", width=WIDTH,
-                  height=max(360, 90 + LEGEND_ROW * arms.ngroups), x_axis_type="log", x_axis_label="learning rate",
-                  y_axis_label="validation accuracy (%)", tools="pan,wheel_zoom,box_zoom,reset,save")  # fmt: skip
+    plot = figure(title=f"Last stage of the search with several rates{title and ': '}{title}", name="search",
+                  width=WIDTH, height=max(360, 90 + LEGEND_ROW * arms.ngroups), x_axis_type="log",
+                  x_axis_label="learning rate", y_axis_label="validation accuracy (%)",
+                  tools="pan,wheel_zoom,box_zoom,reset,save")  # fmt: skip
     for turn, (arm, rows) in enumerate(arms):
         lengths = rows.groupby("rounds")["learning_rate"].nunique()
         rung = rows[rows["rounds"] == max(lengths[lengths > 1].index, default=rows["rounds"].max())].sort_values(

@@ -10,6 +10,7 @@ from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import BudgetSpent, CheckpointError, Divergence, FlTaskarithError, FolderInUse
 from fl_taskarith.figures.statistics import run_key, seed_words
 from fl_taskarith.server import simulate as simulation
+from fl_taskarith.server.course import gain
 from fl_taskarith.server.round_zero_cache import Starts
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.study.definition import Arm
@@ -67,4 +68,6 @@ def describe_run(arm: Arm, run: Config, outcome: Outcome, *, reported: bool) -> 
     for name, column in measured.items():
         if (value := outcome.rows[-1].get(column)) is not None:
             words.append(f"{name} {100 * value:.2f} %")
+    if reported and (gain(outcome.rows) or 0.0) < 0:
+        words.append(f"below the {run.head_words}")
     return " | ".join([*words, f"{outcome.seconds:.1f} s"])

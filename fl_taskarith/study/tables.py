@@ -22,7 +22,8 @@ from fl_taskarith.figures.markdown import (
 from fl_taskarith.figures.run_groups import Member, members, read_run
 from fl_taskarith.figures.set_curves import plot_bands
 from fl_taskarith.figures.set_plots import SWEPT, plot_drift, plot_heat_map, plot_sweep
-from fl_taskarith.figures.statistics import seed_words
+from fl_taskarith.figures.statistics import seed_words, seeds_of
+from fl_taskarith.server.course import gain
 from fl_taskarith.storage.correctness import KINDS
 from fl_taskarith.storage.csv_text import csv_text
 from fl_taskarith.storage.files import file_names, make_folder, write_atomically
@@ -94,8 +95,8 @@ def _readme(results: StudyResults, frame: StudyFrame, rows: Sequence[Comparison]
             [("test accuracy", f"{file}.png")] if plot_arms(own, name or study.title, results.folder / file) else []
         )
         figures += _figures(results, own, file.replace("accuracy", "curves", 1), plot_bands)
-        groups.append({"name": name, "table": arm_table(study, own), "failures": _failures(own), "figures": figures,
-                       "stopped": any(row.results.stops for row in own)})  # fmt: skip
+        groups.append({"name": name, "table": arm_table(study, own), "notes": _failures(own) + _lost(own, study),
+                       "figures": figures, "stopped": any(row.results.stops for row in own)})  # fmt: skip
     whole = {"heat-map": plot_heat_map, "drift": plot_drift, "overlap": plot_overlap} | {
         key: partial(_plot_sweep, key) for key in SWEPT
     }
@@ -224,6 +225,24 @@ def _failures(rows: Sequence[Comparison]) -> list[str]:
     lines += [f"{row.results.arm.label}, {seed_words(key)}: {cause}"
               for row in rows for key, cause in row.results.causes.items()]  # fmt: skip
     return [line.replace("\n", " ") for line in lines]
+
+
+def _lost(rows: Sequence[Comparison], study: Study) -> list[str]:
+    """Name the seeds that ended below the head they began with; a rate that was chosen on another is likely why."""
+    lines = []
+    for row in rows:
+        arm, done = row.results.arm, {seed: each for seed, each in row.results.outcomes.items() if each.rows}
+        if lost := [seed for seed, each in done.items() if (gain(each.rows) or 0.0) < 0]:
+            ends = ", ".join(f"{seed_words(seed)} at {done[seed].test_percent:.2f} %" for seed in lost)
+            line = f"{arm.label}: {ends} ended below the {head_words(rows)}."
+            search = study.searched(arm)
+            if search is not None and len(search.seeds) == 1 and search.seeds * 2 not in map(seeds_of, lost):
+                line += (
+                    f" The learning rate was chosen on seed {search.seeds[0]} alone and is likely too large for "
+                    "others: let the search have more seeds, or set a smaller `learning-rate` in the arm's settings."
+                )
+            lines.append(line)
+    return lines
 
 
 def primary_table(study: Study, rows: Sequence[PrimaryRow]) -> str:

@@ -67,6 +67,15 @@ def test_a_settings_file_may_stand_anywhere_on_the_line(tmp_path: Path, simulate
     assert {(config.num_rounds, config.seed, config.run_name) for config in simulated} == {(3, 4, "7")}
 
 
+def test_a_shipped_settings_file_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, simulated: list[Config]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("conf/fedavg-iid.toml", "fedavg-iid"):
+        assert main(["simulate", name, "learning-rate=0.1"]) == 0
+    assert [(config.dataset, config.sharding) for config in simulated] == 2 * [("cifar100", "iid")]
+
+
 def test_files_of_another_kind_are_sent_to_their_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.toml").write_text(SETTINGS)
     for command in ("study", "one-shot"):

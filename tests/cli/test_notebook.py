@@ -87,6 +87,8 @@ def test_the_notebook_runs_every_part_and_then_repeats_nothing(client: NotebookC
     assert len(runs) == 2 * 2 + 2 * 2, "the federated parts share their runs"
     assert (tmp_path / "results" / "page" / "index.html").stat().st_size > 10**6
     assert (tmp_path / "results" / "report" / "main.tex").exists()
+    for figure in ("shards/histogram.png", "masks/anatomy.png", "masks/sensitivity.png"):
+        assert (tmp_path / "results" / "digits" / figure).exists()
     cells = {cell.source: cell.get("outputs", []) for cell in client.nb.cells}
     for part in PARTS:
         (outputs,) = (outputs for source, outputs in cells.items() if f'part("{part}")' in source)

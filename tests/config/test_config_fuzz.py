@@ -91,6 +91,19 @@ def test_a_key_in_both_spellings_is_given_twice(tmp_path: Path) -> None:
         load(path)
 
 
+def test_a_file_that_is_not_there_is_answered_with_one_that_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/fedavg-iid.toml").touch()
+    with pytest.raises(
+        ConfigError, match=r"no configuration conf/fedavg-idd.toml: did you mean conf/fedavg-iid.toml\?"
+    ):
+        load("conf/fedavg-idd.toml")
+    for path in ("conf/x.toml", "fedavg-idd.toml", "nowhere/fedavg-iid.toml"):
+        with pytest.raises(ConfigError, match=f"There is no configuration {path}: .* begins in {tmp_path}."):
+            load(path)
+
+
 def test_a_path_that_cannot_be_opened_is_refused() -> None:
     for path in ("a\0b.toml", "x" * 5000, "~nobody-of-this-name/x.toml", "."):
         with pytest.raises(ConfigError, match="Cannot read the configuration"):

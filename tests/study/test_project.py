@@ -47,7 +47,7 @@ def test_every_command_of_its_readme_parses_and_finds_its_files(laid: Path) -> N
             files, assignments = split_words(parsed.words)
             load(files[0] if files else None, parse_overrides(assignments))
     assert named == {Path(f"conf/study/{name}.toml") for parts in PARTS.values() for name in parts.values()}
-    assert {words[1] for words in typed} == {"study", "search", "simulate", "results", "report"}
+    assert {words[1] for words in typed} == {"study", "search", "simulate", "results", "report", "shards", "mask"}
 
 
 def test_the_shortest_part_is_listed_in_it(laid: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""import contextlib"""
+"""Studies from their first run to their tables, with training that takes no time."""
 
 from pathlib import Path
 
@@ -138,6 +138,24 @@ def test_a_failed_run_stands_in_the_table_and_stops_no_other(
     written = (tmp_path / "tiny" / "README.md").read_text()
     assert f"- head alone, seed 1: failed: {kind.__name__}: too much" in written
     assert "| 2 of 3 |" in written
+
+
+def test_a_seed_that_ends_below_its_head_is_named(
+    tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training.accuracy, training.test = (lambda run: 0.9 if run.seed == 0 else 0.3), lambda value: value
+    run_studies([study_of(SEARCHED, tmp_path)], tmp_path)
+    written, said = (tmp_path / "searched" / "README.md").read_text(), capsys.readouterr().out
+    for arm in ("dense", "half"):
+        assert (
+            f"- {arm}: seed 1 at 30.00 % ended below the ridge head. The learning rate was chosen on seed 0" in written
+        )
+    assert said.count("| test 30.00 % | below the ridge head |") == said.count("| below") == 2
+
+    training.accuracy = lambda run: 0.3
+    run_studies([study_of(SEARCHED.replace("searched", "lost"), tmp_path)], tmp_path)
+    written = (tmp_path / "lost" / "README.md").read_text()
+    assert "- dense: seed 0 at 30.00 %, seed 1 at 30.00 % ended below the ridge head.\n" in written
 
 
 def test_the_budget_stops_between_runs_and_the_same_command_goes_on(

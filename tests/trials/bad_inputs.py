@@ -63,6 +63,7 @@ def _attempt(tally: Tally, kind: ModuleType, prepared: object, name: str, folder
 
 
 if __name__ == "__main__":  # python tests/trials/bad_inputs.py KIND CASES: one kind, for whoever writes it
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # shared fixtures
     with tempfile.TemporaryDirectory() as drawn_folder:
         for each in bad_inputs(int(sys.argv[2]), Path(drawn_folder), only=sys.argv[1]):
             print(each.fault, dict(each.outcomes), *each.lost[:20], sep="\n  ")
