@@ -18,6 +18,8 @@ from fl_taskarith.server.interruption import Interrupted, ending_on_sigterm
 from fl_taskarith.storage.paths import conf_file, results_root, shipped_file
 from fl_taskarith.storage.run_log import lasting_output
 
+MANY_LINES = 60  # in one figure: whoever draws more is told
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; 0 on success, 1 with the cause on standard error on failure, 2 for wrong usage.
@@ -163,7 +165,10 @@ def _plot(parsed: argparse.Namespace) -> None:
     elif len(runs) == 1:
         paths = plot_curves(runs[0].folder, output)
     else:
-        paths = plot_set(members(runs), output)
+        if len(lines := members(runs)) > MANY_LINES:
+            print(f"{len(lines)} lines of {len(runs)} runs are hard to read and take minutes: name fewer folders.",
+                  file=sys.stderr, flush=True)  # fmt: skip
+        paths = plot_set(lines, output)
     print(*(path.resolve() for path in paths), sep="\n")
 
 

@@ -199,7 +199,7 @@ def describe_sources(sources: MergeSources) -> str:
     if parts.means:
         lines.append(f"their mean, for the base has none: {_some(parts.means)}")
     for why, names in parts.left.items():
-        place = "left out" if why == DROPPED else f"as in {sources.base.path}"
+        place = "left out" if why == DROPPED else f"not merged, as in {sources.base.path}"
         lines.append(f"{place}: {_some(names)} ({why})")
     return "\n".join(lines)
 

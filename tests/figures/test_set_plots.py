@@ -300,12 +300,16 @@ def test_a_sweep_is_drawn_of_what_was_swept_and_nothing_else(tmp_path: Path) -> 
     assert all((tmp_path / name).stat().st_size > 1000 for name in written)
 
 
-def test_plot_takes_one_run_or_many(grid: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_plot_takes_one_run_or_many(
+    grid: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fl_taskarith.cli.command.MANY_LINES", 2)
     first = find_runs([grid])[0].folder
     assert main(["plot", str(first), "--output", str(tmp_path / "one")]) == 0
     assert main(["plot", str(grid), "--output", str(tmp_path / "many")]) == 0
-    printed = capsys.readouterr().out
+    printed, warned = capsys.readouterr()
     assert "one.png" in printed and "many-heat-map.pdf" in printed
+    assert warned.count("hard to read") == 1
 
 
 def test_labels_fall_back_to_folder_names_where_settings_do_not_tell(tmp_path: Path) -> None:
