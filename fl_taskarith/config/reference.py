@@ -49,7 +49,7 @@ def keywords() -> str:
     """Return every setting as an optional keyword argument of a function, with its type, for a stub."""
     lines = ["class Settings(TypedDict, total=False):"]
     for name, rule in rules().items():
-        kinds = [rule.kind.__name__]
+        kinds = ["str", "Path"] if rule.kind is str else [rule.kind.__name__]
         if rule.choices:
             kinds = [
                 f"Literal[{', '.join(json.dumps(choice) for choice in rule.choices)}]",

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,14 +138,14 @@ def _checked(key: str, value: object) -> Any:
 
 
 def _by_kebab_key(settings: Mapping[str, object]) -> dict[str, object]:
-    """Raises ConfigError where a key is no string, or given in both spellings."""
+    """Paths become strings. Raises ConfigError where a key is no string, or given in both spellings."""
     named: dict[str, object] = {}
     for key, value in settings.items():
         if not isinstance(key, str):
             raise ConfigError(f"{shown(key)} is not a setting: keys are strings.")
         if kebab(key) in named:
             raise ConfigError(f"{shown(kebab(key))} is given twice.")
-        named[kebab(key)] = value
+        named[kebab(key)] = os.fspath(value) if isinstance(value, os.PathLike) else value
     return named
 
 

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from logging.handlers import BufferingHandler
@@ -97,7 +97,8 @@ def _unpacked_mask(tensors: Mapping[str, Tensor], facts: Any, device: torch.devi
 
 
 def _packed_table(found: Table) -> Packed:
-    return {}, [[asdict(group) for group in model] for model in found]
+    kept = ("loss", "accuracy", "examples")
+    return {}, [[{name: getattr(group, name) for name in kept} for group in model] for model in found]
 
 
 def _unpacked_table(tensors: Mapping[str, Tensor], facts: Any, device: torch.device) -> Table:

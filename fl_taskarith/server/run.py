@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.fields import snake
@@ -33,6 +32,7 @@ from fl_taskarith.server.course import remarks, rounds_since_best, stops_early
 from fl_taskarith.server.interruption import asked_to_stop, finishing_rounds, interrupted
 from fl_taskarith.server.round_zero_cache import EVALUATIONS, HEAD, MASK, Starts
 from fl_taskarith.storage.checkpoint import Checkpoint
+from fl_taskarith.storage.correctness import CORRECT
 from fl_taskarith.storage.run_folder import WAITING, Logbook, Row, best_row, model_file
 from fl_taskarith.storage.run_log import UNPRINTED
 from fl_taskarith.training.local import Evaluation, evaluate
@@ -42,9 +42,6 @@ from fl_taskarith.workspace.global_model import Frozen, GlobalModel, Weights
 from fl_taskarith.workspace.make_mask import make_mask, mask_facts, server_sums
 from fl_taskarith.workspace.views import pooled, views
 from fl_taskarith.workspace.workspace import Workspace
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +64,7 @@ class Run(ABC):
         self.watch: Callable[[Sums], Sums] | None = None  # wraps what sums a mask's scores, which are then not recalled
         self.model = GlobalModel({})
         self._best: Checkpoint | None = None  # the best model on validation, until a checkpoint is saved with it
+        self._correct: list[str] = []  # of the test images, as last evaluated, by group of clients
         self.evaluated = {"val": home.data.validation, "test": home.data.test}
 
     @abstractmethod
@@ -123,9 +121,13 @@ class Run(ABC):
         self._end()
 
     def _end(self) -> None:
-        """Note the best round on validation and an early stop in run.json, and export the models."""
+        """Note in run.json which test images are right, the best round and an early stop; export the models."""
         rows, best = self.logbook.rows, best_row(self.logbook.rows)
         last = rows[-1]["round"]
+        if not self._correct and len(self.evaluated["test"]):  # the last round was evaluated before this start
+            self._evaluate(dict(rows[-1]))
+        if self._correct and all(self._correct):
+            self.logbook.note(**{CORRECT: self._correct})
         if best is not None:
             self.logbook.note(best={name: best.get(name) for name in ("round", "val_accuracy", "val_loss")})
         if stops_early(rows, self.config):
@@ -343,6 +345,8 @@ class Run(ABC):
             if not math.isfinite(loss):
                 raise Divergence(f"Round {row['round']}: the {split} loss is {loss}. Lower learning-rate.")
             row[f"{split}_loss"], row[f"{split}_accuracy"] = loss, fmean(group.accuracy for group in chosen)
+            if split == "test":
+                self._correct = [group.correct for group in chosen]
         row["evaluate_seconds"] = time.perf_counter() - started
 
     def _measured(self, examples: ImageSet) -> list[list[Evaluation]]:

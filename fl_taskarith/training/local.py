@@ -18,6 +18,7 @@ from fl_taskarith.data.prefix_cache import CachedInputs
 from fl_taskarith.errors import Divergence
 from fl_taskarith.models.compilation import Network
 from fl_taskarith.seeding import torch_seed
+from fl_taskarith.storage.correctness import packed
 from fl_taskarith.storage.progress import tracked
 from fl_taskarith.training.local_loss import LocalLoss
 
@@ -33,11 +34,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy in nats, and accuracy in [0, 1], over `examples` images."""
+    """Mean cross-entropy in nats, and accuracy in [0, 1], over `examples` images.
+
+    `correct` says of each image, in order, whether it was classified right: see `storage.correctness`. It is empty for
+    measures that were stored by a version without it.
+    """
 
     loss: float
     accuracy: float
     examples: int
+    correct: str = ""
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -145,14 +151,15 @@ def evaluate(
         return Evaluation(math.nan, math.nan, 0)
     device = examples.images.device
     loss = torch.zeros((), device=device, dtype=torch.float64)
-    correct = torch.zeros((), device=device, dtype=torch.int64)
+    correct: list[Tensor] = []
     model.eval()
     for images, labels in tracked(_batches(examples, batch_size), -(-len(examples) // batch_size), "Evaluation"):
         with autocast(device, precision):
             logits = model(preprocessing.evaluation_inputs(images)).float()
         loss += functional.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
-    return Evaluation(loss.item() / len(examples), correct.item() / len(examples), len(examples))
+        correct.append(logits.argmax(1) == labels)
+    right = torch.cat(correct).cpu().numpy()
+    return Evaluation(loss.item() / len(examples), int(right.sum()) / len(examples), len(examples), packed(right))
 
 
 @torch.inference_mode()

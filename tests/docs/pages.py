@@ -81,9 +81,9 @@ class StudyTables:
         return {"all": len(rows), "sure": int((sure & tested).sum()), "holm": holm(p)}
 
     def first(self, key: str, target: float) -> pandas.Series:
-        """Return round and uplink_megabytes, since round 0, where the mean over seeds first reaches `target` %."""
-        means = self._means(key, "test_percent")
-        return means[means.test_percent >= target - 1e-9].iloc[0]
+        """Return round and uplink_megabytes, since round 0, where the mean on validation first reaches `target`."""
+        means = self._means(key, "val_percent")
+        return means[means.val_percent >= target - 1e-9].iloc[0]
 
     def reached(self, key: str, target: float) -> str:
         """Write round and uplink, since round 0, where the mean validation accuracy first reaches `target` %."""
@@ -94,8 +94,8 @@ class StudyTables:
         return f"{there['round'].iloc[0]} rounds and {there.uplink_megabytes.iloc[0]:.0f} MB"
 
     def last(self, key: str) -> pandas.Series:
-        """Return the last evaluated round's row of means over seeds, for example its uplink_megabytes since round 0."""
-        return self._means(key, "test_percent").iloc[-1]
+        """Return the last evaluated round's means over seeds: val_percent, uplink_megabytes since round 0."""
+        return self._means(key, "val_percent").iloc[-1]
 
     def best(self, key: str) -> float:
         """Return the best mean over seeds of the validation accuracy in % at any evaluated round after round 0."""

@@ -13,9 +13,9 @@ import pytest
 from fl_taskarith.errors import CheckpointError
 from fl_taskarith.figures.series import summary_by
 from fl_taskarith.mixtures.studies import br_ifca_cells, em_cells, run_studies
-from fl_taskarith.mixtures.studies.br_ifca_report import largest_survived
+from fl_taskarith.mixtures.studies.br_ifca_report import largest_survived, rate_of
 from fl_taskarith.mixtures.studies.cells import CellTables, Rows, run_cells
-from fl_taskarith.mixtures.studies.em_report import derived, knees, rate_points
+from fl_taskarith.mixtures.studies.em_report import derived, knees, rate_points, with_success
 from fl_taskarith.mixtures.studies.run_studies import STUDIES, cells_of, coverage, rows_of, run_mixture_study
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -94,6 +94,17 @@ def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
         CellTables(tmp_path, Square, COLUMNS)
 
 
+def test_a_table_of_cells_with_fewer_fields_has_their_defaults(tmp_path: Path) -> None:
+    run_cells(CellTables(tmp_path, Square, COLUMNS), CELLS[:4], compute, one)
+    for table in COLUMNS:
+        frame = pandas.read_csv(tmp_path / f"{table}.csv")
+        frame.drop(columns="scale").to_csv(tmp_path / f"{table}.csv", index=False)
+    tables = CellTables(tmp_path, Square, COLUMNS)
+    assert tables.done == {dataclasses.astuple(cell) for cell in CELLS[:4]}
+    run_cells(tables, CELLS, compute, one)
+    assert set(pandas.read_csv(tmp_path / "runs.csv")["scale"]) == {0.5}
+
+
 def test_coverage_counts_what_is_not_run(tmp_path: Path) -> None:
     tables = CellTables(tmp_path, Square, COLUMNS)
     run_cells(tables, CELLS[:8], compute, one)
@@ -165,15 +176,15 @@ def em_runs(**columns: object) -> pandas.DataFrame:
 
 def test_the_knee_is_where_half_of_the_runs_succeed() -> None:
     runs = em_runs(clusters=2, snr=[0.5, 0.5, 1.0, 1.0, 2.0, 2.0], error=[0.3, 0.3, 0.1, 0.3, 0.1, 0.1])
-    assert derived(runs)["success"].tolist() == [0, 0, 1, 0, 1, 1]
-    found = knees(derived(runs))
+    assert with_success(runs)["success"].tolist() == [0, 0, 1, 0, 1, 1]
+    found = knees(with_success(runs))
     assert found[2] == pytest.approx(1.0)
     assert math.isnan(found[3])
 
 
 def test_success_needs_half_the_separation_too() -> None:
     runs = em_runs(clusters=2, snr=[0.5], error=[0.6]).assign(known_clusters_error=0.55)
-    assert derived(runs)["success"].tolist() == [0]
+    assert with_success(runs)["success"].tolist() == [0]
 
 
 def test_the_rate_is_the_formula() -> None:
@@ -185,6 +196,23 @@ def test_the_rate_is_the_formula() -> None:
     assert (point["mean"], point["count"]) == (pytest.approx(0.3), 2)
     half = summary_by(runs, "clusters", "error")["half"].iloc[0]
     assert half == pytest.approx(12.706 * np.std([0.2, 0.4], ddof=1) / math.sqrt(2), rel=1e-3)
+
+
+def test_the_powers_of_points_and_clients_come_back() -> None:
+    grid = [(n, m) for n in (25, 100, 400) for m in (10, 40, 160)]
+    runs = pandas.DataFrame(
+        {"examples": [n for n, _ in grid], "per_cluster": [m for _, m in grid],
+         "matched_distance": [3 * n**-0.5 * m**-0.25 for n, m in grid]}
+    )  # fmt: skip
+    found = rate_of(runs)
+    assert (found["n"], found["m"]) == (pytest.approx(-0.5), pytest.approx(-0.25))
+    assert found["n_half"] == pytest.approx(0, abs=1e-9)
+    assert rate_of(runs[:0]) == {}
+
+
+def test_points_that_follow_the_logarithm_of_the_clients_are_named_so() -> None:
+    runs = em_runs(clients=[1000, 1000, 1000], examples=[7, 14, 8], error=0.1)
+    assert derived(runs)["growth"].tolist() == ["ln m", "2 ln m", ""]
 
 
 def test_breakdown_is_the_last_share_before_the_first_failure() -> None:

@@ -27,9 +27,11 @@ TWO_STAGE = "two-stage"
 ATTACK_ALPHAS = (0.0, 0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45)
 ATTACKS = ("scaled-model", "sign-flip", "alie", "inner-product", "random-labels")
 BETAS = (0.0, 0.025, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.30, 0.40)
-SEEDS = {"attacks": 10, "betas": 20, "distance": 50, "random-start": 20}
+PER_CLUSTER, POINTS = (10, 20, 40, 80, 160), (25, 50, 100, 200, 400)  # around the published 40 and 100
+LONG, STOPS = 1000, (50, 100, 200, 300, 500)  # rounds: θ has converged after LONG of them
+SEEDS = {"attacks": 10, "betas": 20, "distance": 50, "random-start": 20, "rate": 10, "rounds": 10}
 LARGE, LARGE_SEEDS = 200, 10  # from this dimension on, so many seeds
-QUICK_SEEDS, QUICK_COST = {"attacks": 1, "betas": 2, "distance": 2, "random-start": 2}, 5.0
+QUICK_SEEDS, QUICK_COST = {"attacks": 1, "betas": 2, "distance": 2, "random-start": 2, "rate": 1, "rounds": 1}, 5.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class BRIFCACell:
     """One draw of data and attackers, on which servers with different rules run side by side.
 
     servers: "rules" runs every rule with β = α and the two-stage baseline, "iterative" without the baseline, "betas"
-    the trimmed mean with every β of `BETAS`.
+    the trimmed mean with every β of `BETAS`. per_cluster: m/K. examples: n. rounds: T.
     """
 
     clusters: int
@@ -48,6 +50,9 @@ class BRIFCACell:
     start: str = "ball"
     servers: str = "rules"
     seed: int = 0
+    per_cluster: int = CLIENTS_PER_CLUSTER
+    examples: int = EXAMPLES
+    rounds: int = ROUNDS
 
 
 def grids() -> dict[str, list[BRIFCACell]]:
@@ -61,6 +66,10 @@ def grids() -> dict[str, list[BRIFCACell]]:
         "distance": [BRIFCACell(k, d, alpha) for d, k, alpha in product(DIMENSIONS, CLUSTERS, ALPHAS)],
         "random-start": [BRIFCACell(k, d, 0.10, start="random", servers="iterative")
                          for d, k in product((20, 50, 100), CLUSTERS)],
+        "rate": [BRIFCACell(2, 20, 0.10, servers="iterative", per_cluster=clients, examples=n, rounds=LONG)
+                 for clients, n in product(PER_CLUSTER, POINTS)],
+        "rounds": [BRIFCACell(2, 20, 0.10, servers="iterative", examples=n, rounds=rounds)
+                   for n in (25, 100, 400) for rounds in (*STOPS, LONG)],
     }  # fmt: skip
 
 
@@ -73,19 +82,19 @@ def seeds(quick: bool, figure: str, cell: BRIFCACell) -> int:
 
 def cost(cell: BRIFCACell) -> float:
     """Return roughly the seconds that a cell takes on one core."""
-    reports = CLIENTS_PER_CLUSTER * cell.clusters * (len(BETAS) if cell.servers == "betas" else 6)
-    gradient = min(cell.dimension, 2 * EXAMPLES) * cell.dimension  # multiplications
+    reports = cell.per_cluster * cell.clusters * (len(BETAS) if cell.servers == "betas" else 6)
+    gradient = min(cell.dimension, 2 * cell.examples) * cell.dimension  # multiplications
     weiszfeld = 8 if cell.attack == "alie" and cell.servers == "rules" else 1  # its iteration is slow then
     choosing = 2 if cell.start == "random" else 1
     seconds: float = 3e-3 * weiszfeld + choosing * reports * (4e-10 * gradient + 2.5e-8 * cell.dimension)
-    return ROUNDS * seconds
+    return cell.rounds * seconds
 
 
 def compute(cell: BRIFCACell) -> Rows:
     """Run one cell: a row per method."""
     mixture = Mixture(
-        clients=CLIENTS_PER_CLUSTER * cell.clusters, clusters=cell.clusters, dimension=cell.dimension,
-        examples=EXAMPLES, noise=NOISE, centres="bernoulli", sizes="equal", seed=cell.seed,
+        clients=cell.per_cluster * cell.clusters, clusters=cell.clusters, dimension=cell.dimension,
+        examples=cell.examples, noise=NOISE, centres="bernoulli", sizes="equal", seed=cell.seed,
     )  # fmt: skip
     adversary = Adversary(mixture, cell.alpha, cell.attack, cell.placement)
     points = adversary.points_of(range(mixture.clients))
@@ -97,7 +106,7 @@ def compute(cell: BRIFCACell) -> Rows:
     if cell.servers == "rules":
         generator = random_generator(cell.seed, "two-stage")
         servers.append((TWO_STAGE, two_stage(points, cell.clusters, cell.alpha, generator)))
-    thetas = br_ifca(points, [server for _, server in servers], adversary, scale=SCALE, step=STEP, rounds=ROUNDS)
+    thetas = br_ifca(points, [server for _, server in servers], adversary, scale=SCALE, step=STEP, rounds=cell.rounds)
     honest = ~adversary.byzantine
     reports = client_reports(mixture.all_points(), thetas)
     rows = []

@@ -2,11 +2,22 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas
 from matplotlib.axes import Axes
+from scipy.stats import t as student
 
 from fl_taskarith.figures.series import Chart, Panel
-from fl_taskarith.mixtures.studies.br_ifca_cells import ALPHAS, ATTACK_ALPHAS, ATTACKS, CLUSTERS, DIMENSIONS, TWO_STAGE
+from fl_taskarith.mixtures.studies.br_ifca_cells import (
+    ALPHAS,
+    ATTACK_ALPHAS,
+    ATTACKS,
+    CLUSTERS,
+    DIMENSIONS,
+    PER_CLUSTER,
+    POINTS,
+    TWO_STAGE,
+)
 
 SURVIVES = 2.0  # times its own matched distance without attackers: what a method may reach and count as surviving
 METHODS = ("mean", "median", "trimmed-mean", "geometric-median", "krum", TWO_STAGE)
@@ -23,6 +34,8 @@ def charts() -> dict[str, list[Chart]]:
         "random-start": [_random_start()],
         "attacks": [_attacks()],
         "betas": [_betas()],
+        "rate": [_rate()],
+        "rounds": [_rounds()],
     }
 
 
@@ -78,6 +91,48 @@ def _betas() -> Chart:
     return Chart("betas", [[Panel("beta", MATCHED, lines, options=options, draw=mark_alpha)]], 4, width=4.8)
 
 
+def _rate() -> Chart:
+    """Return the chart of the matched distance against n, and against m/K, at α = 0.10 after `LONG` rounds."""
+    sides = (("examples", "points per client n", POINTS, {"per_cluster": 40}),
+             ("per_cluster", "clients per cluster m/K", PER_CLUSTER, {"examples": 100}))  # fmt: skip
+    panels = [
+        Panel(x, MATCHED, LINES[:-1], where, ticks=ticks, log=10, options={
+            "yscale": "log", "xlabel": words, "title": "n = 100" if x == "per_cluster" else "m/K = 40",
+            "ylabel": "matched distance" if x == "examples" else ""})
+        for x, words, ticks, where in sides
+    ]  # fmt: skip
+    return Chart("rate", [panels], len(METHODS) - 1, 8.0, 2.8, sharey=True)
+
+
+def _rounds() -> Chart:
+    """Return the chart of the matched distance against T, a panel per n, at α = 0.10."""
+    panels = [
+        Panel("rounds", MATCHED, LINES[:-1], {"examples": n}, ticks=(50, 100, 200, 500, 1000), log=10, options={
+            "yscale": "log", "xlabel": "rounds T", "title": f"n = {n}",
+            "ylabel": "matched distance" if n == 25 else ""})
+        for n in (25, 100, 400)
+    ]  # fmt: skip
+    return Chart("rounds", [panels], len(METHODS) - 1, 9.0, 2.8, sharex=True, sharey=True)
+
+
+def rate_of(runs: pandas.DataFrame) -> dict[str, object]:
+    """Fit log matched distance = a + b log n + c log(m/K) to the means of one method; return b and c with 95 % halves.
+
+    Args:
+        runs: of one method; an empty frame gives an empty dict.
+    """
+    means = runs.groupby(["examples", "per_cluster"])[MATCHED].mean().reset_index()
+    if len(means) < 4:
+        return {}
+    design = np.column_stack([np.ones(len(means)), np.log(means["examples"]), np.log(means["per_cluster"])])
+    target = np.log(means[MATCHED].to_numpy())
+    found, _, _, _ = np.linalg.lstsq(design, target, rcond=None)
+    freedom = len(means) - design.shape[1]
+    variance = float(((target - design @ found) ** 2).sum()) / freedom
+    halves = student.ppf(0.975, freedom) * np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
+    return {"settings": len(means), "n": found[1], "n_half": halves[1], "m": found[2], "m_half": halves[2]}
+
+
 def numbers(frames: Mapping[str, pandas.DataFrame]) -> dict[str, object]:
     """Return what the template states beside charts and means, from the frame of each grid."""
     seeds = frames["attacks"].groupby(["attack", "placement", "alpha"])["seed"].nunique()
@@ -86,6 +141,8 @@ def numbers(frames: Mapping[str, pandas.DataFrame]) -> dict[str, object]:
         "placed": PLACED,
         "survives": f"{SURVIVES:g}",
         "survived": largest_survived,
+        "iterative": METHODS[:-1],
+        "rate_of": rate_of,
         "attack_seeds": f"{seeds.min()} to {seeds.max()} seeds." if len(seeds) else "Not run.",
     }
 

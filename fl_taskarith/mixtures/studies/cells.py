@@ -40,6 +40,11 @@ class CellTables:
         """
         self.folder = folder
         self.fields = [field.name for field in dataclasses.fields(cell_type)]
+        self._defaults = {
+            field.name: field.default
+            for field in dataclasses.fields(cell_type)
+            if field.default is not dataclasses.MISSING
+        }
         self._words = {"method", *(field.name for field in dataclasses.fields(cell_type) if field.type in (str, "str"))}
         self.columns = {table: [*self.fields, *own] for table, own in columns.items()}
         self.frames = {table: self._read(table) for table in self.columns}
@@ -74,10 +79,13 @@ class CellTables:
             frame = pandas.read_csv(path)
         except (OSError, ValueError, OverflowError) as error:
             raise CheckpointError(f"Cannot read {path}: {error}. Restore it, or delete it to start again.") from error
-        if list(frame.columns) != columns:
+        for name in set(self._defaults) - set(frame.columns):  # of a version whose cells had fewer fields
+            frame[name] = self._defaults[name]
+        if set(frame.columns) != set(columns):
             raise CheckpointError(f"{path} does not have the columns {', '.join(columns)}: delete it to start again.")
         if damaged := [name for name in frame if name not in self._words and frame[name].dtype == object]:
             raise CheckpointError(f"{path} holds more than numbers in {damaged[0]}: restore it, or delete it.")
+        frame = frame[columns]
         for name in frame[self.fields].select_dtypes("float"):  # the very numbers of the cells, not an ulp beside them
             frame[name] = [float(DIGITS % value) for value in frame[name]]
         return frame

@@ -1,6 +1,7 @@
 """What the study of federated EM computes: its grids, and one cell of them."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -25,7 +26,10 @@ CLIENTS = (50, 100, 200, 500, 1000, 2000, 5000)
 EXAMPLES = (5, 6, 7, 8, 10, 20, 50, 100)
 CLUSTERS = (2, 3, 5, 10)
 SNRS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0)
-SEEDS, QUICK_SEEDS = 50, 3
+NOISES = (1.0, 2.0, 4.0)  # SNRs of the final error: σ = 1/SNR varies
+LOGARITHMIC = {"ln m": 1.0, "2 ln m": 2.0}  # points per client, rounded, at which m is exponential in n
+MORE_CLIENTS = (*CLIENTS, 10000, 20000)
+SEEDS, NOISY_SEEDS, QUICK_SEEDS = 50, 20, 3
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,12 @@ def grids() -> dict[str, list[EMCell]]:
         "iterations": [change(clients=m, examples=n, snr=snr)
                        for clients, examples in ((CLIENTS, (5, 6, 7, 8)), ((100, 1000), EXAMPLES))
                        for snr, m, n in product((1.0, 2.0), clients, examples)],
-        "rate": [change(clients=m, examples=n, dimension=d, clusters=k, snr=4.0)
-                 for d, k in product((10, 20, 50), CLUSTERS) for m, n in
+        "rate": [change(clients=m, examples=n, dimension=d, clusters=k, snr=snr)
+                 for snr in NOISES for d, k in product((10, 20, 50) if snr == NOISES[-1] else (10, 20), CLUSTERS)
+                 for m, n in
                  ((200, 20), (200, 100), (1000, 10), (1000, 20), (1000, 100), (5000, 10), (5000, 20))],
+        "logarithmic": [change(clients=m, examples=points_of(m, factor), snr=snr)
+                        for snr in (1.0, 2.0) for factor in LOGARITHMIC.values() for m in MORE_CLIENTS],
         "snr": [change(examples=10, clusters=k, snr=snr) for k, snr in product(CLUSTERS, SNRS)],
         "separation": [change(clients=m, clusters=k, snr=1.0, farthest=farthest)
                        for m, k in ((200, 3), (1000, 3), (1000, 5)) for farthest in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)],
@@ -67,9 +74,16 @@ def grids() -> dict[str, list[EMCell]]:
     }  # fmt: skip
 
 
+def points_of(clients: int, factor: float) -> int:
+    """Return n = factor · ln m, rounded."""
+    return round(factor * math.log(clients))
+
+
 def seeds(quick: bool, figure: str, cell: EMCell) -> int:
     """Return how many seeds a cell has in the quick form or the whole."""
-    return QUICK_SEEDS if quick else SEEDS
+    if quick:
+        return QUICK_SEEDS
+    return NOISY_SEEDS if figure == "rate" and cell.snr < NOISES[-1] else SEEDS
 
 
 def cost(cell: EMCell) -> float:

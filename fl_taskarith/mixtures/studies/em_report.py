@@ -12,7 +12,7 @@ from scipy.stats import t as student
 
 from fl_taskarith.figures.plots import COLOURS, MARKERS, STYLES
 from fl_taskarith.figures.series import Chart, Panel, Where, select, summary_by
-from fl_taskarith.mixtures.studies.em_cells import CLUSTERS, QUICK_SEEDS, SEEDS, SUCCESS
+from fl_taskarith.mixtures.studies.em_cells import CLUSTERS, LOGARITHMIC, NOISES, QUICK_SEEDS, SEEDS, SUCCESS, points_of
 
 ERROR = "largest ‖θ_k − θ*_k‖ / Δ_min"
 TO_TOLERANCE = "iterations to 1e-6"
@@ -38,7 +38,28 @@ def charts() -> dict[str, list[Chart]]:
     return {
         "trajectories": [Chart("error-against-iteration", [trajectories], 2, sharey=True)],
         "iterations": [_iterations(snr) for snr in (2.0, 1.0)],
-        "rate": [Chart("final-error", [[Panel(draw=draw_rate, options=rate, log=10)]], 4, width=5.0, height=3.6)],
+        "rate": [
+            Chart(
+                "final-error",
+                [
+                    [
+                        Panel(
+                            draw=draw_rate,
+                            where={"snr": snr},
+                            log=10,
+                            options=rate | {"title": f"SNR = {snr:g}", "ylabel": ERROR if snr == NOISES[0] else ""},
+                        )
+                        for snr in NOISES
+                    ]
+                ],
+                4,
+                width=9.0,
+                height=3.2,
+                sharex=True,
+                sharey=True,
+            )
+        ],
+        "logarithmic": [_logarithmic()],
         "snr": [Chart("success-against-snr", [snr_panels], 6)],
         "separation": [_error_and_iterations("separation", "farthest", separations, 2, FROM_ZERO, "Δ_max / Δ_min")],
         "radius": [Chart("radius", [[radius_panel]], 4, width=4.4)],
@@ -67,6 +88,17 @@ def _iterations(snr: float) -> Chart:
     return Chart(f"iterations-snr-{snr:g}", panels, 6, height=2.4, sharey="row", title=f"SNR = {snr:g}")
 
 
+def _logarithmic() -> Chart:
+    """Return the chart of iterations against m where n grows with log m, so that m is exponential in n."""
+    lines = [(f"n = {words}", {"growth": words}) for words in LOGARITHMIC]
+    panels = [
+        Panel("clients", "iterations", lines, {"snr": snr}, log=10, options=FROM_ZERO
+              | {"title": f"SNR = {snr:g}", "xlabel": "clients m", "ylabel": TO_TOLERANCE if snr == 2.0 else ""})
+        for snr in (2.0, 1.0)
+    ]  # fmt: skip
+    return Chart("iterations-n-log-m", [panels], 2, height=2.6)
+
+
 def _error_and_iterations(
     name: str, x: str, lines: Sequence[tuple[str, Where]], log: int, limits: Mapping[str, Any], xlabel: str
 ) -> Chart:
@@ -79,6 +111,13 @@ def _error_and_iterations(
 
 
 def derived(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the runs with `success`, 0 or 1, and `growth`: the words of the rule by which n follows m, if by one."""
+    pairs = list(zip(runs["clients"], runs["examples"], strict=True))
+    growth = [next((words for words, factor in LOGARITHMIC.items() if n == points_of(m, factor)), "") for m, n in pairs]
+    return with_success(runs).assign(growth=growth)
+
+
+def with_success(runs: pandas.DataFrame) -> pandas.DataFrame:
     """Return the runs with a column `success`, 0 or 1."""
     bound = np.minimum(SUCCESS * runs["known_clusters_error"], 0.5)
     return runs.assign(success=(runs["error"] <= bound).astype(float))
@@ -149,17 +188,23 @@ def draw_knees(axes: Axes, runs: pandas.DataFrame) -> None:
 def numbers(frames: Mapping[str, pandas.DataFrame]) -> dict[str, object]:
     """Return what the template states beside charts, from the frame of each grid."""
     points = rate_points(frames["rate"])
+    fits = {snr: _rate_fit(own) for snr, own in points.groupby("snr") if len(own) > 2}
     known = pandas.Series(knees(frames["snr"])).dropna()
-    log_ratio = np.log(points["mean"].astype(float) / points["rate"].astype(float))
     return {
         "seeds": SEEDS,
         "quick_seeds": QUICK_SEEDS,
         "points": points,
-        "rate": log_log_slope(points["rate"], points["mean"]),
-        "factor": math.exp(log_ratio.mean()) if len(points) else math.nan,
+        "fits": fits,
         "knees": knees(frames["snr"]),
         "knee": log_log_slope(known.index.to_series(), known),
     }
+
+
+def _rate_fit(points: pandas.DataFrame) -> dict[str, float | None]:
+    """Return the log-log slope of the mean error on the rate, and the factor between them at slope 1."""
+    factor = math.exp(float(np.log(points["mean"].astype(float) / points["rate"]).mean()))
+    return {"settings": len(points), "seeds": points["count"].min(), "factor": factor,
+            **(log_log_slope(points["rate"], points["mean"]) or {})}  # fmt: skip
 
 
 def log_log_slope(x: pandas.Series, y: pandas.Series) -> dict[str, float] | None:
