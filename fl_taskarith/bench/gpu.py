@@ -3,6 +3,7 @@
 A measurement that fails, or no longer fits into the time, is a row with the reason, and the others go on.
 """
 
+import copy
 import gc
 import logging
 import re
@@ -14,7 +15,7 @@ import tomllib
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -228,7 +229,7 @@ class Card:
             config = on_this_machine(self.settings(size, "auto", compile="auto", **own))
             note = {"note": f"{config.precision}, compile {config.compile}, for: {error}"}
         setup = seconds_of(lambda: run_process.start(run_process.Start(config)), self.device)
-        counted = None if own.get("trainable_blocks") else loops
+        counted = None if own.get("trainable_blocks") else replace(loops, precision=config.precision)
         row = self._speed(run_process.train_round, self._images, "training", counted, loops.training)
         return {**row, "setup_seconds": setup, "first_loss": run_process.first_loss(), **note}
 
@@ -245,9 +246,12 @@ class Card:
         return self._speed(work, loops.evaluated, "evaluation", loops, loops.evaluation)
 
     def parity(self, size: int, precision: str) -> Row:
-        """Compare the losses of the same steps: a client's training, compiled as in a run, and the bare loop."""
+        """Compare the losses of the same steps: a client's training, compiled as in a run, and the bare loop.
+
+        The loop keeps its own batches.
+        """
         loops, home = self.loops(size, precision), workspace(self.settings(size, precision))
-        bare, recorded, generator = loops.training[COMPILED], _Recorded(), random_generator(0, "parity")
+        bare, recorded, generator = copy.copy(loops.training[COMPILED]), _Recorded(), random_generator(0, "parity")
         home.load(home.pretrained | loops.head)
         bare.model.load_state_dict(home.model.state_dict())
         names = home.trained_names(1)

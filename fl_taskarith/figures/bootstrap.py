@@ -19,6 +19,9 @@ def resampled_means(differences: NDArray[np.float64], resamples: int = RESAMPLES
     rows are few, and resampling S of them understates their variance by (S - 1) / S, so that their deviations from the
     mean of all rows are widened by √(S / (S - 1)). A single row stays: only columns are resampled.
 
+    A 95 % interval of these means holds the true difference in 95 % of studies or more where images explain most of it.
+    Where seeds differ far more than images explain, it does so in 80 to 90 % with two or three of them.
+
     Args:
         differences: [seeds, images], what one arm has right minus what the other has, matched by seed and image.
 

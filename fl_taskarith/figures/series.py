@@ -105,7 +105,7 @@ def draw_line(axes: Axes, frame: pandas.DataFrame, x: str, y: str, index: int, l
     """Draw the mean of `y` against `x` with 95 % intervals, in colour, style and marker number `index`.
 
     Intervals are Student's t, or Wilson's where `y` is a `share` of successes, 0 or 1 each. They end at 0, below which
-    no error, distance or count lies; a mean of one run has none.
+    no error, distance or count lies; a mean of one or two runs has no t interval.
     """
     if frame.empty:
         return

@@ -1,6 +1,6 @@
 """The questions on aggregation algorithms and on what helps against label skew: many arms, a table by condition."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from math import isnan, nan
 from statistics import fmean
 
@@ -23,6 +23,7 @@ from fl_taskarith.report.sentences import Compared, Section, say
 Place = tuple[str, Condition]
 """What work clients do, and how the data lie: (load, condition)."""
 
+WORK = ("num-rounds", "local-steps", "participation")
 # What tells a method against label skew from its controls: any of these settings away from its default.
 METHOD: Mapping[str, Scalar] = {
     "local-loss": "cross-entropy",
@@ -114,14 +115,9 @@ def label_skew(section: Section, arms: Arms) -> None:
 
 
 def _best_iid(arm: MeasuredArm, iid: Arms) -> MeasuredArm | None:
-    """Return the tuned arm over iid clients that validation ranks first among those of as many rounds and steps."""
-    budget = ("num-rounds", "local-steps", "participation")
-    return best_by_validation([each for each in iid if each.trained and not each.edge and agree_on(each, arm, budget)])
-
-
-def agree_on(arm: MeasuredArm, other: MeasuredArm, keys: Collection[str]) -> bool:
-    """Return whether two arms have the same values of the settings `keys`."""
-    return all(arm.settings[key] == other.settings[key] for key in keys)
+    """Return the tuned arm over iid clients that validation ranks first among those of as much work as `arm`."""
+    tuned = [each for each in iid if each.trained and not each.edge]
+    return best_by_validation([each for each in tuned if all(each.settings[key] == arm.settings[key] for key in WORK)])
 
 
 def _mean(arm: MeasuredArm) -> float:

@@ -67,7 +67,7 @@ def comparison(rows: pandas.DataFrame) -> pandas.DataFrame:
             "sd": rows["test_percent_sd"],
             "validation %": rows["val_percent"],
             "seeds": rows["n"],
-            "gain over the ridge head": rows["gain_mean"],
+            "gain over the head before training": rows["gain_mean"],
             "95 % interval": [interval(row, "gain") for _, row in rows.iterrows()],
             "difference to the reference": rows["difference_mean"],
             "its 95 % interval": [interval(row, "difference") for _, row in rows.iterrows()],

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fl_taskarith.figures.setting_words import solved_head_words
 from fl_taskarith.figures.statistics import Paired, Summary, judge_family, paired, share_of_gain, summarise
-from fl_taskarith.study.definition import Contrast
+from fl_taskarith.study.definition import Arm, Contrast
 from fl_taskarith.study.frame import ArmResults, Key, StudyFrame
 
 
@@ -40,7 +40,6 @@ class Comparison:
 def compare(frame: StudyFrame) -> list[Comparison]:
     """Compare every arm of the study, in its order, with its reference."""
     rows = []
-    of_arm = {results.arm.title: results for results in frame.arms}
     for results in frame.arms:
         arm, reference = results.arm, frame.study.reference_of(results.arm)
         measured = {
@@ -50,13 +49,16 @@ def compare(frame: StudyFrame) -> list[Comparison]:
         ridge, test, val, norm, uplink = (summarise(list(values.values())) for values in measured.values())
         accuracies = measured["test_percent"]
         is_reference = reference is not None and reference.title == arm.title
-        difference = None
-        if reference is not None and not is_reference:
-            others = frame.by_seed(reference, "test_percent")
-            difference = paired(accuracies, others, results.correct, of_arm[reference.title].correct)
+        difference = None if reference is None or is_reference else _difference(frame, arm, reference)
         gain = paired(accuracies, measured["ridge_test_percent"], results.correct, results.head_correct)
         rows.append(Comparison(results, accuracies, ridge, test, val, gain, is_reference, difference, norm, uplink))
     return [_with_retained(row, rows) for row in rows]
+
+
+def _difference(frame: StudyFrame, arm: Arm, other: Arm) -> Paired:
+    correct = {results.arm.title: results.correct for results in frame.arms}
+    values, others = (frame.by_seed(each, "test_percent") for each in (arm, other))
+    return paired(values, others, correct[arm.title], correct[other.title])
 
 
 def best_iid(row: Comparison, rows: Sequence[Comparison]) -> Comparison | None:
@@ -100,16 +102,9 @@ class PrimaryRow(NamedTuple):
 
 def compare_primary(frame: StudyFrame) -> list[PrimaryRow]:
     """Judge the primary contrasts as one family; what was not run, or is not tuned, counts in it as p = 1."""
-    of_arm = {results.arm.title: results for results in frame.arms}
-    pairs = []
-    for arm, against in frame.study.contrasts:
-        values, others = (frame.by_seed(each, "test_percent") for each in (arm, against))
-        pairs.append(paired(values, others, of_arm[arm.title].correct, of_arm[against.title].correct))
-    edges = [
-        any((choice := of_arm[each.title].choice) is not None and choice.edge for each in contrast)
-        for contrast in frame.study.contrasts
-    ]
-    judged = judge_family(pairs, edges)
+    pairs = [_difference(frame, *contrast) for contrast in frame.study.contrasts]
+    at_edge = {each.arm.title for each in frame.arms if each.choice is not None and each.choice.edge}
+    judged = judge_family(pairs, [any(arm.title in at_edge for arm in each) for each in frame.study.contrasts])
     return [
         PrimaryRow(contrast, difference, p, verdict)
         for contrast, difference, (p, verdict) in zip(frame.study.contrasts, pairs, judged, strict=True)

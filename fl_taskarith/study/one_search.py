@@ -54,7 +54,7 @@ def search_rate(
         make_folder(results.folder)
         write_atomically(path, trials_csv(results))
     choice = results.choice(arm)
-    plot_search(results.scores(arm), choice, fill(study.title, TITLE_CHARACTERS // 2), path.with_suffix(""), search.by)
+    plot_search(results.scores(arm), choice, fill(study.title, TITLE_CHARACTERS // 2), path.with_suffix(""))
     if choice is not None:
         write_atomically(path.with_name("chosen.toml"), settings_file(config, choice))
     return path, choice

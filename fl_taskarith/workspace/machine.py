@@ -55,7 +55,9 @@ def on_this_machine(config: Config) -> Config:
     if config.precision == AUTO:
         settings["precision"] = "fp32" if device.type == "cpu" else "bf16" if recent else "fp16"
     if config.compile == AUTO:
-        settings["compile"] = "default" if recent else "off"
+        # Clients together in single precision were not compiled by earlier versions: such runs keep their names.
+        together = config.clients_at_once not in (1, AUTO) and config.precision in ("fp32", "tf32")
+        settings["compile"] = "default" if recent and not together else "off"
     here = dataclasses.replace(config, **settings)
     if here.clients_at_once != AUTO:
         return here

@@ -95,6 +95,15 @@ def test_the_clock_is_looked_at_before_each_measurement_and_cuts_the_one_under_w
     assert card.result(1.0).ratio is None
 
 
+def test_the_bare_loop_takes_a_rounds_steps_before_and_after_the_parity(tmp_path: Path) -> None:
+    given = BENCHMARKS["gpu"].with_options(dry_run=True, compile="off")
+    card = gpu.Card(Namespace(**vars(given) | gpu.FULL | gpu.MINIATURE), tmp_path, time.monotonic() + 600)
+    batches = card.loops(16, "bf16").training[gpu.COMPILED].batches
+    assert len(card.parity(16, "bf16")["losses"]["bare"]) == gpu.PARITY_STEPS
+    assert card.loops(16, "bf16").training[gpu.COMPILED].batches is batches
+    assert len(batches) == card.steps == 2
+
+
 def test_without_a_card_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,8 @@ import numpy as np
 import pandas
 from scipy import stats
 
-from fl_taskarith.figures.statistics import FEWEST, holm, paired
+from fl_taskarith.figures.statistics import FEWEST, holm, paired, run_key
+from fl_taskarith.report.read_results import MeasuredArm, read_study
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -35,19 +36,36 @@ class StudyTables:
 
     def __init__(self, folder: Path) -> None:
         """Read table.csv, runs.csv, curves.csv and search.csv of the study in `folder`."""
+        self.folder = folder
         self.table = pandas.read_csv(folder / "table.csv")
         self.runs = pandas.read_csv(folder / "runs.csv")
         self.curves = pandas.read_csv(folder / "curves.csv")
         self.search = pandas.read_csv(folder / "search.csv")
 
     def __getitem__(self, key: str) -> pandas.Series:
-        """Return the test accuracies in % of an arm's finished runs, by seed."""
-        return self.column(key, "test_percent")
+        """Return the test accuracies in % of an arm's finished runs, by seed.
+
+        Where the study has correct.csv, `attrs` holds the arm as reports read it, with the images that it has right.
+        """
+        values = self.column(key, "test_percent")
+        group, arm = key.split(": ", 1) if ": " in key else ("", key)
+        if (group, arm) in self.measured:
+            values.attrs["arm"] = self.measured[group, arm]
+        return values
+
+    @functools.cached_property
+    def measured(self) -> Mapping[tuple[str, str], MeasuredArm]:
+        """The arms by group and name; none where it is not known which images they have right."""
+        known = (self.folder / "correct.csv").exists()
+        return {(arm.group, arm.label): arm for arm in read_study(self.folder).arms} if known else {}
 
     def column(self, key: str, name: str) -> pandas.Series:
-        """Return a column of runs.csv for an arm's finished runs, by seed."""
+        """Return a column of runs.csv for an arm's finished runs, by seed or by pair of seeds."""
         rows = self._rows(self.runs, key)
-        return rows[rows["state"] == "done"].set_index("seed")[name].sort_index()
+        rows = rows[rows["state"] == "done"]
+        shards = rows["shard_seed"] if "shard_seed" in rows else rows["seed"]
+        keys = map(run_key, rows["seed"], shards)
+        return pandas.Series(dict(zip(keys, rows[name], strict=True)), dtype=float)
 
     def row(self, key: str) -> pandas.Series:
         """Return the arm's row of table.csv."""
@@ -147,8 +165,9 @@ def acc(values: pandas.Series, digits: int = 2) -> str:
 
 
 def diff(a: pandas.Series, b: pandas.Series, digits: int = 1, signed: bool = False) -> str:
-    """Write the mean of a - b over common seeds with its paired 95 % t interval or, of two seeds, with both."""
-    pairs = paired(dict(a), dict(b))
+    """Write the mean of a - b over common seeds with its paired 95 % interval or, of two seeds without one, both."""
+    correct = [each.attrs["arm"].correct for each in (a, b) if "arm" in each.attrs]
+    pairs = paired(dict(a), dict(b), *(correct if len(correct) == 2 else ()))
     if pairs.over:
         return interval(pairs.mean, pairs.low, pairs.high, digits, signed)
     whole, *each = (f"{value:{'+' if signed else ''}.{digits}f}" for value in (pairs.mean, *pairs.values))

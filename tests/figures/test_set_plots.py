@@ -375,9 +375,9 @@ def test_no_two_lines_of_a_panel_look_alike() -> None:
     assert len({look["color"] for look in looks}) == len({look["marker"] for look in looks}) == MOST + 1
 
 
-def test_intervals_of_a_series_end_at_zero_and_one_run_has_none() -> None:
+def test_intervals_of_a_series_end_at_zero_and_one_run_or_two_have_none() -> None:
     axes = Figure().subplots()
-    frame = pandas.DataFrame({"x": [1, 1, 2], "error": [0.1, 0.9, 0.5]})
+    frame = pandas.DataFrame({"x": [1, 1, 1, 2, 3, 3], "error": [0.1, 0.9, 0.5, 0.5, 0.1, 0.2]})
     draw_line(axes, frame, "x", "error", 0, "error")
     (bars,) = axes.containers[0].lines[2]
     drawn = [float(value) for segment in bars.get_segments() for value in segment.reshape(-1, 2)[:, 1]]

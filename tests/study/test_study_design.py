@@ -176,6 +176,22 @@ def test_a_bad_run_over_iid_clients_is_not_rewarded(tmp_path: Path, monkeypatch:
     assert shares["iid", "dense"] == ""
 
 
+@pytest.mark.parametrize(
+    ("heads", "said"),
+    [(("lda", "lda"), "LDA head"), (("ncm", "ncm"), "nearest-class-mean head"), (("ridge", "lda"), "head")],
+)
+def test_tables_say_which_head_gains_are_over(
+    heads: tuple[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(monkeypatch, FakeTraining(better_half))
+    text = STUDY.replace("learning-rate = 0.01", f'learning-rate = 0.01, head = "{heads[0]}"')
+    text = text.replace('trainable = "head"', f'local-steps = 2, head = "{heads[1]}"')
+    run_studies([study_of(text, tmp_path)], tmp_path)
+    written = (tmp_path / "tiny" / "README.md").read_text()
+    assert f"| {said}, test % |" in written and f"gain over {said} [95 % CI]" in written
+    assert f"{said[0].upper()}{said[1:]}: round 0" in written
+
+
 # what a search tries
 
 ALSO = SEARCHED.replace("keep = 2\n", 'keep = 2\nseeds = [0, 1]\nby = "loss"\nalso = { server-lr = [0.5, 1.0, 2.0] }\n')

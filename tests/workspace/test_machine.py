@@ -42,6 +42,9 @@ def test_an_old_gpu_gets_fp16_and_a_recent_one_bf16(gpu: dict[str, tuple[int, in
     recent = on_this_machine(Config())
     assert (recent.precision, recent.compile) == ("bf16", "default")
     assert len({old.fingerprint(), recent.fingerprint(), Config().fingerprint()}) == 3, "other numbers, other runs"
+    together = on_this_machine(Config(clients_at_once=10))
+    assert (together.precision, together.compile) == ("bf16", "default")
+    assert on_this_machine(Config(clients_at_once=10, precision="tf32")).compile == "off", "as earlier versions had it"
     assert on_this_machine(Config(device="cpu")).device == "cpu", "not the device of auto"
 
 
