@@ -65,15 +65,19 @@ def bench_covariance(options: Namespace) -> harness.Result:
 
 
 def _compare(arms: Mapping[str, Mapping[str, object]], options: Namespace) -> tuple[dict[str, Any], list[str]]:
-    """Return figures and lines of runs with the settings of each arm."""
+    """Return figures and lines of runs with the settings of each arm.
+
+    `outside_clients` is the time of the last round beside the clients', as a share of theirs: both met the same load.
+    """
     with scratch_folder() as folder:
         places = {arm: {"data_dir": str(folder), "results_dir": str(folder / arm.replace(" ", "-"))} for arm in arms}
         starts = {arm: Start(harness.round_settings(options, **places[arm], **SPLITS, **arms[arm])) for arm in arms}
         runs = alternate_runs(starts, options.repeats)
     measured = {arm: run.seconds for arm, run in runs.items()}
     losses = {arm: run.last_row["train_loss"] for arm, run in runs.items()}
+    outside = {arm: run.last_row["overhead_seconds"] / run.last_row["train_seconds"] for arm, run in runs.items()}
     per_round = harness.medians(measured)
-    notes = {arm: f"loss {loss:.4f}" for arm, loss in losses.items()}
+    notes = {arm: f"loss {loss:.4f}, {100 * outside[arm]:.1f} % outside the clients" for arm, loss in losses.items()}
     figures = {"clients": harness.CLIENTS, "local_steps": harness.LOCAL_STEPS, "seconds": measured,
-               "seconds_per_round": per_round, "train_loss": losses}  # fmt: skip
+               "seconds_per_round": per_round, "outside_clients": outside, "train_loss": losses}  # fmt: skip
     return figures, harness.time_lines(per_round, harness.STEPS * options.batch_size, notes)

@@ -201,7 +201,8 @@ class Card:
     def settings(self, size: int, precision: str, **own: object) -> Config:
         """Return those of a run in a folder of its own."""
         clients = self.options.clients
-        given: dict[str, object] = {"num_clients": clients, "local_steps": self.options.local_steps}
+        given: dict[str, object] = {"num_clients": clients, "clients_at_once": 1}
+        given["local_steps"] = self.options.local_steps
         given |= {"train_subset": 100 * clients, "validation_size": 100, "calibration_size": 0, "test_subset": 100}
         places = {"data_dir": str(self.folder), "results_dir": str(self.folder / f"run-{len(self.rows)}")}
         return round_settings(self.options, **{**given, **places, "input_size": size, "precision": precision, **own})
