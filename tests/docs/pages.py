@@ -153,7 +153,7 @@ class StudyTables:
 def interval(mean: float, low: float, high: float, digits: int = 1, signed: bool = False) -> str:
     """Write a mean with its interval, for example "3.1 [2.2, 4.0]"."""
     sign = "+" if signed else ""
-    parts = [f"{value:{sign}.{digits}f}" for value in (mean, low, high)]
+    parts = [f"{round(value, digits) + 0.0:{sign}.{digits}f}" for value in (mean, low, high)]  # no -0.0
     if low == high:
         return f"{parts[0]} (all seeds alike)"
     return f"{parts[0]} [{parts[1]}, {parts[2]}]"

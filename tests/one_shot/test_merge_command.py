@@ -74,6 +74,7 @@ def test_a_rule_of_ones_own_is_a_function_anywhere_or_one_file_of_the_package(
     assert (
         main(["merge", "--method", "largest-entry", "--base", *map(str, files), "--output", str(tmp_path / "l")]) == 0
     )
+    monkeypatch.undo()  # before the cache fills again, for tests that come later
     merge_rules.cache_clear()
     capsys.readouterr()
     with pytest.raises(SystemExit):
