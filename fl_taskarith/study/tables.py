@@ -94,12 +94,12 @@ def _readme(results: StudyResults, frame: StudyFrame, rows: Sequence[Comparison]
         figures = (
             [("test accuracy", f"{file}.png")] if plot_arms(own, name or study.title, results.folder / file) else []
         )
-        figures += _figures(results, own, file.replace("accuracy", "curves", 1), plot_bands)
+        reference = next((row.results.arm.label for row in own if row.is_reference), "")
+        for kind, draw in (("curves", partial(plot_bands, reference=reference)), ("overlap", plot_overlap)):
+            figures += _figures(results, own, file.replace("accuracy", kind, 1), draw, by_arm=True)
         groups.append({"name": name, "table": arm_table(study, own), "notes": _failures(own) + _lost(own, study),
                        "figures": figures, "stopped": any(row.results.stops for row in own)})  # fmt: skip
-    whole = {"heat-map": plot_heat_map, "drift": plot_drift, "overlap": plot_overlap} | {
-        key: partial(_plot_sweep, key) for key in SWEPT
-    }
+    whole = {"heat-map": plot_heat_map, "drift": plot_drift} | {key: partial(_plot_sweep, key) for key in SWEPT}
     own_searches: dict[Search, list[str]] = {}
     for arm in study.arms:
         if arm.search is not None and study.searched(arm) is not None:
@@ -135,8 +135,15 @@ def _readme(results: StudyResults, frame: StudyFrame, rows: Sequence[Comparison]
     )
 
 
-def _figures(results: StudyResults, rows: Sequence[Comparison], name: str, draw: Callable[..., list[Path]]) -> Figures:
-    """Draw a figure over the finished final runs of these arms; nothing where it does not apply."""
+def _figures(
+    results: StudyResults, rows: Sequence[Comparison], name: str, draw: Callable[..., list[Path]], by_arm: bool = False
+) -> Figures:
+    """Draw a figure over the finished final runs of these arms; nothing where it does not apply.
+
+    Args:
+        by_arm: within one table, whose arms give the runs their names; over all tables an arm may stand twice, and two
+            arms may have one name.
+    """
     labelled = [
         (results.runs / outcome.name, row.results.arm.label)
         for row in rows
@@ -145,13 +152,11 @@ def _figures(results: StudyResults, rows: Sequence[Comparison], name: str, draw:
     ]
     if not labelled:
         return []
-    if draw is plot_bands:
+    if by_arm:
         found = members([read_run(folder) for folder, _ in labelled], [label for _, label in labelled])
-        reference = next((row.results.arm.label for row in rows if row.is_reference), "")
-        drawn = plot_bands(found, results.folder / name, reference)
-    else:  # over all tables, where an arm may stand twice, and two arms may have one name
-        drawn = draw(members([read_run(folder) for folder in dict(labelled)]), results.folder / name)
-    return [(path.stem, path.name) for path in drawn if path.suffix == ".png"]
+    else:
+        found = members([read_run(folder) for folder in dict(labelled)])
+    return [(path.stem, path.name) for path in draw(found, results.folder / name) if path.suffix == ".png"]
 
 
 def _plot_sweep(key: str, arms: Sequence[Member], output: Path) -> list[Path]:
