@@ -96,7 +96,7 @@ def _readme(results: StudyResults, frame: StudyFrame, rows: Sequence[Comparison]
         )
         reference = next((row.results.arm.label for row in own if row.is_reference), "")
         for kind, draw in (("curves", partial(plot_bands, reference=reference)), ("overlap", plot_overlap)):
-            figures += _figures(results, own, file.replace("accuracy", kind, 1), draw, by_arm=True)
+            figures += _figures(results, own, file.replace("accuracy", kind, 1), draw, True)
         groups.append({"name": name, "table": arm_table(study, own), "notes": _failures(own) + _lost(own, study),
                        "figures": figures, "stopped": any(row.results.stops for row in own)})  # fmt: skip
     whole = {"heat-map": plot_heat_map, "drift": plot_drift} | {key: partial(_plot_sweep, key) for key in SWEPT}
