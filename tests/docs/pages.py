@@ -35,12 +35,13 @@ class StudyTables:
     """The committed CSVs of one study; arms are named "GROUP: ARM"."""
 
     def __init__(self, folder: Path) -> None:
-        """Read table.csv, runs.csv, curves.csv and search.csv of the study in `folder`."""
+        """Read table.csv, runs.csv, curves.csv and, if it has one, search.csv of the study in `folder`."""
         self.folder = folder
         self.table = pandas.read_csv(folder / "table.csv")
         self.runs = pandas.read_csv(folder / "runs.csv")
         self.curves = pandas.read_csv(folder / "curves.csv")
-        self.search = pandas.read_csv(folder / "search.csv")
+        searched = folder / "search.csv"
+        self.search = pandas.read_csv(searched) if searched.exists() else pandas.DataFrame()
 
     def __getitem__(self, key: str) -> pandas.Series:
         """Return the test accuracies in % of an arm's finished runs, by seed.
