@@ -36,6 +36,7 @@ def by_name(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {f"{row['input_size']} {row['precision']} {row['what']}": row for row in record["rows"]}
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ def test_without_momentum_it_is_fedavg(config: Config, name: str) -> None:
     assert close(weights(config, name, server_momentum=0.0), weights(config, "fedavg"))
 
 
+@pytest.mark.slow
 def test_local_ghbm_is_ghbm_once_everybody_has_come_by(config: Config) -> None:
     """In the first cycle GHBM knows the rounds before and a client that was never asked knows nothing."""
     config = dataclasses.replace(config, num_rounds=2)
