@@ -4,6 +4,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import Timeout
 
@@ -11,6 +12,7 @@ from fl_taskarith.errors import CheckpointError, FolderInUse
 from fl_taskarith.storage.folder_choice import hold
 from fl_taskarith.storage.locks import owned
 from fl_taskarith.storage.packed_runs import PackedRun, pack_of, read_pack, write_pack
+from fl_taskarith.storage.paths import portable
 from fl_taskarith.study.results import SETTLED, read_outcome
 
 
@@ -39,10 +41,15 @@ def _packed(runs: Path, pack: Path) -> int:
         raise CheckpointError(f"{links[0]} is a link, which packing would not remove: put the folder in its place.")
     outcomes = {path: read_outcome(path) for path in sorted(runs.glob("*/")) if any(path.iterdir())}
     settled = {path: outcome for path, outcome in outcomes.items() if outcome.state in SETTLED}
-    packed = {path.name: PackedRun(each.record, each.rows, each.cause) for path, each in settled.items()}
+    packed = {path.name: PackedRun(_placed(each.record, runs), each.rows, each.cause) for path, each in settled.items()}
     if packed:
         write_pack(pack, {**read_pack(pack), **packed})
     return sum(map(_remove, settled))
+
+
+def _placed(record: dict[str, Any] | None, runs: Path) -> dict[str, Any] | None:
+    """Return run.json with `runs` as its results folder: folders that were copied here name where they were made."""
+    return record and {**record, "config": {**record["config"], "results-dir": portable(runs.absolute())}}
 
 
 def _remove(path: Path) -> bool:
