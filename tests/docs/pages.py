@@ -82,6 +82,12 @@ class StudyTables:
             return diff(self[key], self.column(key, "ridge_test_percent"), digits, signed)
         return interval(row.gain_mean, row.gain_low, row.gain_high, digits, signed)
 
+    def contrast(self, key: str, against: str, digits: int = 2) -> str:
+        """Return a contrast of primary.csv in points, named before the runs, with its 95 % interval."""
+        rows = self._rows(pandas.read_csv(self.folder / "primary.csv"), key)
+        (row,) = [row for _, row in rows.iterrows() if f"{row.against_group}: {row.against}" == against]
+        return interval(row["mean"], row.low, row.high, digits, signed=True)
+
     def rate(self, *keys: str) -> str:
         """Return the learning rate that all of these arms ran at."""
         (rate,) = {f"{self.row(key).learning_rate:g}" for key in keys}
