@@ -72,6 +72,7 @@ class FakeTraining:
         accuracy: of a run on the validation images.
         test: what that is on the test images: by default the best run is the worst one there, so that a choice on test
             shows.
+        loss: what that is as a validation loss: by default it tells no runs apart.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class FakeTraining:
     ) -> None:
         self.accuracy = accuracy
         self.test = test
+        self.loss: Callable[[float], float] = lambda value: 1.0
         self.runs: list[Config] = []
 
     def facts(self, config: Config) -> dict[str, object]:
@@ -97,7 +99,7 @@ class FakeTraining:
                         "round": server_round,
                         "learning_rate": config.learning_rate,
                         "val_accuracy": value,
-                        "val_loss": 1.0,
+                        "val_loss": self.loss(value),
                         "test_accuracy": self.test(value),
                         "uplink_bytes": 2_000_000 * server_round,
                         "train_seconds": 3.0,

@@ -217,7 +217,7 @@ def _search(parsed: argparse.Namespace) -> None:
 
     if decided := sorted(given.keys() & set(SEARCH_KEYS)):
         raise ConfigError(
-            f"{', '.join(decided)}: the search decides that itself, by --from, --to, --rounds, --seed and "
+            f"{', '.join(decided)}: the search decides that itself, by --from, --to, --rounds, --seeds and "
             "--results-dir: leave it out."
         )
     from fl_taskarith.server.learning_rates import search_from
@@ -225,7 +225,8 @@ def _search(parsed: argparse.Namespace) -> None:
 
     low = search_from(config) if parsed.low is None else parsed.low
     high = float(f"{low * 10**DECADES:.3g}") if parsed.high is None else parsed.high
-    search = Search(low, high, parsed.per_decade, tuple(parsed.rounds), parsed.keep, (parsed.seed,))
+    seeds = tuple(parsed.seeds)
+    search = Search(low, high, parsed.per_decade, tuple(parsed.rounds), parsed.keep, seeds, parsed.by)
     path, choice = search_rate(config, search, results_root(parsed.results_dir), parsed.jobs, parsed.budget)
     print(path)
     if choice is None:

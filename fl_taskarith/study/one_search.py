@@ -54,18 +54,20 @@ def search_rate(
         make_folder(results.folder)
         write_atomically(path, trials_csv(results))
     choice = results.choice(arm)
-    plot_search(results.scores(arm), choice, fill(study.title, TITLE_CHARACTERS // 2), path.with_suffix(""))
+    title = fill(study.title, TITLE_CHARACTERS // 2)
+    plot_search(results.scores(arm), search.by, choice, title, path.with_suffix(""))
     if choice is not None:
-        write_atomically(path.with_name("chosen.toml"), settings_file(config, choice))
+        write_atomically(path.with_name("chosen.toml"), settings_file(config, search, choice))
     return path, choice
 
 
-def settings_file(config: Config, choice: Choice) -> str:
+def settings_file(config: Config, search: Search, choice: Choice) -> str:
     """Return what differs from the defaults in `config`, and the rate that was chosen, as a settings file."""
     usual = Config().to_run_config()
     given = {key: value for key, value in config.to_run_config().items() if value != usual[key]}
     given = {key: value for key, value in given.items() if key not in (*RUNNER_KEYS, "learning-rate")}
-    told = "at an end of the grid, so not tuned" if choice.edge else "chosen on validation"
+    told = "at an end of the grid, so not tuned" if choice.edge else f"chosen by validation {search.by}"
+    told += f", seed{'s' * (len(search.seeds) > 1)} {', '.join(map(str, search.seeds))}"
     lines = [f"# learning-rate: {told} (search.csv beside this file has every rate that was tried).", ""]
     return "\n".join([*lines, *(f"{key} = {to_toml(value)}" for key, value in given.items()),
                       f"learning-rate = {choice.rate:g}", ""])  # fmt: skip

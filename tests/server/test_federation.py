@@ -221,7 +221,7 @@ SWEPT = sorted(path for folder in SWEEPS for path in (CONF / folder).glob("*.tom
 OTHERS = [CONF / f"{stem}.toml" for stem in ("scaffold-one-class", "not-true-distillation", "feature-anchoring")]
 
 
-QUICKLY_RUN = ("centralized", "fedavg-noniid-sparse")
+QUICKLY_RUN = ("fedavg-noniid-sparse",)
 
 
 @pytest.mark.parametrize(

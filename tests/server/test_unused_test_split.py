@@ -90,7 +90,11 @@ def same(first: Any, second: Any) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"mask_rule": rule, "calibration_rounds": 2} for rule in SENSITIVITY_RULES),
+        {"mask_rule": SENSITIVITY_RULES[0], "calibration_rounds": 2},
+        *(
+            pytest.param({"mask_rule": rule, "calibration_rounds": 2}, marks=pytest.mark.slow)
+            for rule in SENSITIVITY_RULES[1:]
+        ),
         {"strategy": "centralized", "schedule": "plateau"},
         {
             "mask_rule": SENSITIVITY_RULES[0],

@@ -27,11 +27,11 @@ def without_evaluation(folder: Path) -> list[tuple[object, ...]]:
     "settings",
     [
         {},
-        {"strategy": "scaffold"},
+        pytest.param({"strategy": "scaffold"}, marks=pytest.mark.slow),
         {"strategy": "fedavgm", "sampling": "cyclic"},
         {"mask_rule": "least-sensitive", "density": 0.2},
         {"strategy": "centralized", "num_clients": 10},
-        {"schedule": "plateau", "evaluate_every": 1},
+        pytest.param({"schedule": "plateau", "evaluate_every": 1}, marks=pytest.mark.slow),
     ],
     ids=lambda settings: "-".join(map(str, settings.values())) or "fedavg",
 )
@@ -57,7 +57,13 @@ def test_a_named_run_goes_on_beside_itself(quick_config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"schedule": "cosine"}, {"schedule": "exponential"}, {"seed": 3}, {"learning_rate": 0.02}]
+    "settings",
+    [
+        {"schedule": "cosine"},
+        pytest.param({"schedule": "exponential"}, marks=pytest.mark.slow),
+        pytest.param({"seed": 3}, marks=pytest.mark.slow),
+        {"learning_rate": 0.02},
+    ],
 )
 def test_what_could_not_go_on_exactly_begins_anew(quick_config: Config, settings: dict[str, object]) -> None:
     simulate(quick_config, **({} if "schedule" not in settings else settings))

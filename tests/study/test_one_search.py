@@ -1,6 +1,8 @@
 """What a search of one rate leaves behind: the table, the figure, and a settings file with the choice."""
 
 import csv
+import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from fl_taskarith.study.one_search import search_rate
 from fl_taskarith.study.search import Search
 
 SEARCH = Search(1e-3, 10.0, 1, (1, 2), 2, (0,))
+PLAIN = load(overrides={"mask_rule": "none"})
 
 
 @pytest.mark.figures
@@ -31,8 +34,27 @@ def test_the_settings_file_is_the_configuration_at_the_chosen_rate(tmp_path: Pat
 @pytest.mark.figures
 def test_a_rate_at_the_edge_is_told_in_the_file(tmp_path: Path, training: FakeTraining) -> None:
     training.accuracy = lambda run: 0.5 + 0.01 * run.learning_rate
-    path, _ = search_rate(load(overrides={"mask_rule": "none"}), SEARCH, tmp_path)
+    path, _ = search_rate(PLAIN, SEARCH, tmp_path)
     assert "not tuned" in path.with_name("chosen.toml").read_text()
+
+
+def test_several_seeds_decide_by_their_mean(tmp_path: Path, training: FakeTraining) -> None:
+    """Seed 0 is best at 0.01 and seed 1 at 1; their mean is best between the two."""
+    training.accuracy = lambda run: 0.9 - 0.1 * (math.log10(run.learning_rate) + 2 - 2 * run.seed) ** 2
+    for seeds, rate, told in (((0,), 0.01, "seed 0"), ((1,), 1.0, "seed 1"), ((0, 1), 0.1, "seeds 0, 1")):
+        path, choice = search_rate(PLAIN, dataclasses.replace(SEARCH, seeds=seeds), tmp_path / told)
+        assert choice is not None and choice.rate == rate
+        assert f"chosen by validation accuracy, {told} (" in path.with_name("chosen.toml").read_text()
+
+
+@pytest.mark.figures
+def test_the_loss_decides_where_it_is_asked_to(tmp_path: Path, training: FakeTraining) -> None:
+    training.accuracy = lambda run: 0.5 + 0.01 * math.log10(run.learning_rate)
+    training.loss = lambda accuracy: abs(accuracy - 0.5)
+    path, choice = search_rate(PLAIN, dataclasses.replace(SEARCH, by="loss"), tmp_path)
+    assert choice is not None and choice.rate == 1.0, "the most accurate is 10"
+    assert "chosen by validation loss, seed 0 (" in path.with_name("chosen.toml").read_text()
+    assert path.with_name("search.png").stat().st_size > 5000
 
 
 def test_nothing_is_chosen_where_runs_fail(tmp_path: Path, training: FakeTraining) -> None:
@@ -41,5 +63,5 @@ def test_nothing_is_chosen_where_runs_fail(tmp_path: Path, training: FakeTrainin
 
     training.accuracy = fail
     with pytest.raises(StudyError):
-        search_rate(load(overrides={"mask_rule": "none"}), SEARCH, tmp_path)
+        search_rate(PLAIN, SEARCH, tmp_path)
     assert not list(tmp_path.rglob("chosen.toml"))

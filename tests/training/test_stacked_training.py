@@ -222,15 +222,15 @@ TOGETHER: dict[str, dict[str, object]] = {
         "participation": 1.0,
         "clients_at_once": 0,
     },
-    "SCAFFOLD, masked": MASKED | {"strategy": "scaffold", "num_rounds": 3, "participation": 0.9},
-    "feature anchoring, masked": MASKED | {"local_loss": "feature-anchoring", "local_steps": 3},
     "FedProx, masked": MASKED | {"strategy": "fedprox", "proximal_mu": 3.0, "local_steps": 3},
 }
 TOGETHER_TOO: dict[str, dict[str, object]] = {
+    "feature anchoring, masked": MASKED | {"local_loss": "feature-anchoring", "local_steps": 3},
     "not-true distillation, masked": MASKED | {"local_loss": "not-true-distillation", "local_steps": 3},
     "dense": {},
     "FedProx": {"strategy": "fedprox", "proximal_mu": 3.0, "local_steps": 3},
     "SCAFFOLD": {"strategy": "scaffold", "num_rounds": 3, "participation": 0.9},
+    "SCAFFOLD, masked": MASKED | {"strategy": "scaffold", "num_rounds": 3, "participation": 0.9},
     "all at once, shards of two sizes below a batch": {"num_clients": 100, "participation": 0.06, "clients_at_once": 0},
     "clipping, masked": MASKED | {"clip_norm": 0.1},
     "a head alone": {"trainable": "head", "head": "linear"},
