@@ -53,9 +53,12 @@ def read_toml(path: Path | str, what: str = "file") -> dict[str, Any]:
 
 
 def _where(path: Path) -> str:
-    """Return the file beside `path` that is spelt most like it, as a question, or else where a path begins."""
-    near = difflib.get_close_matches(path.name[:100], [each.name for each in path.parent.glob("*.toml")], n=1)
-    return f"did you mean {path.with_name(near[0])}?" if near else f"a relative path begins in {Path.cwd()}."
+    """Return what is spelt most like `path`, beside it or below conf/, as a question, or else where a path begins."""
+    for files in (sorted(path.parent.glob("*.toml")), sorted(Path("conf").rglob("*.toml"))):
+        name = path.name.removesuffix(".toml")[:100]
+        if near := difflib.get_close_matches(name, {each.stem for each in files}, n=1):
+            return f"did you mean {' or '.join(str(each) for each in files if each.stem == near[0])}?"
+    return f"a relative path begins in {Path.cwd()}."
 
 
 def read_text(path: Path | str) -> str:

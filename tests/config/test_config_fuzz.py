@@ -95,11 +95,14 @@ def test_a_file_that_is_not_there_is_answered_with_one_that_is(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/fedavg-iid.toml").touch()
-    with pytest.raises(
-        ConfigError, match=r"no configuration conf/fedavg-idd.toml: did you mean conf/fedavg-iid.toml\?"
-    ):
-        load("conf/fedavg-idd.toml")
-    for path in ("conf/x.toml", "fedavg-idd.toml", "nowhere/fedavg-iid.toml"):
+    for path in ("conf/fedavg-idd.toml", "fedavg-idd.toml", "fedavg-iid", "nowhere/fedavg-iid.toml"):
+        with pytest.raises(ConfigError, match=rf"no configuration {path}: did you mean conf/fedavg-iid.toml\?"):
+            load(path)
+    (tmp_path / "conf/more").mkdir()
+    (tmp_path / "conf/more/fedavg-iid.toml").touch()
+    with pytest.raises(ConfigError, match=r"did you mean conf/fedavg-iid.toml or conf/more/fedavg-iid.toml\?"):
+        load("fedavg-iid")
+    for path in ("conf/x.toml", "other.toml", "nowhere/x.toml"):
         with pytest.raises(ConfigError, match=f"There is no configuration {path}: .* begins in {tmp_path}."):
             load(path)
 
