@@ -29,6 +29,12 @@ def number(value: float, digits: int = 2, sign: str = "") -> str:
     return BLANK if math.isnan(value) else f"{value:{sign}.{digits}f}"
 
 
+def three_digits(value: float, sign: str = "") -> str:
+    """Return `value` to three significant digits, "0.0835" or "1,720", and with its sign where `sign` is "+"."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:{sign},.0f}" if abs(rounded) >= 1000 else f"{rounded:{sign}.3g}"
+
+
 def mean_with_sd(summary: Summary, digits: int = 2) -> str:
     """Return "mean ± sd"; the mean alone of a single value, `BLANK` of none."""
     mean = number(summary.mean, digits)
@@ -54,5 +60,6 @@ def render_markdown(template: Path, **variables: Any) -> str:
         loader=jinja2.FileSystemLoader(template.parent), trim_blocks=True, lstrip_blocks=True, autoescape=False,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
+    environment.filters["three_digits"] = three_digits
     text = environment.get_template(template.name).render(variables)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
+from fl_taskarith.figures.markdown import three_digits
 from fl_taskarith.figures.plots import COLOURS, MARKERS, STYLE, STYLES, save_figure
 from fl_taskarith.figures.statistics import CONFIDENCE, FEWEST, paired, summarise
 
@@ -144,8 +145,8 @@ def mean_and_sd(runs: pandas.DataFrame, column: str) -> str:
     summary = summarise(runs[column].tolist())
     if not summary.n:
         return "not run"
-    spread = "" if math.isnan(summary.sd) else f" ± {summary.sd:.3g}"
-    return f"{summary.mean:.3g}{spread} (n = {summary.n})"
+    spread = "" if math.isnan(summary.sd) else f" ± {three_digits(summary.sd)}"
+    return f"{three_digits(summary.mean)}{spread} (n = {summary.n})"
 
 
 def mean_difference(runs: pandas.DataFrame, reference: pandas.DataFrame, column: str) -> str:
@@ -157,6 +158,7 @@ def mean_difference(runs: pandas.DataFrame, reference: pandas.DataFrame, column:
     difference = paired(values, others)
     if difference.n < 2:
         return "not run"
-    if not difference.over:
-        return f"{difference.mean:+.3g} ({', '.join(f'{value:+.3g}' for value in difference.values)})"
-    return f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"
+    mean, low, high, *each = (
+        three_digits(value, "+") for value in (difference.mean, difference.low, difference.high, *difference.values)
+    )
+    return f"{mean} [{low}, {high}]" if difference.over else f"{mean} ({', '.join(each)})"

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from matplotlib import pyplot
 
-from fl_taskarith.figures.markdown import BLANK, markdown_table, mean_with_interval, mean_with_sd, number
+from fl_taskarith.figures.markdown import (
+    BLANK,
+    markdown_table,
+    mean_with_interval,
+    mean_with_sd,
+    number,
+    three_digits,
+)
 from fl_taskarith.figures.plots import save_figure
 from fl_taskarith.figures.statistics import paired, summarise
 from fl_taskarith.storage.csv_text import csv_text, plain_words
@@ -24,6 +31,15 @@ def test_cells_say_no_more_than_their_number_of_seeds_allows() -> None:
     pairs = [paired(dict(enumerate(values)), dict.fromkeys(range(3), 1.0)) for values in ([], [0.5], [2.0, 2.0])]
     assert [mean_with_interval(each) for each in pairs] == [BLANK, "-0.50", "+1.00 (+1.00, +1.00)"]
     assert number(math.nan) == BLANK and number(0.25, 1) == "0.2"
+
+
+def test_three_digits_without_an_exponent_for_what_is_large() -> None:
+    values = (1_716.0, 999.6, 999.4, 0.08351, 1.0, 0.0, 1e-7, -2_044_999.0)
+    assert [three_digits(value) for value in values] == [
+        "1,720", "1,000", "999", "0.0835", "1", "0", "1e-07", "-2,040,000",
+    ]  # fmt: skip
+    assert [three_digits(value, "+") for value in (1_716.0, 0.5, -1.0)] == ["+1,720", "+0.5", "-1"]
+    assert three_digits(math.nan) == "nan"
 
 
 def test_csv_text_keeps_bits_and_leaves_the_unknown_empty() -> None:
