@@ -9,6 +9,7 @@ import pandas
 
 from fl_taskarith.describe.runs_at_hand import results
 from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.figures.statistics import seed_words
 from fl_taskarith.report.read_results import REMEDY, StudyFolder, read_studies
 from fl_taskarith.storage.files import make_folder, require_new, write_atomically
 from fl_taskarith.storage.record_files import COUNT, read_csv, read_json
@@ -97,6 +98,10 @@ def _of_study(study: StudyFolder) -> Iterator[Any]:
             yield accuracies(arms, group)
             if (lines := curves(arms, group)) is not None:
                 yield lines
+            for arm in arms:
+                if lost := arm.below_the_head:
+                    ends = ", ".join(f"{seed_words(key)} at {arm.test[key]:.2f} %" for key in lost)
+                    yield _text(f"<p>{html.escape(arm.label)}: {ends} ended below the head it began with.</p>")
     if (study.folder / "search.csv").exists():
         tried = _csv(study.folder / "search.csv", TRIED).fillna({"group": ""})
         yield from filter(None, (searches(lines, group) for group, lines in tried.groupby("group", sort=False)))

@@ -114,6 +114,11 @@ class MeasuredArm:
         return self.rate != 0.0
 
     @property
+    def below_the_head(self) -> list[Key]:
+        """Which of its runs ended less accurate on test than the head they began with."""
+        return [key for key, value in self.test.items() if key in self.ridge and value < self.ridge[key]]
+
+    @property
     def ended_early(self) -> list[str]:
         """How runs ended that did not finish."""
         return sorted({state for state in self.states.values() if state in ("diverged", "failed")})

@@ -107,3 +107,14 @@ def test_files_of_another_study_are_told(name: str, old: str, new: str, told: st
     path.write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(CheckpointError, match=told):
         read_study(path.parent)
+
+
+def test_seeds_that_ended_below_the_head_are_named(tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED / "strategies", tmp_path / "results" / "strategies")
+    page = write_page(tmp_path / "results", tmp_path / "page").read_text(encoding="utf-8")
+    runs = pandas.read_csv(SHIPPED / "strategies" / "runs.csv")
+    lost = runs[runs["test_percent"] < runs["ridge_test_percent"]].sort_values("seed").groupby(["group", "arm"])
+    assert 0 < len(lost) == page.count("ended below the head it began with")
+    for (_, arm), rows in lost:
+        ends = ", ".join(f"seed {row.seed} at {row.test_percent:.2f} %" for row in rows.itertuples())
+        assert f"{arm}: {ends} ended below the head" in page
