@@ -37,24 +37,18 @@ class CovarianceSum:
         self.total_weight = 0.0
         self._gram: Tensor | None = None
         self._product: Tensor | None = None
-        self._squares: Tensor | None = None  # Σ ‖w G‖²
+        self._squares: Tensor | float = 0.0  # Σ ‖w G‖²
 
     def add(self, matrix: Tensor, weight: float = 1.0) -> None:
         """Add one client's T, [out, in], n = `weight`; a T of zeros has no directions and counts in the mean alone."""
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-        norm = torch.linalg.vector_norm(matrix)
-        unit = torch.where(norm > 0, matrix / norm, 0.0)
+        unit, norm, gram = self._add_directions(matrix, weight)
         rows, columns = unit.shape
-        gram = unit.mT @ unit
         product = (unit @ unit.mT) @ unit if 2 * rows < columns else unit @ gram
-        squares = (weight * torch.linalg.vector_norm(gram)) ** 2
-        if self._gram is None or self._product is None or self._squares is None:
-            self._gram, self._product, self._squares = weight * gram, (weight * norm) * product, squares
+        if self._product is None:
+            self._product = (weight * norm) * product
         else:
-            self._gram.add_(gram, alpha=weight)
             self._product.addcmul_(product, weight * norm)
-            self._squares += squares
-        self.total_weight += weight
 
     def overlap(self) -> float:
         """Return the effective number of clients that share an input direction, ‖Σ w G‖² / Σ ‖w G‖².
@@ -62,9 +56,7 @@ class CovarianceSum:
         It is 1 where no two clients share one, so that X is their sum, and the number of clients where all have the
         same G (and weight), so that X is their mean. NaN without any direction.
         """
-        gram, squares = self._sums()[0], self._squares
-        assert squares is not None
-        return float(torch.linalg.vector_norm(gram) ** 2 / squares)
+        return float(torch.linalg.vector_norm(self._gram_sum()) ** 2 / self._squares)
 
     def result(self, mean: Tensor, epsilon: float, shrinkage: float = 0.0, support: Tensor | None = None) -> Tensor:
         """Return X, [out, in].
@@ -78,7 +70,7 @@ class CovarianceSum:
             support: bool [out, in]: X is the minimiser among matrices that are zero elsewhere, row by row. Every T must
                 be zero there too.
         """
-        gram, product = (value.double() for value in self._sums())
+        gram, product = self._gram_sum().double(), self._product_sum().double()
         share = self.total_weight / len(gram)
         epsilon = self._least(epsilon)
         gram = (1 - shrinkage) * gram
@@ -89,18 +81,31 @@ class CovarianceSum:
 
     def gradient(self, at: Tensor) -> Tensor:
         """Return the gradient of Σ w ‖(X − T) Tᵀ‖² at X = `at`, [out, in]: 2 (X Σ w G − Σ w T G)."""
-        gram, product = self._sums()
-        return 2 * (at @ gram - product)
+        return 2 * (at @ self._gram_sum() - self._product_sum())
 
     def _least(self, epsilon: float) -> float:
         """Return ε, or what rounding leaves of directions that no client has, if that is more."""
-        gram = self._sums()[0]
+        gram = self._gram_sum()
         return max(epsilon, ROUNDING * len(gram) * torch.finfo(gram.dtype).eps)
 
-    def _sums(self) -> tuple[Tensor, Tensor]:
-        if self._gram is None or self._product is None:
-            raise ValueError("there are no task vectors to aggregate")
-        return self._gram, self._product
+    def _add_directions(self, matrix: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Add one client's w G, and return T / ‖T‖, ‖T‖ and G of that."""
+        norm = torch.linalg.vector_norm(matrix)
+        unit = torch.where(norm > 0, matrix / norm, 0.0)
+        gram = unit.mT @ unit
+        if self._gram is None:
+            self._gram = weight * gram
+        else:
+            self._gram.add_(gram, alpha=weight)
+        self._squares += (weight * torch.linalg.vector_norm(gram)) ** 2
+        self.total_weight += weight
+        return unit, norm, gram
+
+    def _gram_sum(self) -> Tensor:
+        return _of_somebody(self._gram)
+
+    def _product_sum(self) -> Tensor:
+        return _of_somebody(self._product)
 
 
 class BoundedSum(CovarianceSum):
@@ -112,8 +117,9 @@ class BoundedSum(CovarianceSum):
 
     def add(self, matrix: Tensor, weight: float = 1.0) -> None:
         """Add a copy of one client's T, [out, in], n = `weight`; a T of zeros counts for nothing."""
-        super().add(matrix, weight)
-        self._added.append((matrix.to(torch.promote_types(matrix.dtype, torch.float32), copy=True), weight))
+        matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32), copy=True)
+        self._add_directions(matrix, weight)
+        self._added.append((matrix, weight))
 
     def result(self, mean: Tensor, epsilon: float, shrinkage: float = 0.0, support: Tensor | None = None) -> Tensor:
         """Return X, [out, in]; `shrinkage` and `support` change nothing.
@@ -122,7 +128,7 @@ class BoundedSum(CovarianceSum):
             mean: gives the dtype.
             epsilon: ε, as for `CovarianceSum.result`.
         """
-        gram = self._sums()[0].double()
+        gram = self._gram_sum().double()
         values, vectors = torch.linalg.eigh(gram)
         values = values.clamp(min=0) + self._least(epsilon) * self.total_weight / len(gram)
         root = ((vectors / values.sqrt()) @ vectors.mT).to(self._added[0][0])
@@ -133,6 +139,12 @@ class BoundedSum(CovarianceSum):
             turned = unit @ root
             total.addcmul_((turned @ unit.mT) @ turned, weight * norm)
         return total.to(mean)
+
+
+def _of_somebody(total: Tensor | None) -> Tensor:
+    if total is None:
+        raise ValueError("there are no task vectors to aggregate")
+    return total
 
 
 def _solved(gram: Tensor, product: Tensor) -> Tensor:
