@@ -1,4 +1,4 @@
-"""The runs and studies in a results folder, as frames."""
+"""The runs, studies and searches in a results folder, as frames."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from fl_taskarith.figures.run_groups import read_run
 from fl_taskarith.figures.setting_words import mask_words, sharding_words
 from fl_taskarith.server.course import gain
 from fl_taskarith.storage.paths import results_root
-from fl_taskarith.storage.record_files import COUNT, read_csv
+from fl_taskarith.storage.record_files import COUNT, Within, read_csv
 from fl_taskarith.storage.run_record import read_record
 
 RUN_COLUMNS = ("run", "state", "round", "rounds", "test_accuracy", "gain", "distance", "learning_rate", "dataset",
@@ -28,6 +28,8 @@ TABLE = {
     "gain_mean": NUMBER,
 }
 STUDY_COLUMNS = ("study", "arms", "finished", "best_arm", "test_accuracy", "gain", "age_hours")
+TRIALS = {"learning_rate": Within(float, 0), "val_accuracy": NUMBER, "chosen": bool}
+SEARCH_COLUMNS = ("search", "trials", "learning_rate", "val_accuracy", "tuned", "age_hours")
 
 
 def results(results_dir: str = "") -> pandas.DataFrame:
@@ -55,6 +57,18 @@ def studies(results_dir: str = "") -> pandas.DataFrame:
     root = results_root(results_dir)
     tables = [path for path in sorted(root.rglob("table.csv")) if (path.parent / "settings.json").exists()]
     return pandas.DataFrame([_study(path, root) for path in tables], columns=list(STUDY_COLUMNS))
+
+
+def searches(results_dir: str = "") -> pandas.DataFrame:
+    """Return the searches of the command `search` in a results folder.
+
+    Columns: search (its folder below the results folder), trials (runs so far, each counted with all its seeds as one),
+    learning_rate (what it chose; none while it is not over), val_accuracy (%, at that rate), tuned (whether the choice
+    lies inside the grid), age_hours.
+    """
+    root = results_root(results_dir)
+    rows = [_search(path, root) for path in sorted(root.glob("search/*/search.csv"))]
+    return pandas.DataFrame(rows, columns=list(SEARCH_COLUMNS))
 
 
 def _run(folder: Path, root: Path) -> Mapping[str, Any]:
@@ -102,6 +116,21 @@ def _study(table: Path, root: Path) -> Mapping[str, Any]:
     return row | {"best_arm": name, "test_accuracy": best["test_percent"], "gain": best["gain_mean"]}
 
 
+def _search(path: Path, root: Path) -> Mapping[str, Any]:
+    row: dict[str, Any] = {"search": path.parent.relative_to(root).as_posix(), "age_hours": _age(path)}
+    try:
+        trials = read_csv(path, TRIALS, "Write it again with fl-taskarith search.") or []
+    except CheckpointError:
+        return row | {"tuned": "unreadable"}
+    row["trials"] = len(trials)
+    rates = [trial["learning_rate"] for trial in trials]
+    for trial in (trial for trial in trials if trial["chosen"]):
+        rate, accuracy = trial["learning_rate"], trial["val_accuracy"]
+        row |= {"learning_rate": rate, "val_accuracy": None if accuracy is None else 100 * accuracy,
+                "tuned": "no, an end of the grid" if rate in (min(rates), max(rates)) else "yes"}  # fmt: skip
+    return row
+
+
 def _age(path: Path) -> float:
     """Return the hours since a file of the folder of `path` was last written."""
     newest = max(each.stat().st_mtime for each in _files(path.parent))
@@ -114,16 +143,17 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def describe_results(results_dir: str = "") -> Iterator[str]:
-    """Yield the lines of `fl-taskarith results`: a table of studies, then one of runs."""
+    """Yield the lines of `fl-taskarith results`: a table of studies, one of searches, then one of runs."""
     root = results_root(results_dir)
     if results_dir and not root.is_dir():
         raise ConfigError(f"There is no folder {root}. A relative results-dir lies in the checkout.")
-    of_studies, of_runs = studies(results_dir), results(results_dir)
-    if of_studies.empty and of_runs.empty:
+    tables = (("studies (best arm by validation)", studies(results_dir)), ("searches", searches(results_dir)),
+              ("runs, newest first", results(results_dir)))  # fmt: skip
+    if all(frame.empty for _, frame in tables):
         yield f"{root} holds no results yet. Start with: fl-taskarith simulate"
         return
     yield f"{root}"
-    for title, frame in (("studies (best arm by validation)", of_studies), ("runs, newest first", of_runs)):
+    for title, frame in tables:
         if not frame.empty:
             shown = frame.dropna(axis="columns", how="all")
             yield f"\n{title}\n{shown.to_string(index=False, na_rep='', float_format='{:.4g}'.format, max_colwidth=48)}"

@@ -1,4 +1,4 @@
-"""Lists of the runs and studies in a results folder."""
+"""Lists of the runs, studies and searches in a results folder."""
 
 import dataclasses
 from pathlib import Path
@@ -9,9 +9,11 @@ from small_studies import STUDY, FakeTraining
 
 import fl_taskarith
 from fl_taskarith import simulate
-from fl_taskarith.config.settings import Config
-from fl_taskarith.describe.runs_at_hand import describe_results
+from fl_taskarith.config.settings import Config, load
+from fl_taskarith.describe.runs_at_hand import describe_results, searches
 from fl_taskarith.errors import ConfigError
+from fl_taskarith.study.one_search import search_rate
+from fl_taskarith.study.search import Search
 
 
 def test_every_run_has_a_row_whatever_its_state(quick_config: Config) -> None:
@@ -48,6 +50,25 @@ def test_a_study_is_a_function_and_its_best_arm_is_that_of_validation(tmp_path: 
     (row,) = fl_taskarith.studies(str(tmp_path)).to_dict("records")
     assert (row["study"], row["arms"], row["finished"], row["best_arm"]) == ("tiny", 2, 2, "head alone")
     assert table["test_percent"].idxmax() == 0, "on test the other arm is better"
+
+
+def test_a_search_is_listed_with_its_choice_and_at_an_end_of_its_grid_called_so(
+    tmp_path: Path, training: FakeTraining
+) -> None:
+    search = Search(1e-3, 10.0, 1, (1, 2), 2, (0,))
+    path, _ = search_rate(load(overrides={"mask_rule": "none"}), search, tmp_path)
+    (row,) = searches(str(tmp_path)).to_dict("records")
+    assert (row["search"], row["learning_rate"], row["tuned"]) == (f"search/{path.parent.name}", 0.1, "yes")
+    assert row["trials"] == search.trials and row["val_accuracy"] == pytest.approx(
+        100 * training.accuracy(load(overrides={"learning_rate": 0.1}))
+    )
+    assert "searches" in "\n".join(describe_results(str(tmp_path)))
+    training.accuracy = lambda run: 0.5 + 0.01 * run.learning_rate
+    search_rate(load(overrides={"mask_rule": "none", "seed": 1}), search, tmp_path / "edge")
+    (row,) = searches(str(tmp_path / "edge")).to_dict("records")
+    assert (row["learning_rate"], row["tuned"]) == (10.0, "no, an end of the grid")
+    next((tmp_path / "edge").rglob("search.csv")).write_text("learning_rate\nx\n")
+    assert searches(str(tmp_path / "edge")).loc[0, "tuned"] == "unreadable"
 
 
 def test_a_mask_is_a_function(tmp_path: Path) -> None:
