@@ -125,8 +125,8 @@ def test_conf_files_end_above_the_ridge_head_on_cifar100(path: Path, nc: int, tm
     skew = {"classes_per_client": nc} if nc else {}
     history = simulate(
         path, data_dir=str(folder), weights=str(weights), **MODEL, **skew, train_subset=2000, validation_size=500,
-        calibration_size=200, test_subset=1000, num_rounds=10, evaluate_every=5, threads=1, draw_curves=False,
-        save_model=False, results_dir=str(tmp_path),
+        calibration_size=200, test_subset=1000, num_rounds=5 if nc else 10, evaluate_every=5, threads=1,
+        draw_curves=False, save_model=False, results_dir=str(tmp_path),
     )  # fmt: skip
     assert ends_above_the_ridge_head(history)
 
