@@ -112,6 +112,7 @@ def label_skew(section: Section, arms: Arms) -> None:
     caption = say("skew_caption", place, best, control if with_race else None, goal)
     places = [words("condition", each) for _, each in cells]
     section.lay_out(caption, "skew_table", places, rows, with_share, with_race, wide=True)
+    section.name_lost([(_words(at), arm.label, arm) for at, arms in cells.items() for arm in arms])
 
 
 def _best_iid(arm: MeasuredArm, iid: Arms) -> MeasuredArm | None:

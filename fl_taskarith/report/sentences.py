@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from fl_taskarith.config.toml import read_text
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.figures.setting_words import solved_head_words
-from fl_taskarith.figures.statistics import NO_WIDTH, Paired, summarise
+from fl_taskarith.figures.statistics import NO_WIDTH, Paired, seed_words, summarise
 from fl_taskarith.report.contrasts import Arms, difference, gain, surviving_holm, verdict
 from fl_taskarith.report.latex import Latex, escape, number, plain
 from fl_taskarith.report.read_results import MeasuredArm
@@ -123,7 +123,13 @@ class Section:
         seeds = max(len(arm.test) for arm in arms)
         label = self.lay_out(say("compared_caption", key, arms, seeds), "comparison", groups, seeds)
         self.say("compared", key, note, label, [pairs for group in groups for pairs in group.judged()])
+        self.name_lost([(group.heading, name, arm) for group in groups for name, arm in group.rows])
         return label
+
+    def name_lost(self, rows: Iterable[tuple[Latex, str, MeasuredArm]]) -> None:
+        """Name the runs that ended below the head they began with, of rows (heading or nothing, name, arm)."""
+        if lost := [row for row in rows if row[-1].below_the_head]:
+            self.say("below_the_head", lost)
 
     def claim(self, subject: object, pairs: Paired, than: object, arms: Arms = (), table: Latex = NO_LABEL) -> None:
         """Add "SUBJECT is more accurate than THAN: +1.39 [+0.19, +2.58] points (n = 3)", as far as the data tell.
@@ -253,7 +259,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
         keep_trailing_newline=True,
         loader=jinja2.FileSystemLoader(shipped_file("report/sentences.tex").parent),
     )
-    functions = (difference, gain, verdict, surviving_holm, number, plain, sentence, same, join, head)
+    functions = (difference, gain, verdict, surviving_holm, number, plain, sentence, same, join, head, seed_words)
     environment.filters |= {function.__name__: function for function in functions}
     environment.filters |= {"summary": lambda by_seed: summarise(list(by_seed.values())), "latex": Latex}
     return environment

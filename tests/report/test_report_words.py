@@ -236,3 +236,14 @@ def test_the_first_round_that_gets_to_an_accuracy_is_that_of_the_mean_over_seeds
 def test_holm_keeps_what_bonferroni_would_not(p: list[float], survive: int) -> None:
     """Of p = 0.01, 0.02, 0.04 all are at most 0.05/3, 0.05/2, 0.05; only the first is at most 0.05/3."""
     assert surviving_holm([Paired(1.0, 1.0, 3, p=each) for each in p]) == survive
+
+
+def test_runs_that_ended_below_the_head_are_named_with_their_seeds() -> None:
+    lost = dataclasses.replace(arm({0: 94.0, (1, 0): 95.0, 2: 97.0}, "A & B"), ridge={0: 95.8, (1, 0): 95.8, 2: 95.8})
+    kept = dataclasses.replace(arm({0: 96.0}, "kept"), ridge={0: 95.8})
+    section = Section("strategies", "", "")
+    section.name_lost([(Latex("iid"), lost.label, lost), (Latex(), kept.label, kept)])
+    (text,) = section.paragraphs
+    assert text.endswith(r"began with: iid, A \& B (seed 0 and seed 0, shard seed 1).")
+    section.name_lost([(Latex(), kept.label, kept)])
+    assert section.paragraphs == [text]
