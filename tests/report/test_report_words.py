@@ -244,6 +244,6 @@ def test_runs_that_ended_below_the_head_are_named_with_their_seeds() -> None:
     section = Section("strategies", "", "")
     section.name_lost([(Latex("iid"), lost.label, lost), (Latex(), kept.label, kept)])
     (text,) = section.paragraphs
-    assert text.endswith(r"began with: iid, A \& B (seed 0 and seed 0, shard seed 1).")
+    assert text.endswith(r"began with: iid, A \& B (seed 0 and seed 0{,} shard seed 1).")
     section.name_lost([(Latex(), kept.label, kept)])
     assert section.paragraphs == [text]
