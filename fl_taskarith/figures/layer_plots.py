@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fl_taskarith.figures.panels import Row, draw_bars, seeds_note, spread
+from fl_taskarith.figures.panels import Row, draw_bars, runs_note, spread
 from fl_taskarith.figures.plots import draw_rows, line_look, save_figure
 from fl_taskarith.figures.run_groups import Member
 from fl_taskarith.figures.statistics import Summary, summarise
@@ -45,7 +45,7 @@ def plot_overlap(members: Sequence[Member], output: Path) -> list[Path]:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[0].set_ylabel("clients that share a direction\n(1: updates are summed)")
 
-    note = seeds_note((len(member.runs) for member in members if member.label in lines), "bars")
+    note = runs_note((member for member in members if member.label in lines), "bars")
     return save_figure(draw_rows(spread(len(labels)), labels, draw, (len(KINDS), 2.1, 2.4), note), output)
 
 

@@ -10,6 +10,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from fl_taskarith.figures.run_groups import Member
 from fl_taskarith.figures.statistics import Summary
 
 MOST = 6  # lines of a panel
@@ -121,14 +122,30 @@ def draw_bars(
     axes.errorbar(places, means, yerr=error, capsize=2.5, linewidth=1.3, elinewidth=0.9, markersize=4.5, **look)
 
 
-def seeds_note(counts: Iterable[int], spread_as: str) -> str:
-    """Say how many seeds means are over, and what shows their spread ("bands" or "bars")."""
+def seeds_note(counts: Iterable[int], spread_as: str, divisions: Iterable[int] = ()) -> str:
+    """Say how many seeds means are over, and what shows their spread ("bands" or "bars").
+
+    Args:
+        divisions: how many divisions of the data the runs share, where they do.
+    """
     seeds = sorted(set(counts)) or [1]
     if seeds == [1]:
         return f"one seed (n = 1), no {spread_as}"
-    number = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    shared = sorted(set(divisions))
+    over = f"runs on {_range(shared)} divisions of the data" if shared else "seeds"
     none = ", none where n = 1" if seeds[0] == 1 else ""
-    return f"means over n = {number} seeds; {spread_as}: ± 1 sd{none}"
+    return f"means over n = {_range(seeds)} {over}; {spread_as}: ± 1 sd{none}"
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+
+
+def runs_note(members: Iterable[Member], spread_as: str) -> str:
+    """Say over how many seeds, or runs on shared divisions of the data, the members' means are."""
+    found = list(members)
+    divisions = (each.divisions for each in found if each.divisions)
+    return seeds_note((len(each.runs) for each in found), spread_as, divisions)
 
 
 def numbered(labels: Sequence[str], counts: Sequence[int]) -> list[str]:

@@ -138,13 +138,15 @@ def _finished_below(folder: Path) -> Iterator[Path]:
 class Member:
     """Runs that are equal but for the seed: their rows of rounds.csv, and run.json of each.
 
-    label: what tells it from the other members of its set, in words. settings: of its first run.
+    label: what tells it from the other members of its set, in words. settings: of its first run. divisions: shard seeds
+    of runs that share them and differ in the seed of training; 0 where every run has a seed of its own.
     """
 
     label: str
     settings: Settings
     runs: tuple[tuple[Row, ...], ...]
     records: tuple[Mapping[str, Any], ...] = ()
+    divisions: int = 0
 
     @cached_property
     def rounds(self) -> pandas.DataFrame:
@@ -178,14 +180,19 @@ def members(runs: Sequence[RunRecord], names: Sequence[str] | None = None) -> li
     Raises:
         CheckpointError: a run's settings cannot be read.
     """
-    groups: dict[str, dict[str, RunRecord]] = {}
+    groups: dict[str, dict[tuple[int, ...], RunRecord]] = {}
     for place, run in enumerate(runs):
         decisive = {key: value for key, value in run.settings.items() if key in IDENTITY_KEYS and key not in SEED_KEYS}
         key = json.dumps(decisive, sort_keys=True) if names is None else names[place]
-        groups.setdefault(key, {}).setdefault(repr([run.settings[each] for each in SEED_KEYS]), run)
+        groups.setdefault(key, {}).setdefault(tuple(int(run.settings[each]) for each in SEED_KEYS), run)
     first = [next(iter(group.values())) for group in groups.values()]
     settings = [run.settings for run in first]
     words = list(groups) if names is not None else labels(settings, [run.folder.resolve().name for run in first])
-    found = zip(words, settings, (group.values() for group in groups.values()), strict=True)
-    return [Member(label, each, tuple(run.rows for run in group), tuple(run.record or {} for run in group))
-            for label, each, group in found]  # fmt: skip
+    return [_member(*each) for each in zip(words, settings, groups.values(), strict=True)]
+
+
+def _member(label: str, settings: Settings, runs: Mapping[tuple[int, ...], RunRecord]) -> Member:
+    """Return the member of the runs by (seed, shard seed)."""
+    rows, records = tuple(run.rows for run in runs.values()), tuple(run.record or {} for run in runs.values())
+    seeds, shards = (len(set(each)) for each in zip(*runs, strict=True))
+    return Member(label, settings, rows, records, divisions=shards if seeds < len(runs) else 0)

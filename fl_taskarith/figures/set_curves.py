@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from fl_taskarith.figures.panels import Row, legend_below, match, numbered, open_rows, pages, seeds_note, spread
+from fl_taskarith.figures.panels import Row, legend_below, match, numbered, open_rows, pages, runs_note, spread
 from fl_taskarith.figures.plots import REFERENCE, STYLE, line_look, mark_every, off_scale, save_figure
 from fl_taskarith.figures.run_groups import Member
 from fl_taskarith.figures.setting_words import Settings, mask_words, mean_local_steps, sharding_words
@@ -47,7 +47,7 @@ def plot_bands(members: Sequence[Member], output: Path, reference: str = "") -> 
     lines = _lines(members)
     rows = [row for epochs in (False, True) for row in _rows(members, epochs, reference)]
     columns = 3 if any(line.sent for line in lines) else 2
-    note = seeds_note((len(member.runs) for member in members), "bands")
+    note = runs_note(members, "bands")
     figures: list[Figure] = []
     drawn: list[_Drawn] = []
     with pyplot.rc_context(cast(Any, STYLE)):

@@ -12,7 +12,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from fl_taskarith.figures.layer_plots import plot_overlap
-from fl_taskarith.figures.panels import Row, draw_bars, seeds_note, spread
+from fl_taskarith.figures.panels import Row, draw_bars, runs_note, spread
 from fl_taskarith.figures.plots import COLOURS, MARKERS, STYLE, STYLES, draw_rows, line_look, save_figure
 from fl_taskarith.figures.run_groups import Member
 from fl_taskarith.figures.set_curves import is_idle, plot_bands
@@ -79,7 +79,7 @@ def plot_heat_map(members: Sequence[Member], output: Path) -> list[Path]:
             image = _draw_map(axes, cells, mask, shardings, steps, (min(means), max(means)))
         for axes in grid.flat[len(masks) :]:
             axes.set_axis_off()
-        figure.suptitle(seeds_note((point.n for point in cells.values()), "cells"), fontsize=8)
+        figure.suptitle(runs_note(places.values(), "cells"), fontsize=8)
         figure.colorbar(image, ax=list(grid.flat), label="test accuracy (%)")
         return save_figure(figure, output)
 
@@ -133,7 +133,7 @@ def plot_drift(members: Sequence[Member], output: Path) -> list[Path]:
             shift = SHIFT * (turn - (len(row.places) - 1) / 2)  # so that bars of several lines do not hide one another
             _draw_drift(panels, line, shift, {**look, "label": labels[place]})
 
-    note = seeds_note((len(member.runs) for member in places.values()), "bars")
+    note = runs_note(places.values(), "bars")
     varied = [name for name, values in (("mask", masks), ("local steps J", steps)) if len(values) > 1]
     title = "; ".join(map(": ".join, zip(("colour", "line"), varied, strict=False)))
     figure = draw_rows(spread(len(keys), features, first), labels, draw, (2, 3.6, 2.6), note, title=title)
@@ -201,7 +201,7 @@ def plot_sweep(members: Sequence[Member], key: str, output: Path) -> list[Path]:
         axes.set_xlabel(SWEPT[key])
         axes.set_ylabel("test accuracy (%)")
 
-    note = seeds_note((len(member.runs) for member in drawn), "bars")
+    note = runs_note(drawn, "bars")
     return save_figure(draw_rows(spread(len(shardings), reference=0), shardings, draw, (1, 4.4, 2.8), note), output)
 
 

@@ -51,6 +51,7 @@ def plot_arms(rows: Sequence[Comparison], title: str, output: Path) -> list[Path
 
 def _draw_arm(axes: Axes, place: int, row: Comparison, lost: bool, head: str) -> None:
     values = list(row.accuracies.values())
+    one = "one run" if any(isinstance(key, tuple) for key in row.accuracies) else "one seed"
     if not values:
         _at_the_edge(axes, place, "not run", alpha=0.6)
         return
@@ -64,7 +65,7 @@ def _draw_arm(axes: Axes, place: int, row: Comparison, lost: bool, head: str) ->
     step = (LOWEST - BELOW) / max(1, len(values) - 1)
     heights = [place + BELOW + step * index for index in range(len(values))]
     axes.plot(values, heights, marker="o", linestyle="", markersize=4, markerfacecolor="none", color=COLOURS[0],
-              label="one seed")  # fmt: skip
+              label=one)  # fmt: skip
     if len(values) > 1:
         low, high = row.test.band(0.0, 100.0)
         ends = [[row.test.mean - low], [high - row.test.mean]]

@@ -181,6 +181,18 @@ def test_bands_end_where_no_value_can_be_and_one_seed_has_none(tmp_path: Path, f
     assert [line.get_label().split()[-1] for line in accuracy.lines] == ["3)", "1)"], "the legend says n"
 
 
+def test_runs_that_share_divisions_of_the_data_are_not_called_seeds(tmp_path: Path, figures: dict[str, Figure]) -> None:
+    for seed in (0, 1):
+        for shards in (0, 1, 2):
+            write_run(tmp_path, 0.6, seed=seed, shard_seed=shards)
+    plot_bands(members(find_runs([tmp_path])), tmp_path / "shared")
+    assert figures["shared"].get_suptitle() == "means over n = 6 runs on 3 divisions of the data; bands: ± 1 sd"
+    for seed in (0, 1, 2):
+        write_run(tmp_path / "own", 0.6, seed=seed, shard_seed=seed)
+    plot_bands(members(find_runs([tmp_path / "own"])), tmp_path / "own")
+    assert figures["own"].get_suptitle() == "means over n = 3 seeds; bands: ± 1 sd"
+
+
 @given(st.floats(-1, 1), st.floats(0, 3), st.integers(1, 3))
 def test_a_band_holds_the_mean_and_nothing_impossible(mean: float, sd: float, n: int) -> None:
     low, high = Summary(mean, sd if n > 1 else math.nan, n).band(-1.0, 1.0)
