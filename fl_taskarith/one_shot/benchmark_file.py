@@ -38,10 +38,10 @@ SPLITS = ("train-subset", "test-subset", "validation-size", "calibration-size") 
 USED = frozenset(  # by fine-tuning, which does all else in one way only
     {"dataset", "data-dir", "download", "augmentation", "model", "weights", "input-size", "trainable-blocks", *SPLITS}
     | {"local-steps", "batch-size", "learning-rate", "momentum", "weight-decay", "dampening", "nesterov", "clip-norm"}
-    | {"clients-at-once", "device", "threads", "precision", "optimizer-kernels"}
+    | {"clients-at-once", "device", "threads", "precision", "optimizer-kernels", "prefix-cache"}
 )
 SETTINGS = {"mask-rule": "none", "trainable": "backbone", "strategy": "centralized"}  # what fine-tuning needs
-SHARED_HEAD = ("class-groups", "superclasses")  # families whose tasks' labels mean the same
+SHARED_HEAD = ("class-groups", "superclasses")  # families on one data set's own images and labels
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,11 @@ def _one_shot(document: Mapping[str, Any], path: Path, overrides: Mapping[str, A
     )
     known = one_shot.rates or one_shot.config().learning_rate != AUTO
     _require(known, "give [settings] a learning-rate, or a [search] that chooses it on validation.")
+    _require(
+        one_shot.config().prefix_cache == "off" or one_shot.family in SHARED_HEAD,
+        "[settings] prefix-cache keeps the tokens of a data set's own images, and the tasks of family = "
+        f'"{one_shot.family}" have others: set it to "off".',
+    )
     for rate in one_shot.rates or [one_shot.config().peak_rate]:
         one_shot.at_rate(rate).config()
     refuse_idle(one_shot.config(), given & {"dampening"})

@@ -131,7 +131,7 @@ def _fine_tune(
     """Fine-tune the tasks, by their number, several together, one as a client trains; return their task vectors."""
     config, rate = home.config, training.learning_rate
     home.load(home.pretrained)
-    home.model.head = _linear(head)
+    home.network.head = _linear(head)
     names = backbone_names(home)
     parameters = dict(zip(names, set_trained(home.model, names), strict=True))
     data = []

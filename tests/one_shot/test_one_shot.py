@@ -266,6 +266,12 @@ def test_every_shipped_benchmark_is_valid(path: Path) -> None:
         ("local-steps = 4", 'schedule = "cosine"', "schedule: the benchmark decides that itself"),
         ("local-steps = 4", "momentum = 0.0\ndampening = 0.5", "dampening = 0.5 has no effect under momentum = 0.0"),
         ('"class-groups"\nnumber = 2', '"folders"\nfolders = ["a", "b"]', 'calibration-size, .* family = "folders"'),
+        ("local-steps = 4", 'prefix-cache = "float32"', "set trainable-blocks"),
+        (
+            '"class-groups"\nnumber = 2\n[settings]',
+            '"rotations"\nnumber = 2\n[settings]\ntrainable-blocks = 1\nprefix-cache = "float32"',
+            '"rotations" have others: set it to "off"',
+        ),
         ("overlap = 0.0", "overlap = 1.5", "from 0 up to 1"),
         ("steps-spread = 4", "steps-spread = 0.5", "steps-spread"),
         ("steps-spread = 4", "step-spread = 4", 'did you mean "steps-spread"'),
@@ -301,6 +307,25 @@ def test_tasks_are_fine_tuned_together_as_apart(at_once: int, tiny: OneShot, mon
     for alone, together in zip(*vectors, strict=True):
         for name, value in alone.items():
             assert (together[name] - value).norm() <= 1e-3 * value.norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("at_once", [1, 0])
+def test_cached_tokens_change_nothing(at_once: int, tiny: OneShot, tmp_path: Path) -> None:
+    found = []
+    for cache in ("off", "float32"):
+        settings = {"trainable-blocks": 2, "clients-at-once": at_once, "prefix-cache": cache, "data-dir": str(tmp_path)}
+        one_shot = dataclasses.replace(tiny, settings=dict(tiny.settings) | settings)
+        bench = Workbench(one_shot, 0.0, 0)
+        vectors = bench.fine_tune(bench.plan(Spread()))
+        found.append((vectors, bench.scores("validation", {}), bench.own_scores("test", vectors)))
+    (plain, before, after), (cached, cached_before, cached_after) = found
+    for one, other in zip(plain, cached, strict=True):
+        assert one.keys() == other.keys() and all(name.startswith(("blocks", "norm", "fc_norm")) for name in one)
+        for name, value in one.items():
+            assert (other[name] - value).norm() <= 1e-4 * value.norm() + 1e-7, name
+    for plain_scores, cached_scores in ((before, cached_before), (after, cached_after)):
+        assert [each.accuracy for each in plain_scores] == [each.accuracy for each in cached_scores]
+        assert [each.loss for each in plain_scores] == pytest.approx([each.loss for each in cached_scores], rel=1e-4)
 
 
 def test_tasks_that_cannot_be_fine_tuned_together_are_one_by_one(
