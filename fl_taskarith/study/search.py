@@ -65,6 +65,8 @@ class Search:
         by: what is best on validation, the highest "accuracy" or the least "loss"; the other one decides ties. A loss
             tells rates apart where few validation images would leave the choice to one of them.
         also: other settings that are searched with the rate, and the values of each.
+        bracket: run the last rung for the winner's neighbours in the grid of rates as well, wherever an earlier rung
+            dropped them, until both are worse than the winner. Few rounds judge large rates and small ones unequally.
     """
 
     low: float
@@ -75,6 +77,7 @@ class Search:
     seeds: tuple[int, ...]
     by: str = "accuracy"
     also: tuple[tuple[str, tuple[Scalar, ...]], ...] = ()
+    bracket: bool = False
 
     def __post_init__(self) -> None:
         decades = self._decades if 0 < self.low < self.high < math.inf else 0.0
@@ -110,8 +113,8 @@ class Search:
 
     @property
     def trials(self) -> int:
-        """The number of runs, as many as if none diverged."""
-        return len(self.seeds) * (len(self.points) + self.keep * (len(self.rounds) - 1))
+        """The number of runs, as many as if none diverged; one for the neighbours, of which there may be more."""
+        return len(self.seeds) * (len(self.points) + self.keep * (len(self.rounds) - 1) + self.bracket)
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -190,16 +193,21 @@ def choose(search: Search, scores: Scores) -> Choice:
 
 
 def trials_left(search: Search, scores: Scores) -> list[int]:
-    """Return the rounds of each trial still to come, as many as if none diverged: for estimates of time."""
-    complete = [all(trial in scores for trial in rung) for rung in _rungs(search, scores)]
+    """Return the rounds of each trial still to come, as many as if none diverged: for estimates of time.
+
+    Of the winner's neighbours it counts one, for the other one has run as a rule.
+    """
+    rungs = _rungs(search, scores)
     left = [trial.rounds for trial in open_trials(search, scores)]
     if left:
-        left += [rounds for rounds in search.rounds[len(complete) :] for _ in range(search.keep)]
+        left += [rounds for rounds in search.rounds[len(rungs) :] for _ in range(search.keep)]
+        if search.bracket and (len(rungs) < len(search.rounds) or len(rungs[-1]) <= search.keep):
+            left.append(search.rounds[-1])
     return left
 
 
 def _rungs(search: Search, scores: Scores) -> list[list[Trial]]:
-    """Return the known rungs: the first, and each after a complete one in which not every rate diverged."""
+    """Return the known rungs: the first, and each after a complete one in which not every candidate diverged."""
     rungs = [[Trial(rate, search.rounds[0], also) for rate, also in search.points]]
     for rounds in search.rounds[1:]:
         if not all(trial in scores for trial in rungs[-1]):
@@ -208,7 +216,26 @@ def _rungs(search: Search, scores: Scores) -> list[list[Trial]]:
         if not best:
             break
         rungs.append([trial._replace(rounds=rounds) for trial in rungs[-1] if trial in best])
+    if search.bracket and len(rungs) == len(search.rounds):
+        rungs[-1] = _bracketed(search, rungs[-1], scores)
     return rungs
+
+
+def _bracketed(search: Search, rung: list[Trial], scores: Scores) -> list[Trial]:
+    """Return the last rung with the neighbours of its best trial, and with those of the best among them, and so on.
+
+    A rate that diverged in a shorter rung is no neighbour worth running.
+    """
+    lost = {(trial.rate, trial.also) for trial, score in scores.items() if score == DIVERGED}
+    while all(trial in scores for trial in rung) and (best := _best(search, rung, scores, 1)):
+        place = search.rates.index(best[0].rate)
+        beside = search.rates[max(0, place - 1) : place + 2]
+        more = [best[0]._replace(rate=rate) for rate in beside if (rate, best[0].also) not in lost]
+        if set(more) <= set(rung):
+            break
+        order = {point: number for number, point in enumerate(search.points)}
+        rung = sorted({*rung, *more}, key=lambda trial: order[trial.rate, trial.also])
+    return rung
 
 
 def _best(search: Search, rung: list[Trial], scores: Scores, count: int) -> list[Trial]:

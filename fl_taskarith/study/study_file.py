@@ -29,7 +29,7 @@ GROUP: Mapping[str, Kind] = {"name": NAME, "settings": dict, "reference": TEXT}
 ARM: Mapping[str, Kind] = {"name": TEXT, "settings": dict, "same-rate-as": TEXT, "search": dict}
 SEARCH: Mapping[str, Kind] = {
     **GRID, "rounds": [rules()["num-rounds"]], "keep": Rule(int, "", 1), "seed": rules()["seed"],
-    "seeds": [rules()["seed"]], "by": Rule(str, "", choices=BY), "also": dict,
+    "seeds": [rules()["seed"]], "by": Rule(str, "", choices=BY), "also": dict, "bracket": Rule(bool, ""),
 }  # fmt: skip
 PATH_KEYS = ("data-dir", "weights", "mask-file")  # what lies where differs from machine to machine
 
@@ -160,6 +160,7 @@ def _search(table: Table, place: str) -> Search:
             seeds=tuple(checked.get("seeds", [checked.get("seed", 0)])),
             by=checked.get("by", "accuracy"),
             also=tuple((key, tuple(values)) for key, values in also.items()),
+            bracket=checked.get("bracket", False),
         )
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from None

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from fl_taskarith.errors import ConfigError, StudyError
@@ -64,6 +66,40 @@ def test_a_search_by_loss_takes_the_least_loss_and_then_the_accuracy() -> None:
         scores |= {trial: (0.5 + 0.1 * math.log10(trial.rate), -max(trial.rate, 0.01)) for trial in trials}
     assert [trial.rate for trial in scores if trial.rounds == 2] == [0.001, 0.01]
     assert choose(search, scores) == Choice(0.01, edge=False), "of equal losses the more accurate"
+
+
+@given(
+    short=st.lists(st.floats(0, 1), min_size=9, max_size=9), peak=st.integers(0, 8), keep=st.integers(1, 3),
+    lost=st.sets(st.integers(0, 8), max_size=2),
+)  # fmt: skip
+def test_a_bracketed_search_finds_the_peak_of_the_last_rung_whatever_short_rungs_say(
+    short: list[float], peak: int, keep: int, lost: set[int]
+) -> None:
+    """Where long runs have one peak; rates that diverged early are walls that it does not look behind."""
+    search = Search(1e-4, 1.0, 2, (1, 9), keep, (0,), bracket=True)
+    places = {rate: place for place, rate in enumerate(search.rates)}
+    scores: dict[Trial, tuple[float, float]] = {}
+    while trials := open_trials(search, scores):
+        for trial in trials:
+            place = places[trial.rate]
+            value = short[place] if trial.rounds == 1 else -float(abs(place - peak))
+            scores[trial] = DIVERGED if trial.rounds == 1 and place in lost else (value, 0.0)
+    chosen = places[choose(search, scores).rate]
+    for beside in (chosen - 1, chosen + 1):
+        if 0 <= beside < len(search.rates) and beside not in lost:
+            assert scores[Trial(search.rates[beside], 9)] < scores[Trial(search.rates[chosen], 9)]
+    assert lost or chosen == peak
+
+
+def test_what_is_left_of_a_bracketed_search_counts_a_neighbour() -> None:
+    search = dataclasses.replace(SEARCH, bracket=True)
+    assert sorted(trials_left(search, {})) == [1] * 5 + [2, 2, 2]
+    scores = {Trial(rate, 1): (rate, 0.0) for rate in search.rates}
+    assert sorted(trials_left(search, scores)) == [2, 2, 2]
+    scores |= {Trial(1.0, 2): (0.9, 0.0), Trial(10.0, 2): (0.1, 0.0)}
+    assert open_trials(search, scores) == [Trial(0.1, 2)] and trials_left(search, scores) == [2]
+    scores |= {Trial(0.1, 2): (0.2, 0.0)}
+    assert open_trials(search, scores) == [] and choose(search, scores) == Choice(1.0)
 
 
 @pytest.mark.parametrize(("written", "accepted"), [("loss", True), ("accuracy", True), ("test", False)])
