@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from fl_taskarith.strategies.fedavg import FedAvg, Reply
+from fl_taskarith.strategies.fedhbm import FedHBM
+from fl_taskarith.strategies.local_ghbm import LocalGHBM
 
 
 class SignMean(FedAvg):
@@ -17,6 +19,14 @@ class SignMean(FedAvg):
         counted = self.recalled("rounds", {"count": torch.zeros(())})
         self.keep("rounds", {"count": counted["count"] + 1})
         return mean
+
+
+class LocalGHBMAgain(LocalGHBM):
+    """Its clients would train as those of FedAvg."""
+
+
+class FedHBMAgain(FedHBM):
+    """Likewise."""
 
 
 class NoStrategy:

@@ -89,7 +89,8 @@ class Work:
             return control_shift(control, under(CONTROL, self.state))
         momentum = self.received.get("momentum")
         if self.config.strategy in ANCHORS:
-            momentum = momentum_of_visits(under(ANCHOR, self.state), shared, self.config.participation)
+            share = self.config.sampled_clients / self.config.num_clients
+            momentum = momentum_of_visits(under(ANCHOR, self.state), shared, share)
         if momentum is None or not self.path:
             return None
         return momentum_shift(momentum, self.config.server_momentum, self.path)

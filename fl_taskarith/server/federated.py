@@ -91,7 +91,7 @@ class FederatedRun(Run):
             return
         names = [name for name in self.model.trained if name in next(iter(measured.values()))]
         rows = [
-            {"round": self.config.num_rounds - left, "tensor": name}
+            {"round": self.logbook.rows[-1]["round"] - left, "tensor": name}
             | {kind: float(table[name][-1 - left]) for kind, table in measured.items()}
             for left in reversed(range(len(next(iter(measured.values()))[names[0]])))
             for name in names

@@ -5,6 +5,7 @@ A strategy of your own needs no file here: `strategy = "module:Class"` names any
 
 import importlib
 
+from fl_taskarith.client.local_work import ANCHORS
 from fl_taskarith.config.fields import snake
 from fl_taskarith.errors import ConfigError, imported
 from fl_taskarith.strategies.fedavg import FedAvg
@@ -14,7 +15,7 @@ def strategy_class(name: str) -> type[FedAvg]:
     """Return the class of a configuration's `strategy`.
 
     Raises:
-        ConfigError: "module:Class" that cannot be imported, or is no strategy.
+        ConfigError: "module:Class" that cannot be imported, or is no strategy, or needs clients of its own.
     """
     if ":" not in name:
         module = importlib.import_module(f"{__name__}.{snake(name)}")
@@ -26,4 +27,10 @@ def strategy_class(name: str) -> type[FedAvg]:
         raise ConfigError(
             f'strategy = "{name}" is no strategy: expected a subclass of fl_taskarith.strategies.fedavg.FedAvg.'
         )
+    for named in ANCHORS:
+        if issubclass(own, strategy_class(named)):
+            raise ConfigError(
+                f'strategy = "{name}" derives from {strategy_class(named).__name__}, whose momentum clients compute '
+                f'under strategy = "{named}" alone: derive from fl_taskarith.strategies.fedavg.FedAvg.'
+            )
     return own

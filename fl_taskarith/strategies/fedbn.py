@@ -5,9 +5,18 @@ from fnmatch import fnmatchcase
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
+from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import PartitionGrid, settings_record
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.strategies.fedavg import FedAvg
+
+LAYER_SCALE = {"*.ls1.*": "*.gamma_1", "*.ls2.*": "*.gamma_2"}  # the same parameters by the names of timm's Eva models
+
+
+def personal_patterns(config: Config) -> list[str]:
+    """Return the patterns of the names that stay with each client; those of LayerScale under all of its names."""
+    given = [pattern.strip() for pattern in config.personal_parameters.split(",")]
+    return given + [LAYER_SCALE[pattern] for pattern in given if pattern in LAYER_SCALE]
 
 
 class FedBN(FedAvg):
@@ -21,7 +30,7 @@ class FedBN(FedAvg):
 
     def message_arrays(self, arrays: ArrayRecord) -> dict[str, ArrayRecord]:
         """Return the shared tensors alone."""
-        patterns = [pattern.strip() for pattern in self.config.personal_parameters.split(",")]
+        patterns = personal_patterns(self.config)
         shared = ArrayRecord()
         for name, array in arrays.items():
             if not any(fnmatchcase(name, pattern) for pattern in patterns):

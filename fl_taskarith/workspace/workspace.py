@@ -135,17 +135,16 @@ class Workspace:
         Under a mask these are the maskable ones, of which the mask selects entries.
 
         Raises:
-            ConfigError: a pattern of mask-exclude matches no parameter, or all of them are excluded.
+            ConfigError: a pattern of mask-exclude or personal-parameters matches no parameter, or all are excluded.
         """
         if server_round <= self.config.head_rounds:
             return trained_parameters(self.model, "head", 0)
         names = trained_parameters(self.model, self.config.trainable, self.config.trainable_blocks)
+        if self.config.strategy == "fedbn" and self.config.personal_parameters != Config.personal_parameters:
+            _patterns("personal-parameters", self.config.personal_parameters, names)
         if not self.config.masked:
             return names
-        patterns = [pattern.strip() for pattern in self.config.mask_exclude.split(",") if pattern.strip()]
-        for pattern in patterns:
-            if not fnmatch.filter(names, pattern):
-                raise ConfigError(f'mask-exclude: "{pattern}" fits no trained parameter; they are {", ".join(names)}.')
+        patterns = _patterns("mask-exclude", self.config.mask_exclude, names)
         left = [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
         if not left:
             raise ConfigError(f'mask-exclude = "{self.config.mask_exclude}" leaves no parameter to update.')
@@ -385,3 +384,12 @@ def load_data(
     parts = (dataset.train.take(torch.from_numpy(indices)) for indices in
              (splits.train, splits.validation, splits.calibration))  # fmt: skip
     return Data(dataset, *(part.to(device) for part in (*parts, test)))
+
+
+def _patterns(key: str, text: str, names: Sequence[str]) -> list[str]:
+    """Return the comma-separated patterns of a setting, each of which fits one of `names` at least."""
+    patterns = [pattern.strip() for pattern in text.split(",") if pattern.strip()]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f'{key}: "{pattern}" fits no trained parameter; they are {", ".join(names)}.')
+    return patterns

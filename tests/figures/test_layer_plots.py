@@ -48,6 +48,15 @@ def test_a_resumed_run_measured_the_same(config: Config) -> None:
     assert (whole / "layers.csv").read_bytes() == (resumed / "layers.csv").read_bytes()
 
 
+def test_rounds_are_those_that_were_run_where_a_run_stops_early(config: Config) -> None:
+    folder = simulate(config, num_rounds=9, early_stopping_patience=1, evaluate_every=1, learning_rate=1e-9).folder
+    with open(folder / "rounds.csv", encoding="utf-8") as file:
+        run = [row["round"] for row in csv.DictReader(file)]
+    with open(folder / "layers.csv", encoding="utf-8") as file:
+        assert list(dict.fromkeys(row["round"] for row in csv.DictReader(file))) == run[1:]
+    assert len(run) < 9
+
+
 def test_a_matrix_that_never_moves_has_no_overlap_and_run_json_stays_json(config: Config) -> None:
     folder = simulate(config, learning_rate=0.0, num_rounds=1).folder
     text = (folder / "run.json").read_text()

@@ -8,6 +8,7 @@ import torch
 from conftest import final_weights, numbers, same_bits
 
 from fl_taskarith import simulate
+from fl_taskarith.client import local_work
 from fl_taskarith.config.settings import Config, from_mapping
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.training.corrections import momentum_of_visits, momentum_shift
@@ -46,6 +47,20 @@ def test_local_ghbm_is_ghbm_once_everybody_has_come_by(config: Config) -> None:
     everybody = dataclasses.replace(config, participation=1.0, num_rounds=4)
     assert close(weights(everybody, "local-ghbm"), weights(everybody, "ghbm")), "τ = 1 / C = 1"
     assert close(weights(everybody, "fedcm"), weights(everybody, "ghbm"))
+
+
+@pytest.mark.parametrize(("clients", "participation", "share"), [(7, 0.2, 1 / 7), (10, 0.04, 0.1), (10, 0.5, 0.5)])
+def test_momentum_of_visits_goes_by_the_share_of_clients_that_come_by(
+    clients: int, participation: float, share: float, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GHBM, which it is from the second cycle on, divides by the rounds of a cycle."""
+    seen = []
+    monkeypatch.setattr(
+        local_work, "momentum_of_visits", lambda *given: seen.append(given[2]) or momentum_of_visits(*given)
+    )
+    config = dataclasses.replace(config, num_clients=clients, sharding="iid", participation=participation, num_rounds=1)
+    simulate(config, strategy="local-ghbm")
+    assert set(seen) == {share}
 
 
 def test_fedhbm_of_one_client_is_another_way_than_ghbm(config: Config) -> None:

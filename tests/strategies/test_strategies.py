@@ -3,9 +3,11 @@
 import csv
 import dataclasses
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from conftest import final_weights, numbers, power_cut, same_bits
 
@@ -16,6 +18,7 @@ from fl_taskarith.engine.records import payload_bytes, to_record
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.strategies import strategy_class
 from fl_taskarith.strategies.fedavg import FedAvg
+from fl_taskarith.strategies.fedbn import personal_patterns
 from fl_taskarith.workspace.workspace import workspace
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -72,6 +75,28 @@ def test_a_strategy_of_ones_own_is_one_small_file(quick_config: Config) -> None:
 def test_a_strategy_that_is_none_is_named(quick_config: Config, name: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         simulate(quick_config, strategy=name)
+
+
+@pytest.mark.parametrize("parent", ["LocalGHBM", "FedHBM"])
+def test_a_strategy_whose_clients_part_would_be_left_out_is_refused(quick_config: Config, parent: str) -> None:
+    with pytest.raises(ConfigError, match=f"derives from {parent}, whose momentum clients compute"):
+        simulate(quick_config, strategy=f"own_strategy:{parent}Again")
+
+
+@pytest.mark.parametrize(("rule", "parameter"), [("ties", 5.0), ("ties", 0.0), ("dare", 1.0), ("cclip", 0.0)])
+def test_a_parameter_that_the_merge_rule_refuses_is_named_before_the_first_round(
+    quick_config: Config, rule: str, parameter: float
+) -> None:
+    with pytest.raises(ConfigError, match=f"merge-parameter = {parameter}: "):
+        strategy_class("merge-rule")(
+            dataclasses.replace(quick_config, strategy="merge-rule", merge_rule=rule, merge_parameter=parameter),
+            torch.device("cpu"),
+        )
+
+
+def test_centred_clipping_of_clients_that_did_not_move_leaves_the_weights(quick_config: Config) -> None:
+    settings = {"strategy": "merge-rule", "merge_rule": "cclip", "learning_rate": 0.0, "num_rounds": 1}
+    assert simulate(quick_config, **settings).rows[-1]["task_vector_norm"] == 0
 
 
 @pytest.mark.parametrize(
@@ -220,6 +245,22 @@ def test_fedbns_normalisation_stays_with_each_client(quick_config: Config) -> No
 def test_fedbn_must_share_something(quick_config: Config) -> None:
     with pytest.raises(ConfigError, match="leaves nothing to share"):
         simulate(quick_config, strategy="fedbn", personal_parameters="*")
+
+
+def test_a_pattern_of_personal_parameters_that_fits_nothing_is_refused(quick_config: Config) -> None:
+    with pytest.raises(ConfigError, match=r'personal-parameters: "\*nomr\*" fits no trained parameter'):
+        simulate(quick_config, strategy="fedbn", personal_parameters="*norm*, *nomr*")
+
+
+def test_layer_scale_is_personal_by_whatever_name() -> None:
+    """timm's DINOv2 calls it ls1.gamma, its DINOv3, an Eva model, gamma_1."""
+    config = Config(strategy="fedbn")
+    for name in ("vit_small_patch14_dinov2", "vit_small_patch16_dinov3"):
+        model = timm.create_model(name, img_size=32 if name.endswith("v3") else 28)
+        scales = [each for each, _ in model.named_parameters() if "gamma" in each]
+        assert len(scales) == 24
+        assert all(any(fnmatchcase(each, pattern) for pattern in personal_patterns(config)) for each in scales)
+        assert not any(fnmatchcase("blocks.0.mlp.fc1.weight", pattern) for pattern in personal_patterns(config))
 
 
 def test_strategies_go_through_the_head_rounds(quick_config: Config) -> None:
