@@ -109,6 +109,7 @@ def geometric_medians(
     nearest = torch.where(groups.indicator > 0, away, math.inf).argmin(1)
     candidates = [rows[nearest] for rows in parts]
     better = groups.indicator @ _distances(parts, candidates, groups) <= groups.indicator @ away
+    better &= groups.counts > 2  # between two vectors every point is as good: their mean prefers neither
     return [torch.where(better[:, None], candidate, centre).view(len(candidate), *shape)
             for candidate, centre, shape in zip(candidates, centres, shapes, strict=True)]  # fmt: skip
 

@@ -8,7 +8,9 @@ weights w = n/‖T‖² the merged X minimises
 
 whose first term is WUDI's (2025) objective. In closed form
 
-    X = ((1 − s) Σ w T G + (s/d) Σ n T) ((1 − s) Σ w G + (s/d) Σ n I + ε' I)⁻¹,     ε' = ε Σ n / d.
+    X = ((1 − s) Σ w T G + (s/d) Σ n T) ((1 − s) Σ w G + (s/d) Σ n I + ε' I)⁻¹,     ε' = ε tr(Σ w G) / d,
+
+and tr(Σ w G) is Σ n over clients with T ≠ 0.
 
 Where the clients' inputs share no direction, X is the sum of the task vectors; where they have the same G, their mean
 (both at s = 0 and as ε goes to 0). The shrinkage s, from covariance estimation (Ledoit & Wolf 2004), mixes every G with
@@ -35,6 +37,7 @@ class CovarianceSum:
 
     def __init__(self) -> None:
         self.total_weight = 0.0
+        self._directed: Tensor | float = 0.0  # Σ n over T other than zero
         self._gram: Tensor | None = None
         self._product: Tensor | None = None
         self._squares: Tensor | float = 0.0  # Σ ‖w G‖²
@@ -72,9 +75,9 @@ class CovarianceSum:
         """
         gram, product = self._gram_sum().double(), self._product_sum().double()
         share = self.total_weight / len(gram)
-        epsilon = self._least(epsilon)
+        directed = float(self._directed) or self.total_weight
         gram = (1 - shrinkage) * gram
-        gram.diagonal().add_((shrinkage + epsilon) * share)
+        gram.diagonal().add_((shrinkage + self._least(epsilon) * (directed / self.total_weight)) * share)
         product = (1 - shrinkage) * product + shrinkage * share * mean.double()
         solved = _solved(gram, product) if support is None else _solved_by_row(gram, product, support)
         return solved.to(mean)
@@ -99,6 +102,7 @@ class CovarianceSum:
             self._gram.add_(gram, alpha=weight)
         self._squares += (weight * torch.linalg.vector_norm(gram)) ** 2
         self.total_weight += weight
+        self._directed += weight * (norm > 0).double()
         return unit, norm, gram
 
     def _gram_sum(self) -> Tensor:
@@ -130,7 +134,7 @@ class BoundedSum(CovarianceSum):
         """
         gram = self._gram_sum().double()
         values, vectors = torch.linalg.eigh(gram)
-        values = values.clamp(min=0) + self._least(epsilon) * self.total_weight / len(gram)
+        values = values.clamp(min=0) + self._least(epsilon) * (float(self._directed) or self.total_weight) / len(gram)
         root = ((vectors / values.sqrt()) @ vectors.mT).to(self._added[0][0])
         total = torch.zeros_like(self._added[0][0])
         for matrix, weight in self._added:

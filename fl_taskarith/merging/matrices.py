@@ -8,6 +8,8 @@ from torch import Tensor
 from fl_taskarith.merging.merge_rules import Direction, by_name
 from fl_taskarith.merging.robust import TaskVectors
 
+LOOKED_UP = ("embedding", "pos_embed", "embed_tokens", "wte", "wpe", "relative_position_bias_table")
+"""What the names of tables hold whose rows are looked up: in timm's models, BERT, Llama, GPT-2 and Swin."""
 FUSED = ("qkv.weight", "in_proj_weight")  # queries, keys and values in one matrix, in three equal parts
 
 
@@ -16,7 +18,7 @@ def matrix_shape(name: str, shape: Sequence[int]) -> tuple[int, int] | None:
 
     None for everything else: biases, norms, tokens, and tables of embeddings, which no input is multiplied with.
     """
-    if len(shape) == 2 and "embedding" not in name and "pos_embed" not in name:
+    if len(shape) == 2 and not any(part in name for part in LOOKED_UP) and name != "shared.weight":  # T5's
         return shape[0], shape[1]
     if len(shape) == 4 and min(shape[2:]) > 1:
         return shape[0], shape[1] * shape[2] * shape[3]

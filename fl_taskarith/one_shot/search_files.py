@@ -29,7 +29,9 @@ def search_files(sources: MergeSources, settings: MergeSettings, one_shot: OneSh
         WeightsError: the base is no model of that architecture in a layout that timm knows.
     """
     bench = _workbench(sources, one_shot, level or next(iter(one_shot.data)), settings.seed)
-    names = backbone_names(bench.home)
+    names = [name for name in backbone_names(bench.home) if name in sources.parts.merged]
+    if not names:
+        raise ConfigError(f"{sources.models[0].path} has no tensor that {one_shot.source} merges.")
     vectors = [LazyTensors(names, vector.__getitem__) for vector in sources.vectors]
     own = bench.divisors("validation", vectors)
     try:

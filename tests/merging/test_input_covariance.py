@@ -94,6 +94,20 @@ def test_a_client_that_did_not_move_shares_no_direction_and_counts_in_the_mean()
     assert torch.equal(merged([still, still]), still)
 
 
+@FORMS
+@pytest.mark.parametrize("still", [1, 9, 99])
+@pytest.mark.parametrize("epsilon", [1e-3, 0.1])
+def test_clients_that_did_not_move_change_nothing_where_nothing_is_shrunk(
+    form: type[CovarianceSum], still: int, epsilon: float
+) -> None:
+    moved = drawn(3, 0)
+    sums = form()
+    for matrix in [*moved, *[torch.zeros_like(moved[0])] * still]:
+        sums.add(matrix, 2.0)
+    mean = sum(moved, torch.zeros_like(moved[0])) / (3 + still)
+    assert close(sums.result(mean, epsilon), merged(moved, [2.0] * 3, epsilon, form=form))
+
+
 def test_without_clients_there_is_nothing() -> None:
     with pytest.raises(ValueError, match="no task vectors"):
         CovarianceSum().result(torch.zeros(2, 2), 1e-3)

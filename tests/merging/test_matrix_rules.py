@@ -59,7 +59,10 @@ def test_the_table_in_the_readme_is_that_of_the_rules() -> None:
     [("blocks.0.attn.qkv.weight", (9, 3), (9, 3)), ("patch_embed.proj.weight", (4, 3, 2, 2), (4, 12)),
      ("norm.weight", (3,), None), ("pos_embed", (1, 5, 3), None), ("cls_token", (1, 1, 3), None), ("scale", (), None),
      ("embeddings.position_embedding.weight", (50, 3), None), ("pos_embed", (5, 3), None),
-     ("embeddings.patch_embedding.weight", (4, 3, 2, 2), (4, 12))],
+     ("embeddings.patch_embedding.weight", (4, 3, 2, 2), (4, 12)), ("model.embed_tokens.weight", (50, 3), None),
+     ("transformer.wte.weight", (50, 3), None), ("transformer.wpe.weight", (50, 3), None),
+     ("shared.weight", (50, 3), None), ("layers.0.blocks.0.attn.relative_position_bias_table", (49, 3), None),
+     ("layers.0.blocks.0.mlp.shared.weight", (9, 3), (9, 3))],
 )  # fmt: skip
 def test_matrices_are_what_inputs_are_multiplied_with(
     name: str, shape: tuple[int, ...], expected: tuple[int, int] | None

@@ -136,6 +136,11 @@ def test_radii_lie_between_the_shortest_and_the_longest_task_vector() -> None:
     vectors = [{"w": torch.tensor([3.0, 4.0])}, {"w": torch.tensor([0.0, 1.0])}]
     np.testing.assert_allclose(clipping_radii(vectors), [1, 2, 3, 4, 5])
     assert len(clipping_radii(vectors[:1] * 3)) == 1
+    still = {"w": torch.zeros(2)}
+    np.testing.assert_allclose(clipping_radii([vectors[0], still]), [1.25, 2.5, 3.75, 5])
+    assert clipping_radii([still, still]) == [1.0]
+    for radius in clipping_radii([still, vectors[0]]):
+        assert cclip([still, vectors[0]], radius)["w"].norm() == pytest.approx(radius)
 
 
 @pytest.mark.parametrize("method", merge_rules())

@@ -101,6 +101,16 @@ def test_the_geometric_median_may_be_a_task_vector() -> None:
     assert torch.equal(geometric_median(repeated)["a"], repeated[0]["a"])
 
 
+@given(st.integers(0, 10_000), st.floats(1e-3, 1e3))
+@settings(max_examples=40, deadline=None)
+def test_the_geometric_median_of_two_prefers_neither(seed: int, scale: float) -> None:
+    first, second = drawn(2, seed)
+    second = {name: scale * value for name, value in second.items()}
+    for pair in ([first, second], [second, first]):
+        for name, value in geometric_median(pair).items():
+            torch.testing.assert_close(value, (first[name] + second[name]) / 2, rtol=1e-4, atol=1e-4 * scale)
+
+
 @given(st.integers(5, 9), st.integers(0, 1), st.integers(0, 10_000))
 @settings(max_examples=40, deadline=None)
 def test_krum_is_the_definition_written_out(number: int, byzantine: int, seed: int) -> None:

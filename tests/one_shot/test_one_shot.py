@@ -372,6 +372,14 @@ def test_files_are_merged_at_what_validation_chooses(
     merged = safetensors.torch.load_file(output)
     assert not torch.equal(merged["blocks.0.mlp.fc1.weight"], base["blocks.0.mlp.fc1.weight"])
 
+    parts = [{name: both[at][name] for name in both[at] if "attn" in name} for at in (0, 1)]
+    for part, path in zip(parts, paths[1:], strict=True):
+        safetensors.torch.save_file({name: value.contiguous() for name, value in part.items()}, path)
+    assert main([*words, "--overwrite", "--task-vectors"]) == 0, "task vectors of some tensors, by task arithmetic"
+    merged = safetensors.torch.load_file(output)
+    moved = {name for name, value in merged.items() if not torch.equal(value, base[name])}
+    assert moved == parts[0].keys()
+
     for extra, expected in ((["--scale", "0.5"], "leave them out"), (["--data", "none"], "expected one of low, high"),
                             (["--method", "fednova"], "needs the local steps of each of 2")):  # fmt: skip
         assert main([*words, *extra]) == 1

@@ -12,9 +12,13 @@ CLIPPING_RADII = 5  # evenly from the smallest to the largest norm of a task vec
 
 
 def clipping_radii(task_vectors: TaskVectors) -> Sequence[float]:
-    """Return radii evenly from the smallest to the largest norm of a task vector (tensors of any shapes)."""
+    """Return radii evenly from the smallest to the largest norm of a task vector (tensors of any shapes), 0 left out.
+
+    Where all task vectors are zero any radius does, and 1 is returned.
+    """
     lengths = distances(task_vectors)
-    return sorted(set(torch.linspace(float(lengths.min()), float(lengths.max()), CLIPPING_RADII).tolist()))
+    radii = torch.linspace(float(lengths.min()), float(lengths.max()), CLIPPING_RADII).tolist()
+    return sorted({radius for radius in radii if radius > 0}) or [1.0]
 
 
 @merge_rule(
