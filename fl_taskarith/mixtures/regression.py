@@ -119,7 +119,13 @@ class Mixture:
         return self.truth + radius * self.least_separation * torch.from_numpy(lengths * directions)
 
     def _bernoulli(self, generator: np.random.Generator) -> Tensor:
-        """Draw K distinct vectors of {0, 1}^d other than zero, each scaled to norm 1: [K, d]."""
+        """Draw K distinct vectors of {0, 1}^d other than zero, each scaled to norm 1: [K, d].
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        if self.clusters > 2 ** min(self.dimension, 53) - 1:
+            raise ValueError(f"there are no {self.clusters} different vectors of 0 and 1 in dimension {self.dimension}")
         rows: list[np.ndarray] = []
         while len(rows) < self.clusters:
             row = generator.integers(0, 2, self.dimension)

@@ -21,6 +21,7 @@ from fl_taskarith.seeding import torch_seed
 from fl_taskarith.storage.correctness import packed
 from fl_taskarith.storage.progress import tracked
 from fl_taskarith.training.local_loss import LocalLoss
+from fl_taskarith.training.sparse_sgdm import SparseSGDM
 
 Inputs = Preprocessing | CachedInputs
 """Makes the network's inputs from what an `ImageSet` holds: images, or positions in a prefix cache."""
@@ -111,6 +112,8 @@ def train_locally(
             value = loss(network(batch_inputs), examples.labels[chosen], reference)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(value).backward()
+        if scaler.is_enabled() and isinstance(optimizer, SparseSGDM):
+            optimizer.zero_masked_gradients()
         scaler.step(optimizer)
         scaler.update()
         loss_sum += value.detach()

@@ -116,6 +116,14 @@ class SparseSGDM(torch.optim.SGD):
                 parameter.view(-1).index_copy_(0, index, value)
         return loss
 
+    @torch.no_grad()
+    def zero_masked_gradients(self) -> None:
+        """Set the gradients of masked entries to 0, so that whether gradients are finite is not judged by them."""
+        for parameter, index in zip(self.param_groups[0]["params"], self._indices, strict=True):
+            if parameter.grad is not None and index is not None:
+                rest = parameter.grad.new_zeros(parameter.numel())
+                parameter.grad = rest.index_copy_(0, index, _select(parameter.grad, index)).view_as(parameter)
+
     def _step_of_some(
         self, takes_part: Tensor, values: list[Tensor], gradients: list[Tensor], buffers: list[Tensor | None]
     ) -> None:

@@ -82,6 +82,7 @@ def train_stacked(
         # A client's weights are in its own loss alone.
         (losses * scale if precision == "fp16" else losses).sum().backward()
         if precision == "fp16":
+            optimizer.zero_masked_gradients()
             optimizer.takes_part = _unscale(together.weights, scale)
             scale = torch.where(optimizer.takes_part, scale, scale / 2)
         optimizer.step()

@@ -140,6 +140,23 @@ def test_clipping_sees_the_unmasked_entries_only(limit: float) -> None:
         assert torch.allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-7), name
 
 
+@pytest.mark.parametrize("clients", [0, 3])
+def test_gradients_of_masked_entries_become_zero_and_others_stay(clients: int) -> None:
+    """However the parameter's gradient lies in memory."""
+    weight, mask = torch.randn(4, 5), torch.rand(4, 5) < 0.5
+    if clients:
+        together = {"w": nn.Parameter(weight.expand(clients, 4, 5).contiguous())}
+        rows = in_every_client(Mask({"w": mask}), together)
+        optimizer = SparseSGDM(together.items(), 0.1, indices=rows, clients=clients)
+    else:
+        together = {"w": nn.Parameter(weight)}
+        optimizer = SparseSGDM(together.items(), 0.1, masks={"w": mask})
+    gradient = torch.randn(together["w"].shape).mT.contiguous().mT
+    together["w"].grad = gradient.where(mask, math.inf)
+    optimizer.zero_masked_gradients()
+    assert torch.equal(together["w"].grad, gradient.where(mask, 0.0))
+
+
 @given(SETTINGS, st.integers(0, 1000), st.booleans(), st.sampled_from([0.0, 0.5]))
 @settings(max_examples=40, deadline=None)
 def test_several_clients_step_as_each_would_and_leave_out_steps_of_their_own(
