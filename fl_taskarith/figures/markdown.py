@@ -42,10 +42,15 @@ def mean_with_sd(summary: Summary, digits: int = 2) -> str:
 
 
 def mean_with_interval(difference: Paired, digits: int = 2) -> str:
-    """Return "mean [low, high]", all signed; without an interval "mean (first, second)", the mean alone, or `BLANK`."""
+    """Return "mean [low, high]", all signed; without an interval "mean (first, second)", the mean alone, or `BLANK`.
+
+    An interval of no width, where all seeds differ alike, is none.
+    """
     mean = number(difference.mean, digits, "+")
-    if difference.over:
+    if difference.has_width:
         return f"{mean} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+    if difference.over:
+        return f"{mean} (all seeds alike)"
     each = ", ".join(number(value, digits, "+") for value in difference.values)
     return f"{mean} ({each})" if difference.n > 1 else mean
 

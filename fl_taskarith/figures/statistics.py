@@ -70,8 +70,18 @@ class Paired:
     over: str = ""
 
     def equivalent(self, margin: float = MARGIN) -> bool:
-        """Return whether the mean lies within ± `margin` by two one-sided tests (Schuirmann, 1987) at 5 %."""
-        return -margin < self.inner[0] and self.inner[1] < margin
+        """Return whether the mean lies within ± `margin` by two one-sided tests (Schuirmann, 1987) at 5 %.
+
+        Two seeds that agree by chance would say so too often, and so would means of seeds that are all alike, where
+        the images are not known: neither is taken for equivalence.
+        """
+        told = self.n >= FEWEST and (self.has_width or self.over == SEEDS_AND_IMAGES)
+        return told and -margin < self.inner[0] and self.inner[1] < margin
+
+    @property
+    def has_width(self) -> bool:
+        """Whether there is an interval, and differences that spread; a t interval of equal ones is a point."""
+        return bool(self.over) and self.high - self.low > NO_WIDTH
 
 
 def summarise(values: Sequence[float]) -> Summary:

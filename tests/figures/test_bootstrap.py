@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fl_taskarith.figures.bootstrap import central_interval, resampled_means
+from fl_taskarith.figures.markdown import mean_with_interval
 from fl_taskarith.figures.statistics import (
     IMAGES,
     SEEDS,
@@ -65,7 +66,8 @@ def test_it_is_what_drawing_seeds_and_images_one_by_one_gives(seeds: int) -> Non
 def test_arms_that_are_the_same_differ_by_nothing(seeds: int) -> None:
     pairs = difference(right(seeds, 50), right(seeds, 50))
     assert (pairs.mean, pairs.low, pairs.high, pairs.detectable, pairs.p) == (0, 0, 0, 0, 1)
-    assert pairs.equivalent()
+    assert pairs.equivalent() == (seeds >= 3), "fewer seeds may agree by chance"
+    assert mean_with_interval(pairs) == "+0.00 (all seeds alike)"
 
 
 def test_one_seed_has_an_interval_over_images_alone_and_says_so() -> None:
@@ -129,7 +131,7 @@ def test_two_seeds_without_images_have_no_interval_and_nothing_follows_from_them
 @pytest.mark.parametrize(
     ("values", "said"),
     [([0.1, 0.0, -0.1], "equivalent within 0.5"), ([2.0, 2.3, 1.9], "different"), ([0.0, 1.0, -1.0], "cannot tell"),
-     ([0.3, 0.31, 0.29], "equivalent within 0.5")],
+     ([0.3, 0.31, 0.29], "equivalent within 0.5"), ([0.28] * 3, "cannot tell"), ([2.5] * 3, "cannot tell")],
 )  # fmt: skip
 def test_equivalence_is_two_one_sided_tests(values: list[float], said: str) -> None:
     pairs = paired(dict(enumerate(values)), dict.fromkeys(range(3), 0.0))
@@ -164,7 +166,7 @@ def test_ten_thousand_resamples_take_well_under_a_second() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("seeds", "drift", "least"), [(1, 0.0, 0.92), (2, 0.05, 0.93), (3, 0.05, 0.93), (5, 0.1, 0.92), (2, 0.2, 0.75)]
+    ("seeds", "drift", "least"), [(1, 0.0, 0.92), (2, 0.05, 0.93), (3, 0.05, 0.93), (5, 0.1, 0.92), (2, 0.2, 0.7)]
 )
 def test_how_often_the_interval_holds_the_true_difference(seeds: int, drift: float, least: float) -> None:
     """Two arms of equal accuracy; where seeds differ far more than images explain, two seeds promise too much."""

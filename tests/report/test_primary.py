@@ -67,7 +67,7 @@ def test_primary_contrasts_come_first_and_all_else_is_exploratory(
     assert "each with every seed of the division of the data (0, 1, 2)" in numbers
     lines = (tmp_path / "report" / "tables" / "primary.tex").read_text()
     assert ("head alone against dense" in lines) and ("twin against dense" in lines)
-    assert "equivalent within 0.5" in lines or training is KnowingTraining
+    assert "cannot tell" in lines or training is KnowingTraining, "seeds that are all alike do not tell their spread"
     if training is KnowingTraining:
         assert "different" in lines
         assert "Head alone is more accurate than dense" in numbers
