@@ -157,6 +157,8 @@ def _plot(parsed: argparse.Namespace) -> None:
     from fl_taskarith.storage.files import make_folder, require_new
 
     if parsed.output is not None:
+        if parsed.output.name in ("", ".."):
+            raise ConfigError(f"--output {parsed.output}: expected a path without ending, for example figures/all.")
         require_new(possible_figures(parsed.output), parsed.overwrite)
     output, runs = parsed.output or parsed.folders[0] / "curves", find_runs(parsed.folders)
     make_folder(output.parent)
@@ -181,8 +183,10 @@ def _study(parsed: argparse.Namespace) -> None:
     if not studies:
         raise ConfigError("Name a study file before the settings, for example conf/study/digits/six-models.toml.")
     root = results_root(parsed.results_dir)
+    from fl_taskarith.study.elsewhere import made_elsewhere
     from fl_taskarith.study.listing import list_study
     from fl_taskarith.study.pack import pack_runs
+    from fl_taskarith.study.plan import plans_of
     from fl_taskarith.study.results import StudyResults
     from fl_taskarith.study.runner import run_studies
     from fl_taskarith.study.tables import write_tables
@@ -197,7 +201,7 @@ def _study(parsed: argparse.Namespace) -> None:
                 print(line, flush=True)
         if parsed.tables:
             write_tables(results)
-            print(results.folder / "README.md")
+            print(results.folder / "README.md", *made_elsewhere(results, plans_of(results)), sep="\n")
         if parsed.pack:
             path, number = pack_runs(results.runs)
             print(f"{number} run folders went into {path}.")

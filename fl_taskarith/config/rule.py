@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import numbers
 import re
@@ -168,8 +169,10 @@ def key(heading: str, default: Scalar, accepted: str | Sequence[str] | None, abo
 
 
 def to_toml(value: object) -> str:
-    """`value` as the user would write it in TOML."""
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
+    """`value` as the user would write it in TOML, whose strings are escaped as JSON's are."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
 
 
 def shown(value: object) -> str:

@@ -13,7 +13,7 @@ from fl_taskarith.figures.run_groups import read_run
 from fl_taskarith.figures.setting_words import mask_words, sharding_words
 from fl_taskarith.server.course import gain
 from fl_taskarith.storage.paths import results_root
-from fl_taskarith.storage.record_files import COUNT, Within, read_csv
+from fl_taskarith.storage.record_files import COUNT, Within, read_csv, read_json
 from fl_taskarith.storage.run_record import read_record
 
 RUN_COLUMNS = ("run", "state", "round", "rounds", "test_accuracy", "gain", "distance", "learning_rate", "dataset",
@@ -27,6 +27,8 @@ TABLE = {
     "test_percent": NUMBER,
     "gain_mean": NUMBER,
 }
+ASKED = {"seeds?": [COUNT], "shard_seeds?": [COUNT]}  # settings.json: the runs of an arm that is finished
+WRITE_AGAIN = "Write it again with fl-taskarith study ... --tables."
 STUDY_COLUMNS = ("study", "arms", "finished", "best_arm", "test_accuracy", "gain", "age_hours")
 TRIALS = {"learning_rate": Within(float, 0), "val_accuracy": NUMBER, "chosen": bool}
 SEARCH_COLUMNS = ("search", "trials", "learning_rate", "val_accuracy", "tuned", "age_hours")
@@ -102,10 +104,12 @@ def _run(folder: Path, root: Path) -> Mapping[str, Any]:
 def _study(table: Path, root: Path) -> Mapping[str, Any]:
     row: dict[str, Any] = {"study": table.parent.relative_to(root).as_posix(), "age_hours": _age(table)}
     try:
-        lines = read_csv(table, TABLE, "Write it again with fl-taskarith study ... --tables.") or []
+        lines = read_csv(table, TABLE, WRITE_AGAIN, filled=True) or []
+        asked = read_json(table.with_name("settings.json"), ASKED, WRITE_AGAIN, optional=True) or {}
     except CheckpointError:
         return row | {"best_arm": "unreadable"}
-    most = max((line["n"] for line in lines), default=0)
+    runs = len(asked.get("seeds", ())) * len(asked.get("shard_seeds", (0,)))
+    most = runs or max(line["n"] for line in lines)  # earlier versions wrote no seeds
     finished = [line for line in lines if line["n"] == most > 0]
     row |= {"arms": len(lines), "finished": len(finished)}
     measured = [line for line in lines if line["n"] and line["val_percent"] is not None]

@@ -1,5 +1,6 @@
 """One web page of everything in a results folder: needs no server, no internet, and no other file."""
 
+import contextlib
 import html
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,11 +39,14 @@ except ImportError as missing:
     raise ConfigError('Bokeh, which draws the page, is not installed: pip install "fl-taskarith[html]".') from missing
 
 PAGE = "index.html"
+OURS = '<meta name="generator" content="fl-taskarith">'  # in a page that may be written anew
 SUMMARY = {"density?": float, "density_by_kind?": {str: float}, "density_by_layer?": {str: float}}  # of a mask
 
 
 def write_page(root: Path, output: Path, overwrite: bool = True) -> Path:
     """Write index.html in the folder `output`: tables, curves, maps, searches, masks, settings and provenance.
+
+    A page that another program wrote there is never replaced.
 
     Args:
         root: the folder of one study, or of several, or of runs.
@@ -54,12 +58,16 @@ def write_page(root: Path, output: Path, overwrite: bool = True) -> Path:
         CheckpointError: there are no results in `root`, or they are damaged.
     """
     require_new([output / PAGE], overwrite)
+    with contextlib.suppress(OSError):
+        if OURS not in (output / PAGE).read_text(encoding="utf-8", errors="replace"):
+            raise ConfigError(f"{output / PAGE} was not written by fl-taskarith report: move it, or choose --output.")
     panels = [TabPanel(child=column(*parts), title=title) for title, parts in _tabs(root)]
     if not panels:
         raise CheckpointError(f"{root} holds no results: expected a run, or table.csv of a study, in it or below it.")
     make_folder(output)
     title = f"Results in {root.resolve().name}"
-    write_atomically(output / PAGE, file_html(Tabs(tabs=panels), INLINE, title=title))
+    page = file_html(Tabs(tabs=panels), INLINE, title=title)
+    write_atomically(output / PAGE, page.replace("<head>", f"<head>\n    {OURS}", 1))
     return output / PAGE
 
 

@@ -39,6 +39,7 @@ SEARCH = {
     "seed?": SEED,
     "seeds?": [SEED],
     "by?": str,
+    "bracket?": bool,
     "also?": {str: [SCALAR]},
 }
 SETTINGS_JSON = {
@@ -173,7 +174,7 @@ def read_study(folder: Path) -> StudyFolder:
     runs = _by_arm(read_csv(folder / "runs.csv", RUNS_CSV, REMEDY))
     points = _by_arm(read_csv(folder / "curves.csv", CURVES_CSV, REMEDY, optional=True))
     correct = _by_arm(read_csv(folder / "correct.csv", CORRECT_CSV, REMEDY, optional=True))
-    table = _by_arm(read_csv(folder / "table.csv", TABLE_CSV, REMEDY))
+    table = _by_arm(read_csv(folder / "table.csv", TABLE_CSV, REMEDY, filled=True))
     for place, lines in table.items():
         _check_agreement(folder, place, lines, runs[place], place in settings)
         _check_origin(folder, place, lines[0], settings[place])

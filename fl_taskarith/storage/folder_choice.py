@@ -113,7 +113,7 @@ def _folder_for(root: Path, name: str, config: Config) -> tuple[Path, Path | Non
             raise CheckpointError(f"{folder} is a file where a run's folder should be: move it away.")
         if config.resume and not _has_ended(folder, config):
             require_own(folder / "checkpoints", config)
-            if _last_round(folder) >= 0 or (folder / RECORD).exists():
+            if last_saved_round(folder) >= 0 or (folder / RECORD).exists():
                 return folder, folder
             break  # killed before its first write: it is begun as if it were not there
         finished.append(folder)
@@ -132,7 +132,7 @@ def _extendable(folders: Iterable[Path], config: Config) -> tuple[bool, Path | N
     candidates: list[tuple[bool, int, Path]] = []
     for folder in folders:
         try:
-            record, done = read_record(folder, checked=False), _last_round(folder)
+            record, done = read_record(folder, checked=False), last_saved_round(folder)
             if record is None or done < 0:
                 continue
             settings, finished = record["config"], is_finished(record)
@@ -148,7 +148,7 @@ def _extendable(folders: Iterable[Path], config: Config) -> tuple[bool, Path | N
     return in_place, origin
 
 
-def _last_round(folder: Path) -> int:
+def last_saved_round(folder: Path) -> int:
     """Return the round of a run's last checkpoint; -1 without one."""
     checkpoints = list_checkpoints(folder / "checkpoints")
     return checkpoints[0][0] if checkpoints else -1
@@ -171,7 +171,7 @@ def _has_ended(folder: Path, config: Config) -> bool:
     A run that was killed before it wrote SHA256SUMS, its last file, has not ended: it is completed from its last
     checkpoint. Without run.json, the checkpoints say the settings.
     """
-    done, record = _last_round(folder), read_record(folder, checked=False)
+    done, record = last_saved_round(folder), read_record(folder, checked=False)
     if record is None and done < 0:
         return False  # killed before its first write: it is begun as if it were not there
     settings = _recorded_settings(folder, config) if record is None else record["config"]

@@ -111,11 +111,18 @@ def write_pack(path: Path, runs: Mapping[str, PackedRun]) -> None:
             known = {column: cells for column, cells in columns.items() if any(cell is not None for cell in cells)}
             line |= {"record": run.record | {"config": config}, "rounds": known}
         lines.append(json.dumps(line))
-    write_atomically(path, "\n".join(lines) + "\n")
-    if {name: _checksum(run) for name, run in read_pack(path).items()} != {
-        name: _checksum(run) for name, run in runs.items()
-    }:
-        raise CheckpointError(f"{path} does not read back as it was written: check the disk. No folder was removed.")
+    written = path.with_name(f".{path.name}.new")  # so that what cannot be read never takes the place of what can
+    try:
+        write_atomically(written, "\n".join(lines) + "\n")
+        if {name: _checksum(run) for name, run in read_pack(written).items()} != {
+            name: _checksum(run) for name, run in runs.items()
+        }:
+            raise CheckpointError(
+                f"{written} does not read back as it was written: check the disk. {path} is as before."
+            )
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=8)
@@ -144,7 +151,10 @@ def _read(path: Path, changed: int, size: int) -> Mapping[str, PackedRun]:
         if head.get("runs", len(runs)) != len(runs):
             raise ValueError(f"the file ends there, and its first line counts {head['runs']} runs, not {len(runs)}")
     except (OSError, ValueError, RecursionError) as error:
-        remedy = "It is damaged, or was edited: restore the file, or delete the line to run that run again."
+        remedy = (
+            "It is damaged, or was edited: restore the file, or, to run that run again, delete the line and lower "
+            '"runs" in the first one by 1.'
+        )
         raise unreadable(path, error, remedy, f"line {number}") from error
     return runs
 

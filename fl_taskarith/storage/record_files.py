@@ -77,17 +77,21 @@ def parsed_json(path: Path, content: bytes, shape: Shape, remedy: str) -> Any:
 
 
 def read_csv(
-    path: Path, columns: Mapping[str, Shape], remedy: str, *, optional: bool = False
+    path: Path, columns: Mapping[str, Shape], remedy: str, *, optional: bool = False, filled: bool = False
 ) -> list[dict[str, Any]] | None:
     """Return the lines of a CSV file by column; a column or cell may be missing where its shape accepts None.
 
-    Columns that are not asked for are left as text. None without a file that is `optional`.
+    Columns that are not asked for are left as text. None without a file that is `optional`. A file that is `filled` has
+    at least one line below its header.
 
     Raises:
         CheckpointError: as `read_json`; or a line has more or fewer cells than the header, or the last one no end.
     """
     content = read_content(path, remedy, optional=optional)
-    return None if content is None else parsed_csv(path, content, columns, remedy)
+    records = None if content is None else parsed_csv(path, content, columns, remedy)
+    if filled and records == []:
+        raise unreadable(path, ValueError("it is empty"), remedy)
+    return records
 
 
 def parsed_csv(path: Path, content: bytes, columns: Mapping[str, Shape], remedy: str) -> list[dict[str, Any]]:

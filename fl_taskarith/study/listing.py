@@ -6,9 +6,11 @@ from pathlib import Path
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.server.speed import Speed, device_line, speed_of, work_of
+from fl_taskarith.storage.folder_choice import last_saved_round
 from fl_taskarith.storage.progress import duration
+from fl_taskarith.study.elsewhere import made_elsewhere
 from fl_taskarith.study.one_run import describe_run
-from fl_taskarith.study.plan import Plan, plan_of
+from fl_taskarith.study.plan import Plan, plans_of
 from fl_taskarith.study.results import State, StudyResults, run_folder
 from fl_taskarith.study.shipped import MARK, count_shipped, origin_words
 from fl_taskarith.workspace.probe import SPEED_KEYS
@@ -20,7 +22,7 @@ LARGEST_TABLE = 30  # lines, so that a listing fits on a screen
 
 def list_study(results: StudyResults, *, every_run: bool = False) -> Iterator[str]:
     """Yield a line per group of arms, or per run, and one with the time left at the speed that is measured now."""
-    plans = [plan_of(results, arm) for arm in results.study.arms]
+    plans = plans_of(results)
     yield f"{results.study.title}: {results.folder}"
     left = runs_left(plans)
     speeds = measure(left, GLANCE)
@@ -38,6 +40,7 @@ def list_study(results: StudyResults, *, every_run: bool = False) -> Iterator[st
         yield from _table(plans, speeds)
     yield from (f"{plan.arm.title} | {plan.problem}" for plan in plans if plan.problem)
     yield from _origins(results, plans)
+    yield from made_elsewhere(results, plans)
     if not left:
         yield "Nothing is left to do."
         return
@@ -71,9 +74,19 @@ def runs_left(plans: Sequence[Plan]) -> list[Config]:
     return list({run.run_name or number: run for number, run in enumerate(left)}.values())
 
 
-def share_left(run: Config) -> float:
-    """Return the share of a run's rounds that is left; 1 if it has not begun."""
-    return 1 - max(0, last_round(run_folder(run))) / run.num_rounds if run.run_name else 1.0
+def share_left(run: Config, *, going: bool = False) -> float:
+    """Return the share of a run's rounds that is left; 1 if it has not begun.
+
+    Args:
+        going: whether it is being trained; if not, it goes on from its last checkpoint.
+    """
+    done = last_round if going else resumed_round
+    return 1 - max(0, done(run_folder(run))) / run.num_rounds if run.run_name else 1.0
+
+
+def resumed_round(folder: Path) -> int:
+    """Return the round after which an unfinished run would go on: that of its last checkpoint; 0 without one."""
+    return max(0, last_saved_round(folder))
 
 
 def last_round(folder: Path) -> int:
@@ -85,7 +98,7 @@ def last_round(folder: Path) -> int:
         return -1
 
 
-def seconds_left(plans: Sequence[Plan], speeds: dict[tuple[object, ...], Speed]) -> float:
+def seconds_left(plans: Sequence[Plan], speeds: dict[tuple[object, ...], Speed], *, going: bool = False) -> float:
     """Estimate the seconds of one process for all runs left; an arm's runs share its mask, a kind's runs its cache."""
     total, cached, counted = 0.0, set(), set()
     for plan in plans:
@@ -95,7 +108,9 @@ def seconds_left(plans: Sequence[Plan], speeds: dict[tuple[object, ...], Speed])
                 continue
             counted |= {run.run_name} if run.run_name else set()
             work = work.again() if number else work
-            total += replace(work, frozen=0 if _kind(run) in cached else work.frozen).seconds(speed) * share_left(run)
+            total += replace(work, frozen=0 if _kind(run) in cached else work.frozen).seconds(speed) * share_left(
+                run, going=going
+            )
             cached.add(_kind(run))
     return total
 

@@ -3,7 +3,6 @@
 In a notebook a bar with the time left stands in for the lines of every minute, which go to study.log alone.
 """
 
-import contextlib
 import sys
 import threading
 import time
@@ -16,13 +15,12 @@ from typing import Self
 from tqdm.auto import tqdm
 
 from fl_taskarith.config.settings import Config
-from fl_taskarith.errors import FlTaskarithError
 from fl_taskarith.storage.files import make_folder
 from fl_taskarith.storage.progress import duration, in_notebook
 from fl_taskarith.storage.run_log import RunLog
 from fl_taskarith.study.definition import Arm
-from fl_taskarith.study.listing import last_round, measure, runs_left, seconds_left
-from fl_taskarith.study.plan import Plan, plan_of
+from fl_taskarith.study.listing import last_round, measure, resumed_round, runs_left, seconds_left
+from fl_taskarith.study.plan import Plan, plans_of
 from fl_taskarith.study.results import Outcome, State, StudyResults, run_folder
 
 STUDY_LOG = "study.log"  # in a study's folder
@@ -73,7 +71,7 @@ class Monitor:
         """Note that a run begins or resumes."""
         folder = run_folder(run)
         with self._lock:
-            self._training[folder] = _Training(arm, run, time.time(), last_round(folder), self._seconds_of(arm, run))
+            self._training[folder] = _Training(arm, run, time.time(), resumed_round(folder), self._seconds_of(arm, run))
 
     def ends(self, run: Config) -> None:
         """Note that a run ended, in whatever way."""
@@ -152,7 +150,7 @@ class Monitor:
 
     def _seconds_of(self, arm: Arm, run: Config) -> float:
         """Estimate what is left of one run, by the rounds that its folder has."""
-        return seconds_left([Plan(arm, ((run, Outcome(State.TO_DO), True),), ())], self._speeds)
+        return seconds_left([Plan(arm, ((run, Outcome(State.TO_DO), True),), ())], self._speeds, going=True)
 
     def _move(self) -> None:
         """Move the bar to where the runs are; the time left follows from how long its way so far took."""
@@ -166,9 +164,4 @@ class Monitor:
 
     def _plans(self) -> list[Plan]:
         """Return the plans of all arms, but for unreadable folders, which the study itself reports."""
-        plans = []
-        for results in self._everything:
-            for arm in results.study.arms:
-                with contextlib.suppress(FlTaskarithError):
-                    plans.append(plan_of(results, arm))
-        return plans
+        return [plan for results in self._everything for plan in plans_of(results)]

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from textwrap import fill
 
+from fl_taskarith.config.effects import idle_reason
 from fl_taskarith.config.rule import AUTO, to_toml
 from fl_taskarith.config.settings import Config
 from fl_taskarith.figures.plots import TITLE_CHARACTERS
@@ -65,7 +66,8 @@ def settings_file(config: Config, search: Search, choice: Choice) -> str:
     """Return what differs from the defaults in `config`, and the rate that was chosen, as a settings file."""
     usual = Config().to_run_config()
     given = {key: value for key, value in config.to_run_config().items() if value != usual[key]}
-    given = {key: value for key, value in given.items() if key not in (*RUNNER_KEYS, "learning-rate")}
+    given = {key: value for key, value in given.items()
+             if key not in (*RUNNER_KEYS, "learning-rate") and idle_reason(config, key) is None}  # fmt: skip
     told = "at an end of the grid, so not tuned" if choice.edge else f"chosen by validation {search.by}"
     told += f", seed{'s' * (len(search.seeds) > 1)} {', '.join(map(str, search.seeds))}"
     lines = [f"# learning-rate: {told} (search.csv beside this file has every rate that was tried).", ""]

@@ -41,6 +41,11 @@ def _packed(runs: Path, pack: Path) -> int:
         raise CheckpointError(f"{links[0]} is a link, which packing would not remove: put the folder in its place.")
     outcomes = {path: read_outcome(path) for path in sorted(runs.glob("*/")) if any(path.iterdir())}
     settled = {path: outcome for path, outcome in outcomes.items() if outcome.state in SETTLED}
+    for path, outcome in settled.items():
+        if (name := (outcome.record or {"config": {}})["config"].get("run-name", "")) not in ("", path.name):
+            raise CheckpointError(
+                f"{path} is a copy of the run {name}: move it elsewhere, or delete it. No folder was packed or removed."
+            )
     packed = {path.name: PackedRun(_placed(each.record, runs), each.rows, each.cause) for path, each in settled.items()}
     if packed:
         write_pack(pack, {**read_pack(pack), **packed})

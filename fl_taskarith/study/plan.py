@@ -4,7 +4,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 from fl_taskarith.config.settings import Config, from_mapping
-from fl_taskarith.errors import StudyError
+from fl_taskarith.errors import FlTaskarithError, StudyError
 from fl_taskarith.study.definition import Arm
 from fl_taskarith.study.results import SETTLED, Outcome, StudyResults
 from fl_taskarith.study.search import open_trials, trials_left
@@ -68,3 +68,14 @@ def plan_of(results: StudyResults, arm: Arm) -> Plan:
         later += [from_mapping(arm.settings).num_rounds for _ in study.run_seeds]
     outcomes = tuple((run, results.outcome(run), reported) for run, reported in runs.values())
     return Plan(arm, outcomes, tuple(later), problem)
+
+
+def plans_of(results: StudyResults) -> list[Plan]:
+    """Return the plans of all arms; an arm with a folder that cannot be read has a problem in place of runs."""
+    plans = []
+    for arm in results.study.arms:
+        try:
+            plans.append(plan_of(results, arm))
+        except FlTaskarithError as error:
+            plans.append(Plan(arm, (), (), str(error)))
+    return plans

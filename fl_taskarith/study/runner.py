@@ -16,10 +16,11 @@ from fl_taskarith.server.interruption import ending_until_idle
 from fl_taskarith.storage.files import make_folder, remove_leftovers
 from fl_taskarith.storage.processes import worker_pool
 from fl_taskarith.study.definition import Arm, Study
+from fl_taskarith.study.elsewhere import made_elsewhere
 from fl_taskarith.study.listing import list_study
 from fl_taskarith.study.monitor import Monitor
 from fl_taskarith.study.one_run import describe_run, run_once
-from fl_taskarith.study.plan import Plan, plan_of
+from fl_taskarith.study.plan import Plan, plan_of, plans_of
 from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect, run_folder
 from fl_taskarith.study.tables import write_tables
 
@@ -69,6 +70,8 @@ def run_what_is_left(everything: Sequence[StudyResults], jobs: int = 1, budget: 
     with Monitor(everything, jobs) as monitor:
         for results in everything:
             monitor.say(f"{results.study.title}: {results.folder}")
+            for line in made_elsewhere(results, plans_of(results)):
+                monitor.say(line)
         with _workers(jobs) as executor:
             cut = _work(schedule, executor, jobs, deadline, monitor)
         if cut:

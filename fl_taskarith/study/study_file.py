@@ -51,6 +51,10 @@ def load_studies(paths: Sequence[Path], overrides: Mapping[str, Any] | None = No
             in any arm of any file.
     """
     studies = [_load(path, overrides or {}) for path in paths]
+    named: dict[str, Path] = {}
+    for path, study in zip(paths, studies, strict=True):
+        if (other := named.setdefault(study.name, path)) is not path:
+            raise ConfigError(f'{path}: name = "{study.name}" is that of {other}, too, and they would share a folder.')
     arms = [arm for study in studies for arm in study.arms]
     for key in map(kebab, overrides or {}):
         reached = [arm for arm in arms if key not in arm.own]
@@ -206,6 +210,14 @@ def _arms(study: Table, groups: Mapping[str, Table], shared: Mapping[str, Scalar
                 raise ConfigError(f"{place}: [grid] takes the place of its {', '.join(twice)}: leave one of them out.")
             own |= varied
             arms.append(Arm(group, arm["name"], variant, {**shared, **own}, arm.get("same-rate-as", ""), search, own))
+    if groups:
+        named = [group for its_groups in members for group in its_groups]
+        if unknown := [group for group in named if group not in groups]:
+            raise ConfigError(
+                f"group = {shown(unknown[0])}: there is no such [[group]]; they are {', '.join(map(shown, groups))}."
+            )
+        if empty := [group for group in groups if group not in named]:
+            raise ConfigError(f"[[group]] {shown(empty[0])} has no arm: leave it out, or name it in an arm's group.")
     order = {group: place for place, group in enumerate(dict.fromkeys([*groups, *(arm.group for arm in arms)]))}
     return tuple(sorted(arms, key=lambda arm: order[arm.group]))
 

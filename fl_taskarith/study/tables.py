@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import isnan
@@ -336,6 +337,7 @@ def _search_record(search: Search) -> dict[str, Any]:
         {"rates": list(search.rates), "rounds": list(search.rounds), "keep": search.keep}
         | ({"seeds": list(search.seeds)} if several else {"seed": search.seeds[0]})
         | ({"by": search.by} if by_loss else {})
+        | ({"bracket": True} if search.bracket else {})
         | ({"also": {key: list(values) for key, values in search.also}} if search.also else {})
     )
 
@@ -349,11 +351,11 @@ def trials_csv(results: StudyResults) -> str:
     for arm in study.arms:
         if study.rate_arm(arm) is not arm:
             continue
-        try:
+        scores, choice = {}, None
+        with suppress(FlTaskarithError):  # told where the tables are made
+            scores = results.scores(arm)
             choice = results.choice(arm)
-        except FlTaskarithError:  # told where the tables are made
-            choice = None
-        for trial, score in results.scores(arm).items():
+        for trial, score in scores.items():
             diverged = score == DIVERGED
             chosen = choice is not None and (choice.rate, choice.also) == (trial.rate, trial.also)
             records.append({

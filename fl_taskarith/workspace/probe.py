@@ -3,9 +3,13 @@
 Neither data nor weights are needed. Nothing is compiled, which would take a minute.
 """
 
+import contextlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +18,14 @@ from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.effects import idle_reason
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.datasets import image_source
-from fl_taskarith.errors import ConfigError
+from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.models.backbone import build_model, trained_parameters
 from fl_taskarith.models.compilation import Network
 from fl_taskarith.models.per_client import PerClientNetwork
 from fl_taskarith.models.suffix import Suffix, prefix_tokens
+from fl_taskarith.storage.files import make_folder, write_atomically
+from fl_taskarith.storage.paths import resolve
+from fl_taskarith.storage.record_files import COUNT, read_json
 from fl_taskarith.training.local import autocast, set_matrix_products, set_trained
 
 FIRST = 4  # images of the first step, which says how many the next ones may have
@@ -31,14 +38,17 @@ SPEED_KEYS = (
     "precision", "compile", "threads",
 )  # fmt: skip
 
+FASTEST = "clients-at-once.json"  # below data-dir
+
 _fastest: dict[tuple[object, ...], int] = {}
 
 
 def fastest_at_once(config: Config, device: torch.device, threads: int) -> int:
     """Return how many clients to train at once: all of a round up to `MOST_AT_ONCE`, or as many as fit, or one.
 
-    Measured once per process and kind of run: several go together only where they are faster. On a CPU that one
-    client's steps keep busy, or where clients are trained one by one in any case, it is 1 without a measurement.
+    Measured once per machine and kind of run, for a run that goes on must train as it began: several go together only
+    where they are faster. On a CPU that one client's steps keep busy, or where clients are trained one by one in any
+    case, it is 1 without a measurement.
 
     Args:
         config: with `device` and `precision` as they are on this machine.
@@ -52,12 +62,41 @@ def fastest_at_once(config: Config, device: torch.device, threads: int) -> int:
         return 1
     key = (*(getattr(config, name) for name in SPEED_KEYS), most)
     if key not in _fastest:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        set_matrix_products(config.precision)
-        _fastest[key] = _fastest_of(Probe(config, device, config.batch_size), most)
-        torch.set_num_threads(before)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        _fastest[key] = _remembered(
+            resolve(config.data_dir, "data-dir") / FASTEST, json.dumps([*key, name, threads]),
+            partial(_measured, config, device, threads, most),
+        )  # fmt: skip
     return _fastest[key]
+
+
+def _measured(config: Config, device: torch.device, threads: int, most: int) -> int:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    set_matrix_products(config.precision)
+    found = _fastest_of(Probe(config, device, config.batch_size), most)
+    torch.set_num_threads(before)
+    return found
+
+
+def _remembered(path: Path, key: str, measure: Callable[[], int]) -> int:
+    """Return what the file says for `key`; else measure it and write it there, if that is possible."""
+    if found := _read(path).get(key):
+        return found
+    measured = {key: measure()} | _read(path)  # by now another process may have measured it
+    with contextlib.suppress(OSError, CheckpointError):
+        make_folder(path.parent)
+        write_atomically(path, json.dumps(measured, indent=1) + "\n")
+    return measured[key]
+
+
+def _read(path: Path) -> dict[str, int]:
+    """Return numbers of clients by kind of run; none where the file is missing or damaged."""
+    try:
+        numbers: dict[str, int] = read_json(path, {str: COUNT}, "", optional=True) or {}
+    except CheckpointError:
+        return {}
+    return numbers
 
 
 def _fastest_of(probe: "Probe", most: int) -> int:

@@ -11,7 +11,8 @@ import fl_taskarith
 from fl_taskarith import simulate
 from fl_taskarith.config.settings import Config, load
 from fl_taskarith.describe.runs_at_hand import describe_results, searches
-from fl_taskarith.errors import ConfigError
+from fl_taskarith.errors import CheckpointError, ConfigError
+from fl_taskarith.report.read_results import read_studies
 from fl_taskarith.study.one_search import search_rate
 from fl_taskarith.study.search import Search
 
@@ -48,6 +49,16 @@ def test_a_study_is_a_function_and_its_best_arm_is_that_of_validation(tmp_path: 
     assert list(table["arm"]) == ["dense", "head alone"] and set(table["study"]) == {"tiny"}
     assert all(run.batch_size == 8 for run in training.runs)
     (row,) = fl_taskarith.studies(str(tmp_path)).to_dict("records")
+    assert (row["arms"], row["finished"]) == (2, 2)
+    settings = tmp_path / "tiny" / "settings.json"
+    settings.write_text(settings.read_text().replace('"seeds": [\n  0,', '"seeds": [\n  9,\n  0,'))
+    assert fl_taskarith.studies(str(tmp_path)).loc[0, "finished"] == 0, "a seed is missing everywhere"
+    content = (tmp_path / "tiny" / "table.csv").read_bytes()
+    (tmp_path / "tiny" / "table.csv").write_bytes(b"")
+    assert fl_taskarith.studies(str(tmp_path)).loc[0, "best_arm"] == "unreadable"
+    with pytest.raises(CheckpointError, match=r"table\.csv: it is empty|table\.csv.*it is empty"):
+        read_studies(tmp_path)
+    (tmp_path / "tiny" / "table.csv").write_bytes(content)
     assert (row["study"], row["arms"], row["finished"], row["best_arm"]) == ("tiny", 2, 2, "head alone")
     assert table["test_percent"].idxmax() == 0, "on test the other arm is better"
 

@@ -319,6 +319,8 @@ def test_plot_takes_one_run_or_many(
     first = find_runs([grid])[0].folder
     assert main(["plot", str(first), "--output", str(tmp_path / "one")]) == 0
     assert main(["plot", str(grid), "--output", str(tmp_path / "many")]) == 0
+    for wrong in (".", "..", "/"):
+        assert main(["plot", str(grid), "--output", wrong]) == 1
     printed, warned = capsys.readouterr()
     assert "one.png" in printed and "many-heat-map.pdf" in printed
     assert warned.count("hard to read") == 1

@@ -47,6 +47,10 @@ def test_the_page_holds_every_arm_and_needs_no_other_file(results: Path, tmp_pat
     write_page(results, tmp_path / "page")
     with pytest.raises(ConfigError, match=r"index\.html"):
         write_page(results, tmp_path / "page", overwrite=False)
+    (tmp_path / "page" / "index.html").write_text("<html>my own page</html>")
+    with pytest.raises(ConfigError, match=r"index\.html was not written by fl-taskarith report: move it"):
+        write_page(results, tmp_path / "page")
+    assert "my own page" in (tmp_path / "page" / "index.html").read_text()
 
 
 def test_a_table_has_the_numbers_of_table_csv(results: Path) -> None:

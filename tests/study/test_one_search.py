@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from small_studies import FakeTraining
 
+from fl_taskarith.config.effects import idle_reason
 from fl_taskarith.config.settings import load
 from fl_taskarith.errors import StudyError
-from fl_taskarith.study.one_search import search_rate
-from fl_taskarith.study.search import Search
+from fl_taskarith.study.one_search import search_rate, settings_file
+from fl_taskarith.study.search import Choice, Search
 
+CONF = Path(__file__).parents[2] / "conf"
 SEARCH = Search(1e-3, 10.0, 1, (1, 2), 2, (0,))
 PLAIN = load(overrides={"mask_rule": "none"})
 
@@ -36,6 +38,23 @@ def test_a_rate_at_the_edge_is_told_in_the_file(tmp_path: Path, training: FakeTr
     training.accuracy = lambda run: 0.5 + 0.01 * run.learning_rate
     path, _ = search_rate(PLAIN, SEARCH, tmp_path)
     assert "not tuned" in path.with_name("chosen.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [("fedavg-noniid.toml", {"sharding": "iid"}), ("fedavg-noniid-sparse.toml", {"strategy": "centralized"}),
+     ("scaffold-one-class.toml", {"participation": 1.0}), ("density/0.05.toml", {"mask_rule": "none"}),
+     ("fedavg-iid.toml", {"data_dir": r"C:\Users\ann", "weights": 'a "b" é.pth'})],
+)  # fmt: skip
+def test_the_settings_file_of_any_configuration_can_be_run(
+    file: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    config = load(CONF / file, overrides=changes)
+    (tmp_path / "chosen.toml").write_text(settings_file(config, SEARCH, Choice(0.03)), encoding="utf-8")
+    found = load(tmp_path / "chosen.toml")
+    for key, value in dataclasses.replace(config, learning_rate=0.03).to_run_config().items():
+        assert found.to_run_config()[key] == value or idle_reason(config, key) is not None, key
+    assert (found.data_dir, found.weights) == (config.data_dir, config.weights)
 
 
 def test_several_seeds_decide_by_their_mean(tmp_path: Path, training: FakeTraining) -> None:

@@ -127,6 +127,33 @@ def test_a_damaged_folder_or_pack_is_named_and_nothing_is_removed(results: Study
             read_pack(broken)
 
 
+def test_a_copied_folder_is_named_and_neither_pack_nor_folders_change(results: StudyResults) -> None:
+    folder = next(path for path in sorted(results.runs.iterdir()) if read_outcome(path).rows)
+    other = results.runs.parent / "other"
+    folder.rename(other)
+    pack, _ = pack_runs(results.runs)
+    before = pack.read_bytes()
+    shutil.copytree(other, results.runs / f"Copy of {folder.name}")
+    other.rename(folder)
+    with pytest.raises(CheckpointError, match=f"Copy of {folder.name} is a copy of the run {folder.name}: move it"):
+        pack_runs(results.runs)
+    assert pack.read_bytes() == before and len(list(results.runs.iterdir())) == 2
+    shutil.rmtree(results.runs / f"Copy of {folder.name}")
+    assert pack_runs(results.runs) == (pack, 1)
+
+
+def test_a_pack_that_would_not_read_back_does_not_replace_one_that_does(results: StudyResults) -> None:
+    pack, _ = pack_runs(results.runs)
+    before, runs = pack.read_bytes(), dict(read_pack(pack))
+    name = next(name for name, run in runs.items() if run.record is not None)
+    with pytest.raises(CheckpointError, match="under another name"):
+        write_pack(pack, {**runs, "another": runs[name]})
+    assert pack.read_bytes() == before and list(pack.parent.glob(".*new*")) == []
+    lines = before.decode().splitlines(keepends=True)
+    pack.write_text(lines[0].replace(f'"runs": {len(runs)}', f'"runs": {len(runs) - 1}') + "".join(lines[2:]))
+    assert len(read_pack(pack)) == len(runs) - 1, "what the message about a damaged line advises"
+
+
 def test_an_empty_pack_and_no_pack_hold_no_runs(tmp_path: Path) -> None:
     assert read_pack(tmp_path / "runs.jsonl") == {}
     write_pack(tmp_path / "runs.jsonl", {})

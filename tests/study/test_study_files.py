@@ -1,5 +1,6 @@
 """Study files, and the tables that are made of their runs."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from fl_taskarith.errors import (
 )
 from fl_taskarith.study.results import StudyResults
 from fl_taskarith.study.runner import run_studies
-from fl_taskarith.study.study_file import load_study
+from fl_taskarith.study.study_file import load_studies, load_study
 from fl_taskarith.study.tables import write_tables
 
 pytestmark = pytest.mark.usefixtures("no_table_figures")
@@ -133,10 +134,40 @@ def test_arms_are_run_in_every_group_and_grid_point_and_compared_within_them(tmp
 def test_an_arm_may_name_several_groups(tmp_path: Path) -> None:
     groups = "".join(f'[[group]]\nname = "{name}"\n' for name in ("a", "b", "c"))
     text = f'name = "x"\nseeds = [0]\n{groups}[[arm]]\nname = "one"\ngroup = ["a", "c"]\n'
-    assert [arm.title for arm in study_of(text, tmp_path).arms] == ["a: one", "c: one"]
+    text += '[[arm]]\nname = "two"\ngroup = "b"\n'
+    assert [arm.title for arm in study_of(text, tmp_path).arms] == ["a: one", "b: two", "c: one"]
     for wrong in ("[]", "[1]", "2"):
         with pytest.raises(ConfigError, match=r'\[\[arm\]\] "one": group = .*expected the name of a group'):
             study_of(text.replace('["a", "c"]', wrong), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "problem"),
+    [('[[group]]\nname = "Nc = 1"\n[[arm]]\nname = "a"\ngroup = "Nc=1"\n',
+      r'group = "Nc=1": there is no such \[\[group\]\]; they are "Nc = 1"'),
+     ('[[group]]\nname = "b"\n[[group]]\nname = "c"\n[[arm]]\nname = "a"\ngroup = "c"\n',
+      r'\[\[group\]\] "b" has no arm')],
+)  # fmt: skip
+def test_a_group_that_nobody_is_in_or_that_does_not_exist_is_refused(file: str, problem: str, tmp_path: Path) -> None:
+    head = 'name = "x"\nseeds = [0]\n[settings]\nmask-rule = "none"\nlearning-rate = 0.1\n'
+    with pytest.raises(ConfigError, match=problem):
+        study_of(head + file, tmp_path)
+
+
+def test_two_studies_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.toml").write_text(STUDY)
+    with pytest.raises(ConfigError, match=r'second\.toml: name = "tiny" is that of .*first\.toml, too'):
+        load_studies([tmp_path / "first.toml", tmp_path / "second.toml"])
+
+
+def test_tables_and_settings_say_that_a_search_brackets_its_winner(tmp_path: Path, training: FakeTraining) -> None:
+    run_studies([study_of(SEARCHED.replace("keep = 2", "keep = 1\nbracket = true"), tmp_path)], tmp_path)
+    words = "and for as many the rates beside the winner, until both are worse"
+    assert words in (tmp_path / "searched" / "README.md").read_text()
+    assert json.loads((tmp_path / "searched" / "settings.json").read_text())["search"]["bracket"] is True
+    long = {row["learning_rate"] for row in table(tmp_path / "searched" / "search.csv") if row["rounds"] == "2"}
+    assert len(long) == 3
 
 
 def test_overrides_reach_every_run_and_no_path_of_this_machine_the_tables(

@@ -1,28 +1,32 @@
 """Real runs of a study, its search and its budget; what studies share."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import time
 from pathlib import Path
 
 import pytest
-from conftest import numbers
+from conftest import numbers, power_cut
 from small_studies import SEARCHED, STUDY, FakeTraining, study_of, table
 
+from fl_taskarith import simulate
 from fl_taskarith.cli.command import main
 from fl_taskarith.config.settings import Config
-from fl_taskarith.errors import BudgetSpent, CheckpointError, ConfigError
+from fl_taskarith.errors import BudgetSpent, ConfigError
 from fl_taskarith.server.speed import Speed
 from fl_taskarith.storage.run_folder import Logbook, read_rounds
+from fl_taskarith.storage.verified_files import CHECKSUM_DIGITS
 from fl_taskarith.study import listing, monitor, runner
-from fl_taskarith.study.listing import list_study
+from fl_taskarith.study.listing import list_study, share_left
 from fl_taskarith.study.monitor import Monitor
 from fl_taskarith.study.one_run import run_once
 from fl_taskarith.study.results import State, StudyResults, run_folder
 from fl_taskarith.study.runner import run_studies
-from fl_taskarith.study.search import Choice
+from fl_taskarith.study.search import Choice, Trial
 from fl_taskarith.study.study_file import load_study
+from fl_taskarith.study.tables import write_tables
 
 pytestmark = pytest.mark.usefixtures("no_table_figures")
 
@@ -71,8 +75,47 @@ def test_a_damaged_record_is_named(tmp_path: Path, training: FakeTraining) -> No
     run_studies([study], tmp_path)
     record = next((tmp_path / "tiny" / "runs").glob("*-s0-*")) / "run.json"
     record.write_text("{")
-    with pytest.raises(CheckpointError, match=r"run\.json"):
-        list(list_study(StudyResults(study, tmp_path)))
+    listed = [line for line in list_study(StudyResults(study, tmp_path)) if "run.json" in line]
+    assert len(listed) == 1 and listed[0].startswith("dense | ")
+
+
+@pytest.mark.usefixtures("no_table_figures")
+def test_a_damaged_trial_of_a_search_keeps_neither_tables_nor_listings_from_the_rest(
+    tmp_path: Path, training: FakeTraining
+) -> None:
+    study = study_of(SEARCHED + '[[arm]]\nname = "other"\nsettings = { local-steps = 2 }\n', tmp_path)
+    run_studies([study], tmp_path)
+    results = StudyResults(study, tmp_path)
+    damaged = run_folder(results.trial_runs(study.arms[0], Trial(0.001, 1))[0]) / "rounds.csv"
+    damaged.write_text(damaged.read_text()[:40])
+    write_tables(StudyResults(study, tmp_path))
+    rows = table(tmp_path / "searched" / "table.csv")
+    assert {row["arm"]: row["n"] for row in rows} == {"dense": "0", "half": "0", "other": "2"}
+    assert {row["arm"] for row in table(tmp_path / "searched" / "search.csv")} == {"other"}
+    listed = "\n".join(list_study(StudyResults(study, tmp_path)))
+    assert "dense | " in listed and "rounds.csv" in listed and "other" in listed
+
+
+@pytest.mark.usefixtures("no_table_figures")
+def test_runs_of_a_machine_that_chose_another_precision_are_told(
+    tmp_path: Path, training: FakeTraining, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY)
+    run_studies([load_study(path, {"precision": "fp16"})], tmp_path)
+    told = "6 of the runs left were finished under precision=fp16, as another machine chose"
+    assert told in "\n".join(list_study(StudyResults(load_study(path), tmp_path)))
+    for words in (["--tables"], []):
+        assert main(["study", str(path), "--results-dir", str(tmp_path), *words]) == 0
+        assert (told in capsys.readouterr().out) is True
+    assert told not in "\n".join(list_study(StudyResults(load_study(path), tmp_path))), "nothing is left"
+
+
+def test_what_is_left_of_a_run_that_was_cut_counts_from_its_checkpoint(tmp_path: Path, quick_config: Config) -> None:
+    config = dataclasses.replace(quick_config, num_rounds=8, checkpoint_every=3, run_name="cut")
+    with power_cut(after_round=5):
+        simulate(config)
+    assert (share_left(config), share_left(config, going=True)) == (1 - 3 / 8, 1 - 5 / 8)
 
 
 def test_an_arm_that_stands_in_two_tables_has_its_runs_once(tmp_path: Path) -> None:
@@ -203,6 +246,8 @@ def test_in_a_notebook_a_bar_shows_how_long_the_study_takes(
         while "round 1 of 2" not in (tmp_path / "tiny" / "study.log").read_text() and time.monotonic() < until:
             time.sleep(0.05)
         (folder / "rounds.csv").write_text("round,x\n0,\n1,\n2,\n")
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / f"round-000002-{'0' * CHECKSUM_DIGITS}.safetensors").touch()
         watching.ends(run)
     printed = capsys.readouterr()
     assert "round 1 of 2" not in printed.out and " 17 %|" in printed.err

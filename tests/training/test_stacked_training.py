@@ -374,7 +374,7 @@ def test_as_many_clients_go_together_as_fit_into_memory(
             assert second.get(column) == (first.get(column) and pytest.approx(first[column], rel=1e-4)), column
 
 
-def test_auto_is_the_number_that_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_the_number_that_was_faster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Recorded as that number: without a measurement 1 where a model fills a core, or clients never go together."""
     speeds, measured = {1: 100.0, 10: 150.0}, list[int]()
 
@@ -386,10 +386,16 @@ def test_auto_is_the_number_that_was_faster(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(probe.Probe, "timed", lambda *_: probe.FULL / 2)
     monkeypatch.setattr(probe, "_fastest", {})
     assert Config().clients_at_once == 1 and on_this_machine(Config()).clients_at_once == 1
-    automatic = Config(clients_at_once="auto")
-    for _ in range(2):
-        assert on_this_machine(automatic) == on_this_machine(Config(clients_at_once=10))
-    assert measured == [16, 16], "once per process"
+    automatic = Config(clients_at_once="auto", data_dir=str(tmp_path / "data"))
+    for process in range(2):
+        assert on_this_machine(automatic) == on_this_machine(dataclasses.replace(automatic, clients_at_once=10))
+        monkeypatch.setattr(probe, "_fastest", {})  # as in a process of its own
+        speeds[10] = 50.0 if process else speeds[10]
+    assert measured == [16, 16], "once per machine: a run that goes on trains as it began"
+    (tmp_path / "data" / probe.FASTEST).write_text("{")
+    speeds[10] = 150.0
+    assert on_this_machine(automatic).clients_at_once == 10 and len(measured) == 4, "a damaged file is measured anew"
+    measured[:] = measured[:2]
     assert on_this_machine(dataclasses.replace(automatic, engine="flower")).clients_at_once == 1
     assert on_this_machine(dataclasses.replace(automatic, participation=0.01)).clients_at_once == 1
     assert len(measured) == 2
@@ -400,7 +406,7 @@ def test_auto_is_the_number_that_was_faster(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(measured) == 4
 
 
-def test_auto_tries_fewer_where_memory_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_tries_fewer_where_memory_does_not_suffice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     original, tried = probe.Probe.trainer, list[int]()
 
     def trainer(of: probe.Probe, clients: int) -> Callable[[int], None]:
@@ -414,7 +420,7 @@ def test_auto_tries_fewer_where_memory_does_not_suffice(monkeypatch: pytest.Monk
     monkeypatch.setattr(probe, "SECONDS", 1e-3)
     monkeypatch.setattr(probe, "FULL", math.inf)
     monkeypatch.setattr(probe, "GAIN", 0.0)
-    assert on_this_machine(Config(clients_at_once="auto")).clients_at_once == 2
+    assert on_this_machine(Config(clients_at_once="auto", data_dir=str(tmp_path))).clients_at_once == 2
     assert tried == [10, 5, 2]
 
 
