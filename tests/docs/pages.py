@@ -99,9 +99,9 @@ class StudyTables:
         rows = rows[rows.local_steps == 4] if "local_steps" in rows else rows
         return f"{group}: {rows.loc[rows.val_percent.idxmax()].arm}"
 
-    def share(self, key: str, group: str = "iid") -> str:
-        """Return the arm's gain over the ridge head as a share of that of the best arm of `group`."""
-        return f"{100 * self.row(key).gain_mean / self.row(self.best_arm(group)).gain_mean:.0f} %"
+    def share(self, key: str, group: str = "iid", of: str = "") -> str:
+        """Return the arm's gain over the ridge head as a share of that of the arm `of`, or the best one of `group`."""
+        return f"{100 * self.row(key).gain_mean / self.row(of or self.best_arm(group)).gain_mean:.0f} %"
 
     def share_of_accuracy(self, key: str, group: str = "iid") -> str:
         """Return the arm's accuracy as a share of that of the best arm of `group`."""
