@@ -178,7 +178,7 @@ def to_toml(value: object) -> str:
 def shown(value: object) -> str:
     """`value` on one line, short, with what is unprintable escaped."""
     try:
-        text = repr(value) if not isinstance(value, (bool, str)) else to_toml(value)
+        text = f'"{value}"' if isinstance(value, str) else to_toml(value) if isinstance(value, bool) else repr(value)
     except (ValueError, RecursionError):  # Python writes no whole number of more than 4,300 digits
         return f"a whole number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
     text = text if text.isprintable() else ascii(value)
