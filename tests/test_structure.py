@@ -20,6 +20,9 @@ def found() -> Structure:
         "arrows_back_up",
         "stems_twice",
         "without_docstring",
+        "file_circles",
+        "long_functions",
+        "without_shapes",
     ],
 )
 def test_the_package_has_none(fault: str, found: Structure) -> None:

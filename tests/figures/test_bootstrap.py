@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import stats
 
 from fl_taskarith.figures.bootstrap import central_interval, resampled_means
 from fl_taskarith.figures.markdown import mean_with_interval
@@ -17,6 +18,7 @@ from fl_taskarith.figures.statistics import (
     SEEDS_AND_IMAGES,
     Paired,
     holm,
+    judge_family,
     paired,
     run_key,
     verdict_on,
@@ -182,3 +184,52 @@ def test_how_often_the_interval_holds_the_true_difference(seeds: int, drift: flo
         low, high = central_interval(resampled_means(arms[0].astype(float) - arms[1], 2000), 0.95)
         held += low <= 0 <= high
     assert held / trials >= least
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_what_images_do_in_every_seed_does_not_average_out(seeds: int) -> None:
+    chance = np.random.default_rng(11)
+    shared, other = chance.normal(size=(2, 300))
+    first, second = (
+        image + 0.3 * chance.normal(size=(seeds, 300)) + shift > 0 for image, shift in ((shared, 0.3), (other, 0.0))
+    )
+    differences = first.astype(float) - second
+    assert np.corrcoef(differences)[0, 1] > 0.5
+    fast, slow = resampled_means(differences, 40_000), drawn_one_by_one(differences, 10_000)
+    assert fast.std() == pytest.approx(slow.std(), rel=0.04)
+    alike = np.tile(differences[:1], (seeds, 1))
+    assert resampled_means(alike).std() == pytest.approx(alike[0].std() / math.sqrt(300), rel=0.02)
+
+
+def test_one_seed_is_the_z_test_of_its_images() -> None:
+    first, second = right(1, 2000, 0.09, chance=1), right(1, 2000, chance=2)
+    pairs, alone = difference(first, second), first[0] - second[0]
+    error = 100 * alone.std() / math.sqrt(2000)
+    p = 2 * stats.norm.sf(abs(pairs.mean) / error)
+    assert 0.1 < p < 0.7 and pairs.p == pytest.approx(p, abs=0.02)
+    assert pairs.detectable == pytest.approx((1.959964 + 0.841621) * error, rel=0.03)
+    inner = (pairs.mean - 1.644854 * error, pairs.mean + 1.644854 * error)
+    assert pairs.inner == pytest.approx(inner, abs=0.05 * error)
+
+
+@given(st.lists(st.floats(-1, 1).map(lambda value: round(value, 2)), min_size=3, max_size=6))
+def test_equivalence_is_scipys_two_one_sided_tests(values: list[float]) -> None:
+    pairs = paired(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+    if np.std(values) < 1e-6:
+        assert not pairs.equivalent()
+        return
+    sides = ((-0.5, "greater"), (0.5, "less"))
+    p = max(stats.ttest_1samp(values, edge, alternative=side).pvalue for edge, side in sides)
+    if abs(p - 0.05) > 1e-9:
+        assert pairs.equivalent() == (p < 0.05)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.7, 0.9]) == pytest.approx([0.05, 0.12, 0.12, 1.0, 1.0])
+
+
+def test_an_untuned_contrast_stays_in_the_family_and_makes_no_other_easier() -> None:
+    pairs = [Paired(1.0, 1.0, 3, 0.1, 1.9, p=p, over=SEEDS) for p in (0.001, 0.02, 0.04)]
+    assert judge_family(pairs, [True, False, False]) == [
+        (1.0, "not tuned"), (pytest.approx(0.06), "cannot tell"), (pytest.approx(0.08), "cannot tell"),
+    ]  # fmt: skip

@@ -396,3 +396,8 @@ def test_intervals_of_a_series_end_at_zero_and_one_run_or_two_have_none() -> Non
     (bars,) = axes.containers[0].lines[2]
     drawn = [float(value) for segment in bars.get_segments() for value in segment.reshape(-1, 2)[:, 1]]
     assert drawn[0] == pytest.approx(0.0) and drawn[1] > 1.0 and len(drawn) == 2
+
+
+def test_a_band_is_one_sd_on_each_side() -> None:
+    assert Summary(0.0, 1.0, 3).band(-9.0, 9.0) == (-1.0, 1.0)
+    assert Summary(0.0, 1.0, 3).band(-0.5, 9.0) == (-0.5, 1.0)

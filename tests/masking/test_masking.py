@@ -360,3 +360,15 @@ def test_random_masks_do_not_depend_on_the_federations_rounds(masked_config: Con
     mask = mask_under(dataclasses.replace(masked_config, mask_rule="random"))
     flat = torch.cat([tensor.flatten() for tensor in mask.tensors.values()])
     assert torch.equal(flat, torch.from_numpy(order < round(0.1 * size)))
+
+
+def test_a_threshold_is_on_the_mean_over_examples() -> None:
+    sums = {"a": 7 * torch.tensor([5.0, 1.0, 4.0]), "b": 7 * torch.tensor([[2.0, 3.0, 0.0]])}
+    by_threshold = calibrate(
+        lambda *_: (sums, 7), Mask.full(sums), "least-sensitive", rounds=1, density=None, threshold=2.5
+    )
+    assert by_threshold.mask.updated == 3
+    by_density = calibrate(
+        lambda *_: (sums, 7), Mask.full(sums), "least-sensitive", rounds=1, density=0.5, threshold=None
+    )
+    assert by_density.threshold == pytest.approx(2.0)

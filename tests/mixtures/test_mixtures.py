@@ -17,6 +17,7 @@ from fl_taskarith.mixtures.expectation_maximisation import (
     Statistics,
     expectation,
     federated_em,
+    largest_move,
     maximisation,
     pooled_em,
     statistics,
@@ -261,3 +262,20 @@ def test_the_spectral_bound_is_above_the_norm_and_near_it(examples: int) -> None
     ratio = spectral_bounds(inputs) / torch.linalg.matrix_norm(inputs, ord=2)
     assert (ratio >= 1).all()
     assert (ratio < 1.3).all()
+
+
+def test_iterations_end_with_the_slowest_cluster() -> None:
+    assert largest_move(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.zeros(2, 2)) == 5.0
+    mixture = Mixture(clients=60, clusters=3, dimension=4, examples=3, noise=0.6)
+    found = federated_em(mixture.all_points(), mixture.start("ball", 0.25), 0.6, 1e-6, 500)
+    assert found.converged and float((found.thetas[-1] - found.thetas[-2]).norm(dim=1).max()) <= 1e-6
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_bernoulli_centres_are_all_different(seed: int) -> None:
+    assert len(Mixture(1, 3, 2, 5, 1.0, centres="bernoulli", seed=seed).truth.unique(dim=0)) == 3
+
+
+def test_more_centres_than_vectors_are_refused() -> None:
+    with pytest.raises(ValueError, match="no 4 different vectors of 0 and 1 in dimension 2"):
+        _ = Mixture(1, 4, 2, 5, 1.0, centres="bernoulli").truth

@@ -231,3 +231,25 @@ def test_two_stage_finds_well_separated_clusters_without_a_start() -> None:
     after = br_ifca(points, [server], adversary, scale=1.0, step=0.1, rounds=60)[0]
     assert cluster_accuracy(server.labels[~adversary.byzantine], MIXTURE.assignment[~adversary.byzantine], 3) > 0.95
     assert mean_matched_distance(after, MIXTURE.truth) < 0.15
+
+
+def test_attackers_data_are_what_their_attack_says() -> None:
+    mixture = Mixture(20, 2, 8, 2000, 0.3, centres="bernoulli", sizes="equal")
+    for attack in ("random-labels", "scaled-model"):
+        adversary = Adversary(mixture, 0.2, attack)
+        bad, points = adversary.byzantine, adversary.points_of(range(20))
+        own = torch.linalg.solve(points.grams, points.moments)[bad]
+        if attack == "random-labels":
+            spread = float(mixture.all_points().outputs[bad].std())
+            assert float(points.outputs[bad].std()) == pytest.approx(spread, rel=0.05)
+            assert (own.norm(dim=1) < 0.15).all()
+        else:
+            assert torch.allclose(own.norm(dim=1), torch.tensor(3.0, dtype=torch.float64), atol=0.05)
+            assert adversary.magnified.tolist() == [3.0 if each else 1.0 for each in bad]
+
+
+def test_few_attackers_of_alie_hide_at_the_mean() -> None:
+    """Of n = 12 with one attacker, s = 6 and the share 5/11 lies below one half."""
+    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((12, 3)))
+    lie = corrupted([{"a": row} for row in rows], [False] * 11 + [True], "alie", 1.0)[11]["a"]
+    assert torch.allclose(lie, rows[:11].mean(0))

@@ -29,6 +29,7 @@ from fl_taskarith.merging.rules.averaging import task_arithmetic
 from fl_taskarith.one_shot import benchmark, finetune
 from fl_taskarith.one_shot import benchmark_tables as one_shot_figures
 from fl_taskarith.one_shot.benchmark_file import OneShot, load_one_shot
+from fl_taskarith.one_shot.cell_results import OneShotResults
 from fl_taskarith.one_shot.finetune import Spread, plan_training
 from fl_taskarith.one_shot.scoring import TaskScore, Workbench, normalised_accuracy, search_merge
 from fl_taskarith.server.launch import run_federation
@@ -395,3 +396,19 @@ def test_a_model_that_gets_nothing_right_on_test_is_named(tiny: OneShot, monkeyp
     monkeypatch.setattr(Workbench, "own_scores", own_scores)
     with pytest.raises(ConfigError, match="get nothing right on the test images of their own task"):
         benchmark.run_cell(tiny, tiny.cells[0])
+
+
+def test_losses_are_attributed_by_hand() -> None:
+    results = OneShotResults.__new__(OneShotResults)
+    accuracy = {("low", "few"): 0.9, ("mid", "few"): 0.1, ("high", "few"): 0.7,
+                ("low", "many"): 0.85, ("mid", "many"): 0.2, ("high", "many"): 0.55}  # fmt: skip
+    records = {
+        place: {seed: {"methods": {"m": {"test_accuracy": value + 0.01 * seed}}} for seed in range(3)}
+        for place, value in accuracy.items()
+    }
+    levels = SimpleNamespace(data={"low": 0, "mid": 0, "high": 0}, training={"few": 0, "many": 0})
+    vars(results).update(one_shot=levels, records=records)
+    means = {source: each.mean for source, each in results.attribution("m").items()}
+    assert means == pytest.approx(
+        {"data heterogeneity": -20.0, "training heterogeneity": -5.0, "both": -35.0, "interaction": -10.0}
+    )

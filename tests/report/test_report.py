@@ -127,6 +127,24 @@ def computed(root: Path, studies: Iterable[str] = STUDIES) -> set[str]:
     return {f"{abs(value):.2f}" for value in values}
 
 
+def test_every_difference_is_printed_with_its_own_interval(whole: Path, tmp_path: Path) -> None:
+    tex = report(whole, tmp_path / "report")
+    samples: dict[tuple[object, ...], list[float]] = {}
+    for study in STUDIES:
+        for table, columns in (("runs", ("test_percent", "ridge_test_percent")), ("curves", ("test_percent",))):
+            for line in lines(whole / study / f"{table}.csv"):
+                for column in columns:
+                    key = (study, table, line["group"], line["arm"], column, line.get("round"))
+                    samples.setdefault(key, []).append(float(line[column]))
+    values = np.array(list(samples.values()))
+    away = (values[:, None] - values[None]).reshape(-1, values.shape[1])
+    half = stats.t.ppf(0.975, 2) * stats.sem(away, axis=1)
+    rows = np.stack([away.mean(1), away.mean(1) - half, away.mean(1) + half], 1).round(2)
+    triples = {tuple(f"{each + 0.0:+.2f}".replace("-0.00", "+0.00") for each in row) for row in rows}
+    said = re.findall(r"\$([+-]\d+\.\d\d)\$ \[\$([+-]\d+\.\d\d)\$,~\$([+-]\d+\.\d\d)\$\]", tex)
+    assert len(said) > 50 and set(said) <= triples
+
+
 def test_every_number_comes_from_the_results(whole: Path, tmp_path: Path) -> None:
     tex = report(whole, tmp_path / "report")
     static = set(re.findall(r"\d+\.\d+", shipped_file("report/template.tex").read_text()))

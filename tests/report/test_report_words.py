@@ -247,3 +247,10 @@ def test_runs_that_ended_below_the_head_are_named_with_their_seeds() -> None:
     assert text.endswith(r"began with: iid, A \& B (seed 0 and seed 0{,} shard seed 1).")
     section.name_lost([(Latex(), kept.label, kept)])
     assert section.paragraphs == [text]
+
+
+def test_the_detectable_difference_of_an_undecided_claim_is_scipys() -> None:
+    values, section = [2.0, -2.1, 1.9], Section("name", "title", "question")
+    section.claim("A", paired(dict(enumerate(values)), dict.fromkeys(range(3), 0.0)), "B")
+    expected = stats.sem(values) * (stats.t.ppf(0.975, 2) + stats.t.ppf(0.8, 2))
+    assert f"a true difference of {expected:.2f} would be found" in section.claims[0].detail

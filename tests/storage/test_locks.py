@@ -1,8 +1,10 @@
 """One process makes a thing and the others wait; nobody waits for the dead."""
 
+import logging
 import os
-import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,17 +20,33 @@ def make_slowly(folder: Path) -> None:
         time.sleep(60)
 
 
-def make_for_half_a_second(folder: Path) -> None:
+def make_until_somebody_waits(folder: Path) -> None:
     with only_maker(folder / "thing", "makes the thing"):
         (folder / "ready").touch()
-        time.sleep(0.5)
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+        (folder / "go").unlink()
         (folder / "thing").touch()
+
+
+@contextmanager
+def when_it_is_said_to_wait(act: Callable[[], object]) -> Iterator[None]:
+    """Do something once this process logs that it waits."""
+    handler = logging.Handler()
+    handler.emit = lambda record: act()  # type: ignore[assignment]
+    logger = logging.getLogger("fl_taskarith")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_the_next_waits_and_finds_what_the_first_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level("INFO", logger="fl_taskarith"),
-        at_work(make_for_half_a_second, tmp_path) as maker,
+        at_work(make_until_somebody_waits, tmp_path) as maker,
+        when_it_is_said_to_wait((tmp_path / "go").touch),
         only_maker(tmp_path / "thing", "makes the thing"),
     ):
         assert (tmp_path / "thing").exists()
@@ -38,10 +56,13 @@ def test_the_next_waits_and_finds_what_the_first_made(tmp_path: Path, caplog: py
 
 
 def test_a_killed_maker_blocks_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", logger="fl_taskarith"), at_work(make_slowly, tmp_path) as maker:
-        threading.Timer(0.5, kill, (maker,)).start()
-        with only_maker(tmp_path / "thing", "makes the thing"):
-            assert not (tmp_path / "thing").exists()
+    with (
+        caplog.at_level("INFO", logger="fl_taskarith"),
+        at_work(make_slowly, tmp_path) as maker,
+        when_it_is_said_to_wait(lambda: kill(maker)),
+        only_maker(tmp_path / "thing", "makes the thing"),
+    ):
+        assert not (tmp_path / "thing").exists()
     assert f"PID {maker.pid}" in caplog.text
     assert {path.name for path in tmp_path.iterdir()} == {"ready"}
 

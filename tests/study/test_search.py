@@ -155,3 +155,16 @@ def test_what_is_left_of_a_search_counts_the_rungs_to_come() -> None:
     first = {Trial(rate, 1): (rate, 0.0) for rate in search.rates}
     assert sorted(trials_left(search, first)) == [2, 2, 6, 6]
     assert sorted(trials_left(search, first | {Trial(10.0, 2): (0.5, 0.0)})) == [2, 6, 6]
+
+
+def test_trials_by_hand() -> None:
+    search = Search(1e-3, 10.0, 1, (1, 2), 2, (0, 1))
+    assert search.trials == 2 * (5 + 2) and dataclasses.replace(search, bracket=True).trials == 2 * (5 + 2 + 1)
+
+
+def test_a_neighbour_is_left_out_only_if_it_diverged_with_the_same_other_settings() -> None:
+    search = Search(1e-3, 10.0, 1, (1, 2), 1, (0,), also=(("server-lr", (0.5, 1.0)),), bracket=True)
+    half, one = (("server-lr", 0.5),), (("server-lr", 1.0),)
+    scores = {Trial(rate, 1, also): (0.1, 0.0) for rate, also in search.points}
+    scores |= {Trial(0.1, 1, one): (0.9, 0.0), Trial(0.1, 2, one): (0.9, 0.0), Trial(1.0, 1, half): DIVERGED}
+    assert open_trials(search, scores) == [Trial(0.01, 2, one), Trial(1.0, 2, one)]

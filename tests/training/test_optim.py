@@ -48,3 +48,8 @@ def test_the_plateau_schedule_against_counting(losses: list[float], warmup: int)
     step = len(losses) + 1
     rate = learning_rate(config, step, losses)
     assert rate == pytest.approx(2.0 * step / warmup if step <= warmup else expected)
+
+
+@given(st.sampled_from(CLOSED_FORMS), st.integers(1, 60), st.integers(0, 20))
+def test_behind_the_warmup_a_schedule_is_that_of_the_steps_left(schedule: str, left: int, warmup: int) -> None:
+    assert curve(schedule, warmup + left, warmup)[warmup:] == pytest.approx(curve(schedule, left))
