@@ -75,9 +75,8 @@ class CovarianceSum:
         """
         gram, product = self._gram_sum().double(), self._product_sum().double()
         share = self.total_weight / len(gram)
-        directed = float(self._directed) or self.total_weight
         gram = (1 - shrinkage) * gram
-        gram.diagonal().add_((shrinkage + self._least(epsilon) * (directed / self.total_weight)) * share)
+        gram.diagonal().add_((shrinkage + self._least(epsilon) * (self._moved / self.total_weight)) * share)
         product = (1 - shrinkage) * product + shrinkage * share * mean.double()
         solved = _solved(gram, product) if support is None else _solved_by_row(gram, product, support)
         return solved.to(mean)
@@ -85,6 +84,11 @@ class CovarianceSum:
     def gradient(self, at: Tensor) -> Tensor:
         """Return the gradient of Σ w ‖(X − T) Tᵀ‖² at X = `at`, [out, in]: 2 (X Σ w G − Σ w T G)."""
         return 2 * (at @ self._gram_sum() - self._product_sum())
+
+    @property
+    def _moved(self) -> float:
+        """Σ n over clients with T ≠ 0; over all where there is none, so that a system of zeros can be solved."""
+        return float(self._directed) or self.total_weight
 
     def _least(self, epsilon: float) -> float:
         """Return ε, or what rounding leaves of directions that no client has, if that is more."""
@@ -134,7 +138,7 @@ class BoundedSum(CovarianceSum):
         """
         gram = self._gram_sum().double()
         values, vectors = torch.linalg.eigh(gram)
-        values = values.clamp(min=0) + self._least(epsilon) * (float(self._directed) or self.total_weight) / len(gram)
+        values = values.clamp(min=0) + self._least(epsilon) * self._moved / len(gram)
         root = ((vectors / values.sqrt()) @ vectors.mT).to(self._added[0][0])
         total = torch.zeros_like(self._added[0][0])
         for matrix, weight in self._added:
