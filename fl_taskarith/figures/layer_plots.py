@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from fl_taskarith.config.settings import from_mapping
 from fl_taskarith.figures.panels import Row, draw_bars, runs_note, spread
 from fl_taskarith.figures.plots import draw_rows, line_look, save_figure
 from fl_taskarith.figures.run_groups import Member
@@ -32,14 +33,14 @@ def plot_overlap(members: Sequence[Member], output: Path) -> list[Path]:
     if not lines:
         return []
     labels = list(lines)
-    most = max(point.mean for line in lines.values() for kind in line.values() for point in kind.values())
+    heard = {member.label: from_mapping(member.settings).sampled_clients for member in members}
 
     def draw(row: Row, panels: Sequence[Axes]) -> None:
         for axes, (kind, words) in zip(panels, KINDS.items(), strict=True):
             for turn, place in enumerate(row.places):
                 if found := lines[labels[place]].get(kind, {}):
                     look = {**line_look(turn), "label": labels[place]}
-                    draw_bars(axes, list(found), list(found.values()), (1.0, most), **look)
+                    draw_bars(axes, list(found), list(found.values()), (1.0, heard[labels[place]]), **look)
             axes.set_title(words, fontsize=9)
             axes.set_xlabel("block")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

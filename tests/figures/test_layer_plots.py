@@ -4,13 +4,16 @@ import csv
 import dataclasses
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from conftest import numbers, power_cut
 
 from fl_taskarith import simulate
 from fl_taskarith.config.settings import Config
+from fl_taskarith.figures import layer_plots
 from fl_taskarith.figures.layer_plots import KINDS, plot_overlap
+from fl_taskarith.figures.panels import draw_bars
 from fl_taskarith.figures.run_groups import find_runs, members
 
 
@@ -19,7 +22,9 @@ def config(quick_config: Config) -> Config:
     return dataclasses.replace(quick_config, strategy="covariance", num_rounds=3, participation=0.3)
 
 
-def test_a_run_writes_what_it_measured_of_every_matrix_and_draws_it(config: Config, tmp_path: Path) -> None:
+def test_a_run_writes_what_it_measured_of_every_matrix_and_draws_it(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = simulate(config).folder
     with open(folder / "layers.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -33,9 +38,11 @@ def test_a_run_writes_what_it_measured_of_every_matrix_and_draws_it(config: Conf
     own = [float(row["overlap"]) for row in rows if row["tensor"] == "blocks.0.attn.qkv.weight"]
     assert kept["blocks.0.attn.qkv.weight"] == pytest.approx(sum(own) / 3)
     assert "layers.csv" in (folder / "SHA256SUMS").read_text()
+    drawn = Mock(wraps=draw_bars)
+    monkeypatch.setattr(layer_plots, "draw_bars", drawn)
     (png, _) = plot_overlap(members(find_runs([folder])), tmp_path / "overlap")
     assert png.stat().st_size > 1000
-    assert len(KINDS) == 4
+    assert [call.args[3] for call in drawn.call_args_list] == [(1.0, 3)] * len(KINDS), "bars end at all three clients"
 
 
 def test_a_resumed_run_measured_the_same(config: Config) -> None:
