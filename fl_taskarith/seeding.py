@@ -12,8 +12,8 @@ import numpy as np
 def random_generator(seed: int, purpose: str, server_round: int = 0, client: int = 0) -> np.random.Generator:
     """A fresh generator for one purpose ("participation", "batches", ...) of one client in one round.
 
-    The four values seed PCG64 through numpy's SeedSequence; `purpose` enters by its CRC-32, so that two purposes never
-    share a stream. All values are non-negative.
+    The four values seed PCG64 through numpy's SeedSequence; `purpose` enters by its CRC-32, so that purposes
+    have streams of their own. All values are non-negative.
     """
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), server_round, client])
 

@@ -15,7 +15,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "input_sizes": {"help": "pixels, the first one in detail"},
     "device": {"help": "auto, cpu, ..."},
     "examples": {"help": "scored each time"},
-    "clients": {"help": "of a round; of the whole federation (scale); trained at once (together)"},
+    "clients": {"help": "per round (under scale: in the federation; under together: trained at once)"},
     "actors": {"help": "of Ray; 0 = one per two cores, as Flower does", "type": int},
     "without_ray": {"help": "leave Flower's simulation out", "action": "store_true"},
     "density": {"help": "share of weights trained; 0 = no mask"},

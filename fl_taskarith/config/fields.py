@@ -152,7 +152,7 @@ class Settings:
         "at-once | all-heard",
         "task-vector-bank: the server moves from the first round, or only once every client has reported",
     )
-    bank_decay: float = ALGORITHM(1.0, "[0, 1]", "task-vector-bank: factor per round on what is not new")
+    bank_decay: float = ALGORITHM(1.0, "[0, 1]", "task-vector-bank: factor on a weight per round of its age")
     proximal_mu: float = ALGORITHM(0.0, "[0, 1e6]", "FedProx: (μ/2)‖θ − θ_t‖² in the local loss", symbol="μ")
     server_momentum: float = ALGORITHM(
         0.9, "[0, 1]", "fedavgm, covariance-momentum: momentum of the server; ghbm, local-ghbm, fedhbm, fedcm: β"
@@ -177,20 +177,20 @@ class Settings:
     clipping_start: str = ALGORITHM("zero", "zero | previous", "cclip: where each round's iterations start")
     gram_anchor: float = ALGORITHM(0.0, "[0, 1e6]", "gram-anchored: weight of clients not in the round", symbol="γ")
     gram_epsilon: float = ALGORITHM(
-        0.0, "[0, 1e6]", "gram-anchored: as a share of the mean factor over a layer's updated entries", symbol="ε"
+        0.0, "[0, 1e6]", "gram-anchored: added to the divisor, as a share of a layer's mean one", symbol="ε"
     )
     covariance_form: str = ALGORITHM(
         "least-squares",
         "least-squares | bounded",
-        "covariance: least squares, added up as replies come, or a form no longer than all updates end to end",
+        "covariance: least squares, added up as replies come, or bounded by the sum of the updates' norms",
     )
     covariance_epsilon: float = ALGORITHM(
         1e-3, "(0, 1e6]", "covariance: added to the diagonal, as a share of its mean", symbol="ε"
     )
     covariance_shrinkage: float = ALGORITHM(
-        0.0, "[0, 1]", "covariance: of each client's Gram matrix towards the identity; 1 = the mean", symbol="s"
+        0.0, "[0, 1]", "covariance: shrinkage of each Gram matrix to the identity's multiple; 1 = the mean", symbol="s"
     )
-    covariance_weights: str = ALGORITHM("examples", "examples | equal", "covariance: by what clients count")
+    covariance_weights: str = ALGORITHM("examples", "examples | equal", "covariance: weights of the clients")
     covariance_mask: str = ALGORITHM(
         "projected",
         "projected | rows",
@@ -204,7 +204,7 @@ class Settings:
         words="{}",
     )
     merge_parameter: float | str = ALGORITHM(
-        AUTO, "[0, 1e6]", "merge-rule: the rule's own parameter (fl-taskarith merge --help); auto = a usual value"
+        AUTO, "[0, 1e6]", "merge-rule: its parameter (fl-taskarith merge --help); auto = the middle of those searched"
     )
     personal_parameters: str = ALGORITHM(
         "*norm*, *.ls1.*, *.ls2.*", None, "fedbn: what stays with each client: comma-separated names or patterns with *"
@@ -307,7 +307,7 @@ class Settings:
         True,
         None,
         "export the last model as model.safetensors and the one of the best round on validation as "
-        "model-best.safetensors: as much disk again, and a file more beside the checkpoints",
+        "model-best.safetensors, each as large as the whole model",
     )
     draw_curves: bool = OUTPUT(True, None, "draw curves.png and curves.pdf at the end")
     tensorboard: bool = OUTPUT(False, None, "also log the rows to TensorBoard, in the run's folder")
@@ -315,7 +315,7 @@ class Settings:
     resume: bool = OUTPUT(True, None, "continue an unfinished run of the same configuration")
     results_dir: str = OUTPUT("", None, "where results go; empty = results/ of the installed checkout")
     run_name: str = OUTPUT("", None, "folder of the run; empty = named after its settings")
-    seed: int = FEDERATION(0, f"[0, {2**53}]", "of the federation: sampling, batches, augmentation")
+    seed: int = FEDERATION(0, f"[0, {2**53}]", "of the run: sampling, batches, augmentation, random masks and weights")
     shard_seed: int = FEDERATION(0, f"[0, {2**53}]", "of the assignment of data to clients")
 
     @property

@@ -55,6 +55,9 @@ def studies(results_dir: str = "") -> pandas.DataFrame:
 
     Columns: study (its folder below the results folder), arms, finished (arms with every seed), best_arm,
     test_accuracy (%, mean over its seeds), gain (points over the head before training), age_hours.
+
+    Raises:
+        ConfigError: `results_dir` is relative and there is no checkout that it could be relative to.
     """
     root = results_root(results_dir)
     tables = [path for path in sorted(root.rglob("table.csv")) if (path.parent / "settings.json").exists()]
@@ -67,6 +70,9 @@ def searches(results_dir: str = "") -> pandas.DataFrame:
     Columns: search (its folder below the results folder), trials (runs so far, each counted with all its seeds as one),
     learning_rate (what it chose; none while it is not over), val_accuracy (%, at that rate), tuned (whether the choice
     lies inside the grid), age_hours.
+
+    Raises:
+        ConfigError: `results_dir` is relative and there is no checkout that it could be relative to.
     """
     root = results_root(results_dir)
     rows = [_search(path, root) for path in sorted(root.glob("search/*/search.csv"))]

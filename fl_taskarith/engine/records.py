@@ -129,7 +129,11 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 
 def metric(record: MetricRecord, name: str) -> float:
-    """Return one number of a MetricRecord, which may hold lists as well."""
+    """Return one number of a MetricRecord, which may hold lists as well.
+
+    Raises:
+        TypeError: it is a list.
+    """
     value = record[name]
     if isinstance(value, list):
         raise TypeError(f"the metric {name} is a list, expected a number")

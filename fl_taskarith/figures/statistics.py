@@ -96,7 +96,7 @@ def paired(
     correct: Correct[Key] | None = None,
     reference_correct: Correct[Key] | None = None,
 ) -> Paired:
-    """Summarise `values` minus `reference`, in percent, over the runs that both have.
+    """Summarise `values` minus `reference`, both in percent, over the runs that both have.
 
     Args:
         correct, reference_correct: of the same runs. The interval is over seeds and test images where both have all

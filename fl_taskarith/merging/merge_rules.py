@@ -1,8 +1,9 @@
 """Merging T fine-tuned models at once: one round of federated averaging, with the remedies of both fields.
 
 θ = θ₀ + λ · direction(τ_1, ..., τ_T). A rule takes a sequence of task vectors and looks tensors up one name at a time,
-so a task vector may read itself from a file: memory is T tensors of one name and one direction. The scaling is that of
-Tao et al. (arXiv 2411.18607): of a sum for task arithmetic, FedGMA, CCLIP and DARE, of a mean for the others.
+so a task vector may read itself from a file: memory is T tensors of one name and one direction. As in Tao et al. (arXiv
+2411.18607) task arithmetic, FedGMA and CCLIP are sums, and so are DARE and Breadcrumbs here: without a search they are
+taken at λ = 1/T, all other rules at λ = 1.
 
 To add a rule, put a file with a function under `@merge_rule` into `merging/rules/`, or name one as "module:function".
 """
@@ -38,7 +39,7 @@ class MergeRule:
         parameter: its hyper-parameter's name, "" if it has none. meaning: that one's, in a line.
         values: those searched, or a function that gives them for the task vectors.
         scaled: whether λ is searched; otherwise it is 1.
-        summed: whether the direction scales as a sum of task vectors.
+        summed: whether it is a plain sum of (treated) task vectors, whose λ is 1/T without a search.
         needs_base: False if moving all models by the same vector moves the merged one by it too, so that θ₀ cancels.
         streams: whether the direction follows from sums over the task vectors, which need not be at hand all at once.
         matrices: whether it merges each matrix as a whole. Under a mask the entries outside are then zeros that go in,
@@ -89,7 +90,7 @@ class MergeRule:
         return f"| {' | '.join(cells)} |"
 
     def default_scale(self, number: int) -> float:
-        """Return λ at which equal task vectors merge into themselves: 1/T for a sum, 1 for a mean."""
+        """Return the λ taken where none is given: 1/T for the rules that are `summed`, 1 for the others."""
         return 1 / number if self.summed else 1.0
 
 

@@ -128,6 +128,9 @@ def aggregate_by(rule: str, task_vectors: TaskVectors, weights: Sequence[float],
     Args:
         weights: numbers of examples, used by "mean" alone.
         share: β, the share of attackers that "trimmed-mean" drops at each end and that "krum" assumes.
+
+    Raises:
+        ValueError: the rule is unknown, the share is not in [0, ½), or the task vectors do not match.
     """
     if rule == "mean":
         mean = WeightedMean()
@@ -146,7 +149,11 @@ def aggregate_by(rule: str, task_vectors: TaskVectors, weights: Sequence[float],
 
 
 def aggregate_groups(rule: str, rows: Tensor, groups: Groups, share: float) -> Tensor:
-    """Return `aggregate_by` of every group's rows with equal weights: [N, d] to [B, d]."""
+    """Return `aggregate_by` of every group's rows with equal weights: [N, d] to [B, d].
+
+    Raises:
+        ValueError: the rule is unknown, or under "geometric-median" a group has no finite row.
+    """
     if rule == "mean":
         return per_size(groups, rows, means)
     if rule == "median":
@@ -180,7 +187,11 @@ def _tolerated(share: float, number: int) -> int:
 
 
 def distances(task_vectors: TaskVectors, centre: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Return ‖τ_k − centre‖₂ of each task vector over all tensors together, float64 [n] on the CPU; ‖τ_k‖₂ for None."""
+    """Return ‖τ_k − centre‖₂ of each task vector over all tensors together, float64 [n] on the CPU; ‖τ_k‖₂ for None.
+
+    Raises:
+        ValueError: no task vectors, or they differ in names or shapes.
+    """
     squares = torch.zeros(len(task_vectors), dtype=torch.float64)
     for name in names_of(task_vectors):
         rows = stacked(task_vectors, name)

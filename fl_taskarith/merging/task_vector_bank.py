@@ -51,11 +51,6 @@ class TaskVectorBank:
         result = mean.result()
         return {name: result[name] for name in self._names if name in result}  # an order that no file has changed
 
-    @property
-    def bytes(self) -> int:
-        """The bytes that the task vectors take."""
-        return sum(value.nbytes for vector, *_ in self._newest.values() for value in vector.values())
-
     def __len__(self) -> int:
         return len(self._newest)
 

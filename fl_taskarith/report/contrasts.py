@@ -6,6 +6,7 @@ from math import nan, sqrt
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
+from fl_taskarith.config.fields import rules_by_heading
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.config.settings import CHOSEN_KEYS, OPERATIONAL_KEYS
 from fl_taskarith.figures.statistics import NO_WIDTH, Paired, holm, paired, summarise
@@ -14,10 +15,7 @@ from fl_taskarith.report.read_results import BySeed, Curves, MeasuredArm
 
 # Settings of a run rather than of an arm, and those that change no result.
 UNCOMPARED = OPERATIONAL_KEYS | CHOSEN_KEYS | {"evaluate-every", "threads", "device", "clients-at-once"}
-MASK_KEYS = frozenset(
-    {"mask-rule", "density", "sensitivity-threshold", "calibration-rounds", "soft-zero", "mask-source", "mask-exclude"}
-    | {"calibration-per-client", "fisher-labels", "fisher-score", "calibration-memory", "mask-file"}
-)
+MASK_KEYS = frozenset(rules_by_heading()["mask"])
 WORK_KEYS = frozenset({"num-rounds", "warmup-rounds"})  # go with local-steps, so that rounds × J stays the same
 
 Arms = Sequence[MeasuredArm]
@@ -122,14 +120,14 @@ def verdict(pairs: Paired) -> Literal["higher", "lower", "undecided"]:
 
     It is "undecided" without an interval, too, and with one of no width: of seeds that all differ by the same number.
     """
-    if not pairs.over or not pairs.high - pairs.low > NO_WIDTH or pairs.low <= 0 <= pairs.high:
+    if not pairs.over or not pairs.has_width or pairs.low <= 0 <= pairs.high:
         return "undecided"
     return "higher" if pairs.mean > 0 else "lower"
 
 
-def surviving_holm(pairs: Sequence[Paired], level: float = 0.05) -> int:
+def surviving_holm(pairs: Sequence[Paired]) -> int:
     """Return how many of the differences differ from 0 significantly when all are judged together, by Holm."""
-    return sum(value <= level for value in holm([each.p for each in pairs]))
+    return sum(value <= 0.05 for value in holm([each.p for each in pairs]))
 
 
 class Enough(NamedTuple):

@@ -55,7 +55,7 @@ def stops_early(rows: Sequence[Row], config: Config) -> bool:
 
 
 def gain(rows: Sequence[Row]) -> float | None:
-    """Return the last test accuracy minus that of round 0, in points of a percent; None without either."""
+    """Return the last test accuracy minus that of round 0, in percentage points; None without either."""
     tested = [row["test_accuracy"] for row in rows if row.get("test_accuracy") is not None]
     return 100 * (tested[-1] - tested[0]) if len(tested) > 1 and rows[0]["round"] == 0 else None
 

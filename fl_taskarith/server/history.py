@@ -100,7 +100,7 @@ class History:
 
     @property
     def gain(self) -> float | None:
-        """The test accuracy of the last round that has one minus that of round 0, in points of a percent."""
+        """The test accuracy of the last round that has one minus that of round 0, in percentage points."""
         return gain(self.rows)
 
     def __repr__(self) -> str:

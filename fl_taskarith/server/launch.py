@@ -163,7 +163,7 @@ def describe(home: Workspace) -> dict[str, dict[str, int] | str]:
     trained = home.trained_names(home.config.num_rounds)
     facts: dict[str, dict[str, int] | str] = {
         "device": describe_device(home.device),
-        PRETRAINED: home.pretrained_sha256(),
+        PRETRAINED: home.pretrained_sha256,
         "parameters": {
             "total": sum(parameter.numel() for parameter in home.parameters.values()),
             "trained": sum(home.parameters[name].numel() for name in trained),

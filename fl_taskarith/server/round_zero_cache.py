@@ -40,12 +40,9 @@ Packed = tuple[Mapping[str, Tensor], Any]
 
 # What only later rounds depend on. A setting that is not listed counts as one that round 0 depends on.
 LOCAL_KEYS = frozenset(rules_by_heading()["training"]) | {"optimizer-kernels"}
-ROUND_KEYS = frozenset(
-    {"num-rounds", "participation", "sampling", "dropout", "ridge-refresh", "evaluate-every", "server-lr"}
-    | {"task-vector-bank", "bank-start", "bank-decay", "proximal-mu", "server-momentum", "server-beta1", "server-beta2"}
-    | {"server-tau", "gma-threshold", "trimmed-share", "clipping-radius", "clipping-iterations", "clipping-start"}
-    | {"gram-anchor", "gram-epsilon", "personal-parameters", "cluster-rule"}
-)
+ROUND_KEYS = frozenset(rules_by_heading()["algorithm"]) - {"byzantine-fraction", "attack", "attack-scale"} | {
+    *("num-rounds", "participation", "sampling", "dropout", "ridge-refresh", "evaluate-every", "cluster-rule")
+}
 MASK_KEYS = frozenset(rules_by_heading()["mask"])
 BY_CONTENT = frozenset({"strategy", "weights", "device"})  # in the digest by what they stand for
 LATER_KEYS = OPERATIONAL_KEYS - {"engine"} | LOCAL_KEYS | ROUND_KEYS | BY_CONTENT
@@ -212,7 +209,7 @@ def _digest(home: Workspace, kind: Kind[Any]) -> str:
     parts: dict[str, object] = {
         "settings": settings,
         "clients": config.strategy if clustered(config) or not federated else "federated",
-        "weights": home.pretrained_sha256(),
+        "weights": home.pretrained_sha256,
         "inputs": home.inputs_sha256,
         "shards": home.shards_sha256 if federated else "",
         "device": describe_device(home.device),

@@ -35,7 +35,7 @@ from fl_taskarith.storage.checkpoint import Checkpoint
 from fl_taskarith.storage.correctness import CORRECT, HEAD_CORRECT
 from fl_taskarith.storage.run_folder import WAITING, Logbook, Row, best_row, model_file
 from fl_taskarith.storage.run_log import UNPRINTED
-from fl_taskarith.training.local import Evaluation, evaluate
+from fl_taskarith.training.local import Evaluation
 from fl_taskarith.training.schedules import learning_rate
 from fl_taskarith.workspace.clusters import split_clusters, start_clusters
 from fl_taskarith.workspace.global_model import Frozen, GlobalModel, Weights
@@ -356,18 +356,8 @@ class Run(ABC):
         table = []
         for model in split_clusters(self.config, self.model):
             self.home.place(model)
-            table.append(
-                [
-                    evaluate(
-                        self.home.compiled_network,
-                        seen,
-                        self.home.preprocessing,
-                        batch_size=self.home.evaluation_batch,
-                        precision=self.config.precision,
-                    )
-                    for seen in views(self.config, examples)
-                ]
-            )
+            seen = views(self.config, examples)
+            table.append([self.home.evaluate(images, self.home.compiled_network) for images in seen])
         return table
 
 

@@ -218,11 +218,9 @@ class Logbook:
         return loaded if loaded is not None and course_of(loaded.settings) == self.owner[RUN] else None
 
     def _csv_lines(self, rows: list[Row]) -> str:
-        """Floats are written by repr, so that they read back to the same bits."""
+        """csv writes floats by repr, so that they read back to the same bits, and nothing for None."""
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        for row in rows:
-            writer.writerow(["" if row.get(name) is None else repr(row[name]) for name in self._columns])
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
         return text.getvalue()
 
     def __enter__(self) -> Self:

@@ -20,8 +20,6 @@ class CentredClipping(FedAvg):
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
         """Return v after the last iteration, in the shapes of `weights`."""
         vectors, config = all_task_vectors(replies), self.config
-        if not vectors:
-            return {}
         start = self.recalled("centre", vectors[0])
         radius = config.clipping_radius
         if radius == AUTO:

@@ -36,8 +36,6 @@ class Covariance(FedAvg):
             for name, layer in sums.items():
                 layer.add(whole[name].reshape(shapes[name]), weight)
             mean.add(reply.task_vector, weight)
-        if not mean.total_weight:
-            return {}
         average = mean.result()
         whole = average if mask is None else mask.spread(average)
         merged = dict(whole)
@@ -56,7 +54,8 @@ class Covariance(FedAvg):
         """Return, for every matrix, [rounds] of "overlap" and of "step".
 
         Overlap is the effective number of clients that share an input direction (`CovarianceSum.overlap`), step is ‖X‖
-        over the norm of the mean: where X is a sum, 1 and up to the number of clients; where it is a mean, that and 1.
+        over the norm of the mean. Where X is a sum, overlap is 1 and step is up to the number of clients; where it is a
+        mean, overlap is the number of clients and step is 1.
         """
         return {kind: under(f"{kind}/", self._kept) for kind in MEASURES}
 

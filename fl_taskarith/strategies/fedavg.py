@@ -1,5 +1,6 @@
 """FedAvg (McMahan et al., AISTATS 2017) over task vectors, and the round loop that all our strategies share."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -90,7 +91,7 @@ class FedAvg(FlowerFedAvg):
 
         Args:
             weights: the global tensors, of any shape; under a mask [n] of its updated entries.
-            replies: of this round's clients, by ascending partition; they can be iterated over once.
+            replies: of this round's clients, by ascending partition, at least one; they can be iterated over once.
 
         Returns:
             Tensors of the names and shapes of `weights`; a tensor that is absent stays as it is.
@@ -241,10 +242,11 @@ class FedAvg(FlowerFedAvg):
             log.append((answer.numbers, answer.norms[self.arrayrecord_key]))
             return reply
 
-        incoming = self.failures.read(replies, read)
-        task_vector = self.aggregate(self._weights, with_attackers(self.config, incoming))
-        if not log:
+        incoming = iter(with_attackers(self.config, self.failures.read(replies, read)))
+        first = next(incoming, None)
+        if first is None:
             return None, None
+        task_vector = self.aggregate(self._weights, itertools.chain([first], incoming))
         norm = task_vector_norm(task_vector)
         if not math.isfinite(norm):
             raise AggregateDivergence(

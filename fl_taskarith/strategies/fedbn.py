@@ -29,7 +29,11 @@ class FedBN(FedAvg):
     streams = True
 
     def message_arrays(self, arrays: ArrayRecord) -> dict[str, ArrayRecord]:
-        """Return the shared tensors alone."""
+        """Return the shared tensors alone.
+
+        Raises:
+            ConfigError: `personal-parameters` leaves nothing to share.
+        """
         patterns = personal_patterns(self.config)
         shared = ArrayRecord()
         for name, array in arrays.items():

@@ -17,8 +17,6 @@ class FedExP(FedAvg):
         for reply in replies:
             squares += task_vector_norm(reply.task_vector) ** 2
             mean.add(reply.task_vector, 1.0)
-        if not mean.total_weight:
-            return {}
         result = mean.result()
         divisor = 2 * mean.total_weight * (task_vector_norm(result) ** 2 + self.config.exp_epsilon)
         step = max(1.0, squares / divisor) if divisor else 1.0

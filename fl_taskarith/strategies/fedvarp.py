@@ -28,8 +28,6 @@ class FedVARP(FedAvg):
                 change[name] += value - last[name]
             self.keep(f"client-{reply.client}", {name: value.clone() for name, value in reply.task_vector.items()})
             count += 1
-        if not count:
-            return {}
         clients = self.config.num_clients
         self.keep(MEAN, {name: torch.add(value, change[name], alpha=1 / clients) for name, value in mean.items()})
         return {name: torch.add(value, change[name], alpha=1 / count) for name, value in mean.items()}

@@ -1,4 +1,4 @@
-"""The geometric median of the task vectors (Pillutla, Kakade, Harchaoui, IEEE TSP 2022: robust federated averaging)."""
+"""The geometric median of the task vectors (RFA: Pillutla, Kakade, Harchaoui, IEEE TSP 2022)."""
 
 from collections.abc import Iterable
 
@@ -13,5 +13,4 @@ class GeometricMedian(FedAvg):
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
         """Return that point, in the shapes of `weights`; distances are over all tensors together."""
-        vectors = all_task_vectors(replies)
-        return geometric_median(vectors) if vectors else {}
+        return geometric_median(all_task_vectors(replies))

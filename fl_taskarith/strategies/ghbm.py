@@ -13,7 +13,7 @@ class GHBM(FedAvg):
     """Clients add (β/ηJ) m to their gradients, m = (θ_{t−τ} − θ_t)/τ, τ = `momentum-rounds`, β = `server-momentum`.
 
     τ = 0 stands for K over the clients of a round, after which everybody has come by under cyclic participation; in the
-    first rounds τ is their number. The way down doubles. The paper's clients take plain SGD steps, momentum = 0. The
+    first rounds τ is their number. The downlink doubles. The paper's clients take plain SGD steps, momentum = 0. The
     server keeps the weights of τ rounds. β makes steps up to 1/(1 − β) times as long: tune the rate anew.
     """
 

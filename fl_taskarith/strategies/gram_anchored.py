@@ -66,8 +66,6 @@ class GramAnchored(FedAvg):
                 present[name] += own
                 layer.add(reply.task_vector[name], per_entry(own, shapes[name][0], indices.get(name)))
             mean.add({name: value for name, value in reply.task_vector.items() if name not in sums}, reply.num_examples)
-        if not mean.total_weight:
-            return {}
         result = mean.result()
         for name, layer in sums.items():
             absent = per_entry((totals[name] - present[name]).clamp_min(0.0), shapes[name][0], indices.get(name))

@@ -14,4 +14,4 @@ class Krum(FedAvg):
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
         """Return the chosen client's task vector, in the shapes of `weights`."""
         vectors = all_task_vectors(replies)
-        return aggregate_by("krum", vectors, [1.0] * len(vectors), self.config.trimmed_share) if vectors else {}
+        return aggregate_by("krum", vectors, [1.0] * len(vectors), self.config.trimmed_share)

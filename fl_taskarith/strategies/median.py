@@ -13,5 +13,4 @@ class Median(FedAvg):
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
         """Return the median of every entry, in the shapes of `weights`."""
-        vectors = all_task_vectors(replies)
-        return coordinate_median(vectors) if vectors else {}
+        return coordinate_median(all_task_vectors(replies))

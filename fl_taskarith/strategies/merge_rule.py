@@ -17,7 +17,10 @@ from fl_taskarith.strategies.fedavg import FedAvg, Reply, all_task_vectors
 
 
 class MergedByRule(FedAvg):
-    """θ ← θ + η_s λ direction(τ_1, ..., τ_n) by `merge-rule`, λ being 1/n for a rule whose direction scales as a sum.
+    """θ ← θ + η_s λ direction(τ_1, ..., τ_n) by `merge-rule`, λ being 1/n for its sums and 1 for the other rules.
+
+    `MergeRule.summed` says which are sums. Iso-C, Iso-CTS and WUDI return a direction about as long as the sum of the
+    task vectors and are taken at λ = 1, as in their papers: they need a lower `server-lr` or rate than a mean.
 
     `merge-parameter` is the rule's own parameter; "auto" is the middle one of those that a search for it tries. Clients
     count alike. All task vectors of a round are held at once. Under a mask a rule for matrices sees zeros outside it,
@@ -52,8 +55,6 @@ class MergedByRule(FedAvg):
             return reply
 
         vectors = all_task_vectors(map(noted, replies))
-        if not vectors:
-            return {}
         mask = self.context.mask if self.rule.matrices else None
         if mask is not None:
             vectors = [mask.spread(vector) for vector in vectors]

@@ -13,5 +13,4 @@ class TrimmedMean(FedAvg):
 
     def aggregate(self, weights: dict[str, Tensor], replies: Iterable[Reply]) -> dict[str, Tensor]:
         """Return the trimmed mean of every entry, in the shapes of `weights`."""
-        vectors = all_task_vectors(replies)
-        return trimmed_mean(vectors, self.config.trimmed_share) if vectors else {}
+        return trimmed_mean(all_task_vectors(replies), self.config.trimmed_share)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class _Callable(ModuleType):
-    """Lets `fl_taskarith.study(...)` run a study beside the modules of this room."""
+    """Lets `fl_taskarith.study(...)` run a study beside the modules of this subpackage."""
 
     def __call__(self, *files: Any, **settings: Any) -> "pandas.DataFrame":
         from fl_taskarith.study.run_files import study

@@ -80,13 +80,8 @@ def share_left(run: Config, *, going: bool = False) -> float:
     Args:
         going: whether it is being trained; if not, it goes on from its last checkpoint.
     """
-    done = last_round if going else resumed_round
+    done = last_round if going else last_saved_round
     return 1 - max(0, done(run_folder(run))) / run.num_rounds if run.run_name else 1.0
-
-
-def resumed_round(folder: Path) -> int:
-    """Return the round after which an unfinished run would go on: that of its last checkpoint; 0 without one."""
-    return max(0, last_saved_round(folder))
 
 
 def last_round(folder: Path) -> int:

@@ -16,10 +16,11 @@ from tqdm.auto import tqdm
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.storage.files import make_folder
+from fl_taskarith.storage.folder_choice import last_saved_round
 from fl_taskarith.storage.progress import duration, in_notebook
 from fl_taskarith.storage.run_log import RunLog
 from fl_taskarith.study.definition import Arm
-from fl_taskarith.study.listing import last_round, measure, resumed_round, runs_left, seconds_left
+from fl_taskarith.study.listing import last_round, measure, runs_left, seconds_left
 from fl_taskarith.study.plan import Plan, plans_of
 from fl_taskarith.study.results import Outcome, State, StudyResults, run_folder
 
@@ -71,7 +72,9 @@ class Monitor:
         """Note that a run begins or resumes."""
         folder = run_folder(run)
         with self._lock:
-            self._training[folder] = _Training(arm, run, time.time(), resumed_round(folder), self._seconds_of(arm, run))
+            self._training[folder] = _Training(
+                arm, run, time.time(), last_saved_round(folder), self._seconds_of(arm, run)
+            )
 
     def ends(self, run: Config) -> None:
         """Note that a run ended, in whatever way."""

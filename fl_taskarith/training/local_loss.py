@@ -61,8 +61,8 @@ class LocalLoss:
     def references(self, network: nn.Module, batches: Iterable[Tensor]) -> list[Tensor] | None:
         """Return the scores [B, c] or features [B, d], to which the second term holds the model, of each batch.
 
-        This is a forward pass over all batches of a round before its first step: half of what a step's own two passes
-        cost. None for a loss without such a term.
+        This is a forward pass over all batches of a round before its first step: about a third of what the steps
+        themselves cost. None for a loss without such a term.
 
         Args:
             network: that of `network`, on the round's first weights; in evaluation mode afterwards.
@@ -100,7 +100,7 @@ def local_loss(scores: Tensor, labels: Tensor, name: str, logit_scale: float = 1
 
 
 def not_true_divergence(scores: Tensor, reference: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Return the mean KL divergence of the scores' softmax from the reference's over all classes but the label.
+    """Return the mean of KL(q ‖ p) over all classes but the label, q the softmax of the reference, p of the scores.
 
     Args:
         scores, reference: [b, c], divided by the temperature before the softmax over c − 1 classes.

@@ -65,6 +65,7 @@ class SparseSGDM(torch.optim.SGD):
         self._begun: Tensor | None = None  # bool [n]: which clients have taken a step, where not all take all
         group["masks"] = None if masks is None else [masks[name] for name, _ in named]
         self._indices: list[Tensor | None] = []
+        self._given = indices is not None
         if indices is None:
             self._index_masks()
         else:
@@ -79,9 +80,10 @@ class SparseSGDM(torch.optim.SGD):
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load momentum, masks and settings from a `state_dict()`."""
+        """Load momentum, masks and settings from a `state_dict()`; entries given as `indices` stay those given."""
         super().load_state_dict(state_dict)
-        self._index_masks()
+        if self.param_groups[0]["masks"] is not None or not self._given:
+            self._index_masks()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]

@@ -274,12 +274,9 @@ class Workspace:
         network = self.network if network is None else network  # a compiled module has no truth value
         return evaluate(network, examples, self.preprocessing, batch_size=batch, precision=precision)
 
-    def pretrained_sha256(self) -> str:
-        """Return the first 16 hexadecimal digits of a checksum of all weights as they started, from whatever file."""
-        return self._pretrained_sha256
-
     @cached_property
-    def _pretrained_sha256(self) -> str:
+    def pretrained_sha256(self) -> str:
+        """The first 16 hexadecimal digits of a checksum of all weights as they started, from whatever file."""
         return cache_key({**self.model.state_dict(), **self.pretrained})
 
     @cached_property

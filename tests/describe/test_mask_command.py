@@ -103,7 +103,7 @@ def test_the_test_images_decide_nothing_and_no_run_is_left_behind(
         seen.append(len(of[1]))
         return evaluate(*of, **settings)
 
-    monkeypatch.setattr("fl_taskarith.server.run.evaluate", watched)
+    monkeypatch.setattr("fl_taskarith.workspace.workspace.evaluate", watched)
     study_masks.make_masks(Config(**SMALL, results_dir=str(tmp_path)))
     assert seen == [SMALL["validation_size"]]
     assert not list(tmp_path.rglob("run.json"))

@@ -239,8 +239,7 @@ def test_under_a_mask_a_strategy_does_what_it_does_to_masked_dense_vectors(name:
 
 
 @pytest.mark.parametrize("name", OF_IMAGES)
-def test_without_replies_there_is_no_update_and_replies_are_not_kept(name: str) -> None:
-    assert made(name).aggregate({}, iter([])) == {}
+def test_replies_are_not_kept(name: str) -> None:
     buffer = {label: value.clone() for label, value in WEIGHTS.items()}
 
     def overwriting() -> Iterator[Reply]:

@@ -33,7 +33,7 @@ def covariance(task_vectors: TaskVectors, shrinkage: float) -> Direction:
 
 
 @merge_rule(
-    "covariance-bounded", "covariance whose directions are shared out, no longer than all task vectors end to end",
+    "covariance-bounded", "covariance whose directions are shared out; its norm is at most the sum of the norms",
     matrices=True,
 )  # fmt: skip
 def covariance_bounded(task_vectors: TaskVectors) -> Direction:

@@ -22,6 +22,9 @@ def ties(task_vectors: TaskVectors, keep: float) -> Direction:
 
     Of each task vector the share `keep` of entries of largest magnitude over all tensors stays; each entry takes the
     sign of the sum of what is left, and the mean of those that have it.
+
+    Raises:
+        ValueError: not 0 < keep <= 1, or an entry is not finite.
     """
     thresholds = torch.tensor([magnitude_threshold(vector, keep) for vector in task_vectors])
 

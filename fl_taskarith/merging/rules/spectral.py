@@ -28,7 +28,7 @@ def iso_c(task_vectors: TaskVectors) -> Direction:
 
 
 @merge_rule(
-    "iso-cts", "iso-c with a fifth of the directions from each task vector's own", source="Marczak et al., ICML 2025",
+    "iso-cts", "iso-c with a fifth of its directions from single task vectors", source="Marczak et al., ICML 2025",
     matrices=True,
 )  # fmt: skip
 def iso_cts(task_vectors: TaskVectors) -> Direction:
