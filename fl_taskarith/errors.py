@@ -27,6 +27,10 @@ class CheckpointError(FlTaskarithError):
     """A results folder or checkpoint cannot be read, written or resumed."""
 
 
+class Damaged(CheckpointError):
+    """None of the checkpoints of a run can be read: it has to begin again."""
+
+
 class FrozenMissing(CheckpointError):
     """A client has no file of what is fixed in a round; it can be sent again."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fl_taskarith.config.rule import shown
 from fl_taskarith.config.settings import Config
-from fl_taskarith.errors import CheckpointError
+from fl_taskarith.errors import CheckpointError, Damaged
 from fl_taskarith.storage.client_files import StateNames, under
 from fl_taskarith.storage.record_files import conforming
 from fl_taskarith.storage.run_record import SETTINGS
@@ -94,7 +94,7 @@ def load_latest_checkpoint(folder: Path) -> Checkpoint | None:
     """Load the newest undamaged checkpoint in `folder`; report and pass over damaged ones. None without any file.
 
     Raises:
-        CheckpointError: there are checkpoints and all are damaged.
+        Damaged: there are checkpoints and all are damaged.
     """
     found = list_checkpoints(folder)
     damaged: list[Path] = []
@@ -108,7 +108,7 @@ def load_latest_checkpoint(folder: Path) -> Checkpoint | None:
         log.warning("The checkpoint %s is damaged (its checksum does not match); trying the one before.", path)
         damaged.append(path)
     if found:
-        raise CheckpointError(
+        raise Damaged(
             f"All checkpoints in {folder} are damaged. Delete the folder to start this run from the beginning, "
             "or restore the files from a backup."
         )

@@ -120,7 +120,7 @@ class Logbook:
             starts = self._earlier_starts(self.restored)
         self._record["starts"] = [*starts, self._here | {"first_round": len(self.rows), "last_round": None}]
         self.note()
-        write_atomically(self.rounds_csv, ",".join(self._columns) + "\n" + self._csv_lines(self.rows))
+        self._write_all_rounds()
 
     def _earlier_starts(self, restored: Checkpoint) -> list[dict[str, Any]]:
         """Return when, where and under which versions the rounds so far were computed; warn of other versions."""
@@ -217,6 +217,9 @@ class Logbook:
         loaded = None if best is None else load_best(self.checkpoints, best["round"])
         return loaded if loaded is not None and course_of(loaded.settings) == self.owner[RUN] else None
 
+    def _write_all_rounds(self) -> None:
+        write_atomically(self.rounds_csv, ",".join(self._columns) + "\n" + self._csv_lines(self.rows))
+
     def _csv_lines(self, rows: list[Row]) -> str:
         """csv writes floats by repr, so that they read back to the same bits, and nothing for None."""
         text = io.StringIO()
@@ -236,6 +239,7 @@ class Logbook:
     ) -> None:
         try:
             if error is None:
+                self._write_all_rounds()  # whatever else wrote to the file, on a disk that several machines mount
                 self.note(status="finished", finished=now())
                 write_checksums(self.folder, [*sorted(self._outputs), *ALWAYS])
             else:

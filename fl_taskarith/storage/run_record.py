@@ -31,7 +31,7 @@ REMEDY = "Restore it, or move the folder away to run it again."
 
 
 def read_record(folder: Path, *, checked: bool = True) -> Record | None:
-    """Return the run.json of a run's folder; None without one.
+    """Return the run.json of a run's folder; None without one, or where it has no bytes, as a cut network drive leaves.
 
     Args:
         checked: whether it must be what SHA256SUMS beside it says, if there is one.
@@ -41,7 +41,7 @@ def read_record(folder: Path, *, checked: bool = True) -> Record | None:
     """
     path = folder / RECORD
     content = read_content(path, REMEDY, optional=True)
-    if content is None:
+    if not content:
         return None
     if checked:
         check_unchanged(path, content)

@@ -1,42 +1,50 @@
 """Do one run of a study, from what its folder holds to its end or the deadline, and describe it in a line."""
 
 import contextlib
+import dataclasses
+import itertools
 import json
 import os
 import shutil
 import traceback
+from pathlib import Path
 
 from fl_taskarith.config.settings import Config
-from fl_taskarith.errors import BudgetSpent, CheckpointError, Divergence, FlTaskarithError, FolderInUse
+from fl_taskarith.errors import BudgetSpent, CheckpointError, Damaged, Divergence, FlTaskarithError, FolderInUse
 from fl_taskarith.figures.statistics import run_key, seed_words
 from fl_taskarith.server import simulate as simulation
 from fl_taskarith.server.course import gain
 from fl_taskarith.server.round_zero_cache import Starts
 from fl_taskarith.storage.files import make_folder, write_atomically
+from fl_taskarith.storage.folder_choice import hold
 from fl_taskarith.study.definition import Arm
-from fl_taskarith.study.results import FAILURE, Outcome, State, inspect, run_folder
+from fl_taskarith.study.results import FAILURE, SETTLED, Outcome, State, inspect, run_folder
 
 _starts = Starts()  # of this process, which does the runs of a search one after the other
 
 
 def run_once(run: Config, deadline: float | None) -> Outcome:
-    """Start or resume `run`; at `deadline` (of time.time) it stops with a checkpoint. It prints to run.log alone."""
+    """Start or resume `run`; at `deadline` (of time.time) it stops with a checkpoint. It prints to run.log alone.
+
+    A folder that is damaged is set aside, and the run begins again.
+    """
     before = inspect(run)
-    if before.state in (State.DONE, State.DIVERGED):
+    if before.state in SETTLED:
         return before
-    folder = run_folder(run)
+    folder, kept = run_folder(run), ""
     try:
+        if before.state is State.DAMAGED:
+            kept = _set_aside(folder)
         make_folder(folder)
         (folder / FAILURE).unlink(missing_ok=True)
     except (CheckpointError, OSError) as error:  # which the folder cannot tell: the other runs go on
         return Outcome(State.FAILED, cause=str(error), name=folder.name)
     try:
-        with (
-            open(os.devnull, "w", encoding="utf-8") as nowhere,
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-        ):
-            simulation.simulate(run, deadline=deadline, starts=_starts)
+        try:
+            _simulate(run, deadline)
+        except Damaged:
+            kept = _set_aside(folder)
+            _simulate(run, deadline)
     except BudgetSpent:
         pass
     except FolderInUse as error:  # whoever writes there will say how it ended
@@ -52,10 +60,37 @@ def run_once(run: Config, deadline: float | None) -> Outcome:
             failure["traceback"] = traceback.format_exc()
         write_atomically(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
     after = inspect(run)
-    if after.state in (State.DONE, State.DIVERGED):
+    if after.state in SETTLED:
         for leftover in ("checkpoints", "client-states"):  # of many runs they would fill a disk; nothing needs them now
             shutil.rmtree(folder / leftover, ignore_errors=True)
-    return after
+    return dataclasses.replace(after, cause=kept) if after.state is State.DONE else after
+
+
+def _simulate(run: Config, deadline: float | None) -> None:
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        simulation.simulate(run, deadline=deadline, starts=_starts)
+
+
+def _set_aside(folder: Path) -> str:
+    """Move a run's damaged folder, with all that is in it, to damaged/ beside the runs; return where, in words.
+
+    Raises:
+        CheckpointError, OSError: it cannot be moved, or another process is writing there.
+    """
+    lock, place = hold(folder), folder.parent.with_name("damaged")
+    try:
+        make_folder(place)
+        names = (place / f"{folder.name}-{number}" for number in itertools.count(1))
+        kept = next(path for path in names if not path.exists())
+        folder.rename(kept)
+    finally:
+        if lock is not None:
+            lock.release()
+    return f"run again, for its folder was damaged, which is kept as {kept}"
 
 
 def describe_run(arm: Arm, run: Config, outcome: Outcome, *, reported: bool) -> str:
@@ -68,6 +103,8 @@ def describe_run(arm: Arm, run: Config, outcome: Outcome, *, reported: bool) -> 
     for name, column in measured.items():
         if (value := outcome.rows[-1].get(column)) is not None:
             words.append(f"{name} {100 * value:.2f} %")
+    if outcome.cause:
+        words.append(outcome.cause)
     if reported and (gain(outcome.rows) or 0.0) < 0:
         words.append(f"below the {run.head_words}")
     return " | ".join([*words, f"{outcome.seconds:.1f} s"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.rule import shown
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import CheckpointError
@@ -25,11 +26,12 @@ FAILED = {"diverged": bool, "cause": str, "run?": str}
 
 
 class State(StrEnum):
-    """How far a run is. A diverged run is not repeated, for it would diverge again; a failed one is."""
+    """How far a run is. A diverged run is not repeated, for it would diverge again; a failed or damaged one is."""
 
     DONE = "done"
     DIVERGED = "diverged"
     FAILED = "failed"
+    DAMAGED = "damaged"
     UNFINISHED = "running or interrupted"
     TO_DO = "to do"
 
@@ -44,7 +46,7 @@ class Outcome:
     Attributes:
         rows: of rounds.csv, of a run that is done.
         record: run.json, of a run that is done.
-        cause: why it diverged or failed.
+        cause: why it diverged or failed, what is damaged, or where the damaged folder is kept of a run done again.
         name: of its folder.
     """
 
@@ -118,7 +120,7 @@ class StudyResults:
         """Return how far a run is; a settled run is read once.
 
         Raises:
-            CheckpointError: its folder cannot be read, or holds a finished run of other settings.
+            CheckpointError: its folder holds a finished run of other settings, or the pack cannot be read.
         """
         known = self._settled.get(run.run_name)
         if known is None:
@@ -176,10 +178,14 @@ def inspect(config: Config) -> Outcome:
     """Return how far the run of `config` is.
 
     Raises:
-        CheckpointError: its folder cannot be read, or holds a finished run of other settings.
+        CheckpointError: its folder holds a finished run of other settings, or the pack cannot be read.
     """
     folder = run_folder(config)
-    outcome = read_outcome(folder)
+    try:
+        outcome = _in_folder(folder)
+    except CheckpointError as error:
+        return Outcome(State.DAMAGED, cause=str(error), name=folder.name)
+    outcome = outcome or _in_pack(folder)
     if outcome.record is not None and (different := config.differing_keys(outcome.record.get("config", {}))):
         raise CheckpointError(
             f"{folder} holds a finished run of other settings ({', '.join(different)}), although its name says "
@@ -194,20 +200,43 @@ def read_outcome(folder: Path) -> Outcome:
     Raises:
         CheckpointError: the folder or the pack cannot be read.
     """
+    return _in_folder(folder) or _in_pack(folder)
+
+
+def _in_folder(folder: Path) -> Outcome | None:
+    """Return what the folder says; None where it says nothing.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     record = read_record(folder)
     failure = read_json(folder / FAILURE, FAILED, "Delete it to run the run again.", optional=True)
     if record is not None and is_finished(record):
         rows = tuple(read_rounds(folder))
-        if not rows:
-            raise CheckpointError(f"{folder / 'rounds.csv'} has no row, though its run has finished. {REMEDY}")
+        last = rows[-1]["round"] if rows else -1
+        if last != _end(record, last):
+            raise CheckpointError(
+                f"{folder / 'rounds.csv'} has no row after round {last}, though its run has finished. {REMEDY}"
+            )
         return Outcome(State.DONE, rows, record, name=folder.name)
     if failure is not None and failure.get("run", folder.name) != folder.name:
         raise CheckpointError(f"{folder / FAILURE} is of the run {shown(failure['run'])}: delete it to run this one.")
     if failure is not None:
         state = State.DIVERGED if failure["diverged"] else State.FAILED
         return Outcome(state, cause=failure["cause"], name=folder.name)
-    if record is not None:
-        return Outcome(State.UNFINISHED, name=folder.name)
+    return None if record is None else Outcome(State.UNFINISHED, name=folder.name)
+
+
+def _end(record: Mapping[str, Any], last: int) -> int:
+    """Return the round after which a finished run ended; `last` where its settings do not say."""
+    if "stopped_early" in record:
+        return int(record["stopped_early"]["round"])
+    config = record["config"]
+    converges = config.get("dataset") == REGRESSION and last >= 0
+    return last if converges else int(config.get("num-rounds", last))
+
+
+def _in_pack(folder: Path) -> Outcome:
     packed = packed_run(folder)
     if packed is None:
         return Outcome(State.TO_DO, name=folder.name)

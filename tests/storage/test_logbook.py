@@ -11,7 +11,7 @@ from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.storage.checkpoint import Checkpoint, list_checkpoints, load_latest_checkpoint, save_checkpoint
 from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.folder_choice import run_name
-from fl_taskarith.storage.run_folder import Logbook, read_rounds
+from fl_taskarith.storage.run_folder import COLUMNS, Logbook, read_rounds
 
 
 @pytest.fixture
@@ -34,6 +34,15 @@ def test_rows_come_back_to_the_bit(config: Config) -> None:
     assert rows[0]["uplink_bytes"] == 12
     assert rows[0]["train_loss"] is None
     assert rows[1]["train_loss"] == 1e-300
+
+
+def test_rows_of_another_machine_on_the_same_drive_are_gone_when_the_run_ends(config: Config) -> None:
+    with Logbook(config) as logbook:
+        logbook.write_round({"round": 0, "test_accuracy": 0.5})
+        with open(logbook.rounds_csv, "a") as file:
+            file.write(",".join(["0", *[""] * (len(COLUMNS) - 2)]) + "\n")  # which holds no lock here
+        logbook.write_round({"round": 1, "test_accuracy": 0.6})
+    assert [row["test_accuracy"] for row in read_rounds(logbook.folder)] == [0.5, 0.6]
 
 
 def test_an_unknown_column_is_refused(config: Config) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,17 +71,56 @@ def test_records_of_finished_runs_count_in_a_checkout_elsewhere(
     assert len(training.runs) == done > 0
 
 
-def test_a_damaged_record_is_named(tmp_path: Path, training: FakeTraining) -> None:
-    study = study_of(STUDY, tmp_path)
+def _cut(path: Path) -> None:
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+def _cut_without_checksums(path: Path) -> None:
+    _cut(path)
+    (path.parent / "SHA256SUMS").unlink()
+
+
+def _two_wrote(path: Path) -> None:
+    _cut_without_checksums(path)
+    path.write_bytes(path.read_bytes() + path.read_bytes().splitlines(keepends=True)[-1])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [("rounds.csv", _cut), ("rounds.csv", _cut_without_checksums), ("rounds.csv", _two_wrote), ("rounds.csv", _empty),
+     ("rounds.csv", Path.unlink), ("run.json", _cut), ("run.json", _empty), ("run.json", Path.unlink),
+     ("SHA256SUMS", _cut)],
+)  # fmt: skip
+def test_the_same_command_runs_again_what_reached_a_drive_in_part(
+    tmp_path: Path,
+    training: FakeTraining,
+    file: str,
+    damage: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study = study_of(SEARCHED, tmp_path)
     run_studies([study], tmp_path)
-    record = next((tmp_path / "tiny" / "runs").glob("*-s0-*")) / "run.json"
-    record.write_text("{")
-    listed = [line for line in list_study(StudyResults(study, tmp_path)) if "run.json" in line]
-    assert len(listed) == 1 and listed[0].startswith("dense | ")
+    results, done = StudyResults(study, tmp_path), len(training.runs)
+    sound = (results.folder / "table.csv").read_bytes(), (results.folder / "search.csv").read_bytes()
+    choice = results.choice(study.arms[0])
+    assert choice is not None
+    for run in (results.trial_runs(study.arms[0], Trial(0.001, 1))[0], results.final_runs(study.arms[0], choice)[1]):
+        damage(run_folder(run) / file)
+    capsys.readouterr()
+    run_studies([study], tmp_path)
+    printed = capsys.readouterr().out
+    assert len(training.runs) == done + 2
+    assert ((results.folder / "table.csv").read_bytes(), (results.folder / "search.csv").read_bytes()) == sound
+    kept = list((results.runs.parent / "damaged").glob("*"))
+    assert len(kept) in (0, 2) and all(printed.count(str(folder)) == 1 for folder in kept)
+    assert bool(kept) is (file != "run.json" or damage is _cut), "without run.json a run has not begun"
 
 
-@pytest.mark.usefixtures("no_table_figures")
-def test_a_damaged_trial_of_a_search_keeps_neither_tables_nor_listings_from_the_rest(
+def test_what_is_damaged_is_told_and_keeps_neither_tables_nor_listings_from_the_rest(
     tmp_path: Path, training: FakeTraining
 ) -> None:
     study = study_of(SEARCHED + '[[arm]]\nname = "other"\nsettings = { local-steps = 2 }\n', tmp_path)
@@ -91,9 +131,25 @@ def test_a_damaged_trial_of_a_search_keeps_neither_tables_nor_listings_from_the_
     write_tables(StudyResults(study, tmp_path))
     rows = table(tmp_path / "searched" / "table.csv")
     assert {row["arm"]: row["n"] for row in rows} == {"dense": "0", "half": "0", "other": "2"}
-    assert {row["arm"] for row in table(tmp_path / "searched" / "search.csv")} == {"other"}
     listed = "\n".join(list_study(StudyResults(study, tmp_path)))
-    assert "dense | " in listed and "rounds.csv" in listed and "other" in listed
+    assert f"dense | damaged, and set aside before it is run again: {damaged}" in listed
+    assert "Nothing is left" not in listed and damaged.exists()
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = study_of(STUDY.replace("[0, 1, 2]", "[0]"), tmp_path)
+    (run, *_) = StudyResults(study, tmp_path).final_runs(study.arms[0], Choice(0.01))
+    with power_cut(1):
+        simulate(run)
+    checkpoints = list((run_folder(run) / "checkpoints").glob("*.safetensors"))
+    assert checkpoints
+    for checkpoint in checkpoints:
+        checkpoint.write_bytes(b"")
+    outcome = run_once(run, deadline=None)
+    assert outcome.state is State.DONE and "kept as" in outcome.cause
+    assert len(list((tmp_path / "tiny" / "damaged").glob("*/checkpoints/*"))) == len(checkpoints)
 
 
 @pytest.mark.usefixtures("no_table_figures")
