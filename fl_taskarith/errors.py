@@ -1,7 +1,10 @@
 """The errors a user can meet. Each message says what was wrong, where, what was expected and what to do."""
 
 import importlib
-from collections.abc import Iterable
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LONGEST = 320  # characters of a foreign text in a message
@@ -107,3 +110,27 @@ def imported(key: str, name: str) -> Any:
             f'{key} = "{name}" cannot be imported ({type(error).__name__}: {error}). Expected "module:name" of an '
             "installed module, or of one in a folder on PYTHONPATH."
         ) from error
+
+
+@contextmanager
+def own_code(key: str, name: str) -> Iterator[None]:
+    """Say what the user's own object raises as an error of the setting that names it; the package's own pass.
+
+    Args:
+        key, name: the setting and its value: "module:name", or a short name, whose errors pass as they are.
+
+    Raises:
+        ConfigError: in place of any other exception of code that `name` names.
+    """
+    try:
+        yield
+    except FlTaskarithError:
+        raise
+    except Exception as error:
+        if ":" not in name:
+            raise
+        file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
+        frames = traceback.extract_tb(error.__traceback__)
+        last = ([frame for frame in frames if frame.filename == file] or frames)[-1]
+        place = f"{last.filename}, line {last.lineno}"
+        raise ConfigError(f'{key} = "{name}" raised {named_error(error)} ({place}).') from error
