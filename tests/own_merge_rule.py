@@ -15,3 +15,13 @@ def shrunken_mean(task_vectors: TaskVectors, shrink: float) -> dict[str, torch.T
 def first(task_vectors: TaskVectors) -> dict[str, torch.Tensor]:
     """The first task vector."""
     return dict(task_vectors[0])
+
+
+def mistaken(task_vectors: TaskVectors) -> object:
+    """Returns one number for every tensor."""
+    return {name: rows.mean() for name, rows in task_vectors[0].items()}
+
+
+def raising(task_vectors: TaskVectors, other: int) -> object:
+    """Takes an argument that no rule is given."""
+    return task_vectors[other]

@@ -64,7 +64,13 @@ class Settings:
     validation_size: int = DATA(180, "[0, inf)", "images carved from training for choices")
     calibration_size: int = DATA(100, "[0, inf)", "images carved from training for masks")
     augmentation: str = DATA("auto", "auto | none | flip | crop | crop-flip", "in training; auto = the data set's own")
-    model: str = MODEL("vit_glyph", None, "any timm VisionTransformer or Eva (DINOv3, EUPE) by name", words="{}")
+    model: str = MODEL(
+        "vit_glyph",
+        None,
+        'any timm VisionTransformer or Eva (DINOv3, EUPE) by name, or "module:name" that registers one',
+        words="{}",
+        importable=True,
+    )
     weights: str = MODEL("pretrained", None, 'a .safetensors or .pth file, "pretrained" (timm), or "none" (random)')
     input_size: int = MODEL(16, "[1, 4096]", "side of the model's square input in pixels")
     trainable: str = MODEL("backbone", "backbone | head | all", "what clients train")

@@ -18,7 +18,7 @@ from fl_taskarith.config.fields import kebab, rules, snake
 from fl_taskarith.config.settings import Config, load
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.figures.plots import STYLE, save_figure
-from fl_taskarith.models.backbone import HEAD_PARAMETERS
+from fl_taskarith.models.backbone import HEAD_PARAMETERS, registered_name
 from fl_taskarith.models.exported import exported_facts
 from fl_taskarith.models.heads import RidgeSolver, RidgeStatistics, choose_strength
 from fl_taskarith.models.weights import read_tensors
@@ -186,9 +186,10 @@ def _refuse_idle(settings: Mapping[str, object]) -> None:
 
 def _check_model(source: Path, own: Mapping[str, object], config: Config) -> None:
     """Check `model` and `input-size` against what a file or a run says of its own, before anything is built."""
-    architecture = str(own.get("architecture", own.get("model", config.model))).partition(".")[0]
+    named = registered_name(str(own.get("architecture", own.get("model", config.model))))
+    architecture = named.partition(".")[0]
     size = str(own.get("input_size", own.get("input-size", config.input_size)))
-    if (config.model.partition(".")[0], str(config.input_size)) != (architecture, size):
+    if (registered_name(config.model).partition(".")[0], str(config.input_size)) != (architecture, size):
         raise ConfigError(
             f"{source} holds a {architecture} at input-size = {size}, not {config.model} at {config.input_size}: give "
             f"model={architecture} input-size={size}, or leave both out for a run, which knows its own."

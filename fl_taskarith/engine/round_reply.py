@@ -1,9 +1,11 @@
 """What the clients of one round sent back, as an aggregation algorithm sees it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
+
+from fl_taskarith.errors import ConfigError
 
 
 @dataclass
@@ -32,6 +34,22 @@ class Reply:
     num_examples: float
     step_coefficient_sum: float = 1.0
     others: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+class OnePass:
+    """Replies that can be iterated over once, and say so the second time."""
+
+    def __init__(self, replies: Iterator[Reply]) -> None:
+        self._replies: Iterator[Reply] | None = replies
+
+    def __iter__(self) -> Iterator[Reply]:
+        if self._replies is None:
+            raise ConfigError(
+                "A strategy iterated over its replies twice, and they are gone after the first time. Copy what is "
+                "needed again: all_task_vectors(replies), of fl_taskarith.strategies.fedavg, copies the task vectors."
+            )
+        replies, self._replies = self._replies, None
+        return replies
 
 
 def all_task_vectors(replies: Iterable[Reply]) -> list[dict[str, Tensor]]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fl_taskarith.errors import ConfigError
+
 
 class WeightedMean:
     """Σ w_k τ_k / Σ w_k.
@@ -59,6 +61,31 @@ def apply_task_vector(
         else value
         for name, value in weights.items()
     }
+
+
+def checked_direction(direction: object, like: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Return a direction in the dtypes of `like`, if it is one: tensors of any of the names of `like`, in their shapes.
+
+    Args:
+        source: the setting that names what returned it, for the message.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not isinstance(direction, Mapping):
+        raise ConfigError(f"{source} returned a {type(direction).__name__}: expected a dictionary of tensors by name.")
+    if unknown := sorted(map(str, direction.keys() - like.keys())):
+        raise ConfigError(
+            f"{source} returned {len(unknown)} tensors that are not trained: {', '.join(unknown[:3])}. Expected names "
+            f"such as {next(iter(like), '')}."
+        )
+    for name, value in direction.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != like[name].shape:
+            came = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(
+                f"{source} returned {came} for {name}: expected floating-point numbers {list(like[name].shape)}."
+            )
+    return {name: value.to(like[name].dtype) for name, value in direction.items()}
 
 
 def mean_pairwise_cosine(mean_norm: float, norms: Sequence[float], weights: Sequence[float]) -> float | None:

@@ -19,7 +19,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fl_taskarith.errors import ConfigError, imported
+from fl_taskarith.errors import ConfigError, imported, own_code
+from fl_taskarith.merging.aggregate import checked_direction
 from fl_taskarith.merging.robust import TaskVectors, names_of, stacked
 
 Direction = dict[str, Tensor]
@@ -72,9 +73,16 @@ class MergeRule:
 
         Raises:
             ValueError: an argument is out of range, or the task vectors do not match.
+            ConfigError: a rule of one's own raised, or returned something else.
         """
         given = {self.parameter: value, "steps": steps, "seed": seed}
-        return self.function(task_vectors, **{name: each for name, each in given.items() if self.takes(name)})
+        taken = {name: each for name, each in given.items() if self.takes(name)}
+        if ":" not in self.name:
+            return self.function(task_vectors, **taken)
+        with own_code("merge-rule", self.name):
+            direction = self.function(task_vectors, **taken)
+        like = {name: task_vectors[0][name] for name in names_of(task_vectors)}
+        return checked_direction(direction, like, f'merge-rule = "{self.name}"')
 
     def searched(self, task_vectors: TaskVectors) -> list[float | None]:
         """Return the values of the parameter to try; [None] without a parameter. Tensors of any shapes."""

@@ -13,7 +13,7 @@ import torch
 from timm.models.eva import Eva, EvaAttention
 from torch import nn
 
-from fl_taskarith.errors import ConfigError, WeightsError
+from fl_taskarith.errors import ConfigError, WeightsError, imported
 from fl_taskarith.models.class_token_block import compute_class_token_only
 from fl_taskarith.models.suffix import Backbone
 from fl_taskarith.models.vit_glyph import VIT_GLYPH_WEIGHTS
@@ -25,6 +25,11 @@ from fl_taskarith.storage.verified_files import checksum_of_file
 HEAD_PARAMETERS = ("head.weight", "head.bias")
 
 
+def registered_name(name: str) -> str:
+    """Return the name under which timm knows the model that a configuration's `model` names."""
+    return name.rpartition(":")[2]
+
+
 def build_model(name: str, num_classes: int, input_size: int, weights: str, download: bool, seed: int) -> Backbone:
     """Build a timm VisionTransformer or Eva on the CPU, with a zero linear `head` [num_classes, width].
 
@@ -32,7 +37,8 @@ def build_model(name: str, num_classes: int, input_size: int, weights: str, down
     what that head reads (`class_token_block`).
 
     Args:
-        name: timm's model name, for example "vit_small_patch16_224.dino".
+        name: timm's model name, for example "vit_small_patch16_224.dino", or "module:name" of one that a module of the
+            user's registers when it is imported.
         input_size: side of the square input in pixels; the position embedding is resampled to it.
         weights: absolute path of a file, "pretrained" (timm's own for this name) or "none" (random from `seed`).
         download: whether timm may fetch pretrained weights that are not in the local cache.
@@ -42,9 +48,15 @@ def build_model(name: str, num_classes: int, input_size: int, weights: str, down
             its patches do not divide.
         WeightsError: the weights cannot be found, read or fitted.
     """
+    if ":" in name:
+        imported("model", name)
+        name = registered_name(name)
     if not timm.is_model(name):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models("vit_*"), n=3, cutoff=0.4))
-        raise ConfigError(f'timm knows no model "{name}"' + (f" (near it: {near})." if near else "."))
+        raise ConfigError(
+            f'timm knows no model "{name}"' + (f" (near it: {near})" if near else "") + ". One that a module of yours "
+            'registers with timm is model = "module:name".'
+        )
     torch.manual_seed(seed)
     try:
         model = timm.create_model(name, pretrained=False, num_classes=num_classes, img_size=input_size)

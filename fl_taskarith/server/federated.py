@@ -15,6 +15,7 @@ from fl_taskarith.engine.question import Question, layout_of
 from fl_taskarith.engine.records import metric, payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.round_context import RoundContext
 from fl_taskarith.engine.round_reply import Traffic
+from fl_taskarith.errors import own_code
 from fl_taskarith.masking.calibration import Sums
 from fl_taskarith.masking.mask import Mask
 from fl_taskarith.mixtures.matching import cluster_accuracy
@@ -46,7 +47,8 @@ class FederatedRun(Run):
         super().__init__(config, home, logbook, progress)
         home.client_states.forget()
         self.grid = grid
-        self.strategy = strategy_class(config.strategy)(config, home.device)
+        with own_code("strategy", config.strategy):
+            self.strategy = strategy_class(config.strategy)(config, home.device)
         self.frozen_name = ""  # the clients' file of the frozen tensors and the mask
 
     def context(self, server_round: int) -> RoundContext:

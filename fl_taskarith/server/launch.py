@@ -14,10 +14,12 @@ from fl_taskarith.client.cohort import train_together
 from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import Config
 from fl_taskarith.data.class_assignment import describe_spread, least_spread
+from fl_taskarith.data.datasets import image_source
 from fl_taskarith.engine.grid import PartitionGrid
 from fl_taskarith.engine.sequential import ClientCallable, SequentialGrid
 from fl_taskarith.engine.supernodes import SuperNodeGrid
 from fl_taskarith.errors import FlTaskarithError
+from fl_taskarith.merging.merge_rules import find_rule
 from fl_taskarith.server.centralized import CentralizedRun
 from fl_taskarith.server.course import verdict
 from fl_taskarith.server.federated import FederatedRun
@@ -30,6 +32,7 @@ from fl_taskarith.server.run import Progress, Run
 from fl_taskarith.server.speed import Speed, device_line, speed_of, work_of
 from fl_taskarith.storage.checkpoint import Checkpoint
 from fl_taskarith.storage.folder_choice import require_folder
+from fl_taskarith.storage.own_modules import OWN_MODULES, own_modules
 from fl_taskarith.storage.progress import duration, in_notebook
 from fl_taskarith.storage.run_folder import PRETRAINED, Logbook
 from fl_taskarith.storage.run_log import RUN_LOG, RunLog, lasting_output
@@ -68,6 +71,7 @@ def run_federation(
     show_log()
     with lasting_output(), RunLog() as printed:
         require_trackers(config)
+        require_own(config)
         config, speed, known = _resolved(config)
         require_folder(config)
         seconds = _measured_duration(config, speed) if starts is None else 0.0
@@ -85,7 +89,7 @@ def run_federation(
                 log.info("Shards: %s", _describe_shards(shards))
             if known is not None:
                 logbook.note(learning_rate_source=known.describe())
-            logbook.note_start(threads=shared.threads, **facts)
+            logbook.note_start(threads=shared.threads, **facts, **_own_facts(shared, home))
             if home is not None:
                 run = make_run(shared, home, logbook, progress, client_app, grid)
                 run.deadline = deadline
@@ -103,6 +107,29 @@ def run_federation(
             log.info("%s", line)
     stop_if_asked("Stopped after the last round: the run is finished.")
     return History(logbook.folder, logbook.rows)
+
+
+def require_own(config: Config) -> None:
+    """Check that what settings name as "module:name" can be imported and is what it should be.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    own_modules(config)
+    if config.strategy != "centralized":
+        strategy_class(config.strategy)
+    if config.dataset != REGRESSION:
+        image_source(config.dataset)
+    if config.strategy == "merge-rule":
+        find_rule(config.merge_rule)
+
+
+def _own_facts(config: Config, home: Workspace | None) -> dict[str, dict[str, str]]:
+    """Return checksums of the user's own modules, and of the examples of a data set of theirs, where there are any."""
+    own = own_modules(config)
+    if home is not None and "dataset" in own:
+        own["examples"] = home.data.sha256
+    return {OWN_MODULES: own} if own else {}
 
 
 def _resolved(config: Config) -> tuple[Config, Speed | None, KnownRate | None]:

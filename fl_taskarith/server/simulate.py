@@ -67,7 +67,7 @@ def simulate(
         if if_finished == "error":
             raise ConfigError(f'A run of these settings is finished: {folder}. Load it, or set if_finished to "new".')
         show_log()
-        log.info('Loaded, for it is finished: %s. Under if_finished = "new" it runs again.', folder)
+        log.info("Loaded, for it is finished: %s. With resume = false it runs again, in another folder.", folder)
         return History.load(folder)
     with _ProgressBar() as bar:
         if config.engine == "sequential":

@@ -16,6 +16,7 @@ from fl_taskarith.errors import CheckpointError, ConfigError, FolderInUse
 from fl_taskarith.storage.checkpoint import changes, list_checkpoints, require_own, settings_of
 from fl_taskarith.storage.files import make_folder, require_writable
 from fl_taskarith.storage.locks import take
+from fl_taskarith.storage.own_modules import changed_modules
 from fl_taskarith.storage.paths import results_root
 from fl_taskarith.storage.run_record import RECORD, is_finished, read_record
 from fl_taskarith.storage.verified_files import CHECKSUMS
@@ -85,14 +86,20 @@ def _find_folder(config: Config) -> tuple[Path, Path | None]:
 
 
 def finished_run(config: Config) -> Path | None:
-    """Return the folder of the last finished run of these settings under its name; None if there is none."""
+    """Return the folder of the last finished run of these settings under its name; None if there is none.
+
+    A run of another version of a module that the settings name is none of these settings.
+    """
     last = None
     for folder in itertools.takewhile(Path.exists, _folders(results_root(config.results_dir), run_name(config))):
         try:
             record = read_record(folder, checked=False)
             same = record is not None and from_mapping(record["config"]).fingerprint() == config.fingerprint()
             if same and is_finished(record) and _has_ended(folder, config):
-                last = folder
+                if changed := changed_modules(record, config):
+                    log.warning("The module that %s names has changed since the run in %s.", changed[0], folder)
+                else:
+                    last = folder
         except (OSError, CheckpointError, ConfigError):
             continue  # no run of ours, or one that cannot be read
     return last

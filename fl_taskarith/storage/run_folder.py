@@ -31,6 +31,7 @@ from fl_taskarith.storage.correctness import HEAD_CORRECT
 from fl_taskarith.storage.environment import environment, now
 from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.folder_choice import choose_folder, hold
+from fl_taskarith.storage.own_modules import OWN_MODULES
 from fl_taskarith.storage.record_files import COUNT, Within, parsed_csv, read_content
 from fl_taskarith.storage.run_record import RECORD, read_record
 from fl_taskarith.storage.tensor_file import RUN
@@ -47,7 +48,7 @@ WAITING = COLUMNS[-1]  # of a run that may stop early: a column that others do w
 PRETRAINED = "pretrained_sha256"  # in run.json: of the weights that a run starts from
 TIMING_COLUMNS = ("train_seconds", "overhead_seconds", "evaluate_seconds")
 # Facts of run.json that a resumed run takes from its checkpoint.
-KEPT_FACTS = ("started", "head", "mask", "continued_from", "starts", PRETRAINED, HEAD_CORRECT)
+KEPT_FACTS = ("started", "head", "mask", "continued_from", "starts", PRETRAINED, HEAD_CORRECT, OWN_MODULES)
 
 CELLS = {  # what a column holds; what was not measured is empty, and what has no value NaN
     **dict.fromkeys(COLUMNS, (Within(float, nan=True), None)),
@@ -166,9 +167,18 @@ class Logbook:
     def note_start(self, **facts: Any) -> None:
         """Add the facts of a start; a run that is continued must start from the weights that it began with.
 
+        So must the user's own modules be those that it began with.
+
         Raises:
-            CheckpointError: the pretrained weights are others than those that the run began with.
+            CheckpointError: the pretrained weights, or one's own modules or examples, are others than then.
         """
+        own = self._record.get(OWN_MODULES, {})
+        others = [key for key, checksum in facts.get(OWN_MODULES, {}).items() if own.get(key, checksum) != checksum]
+        if self.restored is not None and others:
+            raise CheckpointError(
+                f"The module that {others[0]} names, or what it loads, has changed since the run in {self.folder} "
+                "began: restore it, choose another run-name, or set resume = false to begin a new run beside it."
+            )
         began, now = self._record.get(PRETRAINED), facts.get(PRETRAINED)
         if self.restored is not None and began is not None and now != began:
             raise CheckpointError(

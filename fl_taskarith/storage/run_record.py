@@ -25,6 +25,7 @@ SHAPE = {  # what is read of it; whatever else it holds is for people
     "shards?": {"smallest": COUNT},
     "data?": {"train": COUNT},
     "starts?": [START],
+    "own_modules?": {str: str},
     "stopped_early?": {"round": COUNT},
 }
 REMEDY = "Restore it, or move the folder away to run it again."

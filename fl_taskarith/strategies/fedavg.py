@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar
 
 import torch
@@ -31,10 +31,16 @@ from fl_taskarith.engine.question import (
 from fl_taskarith.engine.records import payload_bytes, to_record, to_tensors
 from fl_taskarith.engine.replies import Failures, complaint
 from fl_taskarith.engine.round_context import RoundContext
-from fl_taskarith.engine.round_reply import Reply, Traffic, all_task_vectors
-from fl_taskarith.errors import AggregateDivergence
+from fl_taskarith.engine.round_reply import OnePass, Reply, Traffic, all_task_vectors
+from fl_taskarith.errors import AggregateDivergence, ConfigError, own_code
 from fl_taskarith.masking.mask import Mask
-from fl_taskarith.merging.aggregate import WeightedMean, apply_task_vector, mean_pairwise_cosine, task_vector_norm
+from fl_taskarith.merging.aggregate import (
+    WeightedMean,
+    apply_task_vector,
+    checked_direction,
+    mean_pairwise_cosine,
+    task_vector_norm,
+)
 from fl_taskarith.merging.task_vector_bank import TaskVectorBank
 from fl_taskarith.storage.client_files import StateNames
 from fl_taskarith.training.schedules import draw_local_steps, step_coefficient_sum
@@ -120,7 +126,15 @@ class FedAvg(FlowerFedAvg):
     # What it may keep between rounds, in checkpoints too
 
     def keep(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors of any shape for the next round under `kind`, in place of the last ones of that kind."""
+        """Keep tensors of any shape for the next round under `kind`, in place of the last ones of that kind.
+
+        Raises:
+            ConfigError: something else is to be kept.
+        """
+        if other := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
+            raise ConfigError(
+                f'keep("{kind}", ...) has {", ".join(map(str, other))}, no tensors: make tensors of them.'
+            )
         others = {name: value for name, value in self._kept.items() if not name.startswith(f"{kind}/")}
         self._kept = others | {f"{kind}/{name}": value for name, value in tensors.items()}
 
@@ -246,15 +260,28 @@ class FedAvg(FlowerFedAvg):
         first = next(incoming, None)
         if first is None:
             return None, None
-        task_vector = self.aggregate(self._weights, itertools.chain([first], incoming))
+        task_vector = self._aggregated(itertools.chain([first], incoming))
         norm = task_vector_norm(task_vector)
         if not math.isfinite(norm):
+            own = f' under strategy = "{self.config.strategy}"' if ":" in self.config.strategy else ""
             raise AggregateDivergence(
-                f"Round {server_round}: the aggregated task vector is not finite although every client's loss was. "
-                "Lower learning-rate (or server-lr)."
+                f"Round {server_round}: the aggregated task vector{own} is not finite although every client's loss "
+                "was. Lower learning-rate (or server-lr)."
             )
         new = apply_task_vector(self._weights, task_vector, self.config.server_lr, overwrite=self._streams)
         return to_record(new), self._metrics(log, norm)
+
+    def _aggregated(self, replies: Iterator[Reply]) -> dict[str, Tensor]:
+        """Return the task vector that `aggregate` makes of the replies, after a check of what one's own returned."""
+        name = self.config.strategy
+        if ":" not in name:
+            return self.aggregate(self._weights, replies)
+        source, once = f'strategy = "{name}"', OnePass(replies)
+        with own_code("strategy", name):
+            task_vector = self.aggregate({key: value.clone() for key, value in self._weights.items()}, once)
+        if next(replies, None) is not None:
+            raise ConfigError(f"{source} returned before it had read every reply: expected one pass over all of them.")
+        return checked_direction(task_vector, self._weights, source)
 
     def training_numbers(self, server_round: int, client: int) -> dict[str, Range]:
         """Return where the numbers of a client's reply after local steps must lie, by metric."""

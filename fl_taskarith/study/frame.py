@@ -66,7 +66,7 @@ class ArmResults:
     @property
     def causes(self) -> dict[Key, str]:
         """Why runs ended badly, by seed."""
-        bad = (State.DIVERGED, State.FAILED, State.DAMAGED)
+        bad = (State.DIVERGED, State.FAILED, State.UNUSABLE)
         return {seed: f"{each.state}: {each.cause}" for seed, each in self.outcomes.items() if each.state in bad}
 
     @property

@@ -39,9 +39,9 @@ def list_study(results: StudyResults, *, every_run: bool = False) -> Iterator[st
     else:
         yield from _table(plans, speeds)
     yield from (f"{plan.arm.title} | {plan.problem}" for plan in plans if plan.problem)
-    yield from dict.fromkeys(f"{plan.arm.title} | damaged, and set aside before it is run again: {outcome.cause}"
+    yield from dict.fromkeys(f"{plan.arm.title} | unusable, and set aside before it is run again: {outcome.cause}"
                              for plan in plans for _, outcome, _ in plan.known
-                             if outcome.state is State.DAMAGED)  # fmt: skip
+                             if outcome.state is State.UNUSABLE)  # fmt: skip
     yield from _origins(results, plans)
     yield from made_elsewhere(results, plans)
     if not left:

@@ -26,14 +26,14 @@ _starts = Starts()  # of this process, which does the runs of a search one after
 def run_once(run: Config, deadline: float | None) -> Outcome:
     """Start or resume `run`; at `deadline` (of time.time) it stops with a checkpoint. It prints to run.log alone.
 
-    A folder that is damaged is set aside, and the run begins again.
+    A folder that is damaged, or of another version of the user's module, is set aside, and the run begins again.
     """
     before = inspect(run)
     if before.state in SETTLED:
         return before
     folder, kept = run_folder(run), ""
     try:
-        if before.state is State.DAMAGED:
+        if before.state is State.UNUSABLE:
             kept = _set_aside(folder)
         make_folder(folder)
         (folder / FAILURE).unlink(missing_ok=True)
@@ -76,12 +76,12 @@ def _simulate(run: Config, deadline: float | None) -> None:
 
 
 def _set_aside(folder: Path) -> str:
-    """Move a run's damaged folder, with all that is in it, to damaged/ beside the runs; return where, in words.
+    """Move a run's folder, with all that is in it, to set-aside/ beside the runs; return where, in words.
 
     Raises:
         CheckpointError, OSError: it cannot be moved, or another process is writing there.
     """
-    lock, place = hold(folder), folder.parent.with_name("damaged")
+    lock, place = hold(folder), folder.parent.with_name("set-aside")
     try:
         make_folder(place)
         names = (place / f"{folder.name}-{number}" for number in itertools.count(1))
@@ -90,7 +90,7 @@ def _set_aside(folder: Path) -> str:
     finally:
         if lock is not None:
             lock.release()
-    return f"run again, for its folder was damaged, which is kept as {kept}"
+    return f"run again; its earlier folder is kept as {kept}"
 
 
 def describe_run(arm: Arm, run: Config, outcome: Outcome, *, reported: bool) -> str:

@@ -12,6 +12,7 @@ from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.rule import shown
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import CheckpointError
+from fl_taskarith.storage.own_modules import changed_modules
 from fl_taskarith.storage.packed_runs import packed_run
 from fl_taskarith.storage.paths import portable, results_root
 from fl_taskarith.storage.record_files import read_json
@@ -26,12 +27,12 @@ FAILED = {"diverged": bool, "cause": str, "run?": str}
 
 
 class State(StrEnum):
-    """How far a run is. A diverged run is not repeated, for it would diverge again; a failed or damaged one is."""
+    """How far a run is. A diverged run is not repeated, for it would diverge again; a failed or unusable one is."""
 
     DONE = "done"
     DIVERGED = "diverged"
     FAILED = "failed"
-    DAMAGED = "damaged"
+    UNUSABLE = "unusable"
     UNFINISHED = "running or interrupted"
     TO_DO = "to do"
 
@@ -46,7 +47,7 @@ class Outcome:
     Attributes:
         rows: of rounds.csv, of a run that is done.
         record: run.json, of a run that is done.
-        cause: why it diverged or failed, what is damaged, or where the damaged folder is kept of a run done again.
+        cause: why it diverged or failed, what is unusable, or where the folder is kept of a run done again.
         name: of its folder.
     """
 
@@ -184,13 +185,16 @@ def inspect(config: Config) -> Outcome:
     try:
         outcome = _in_folder(folder)
     except CheckpointError as error:
-        return Outcome(State.DAMAGED, cause=str(error), name=folder.name)
+        return Outcome(State.UNUSABLE, cause=str(error), name=folder.name)
     outcome = outcome or _in_pack(folder)
     if outcome.record is not None and (different := config.differing_keys(outcome.record.get("config", {}))):
         raise CheckpointError(
             f"{folder} holds a finished run of other settings ({', '.join(different)}), although its name says "
             "otherwise: move it away."
         )
+    if changed := changed_modules(outcome.record, config):
+        cause = f"the module that {changed[0]} names has changed since the run in {folder}."
+        return Outcome(State.UNUSABLE, cause=cause, name=folder.name)
     return outcome
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.config.settings import Config
+from fl_taskarith.config.settings import Config, from_mapping
 from fl_taskarith.errors import FlTaskarithError, StudyError
 from fl_taskarith.server.interruption import ending_until_idle
+from fl_taskarith.server.launch import require_own
 from fl_taskarith.storage.files import make_folder, remove_leftovers
 from fl_taskarith.storage.processes import worker_pool
 from fl_taskarith.study.definition import Arm, Study
@@ -63,6 +64,8 @@ def run_what_is_left(everything: Sequence[StudyResults], jobs: int = 1, budget: 
     """Run what is left of the studies as `run_studies` does, without tables."""
     deadline = None if budget is None else time.time() + budget
     for results in everything:
+        for arm in results.study.arms:
+            require_own(from_mapping(arm.settings))
         make_folder(results.runs)
     for folder in {each for results in everything for each in (results.folder, results.runs)}:
         remove_leftovers(folder, below=True)

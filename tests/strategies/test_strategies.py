@@ -2,10 +2,14 @@
 
 import csv
 import dataclasses
+import importlib
 import json
+import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import ModuleType
 
+import own_strategy
 import pytest
 import timm
 import torch
@@ -15,10 +19,11 @@ from fl_taskarith import simulate
 from fl_taskarith.config.fields import STRATEGIES
 from fl_taskarith.config.settings import Config, from_mapping, load
 from fl_taskarith.engine.records import payload_bytes, to_record
-from fl_taskarith.errors import ConfigError
+from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.strategies import strategy_class
 from fl_taskarith.strategies.fedavg import FedAvg
 from fl_taskarith.strategies.fedbn import personal_patterns
+from fl_taskarith.strategies.local_ghbm import LocalGHBM
 from fl_taskarith.workspace.workspace import workspace
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -77,10 +82,93 @@ def test_a_strategy_that_is_none_is_named(quick_config: Config, name: str, probl
         simulate(quick_config, strategy=name)
 
 
-@pytest.mark.parametrize("parent", ["LocalGHBM", "FedHBM"])
-def test_a_strategy_whose_clients_part_would_be_left_out_is_refused(quick_config: Config, parent: str) -> None:
-    with pytest.raises(ConfigError, match=f"derives from {parent}, whose momentum clients compute"):
+@pytest.mark.parametrize("parent", ["LocalGHBM", "FedHBM", "Scaffold", "FedBN"])
+def test_a_strategy_whose_clients_part_would_be_left_out_is_refused(
+    quick_config: Config, parent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fl_taskarith.server.launch.workspace", None)  # before data are read
+    with pytest.raises(ConfigError, match=f"derives from {parent}, whose clients do their part"):
         simulate(quick_config, strategy=f"own_strategy:{parent}Again")
+
+
+def test_a_file_here_is_held_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ModuleType("fl_taskarith.strategies.my_rule", None)
+    monkeypatch.setitem(sys.modules, found.__name__, found)
+    with pytest.raises(ConfigError, match="0 subclasses of FedAvg: expected one"):
+        strategy_class("my-rule")
+    found.A = type("A", (LocalGHBM,), {"__module__": found.__name__})  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="derives from LocalGHBM"):
+        strategy_class("my-rule")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [("twice", "iterated over its replies twice"), ("reads one", "before it had read every reply"),
+     ("reads none", "before it had read every reply"), ("other names", r"54 tensors that are not trained: x\."),
+     ("scalar", r"returned torch.float32 \[\] for .*: expected floating-point numbers \[\d"),
+     ("whole numbers", "returned torch.int64"), ("none", "returned a NoneType: expected a dictionary"),
+     ("list", "returned a list"), ("raises", r"raised KeyError: 'heads' \(.*own_strategy.py, line \d+\)"),
+     ("keeps a number", r'keep\("rounds", ...\) has n')],
+)  # fmt: skip
+def test_a_mistake_in_a_strategy_of_ones_own_is_told_as_its_own(
+    quick_config: Config, mistake: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_strategy.Mistaken, "mistake", mistake)
+    with pytest.raises(ConfigError, match=told):
+        simulate(quick_config, strategy="own_strategy:Mistaken", num_rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [("mistaken", r'merge-rule = "own_merge_rule:mistaken" returned torch.float32 \[\]'),
+     ("raising", r'merge-rule = "own_merge_rule:raising" raised TypeError: .*other')],
+)  # fmt: skip
+def test_a_mistake_in_a_merge_rule_of_ones_own_is_told_as_its_own(quick_config: Config, rule: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        simulate(quick_config, strategy="merge-rule", merge_rule=f"own_merge_rule:{rule}", num_rounds=1)
+
+
+def test_a_strategy_of_ones_own_gets_a_copy_of_the_weights_and_may_return_doubles(quick_config: Config) -> None:
+    plain = simulate(quick_config, num_rounds=2).folder
+    own = simulate(quick_config, num_rounds=2, strategy="own_strategy:InPlace").folder
+    assert same_bits(final_weights(own), final_weights(plain))
+
+
+def test_a_run_knows_whether_a_module_of_ones_own_has_changed(
+    quick_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "edited.py"
+    code = """
+from fl_taskarith.strategies.fedavg import FedAvg
+
+
+class Mine(FedAvg):
+    def aggregate(self, weights, replies):
+        return {name: 1.0 * value for name, value in super().aggregate(weights, replies).items()}
+"""
+    file.write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = {"strategy": "edited:Mine", "num_rounds": 2, "schedule": "constant"}
+    first = simulate(quick_config, **settings)
+    assert simulate(quick_config, **settings).folder == first.folder
+    file.write_text(code.replace("1.0", "0.0"))
+    monkeypatch.delitem(sys.modules, "edited")  # as in another process
+    importlib.invalidate_caches()
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    with pytest.raises(CheckpointError, match="The module that strategy names, or what it loads, has changed"):
+        simulate(quick_config, **{**settings, "num_rounds": 3})
+    second = simulate(quick_config, **settings)
+    assert second.folder != first.folder
+    assert second.rows[-1]["update_norm"] == 0 < first.rows[-1]["update_norm"]
+    assert f"The module that strategy names has changed since the run in {first.folder}." in caplog.text
+
+
+def test_a_model_of_ones_own_is_imported_by_its_module(quick_config: Config) -> None:
+    settings = {"model": "own_model:vit_own", "weights": "none", "mask_rule": "none", "num_rounds": 1}
+    history = simulate(quick_config, **settings)
+    assert history.folder.joinpath("model.safetensors").exists()
+    with pytest.raises(ConfigError, match='One that a module of yours registers with timm is model = "module:name"'):
+        simulate(quick_config, **{**settings, "model": "vit_unknown"})
 
 
 @pytest.mark.parametrize(("rule", "parameter"), [("ties", 5.0), ("ties", 0.0), ("dare", 1.0), ("cclip", 0.0)])

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,7 +117,7 @@ def test_the_same_command_runs_again_what_reached_a_drive_in_part(
     printed = capsys.readouterr().out
     assert len(training.runs) == done + 2
     assert ((results.folder / "table.csv").read_bytes(), (results.folder / "search.csv").read_bytes()) == sound
-    kept = list((results.runs.parent / "damaged").glob("*"))
+    kept = list((results.runs.parent / "set-aside").glob("*"))
     assert len(kept) in (0, 2) and all(printed.count(str(folder)) == 1 for folder in kept)
     assert bool(kept) is (file != "run.json" or damage is _cut), "without run.json a run has not begun"
 
@@ -132,8 +134,51 @@ def test_what_is_damaged_is_told_and_keeps_neither_tables_nor_listings_from_the_
     rows = table(tmp_path / "searched" / "table.csv")
     assert {row["arm"]: row["n"] for row in rows} == {"dense": "0", "half": "0", "other": "2"}
     listed = "\n".join(list_study(StudyResults(study, tmp_path)))
-    assert f"dense | damaged, and set aside before it is run again: {damaged}" in listed
+    assert f"dense | unusable, and set aside before it is run again: {damaged}" in listed
     assert "Nothing is left" not in listed and damaged.exists()
+
+
+OWN = """
+from fl_taskarith.strategies.fedavg import FedAvg
+
+
+class Mine(FedAvg):
+    pass
+"""
+
+
+def test_an_arm_of_ones_own_module_is_done_again_once_that_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "edited_arm.py"
+    file.write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    study = study_of(
+        STUDY.replace("[0, 1, 2]", "[0]").replace("trainable", 'strategy = "edited_arm:Mine", trainable'), tmp_path
+    )
+    run_studies([study], tmp_path)
+    before = {path.name: path.stat().st_ino for path in (tmp_path / "tiny" / "runs").iterdir()}
+    file.write_text(OWN + "\n\nANOTHER = 1\n")
+    monkeypatch.delitem(sys.modules, "edited_arm")  # as in another process
+    importlib.invalidate_caches()
+    listed = "\n".join(list_study(StudyResults(study, tmp_path)))
+    assert "the module that strategy names has changed since the run in" in listed
+    run_studies([study], tmp_path)
+    after = {path.name: path.stat().st_ino for path in (tmp_path / "tiny" / "runs").iterdir()}
+    assert [name for name in after if after[name] != before[name]] == [name for name in after if "mine" in name]
+    assert len(list((tmp_path / "tiny" / "set-aside").iterdir())) == 1
+    with pytest.raises(ConfigError, match="has no attribute 'Mien'"):
+        run_studies(
+            [study_of(STUDY.replace("trainable", 'strategy = "edited_arm:Mien", trainable'), tmp_path)], tmp_path
+        )
+    file.unlink()
+    monkeypatch.delitem(sys.modules, "edited_arm")
+    importlib.invalidate_caches()
+    write_tables(StudyResults(study, tmp_path))
+    assert [row["n"] for row in table(tmp_path / "tiny" / "table.csv")] == ["1", "1"], (
+        "tables need no module of ones own"
+    )
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_begins_again(
@@ -149,7 +194,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_begins_again(
         checkpoint.write_bytes(b"")
     outcome = run_once(run, deadline=None)
     assert outcome.state is State.DONE and "kept as" in outcome.cause
-    assert len(list((tmp_path / "tiny" / "damaged").glob("*/checkpoints/*"))) == len(checkpoints)
+    assert len(list((tmp_path / "tiny" / "set-aside").glob("*/checkpoints/*"))) == len(checkpoints)
 
 
 @pytest.mark.usefixtures("no_table_figures")
