@@ -1,29 +1,23 @@
-"""The interface of an engine: a Flower Grid whose node ids are the partition ids 0..K-1, with one more method.
+"""The interface of an engine, addressed by the partition ids 0..K-1, and what a message says beside its tensors.
 
 Flower draws node ids at random for every run and returns replies in the order of arrival. Both would make results
 depend on chance, so every engine here addresses partitions and returns replies in the order of the messages.
 """
 
 import dataclasses
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+from flwr.app import ConfigRecord, Message
 
 from fl_taskarith.config.settings import Config, from_mapping
 
 
-class PartitionGrid(Grid):
-    """A Grid addressed by partition id.
-
-    `exchange` is the streaming form of `send_and_receive`: rules that add up one reply at a time need no more memory
-    for a hundred clients than for one.
-    """
+class PartitionGrid(ABC):
+    """What carries messages to clients, which partition ids address, and their replies back."""
 
     @abstractmethod
     def get_node_ids(self) -> range:
@@ -33,31 +27,10 @@ class PartitionGrid(Grid):
     def exchange(self, messages: Iterable[Message]) -> Iterator[Message]:
         """Yield replies in the order of `messages`; an error reply from a client that raised or did not answer.
 
-        A reply's tensors may be overwritten when the next one is asked for: use or copy them first. `engine.replies`
-        says what a run does about errors.
+        Rules that add up one reply at a time need no more memory for a hundred clients than for one: a reply's tensors
+        may be overwritten when the next one is asked for, so use or copy them first. `engine.replies` says what a run
+        does about errors.
         """
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Construct a Message, as Flower's older interface asks."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def set_run(self, run: Run) -> None:
-        """Do nothing: the engine belongs to one run from the start."""
-
-    @property
-    def run(self) -> Run:
-        """The Flower run; an engine in this process has none."""
-        raise NotImplementedError("this engine is not part of a Flower run")
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Raise NotImplementedError: sending and receiving are one step here."""
-        raise NotImplementedError("use exchange or send_and_receive")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Raise NotImplementedError: sending and receiving are one step here."""
-        raise NotImplementedError("use exchange or send_and_receive")
 
 
 @dataclass(frozen=True)

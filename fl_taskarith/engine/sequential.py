@@ -4,10 +4,9 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 from fl_taskarith.engine.grid import PartitionGrid
-from fl_taskarith.engine.records import TensorArray
 from fl_taskarith.engine.replies import answer_to
 
 ClientCallable = Callable[[Message, Context], Message]
@@ -55,22 +54,6 @@ class SequentialGrid(PartitionGrid):
             run_config={},
         )
         return self._client_app(message, context)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Return all replies, each with tensors of its own, for rules that need all at once."""
-        return [_with_own_tensors(reply) for reply in self.exchange(messages)]
-
-
-def _with_own_tensors(reply: Message) -> Message:
-    if reply.has_error():
-        return reply
-    for key, record in reply.content.items():
-        if isinstance(record, ArrayRecord):
-            for name, array in record.items():
-                if isinstance(array, TensorArray):
-                    record[name] = TensorArray(array.tensor.clone())
-            reply.content[key] = record
-    return reply
 
 
 def ensure_run_identity() -> None:

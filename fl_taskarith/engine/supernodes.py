@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fl_taskarith.config.settings import Config
 from fl_taskarith.engine.grid import PartitionGrid, RoundSettings, settings_record
@@ -47,40 +46,32 @@ class SuperNodeGrid(PartitionGrid):
         """Return the partition ids 0..K-1."""
         return range(self._config.num_clients)
 
-    @property
-    def run(self) -> Run:
-        """The Flower run."""
-        return self._grid.run
-
     def exchange(self, messages: Iterable[Message]) -> Iterator[Message]:
-        """Yield replies in the order of `messages`; all are collected first: Flower returns them as they arrive."""
-        yield from self.send_and_receive(messages)
+        """Yield replies in the order of `messages`; an error reply in place of one that is late.
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Return all replies, in the order of `messages`; an error reply in place of one that is late.
-
-        The limit is `timeout` in seconds, or the sum of each client's `client-timeout`, because clients that share a
-        machine work one after the other. Flower itself answers for a stopped SuperNode, within two of its heartbeats.
+        All are collected first, for Flower returns them as they arrive. The limit is the sum of each client's
+        `client-timeout`, because clients that share a machine work one after the other. Flower itself answers for a
+        stopped SuperNode, within two of its heartbeats.
         """
         sent = {message.metadata.dst_node_id: message for message in messages}
         if self._lost & sent.keys():
             self._register(self._strangers(), at_start=False)
-        replies = self._ask(sent, timeout)
+        replies = self._ask(sent)
         lacking = [partition for partition, reply in replies.items() if _says(reply, LACKS_FROZEN)]
         if lacking and self._frozen is not None:
             log.info("The frozen head and mask are sent again to clients that lack them: %s", _listed(lacking))
-            self._ask({partition: Message(self._frozen, partition, FROZEN) for partition in lacking}, timeout)
+            self._ask({partition: Message(self._frozen, partition, FROZEN) for partition in lacking})
             again = {partition: sent[partition] for partition in lacking}
             replies |= self._ask({partition: Message(message.content, partition, message.metadata.message_type)
-                                  for partition, message in again.items()}, timeout)  # fmt: skip
+                                  for partition, message in again.items()})  # fmt: skip
         if any(message.metadata.message_type == FROZEN for message in sent.values()):
             self._frozen = next(iter(sent.values())).content
-        return [replies[partition] for partition in sent]
+        yield from (replies[partition] for partition in sent)
 
-    def _ask(self, messages: Mapping[int, Message], timeout: float | None) -> dict[int, Message]:
+    def _ask(self, messages: Mapping[int, Message]) -> dict[int, Message]:
         """Return a reply by partition to each message, which is addressed to a partition; note who is lost or back."""
-        if timeout is None and self._config.client_timeout:
-            timeout = STARTUP + len(messages) * self._config.client_timeout
+        each = self._config.client_timeout
+        timeout = STARTUP + len(messages) * each if each else None
         within = f" within {timeout:g} s" if timeout else ""
         reachable = {partition: message for partition, message in messages.items() if partition in self._nodes}
         for partition, message in reachable.items():

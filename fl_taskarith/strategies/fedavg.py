@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Result
 from torch import Tensor
@@ -234,8 +233,8 @@ class FedAvg(FlowerFedAvg):
         """Return what a message of `server_round` to this client says beside tensors."""
         return self.context.settings(server_round, self.client_states.get(partition, ""))
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    def configure_evaluate(  # type: ignore[override]
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: PartitionGrid
     ) -> Iterable[Message]:
         """Return messages to clients after the last round: none, for the server evaluates the global model itself."""
         return []
