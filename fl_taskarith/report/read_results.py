@@ -40,6 +40,7 @@ SEARCH = {
     "seeds?": [SEED],
     "by?": str,
     "bracket?": bool,
+    "last_seeds?": [SEED],
     "also?": {str: [SCALAR]},
 }
 SETTINGS_JSON = {

@@ -69,7 +69,8 @@ def settings_file(config: Config, search: Search, choice: Choice) -> str:
     given = {key: value for key, value in given.items()
              if key not in (*RUNNER_KEYS, "learning-rate") and idle_reason(config, key) is None}  # fmt: skip
     told = "at an end of the grid, so not tuned" if choice.edge else f"chosen by validation {search.by}"
-    told += f", seed{'s' * (len(search.seeds) > 1)} {', '.join(map(str, search.seeds))}"
+    seeds = search.seeds_of(search.rounds[-1])
+    told += f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     lines = [f"# learning-rate: {told} (search.csv beside this file has every rate that was tried).", ""]
     return "\n".join([*lines, *(f"{key} = {to_toml(value)}" for key, value in given.items()),
                       f"learning-rate = {choice.rate:g}", ""])  # fmt: skip

@@ -55,7 +55,8 @@ def plan_of(results: StudyResults, arm: Arm) -> Plan:
         known = sorted({*scores, *still_open}, key=lambda trial: (trial.rounds, places[trial.rate, trial.also]))
         for run in itertools.chain.from_iterable(results.trial_runs(arm, trial) for trial in known):
             runs[run.run_name] = (run, False)
-        later += trials_left(search, scores)[len(still_open) :] * len(search.seeds)
+        for rounds in trials_left(search, scores)[len(still_open) :]:
+            later += [rounds] * len(search.seeds_of(rounds))
     problem = ""
     try:
         choice = results.choice(arm)

@@ -106,10 +106,11 @@ class StudyResults:
         return [self._run(arm, choice.rate, None, seeds, choice.also) for seeds in self.study.run_seeds]
 
     def trial_runs(self, arm: Arm, trial: Trial) -> list[Config]:
-        """Return the runs behind one trial of the search of `arm`, one per seed of the search."""
-        search = self.study.search
+        """Return the runs behind one trial of the search of `arm`, one per seed of its rung."""
+        search = self.study.searched(arm)
         assert search is not None
-        return [self._run(arm, trial.rate, trial.rounds, (seed, seed), trial.also) for seed in search.seeds]
+        seeds = search.seeds_of(trial.rounds)
+        return [self._run(arm, trial.rate, trial.rounds, (seed, seed), trial.also) for seed in seeds]
 
     def _run(self, arm: Arm, rate: float, rounds: int | None, seeds: tuple[int, int], also: Also) -> Config:
         key = (arm.title, rate, rounds, seeds, also)

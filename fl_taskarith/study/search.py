@@ -67,6 +67,7 @@ class Search:
         also: other settings that are searched with the rate, and the values of each.
         bracket: run the last rung for the winner's neighbours in the grid of rates as well, wherever an earlier rung
             dropped them, until both are worse than the winner. Few rounds judge large rates and small ones unequally.
+        last_seeds: the seeds of the last rung in place of `seeds`, where few candidates are left; () for the same.
     """
 
     low: float
@@ -78,6 +79,7 @@ class Search:
     by: str = "accuracy"
     also: tuple[tuple[str, tuple[Scalar, ...]], ...] = ()
     bracket: bool = False
+    last_seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         decades = self._decades if 0 < self.low < self.high < math.inf else 0.0
@@ -105,7 +107,13 @@ class Search:
             raise ConfigError(f"keep = {self.keep}: expected 1 to {len(self.points)}, the number {what}.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds = {shown(list(self.seeds))}: expected at least one seed, each once.")
+        if len(set(self.last_seeds)) < len(self.last_seeds):
+            raise ConfigError(f"last-seeds = {shown(list(self.last_seeds))}: expected each seed once.")
         refuse_too_many(self.trials)
+
+    def seeds_of(self, rounds: int) -> tuple[int, ...]:
+        """Return the seeds with which every candidate of the rung of so many rounds runs."""
+        return self.last_seeds if self.last_seeds and rounds == self.rounds[-1] else self.seeds
 
     @property
     def _decades(self) -> float:
@@ -114,7 +122,9 @@ class Search:
     @property
     def trials(self) -> int:
         """The number of runs, as many as if none diverged; one for the neighbours, of which there may be more."""
-        return len(self.seeds) * (len(self.points) + self.keep * (len(self.rounds) - 1) + self.bracket)
+        candidates = [len(self.points), *[self.keep] * (len(self.rounds) - 1)]
+        candidates[-1] += self.bracket
+        return sum(len(self.seeds_of(each)) * number for each, number in zip(self.rounds, candidates, strict=True))
 
     @property
     def rates(self) -> tuple[float, ...]:

@@ -30,6 +30,7 @@ ARM: Mapping[str, Kind] = {"name": TEXT, "settings": dict, "same-rate-as": TEXT,
 SEARCH: Mapping[str, Kind] = {
     **GRID, "rounds": [rules()["num-rounds"]], "keep": Rule(int, "", 1), "seed": rules()["seed"],
     "seeds": [rules()["seed"]], "by": Rule(str, "", choices=BY), "also": dict, "bracket": Rule(bool, ""),
+    "last-seeds": [rules()["seed"]],
 }  # fmt: skip
 PATH_KEYS = ("data-dir", "weights", "mask-file")  # what lies where differs from machine to machine
 
@@ -165,6 +166,7 @@ def _search(table: Table, place: str) -> Search:
             by=checked.get("by", "accuracy"),
             also=tuple((key, tuple(values)) for key, values in also.items()),
             bracket=checked.get("bracket", False),
+            last_seeds=tuple(checked.get("last-seeds", ())),
         )
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from None
@@ -176,7 +178,7 @@ def _own_search(arm: Table, study: Table, place: str) -> Search | None:
         return None
     if "search" not in study:
         raise ConfigError(f"{place}: search changes the study's [search], and there is none: add it.")
-    if {"seed", "seeds"} & arm["search"].keys():
+    if {"seed", "seeds", "last-seeds"} & arm["search"].keys():
         raise ConfigError(f"{place}: search has no seed of its own: set that of all arms in [search].")
     return _search({**study["search"], **arm["search"]}, f"{place}: search")
 

@@ -242,9 +242,10 @@ def _lost(rows: Sequence[Comparison], study: Study) -> list[str]:
             ends = ", ".join(f"{seed_words(seed)} at {done[seed].test_percent:.2f} %" for seed in lost)
             line = f"{arm.label}: {ends} ended below the {head_words(rows)}."
             search = study.searched(arm)
-            if search is not None and len(search.seeds) == 1 and search.seeds * 2 not in map(seeds_of, lost):
+            chosen_on = () if search is None else search.seeds_of(search.rounds[-1])
+            if len(chosen_on) == 1 and chosen_on * 2 not in map(seeds_of, lost):
                 line += (
-                    f" The learning rate was chosen on seed {search.seeds[0]} alone and is likely too large for "
+                    f" The learning rate was chosen on seed {chosen_on[0]} alone and is likely too large for "
                     "others: let the search have more seeds, or set a smaller `learning-rate` in the arm's settings."
                 )
             lines.append(line)
@@ -338,6 +339,7 @@ def _search_record(search: Search) -> dict[str, Any]:
         | ({"seeds": list(search.seeds)} if several else {"seed": search.seeds[0]})
         | ({"by": search.by} if by_loss else {})
         | ({"bracket": True} if search.bracket else {})
+        | ({"last_seeds": list(search.last_seeds)} if search.last_seeds else {})
         | ({"also": {key: list(values) for key, values in search.also}} if search.also else {})
     )
 

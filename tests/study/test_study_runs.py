@@ -25,6 +25,7 @@ from fl_taskarith.study import listing, monitor, runner
 from fl_taskarith.study.listing import list_study, share_left
 from fl_taskarith.study.monitor import Monitor
 from fl_taskarith.study.one_run import run_once
+from fl_taskarith.study.plan import plans_of
 from fl_taskarith.study.results import State, StudyResults, run_folder
 from fl_taskarith.study.runner import run_studies
 from fl_taskarith.study.search import Choice, Trial
@@ -195,6 +196,24 @@ def test_a_run_whose_checkpoints_are_all_damaged_begins_again(
     outcome = run_once(run, deadline=None)
     assert outcome.state is State.DONE and "kept as" in outcome.cause
     assert len(list((tmp_path / "tiny" / "set-aside").glob("*/checkpoints/*"))) == len(checkpoints)
+
+
+def test_the_last_rung_may_have_more_seeds(tmp_path: Path, training: FakeTraining) -> None:
+    """Seed 1 loses at the rate that is best for seed 0 alone, so the mean over both takes another."""
+    training.accuracy = lambda config: {1.0: 0.9 if config.seed == 0 else 0.1, 0.1: 0.8}.get(config.learning_rate, 0.2)
+    chosen = {}
+    for last in ("", "last-seeds = [0, 1]\n"):
+        study = study_of(SEARCHED.replace("keep = 2\n", f"keep = 2\n{last}"), tmp_path)
+        root = tmp_path / f"{len(last)}"
+        run_studies([study], root)
+        results = StudyResults(study, root)
+        chosen[last] = results.choice(study.arms[0])
+        assert study.search is not None and study.search.trials == (9 if last else 7)
+        assert len(list((root / "searched" / "runs").iterdir())) == (11 if last else 10)
+        assert not any(plan.left() for plan in plans_of(results))
+    assert {last: choice.rate for last, choice in chosen.items() if choice} == {"": 1.0, "last-seeds = [0, 1]\n": 0.1}
+    assert "the last rung averaged over seeds 0, 1" in (root / "searched" / "README.md").read_text()
+    assert json.loads((root / "searched" / "settings.json").read_text())["search"]["last_seeds"] == [0, 1]
 
 
 @pytest.mark.usefixtures("no_table_figures")
