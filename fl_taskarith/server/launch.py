@@ -68,6 +68,7 @@ def run_federation(
     show_log()
     with lasting_output(), RunLog() as printed:
         require_trackers(config)
+        config.require_own_rule()
         config, speed, known = _resolved(config)
         require_folder(config)
         seconds = _measured_duration(config, speed) if starts is None else 0.0

@@ -38,8 +38,10 @@ def search_rate(
         search.csv, and the choice once there is one.
 
     Raises:
+        ConfigError: the mask rule is one's own and cannot be imported.
         StudyError: a run failed, or every rate diverged.
     """
+    config.require_own_rule()
     ignored = (*RUNNER_KEYS, "learning-rate")
     settings = {key: value for key, value in config.to_run_config().items() if key not in ignored}
     plain = dataclasses.replace(on_this_machine(config), learning_rate=AUTO, seed=search.seeds[0], run_name="")

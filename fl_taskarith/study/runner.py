@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.config.settings import Config
+from fl_taskarith.config.settings import Config, from_mapping
 from fl_taskarith.errors import FlTaskarithError, StudyError
 from fl_taskarith.server.interruption import ending_until_idle
 from fl_taskarith.storage.files import make_folder, remove_leftovers
@@ -48,8 +48,11 @@ def run_studies(studies: Sequence[Study], root: Path, jobs: int = 1, budget: flo
         budget: seconds of wall-clock time after which no run is started, and those that train stop at a checkpoint.
 
     Raises:
+        ConfigError: the mask rule of an arm is one's own and cannot be imported; nothing was run.
         StudyError: runs failed; all others were run, and the tables name the failures.
     """
+    for arm in (arm for study in studies for arm in study.arms):
+        from_mapping(arm.settings).require_own_rule()
     everything = [StudyResults(study, root) for study in studies]
     try:
         run_what_is_left(everything, jobs, budget)
