@@ -96,6 +96,13 @@ def named_error(error: BaseException) -> str:
     return printable(f"{printable(type(error).__name__)}: {printable(error)}")
 
 
+def kind_of(value: object) -> str:
+    """Return what a message says of a value of a wrong kind: its type, and of a tensor the dtype and shape."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return printable(f"{type(value).__name__} {value.dtype} {list(value.shape)}")
+    return printable(type(value).__name__)
+
+
 def imported(key: str, name: str) -> Any:
     """Return the object that a setting names as "module:name", for example one of the user's own.
 
@@ -105,6 +112,8 @@ def imported(key: str, name: str) -> Any:
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
+    except FlTaskarithError as error:  # of an object that this package refuses to make
+        raise ConfigError(f'{key} = "{name}" cannot be imported: {error}') from error
     except (Exception, SystemExit) as error:  # whatever the module's own code does
         raise ConfigError(
             f'{key} = "{name}" cannot be imported ({type(error).__name__}: {error}). Expected "module:name" of an '

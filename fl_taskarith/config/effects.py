@@ -61,10 +61,18 @@ def refuse_idle(config: Settings, given: Iterable[str]) -> None:
 
 
 def _condition(expression: str) -> Callable[[Settings], bool]:
-    """Compile a condition of conditions.toml, which may name settings and nothing else."""
+    """Compile a condition of conditions.toml, which may name settings and nothing else.
+
+    It does not hold where one of them is unknown, None: `scored` of a mask rule of one's own that is not at hand.
+    """
     code = compile(expression, "conditions.toml", "eval")
     names = [name for name in code.co_names if name != "bool"]
-    return lambda config: bool(eval(code, {name: getattr(config, name) for name in names}))
+
+    def holds(config: Settings) -> bool:
+        values = {name: getattr(config, name) for name in names}
+        return None not in values.values() and bool(eval(code, values))
+
+    return holds
 
 
 def _reason(words: str, table: Mapping[str, Idle]) -> Idle:

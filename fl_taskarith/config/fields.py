@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fl_taskarith.config.choices import ATTACKS, CLUSTER_RULES, IMAGE_DATASETS, MERGE_RULES, REGRESSION
 from fl_taskarith.config.rule import AUTO, Rule, key
+from fl_taskarith.errors import ConfigError
 from fl_taskarith.masking import rules as mask_rules
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # torch.compile's
@@ -340,14 +341,24 @@ class Settings:
         return self.mask_rule != "none"
 
     @property
-    def scored(self) -> bool:
-        """Whether the mask comes from sensitivities, and so needs data."""
-        return self.mask_rule not in ("none", "file") and mask_rules.mask_rule(self.mask_rule).scores is None
+    def scored(self) -> bool | None:
+        """Whether the mask comes from sensitivities, and so needs data; None if one's own rule cannot be imported."""
+        if self.mask_rule in mask_rules.NO_RULES:
+            return False
+        try:
+            return mask_rules.mask_rule(self.mask_rule).scores is None
+        except ConfigError:
+            return None
 
     @property
-    def fisher(self) -> bool:
-        """Whether those sensitivities are the diagonal of the Fisher information."""
+    def fisher(self) -> bool | None:
+        """Whether those sensitivities are the diagonal of the Fisher information; None as of `scored`."""
         return self.scored and not mask_rules.mask_rule(self.mask_rule).salient
+
+    def require_own_rule(self) -> None:
+        """Raise ConfigError if the mask rule is one's own and cannot be imported: what is to run needs it."""
+        if ":" in self.mask_rule:
+            mask_rules.mask_rule(self.mask_rule)
 
     @property
     def peak_rate(self) -> float:

@@ -202,6 +202,7 @@ def _print_spread(name: str, spread: Spread, by_chance: float) -> None:
 
 
 def _check(config: Config, clients: int) -> None:
+    config.require_own_rule()
     problems = [
         (not config.masked, 'mask-rule = "none" updates every weight, so there is no mask: choose another mask-rule.'),
         (config.head_rounds == config.num_rounds,

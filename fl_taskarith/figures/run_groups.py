@@ -58,7 +58,7 @@ class RunRecord:
             return from_mapping(self.record["config"]).to_run_config()
         except ConfigError as error:
             raise CheckpointError(
-                f"Cannot read the settings of the run in {self.folder} ({error}): expected run.json."
+                f"Cannot read the settings of the run in {self.folder} ({error}): expected a run.json of this version."
             ) from error
 
     @property

@@ -115,7 +115,7 @@ def require_own(config: Config) -> None:
     Raises:
         ConfigError: one is not.
     """
-    own_modules(config)
+    config.require_own_rule()
     if config.strategy != "centralized":
         strategy_class(config.strategy)
     if config.dataset != REGRESSION:

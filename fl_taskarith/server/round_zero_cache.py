@@ -176,7 +176,7 @@ def _shareable(config: Config, kind: Kind[Any]) -> bool:
     """
     if os.environ.get(SWITCH) == "off" or config.engine != "sequential" or config.byzantine_fraction > 0:
         return False
-    return kind is not MASK or (config.scored and ":" not in config.mask_rule)
+    return kind is not MASK or (bool(config.scored) and ":" not in config.mask_rule)
 
 
 def _shared(home: Workspace, kind: Kind[Found], stem: str, find: Callable[[], tuple[Found, Row]]) -> tuple[Found, Row]:

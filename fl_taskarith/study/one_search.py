@@ -8,6 +8,7 @@ from fl_taskarith.config.effects import idle_reason
 from fl_taskarith.config.rule import AUTO, to_toml
 from fl_taskarith.config.settings import Config
 from fl_taskarith.figures.plots import TITLE_CHARACTERS
+from fl_taskarith.server.launch import require_own
 from fl_taskarith.storage.files import make_folder, write_atomically
 from fl_taskarith.storage.folder_choice import run_name
 from fl_taskarith.study.definition import Arm, Study
@@ -38,8 +39,10 @@ def search_rate(
         search.csv, and the choice once there is one.
 
     Raises:
+        ConfigError: what the settings name as one's own cannot be imported.
         StudyError: a run failed, or every rate diverged.
     """
+    require_own(config)
     ignored = (*RUNNER_KEYS, "learning-rate")
     settings = {key: value for key, value in config.to_run_config().items() if key not in ignored}
     plain = dataclasses.replace(on_this_machine(config), learning_rate=AUTO, seed=search.seeds[0], run_name="")

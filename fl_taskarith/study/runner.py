@@ -49,8 +49,11 @@ def run_studies(studies: Sequence[Study], root: Path, jobs: int = 1, budget: flo
         budget: seconds of wall-clock time after which no run is started, and those that train stop at a checkpoint.
 
     Raises:
+        ConfigError: what an arm's settings name as one's own cannot be imported; nothing was run.
         StudyError: runs failed; all others were run, and the tables name the failures.
     """
+    for arm in (arm for study in studies for arm in study.arms):
+        require_own(from_mapping(arm.settings))
     everything = [StudyResults(study, root) for study in studies]
     try:
         run_what_is_left(everything, jobs, budget)
@@ -64,8 +67,6 @@ def run_what_is_left(everything: Sequence[StudyResults], jobs: int = 1, budget: 
     """Run what is left of the studies as `run_studies` does, without tables."""
     deadline = None if budget is None else time.time() + budget
     for results in everything:
-        for arm in results.study.arms:
-            require_own(from_mapping(arm.settings))
         make_folder(results.runs)
     for folder in {each for results in everything for each in (results.folder, results.runs)}:
         remove_leftovers(folder, below=True)

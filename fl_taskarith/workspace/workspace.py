@@ -332,6 +332,9 @@ class Workspace:
         cfg = pretrained_settings(self.model)
         chosen = self.config.augmentation
         augmentation = data.dataset.augmentation if chosen == "auto" else chosen
+        if "crop" in augmentation and not data.dataset.crop_padding:
+            raise ConfigError(f'augmentation = "{chosen}" crops nothing of {self.config.dataset}, of crop_padding = 0: '
+                              'set augmentation = "flip" or "none", or the padding in the data set.')  # fmt: skip
         return Preprocessing(
             input_size=self.config.input_size,
             mean=tuple(cfg["mean"]),

@@ -1,7 +1,9 @@
 """A data set that the package does not know is one file of the user's: nothing of the package is edited."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import own_dataset
@@ -10,13 +12,16 @@ import torch
 
 from fl_taskarith import simulate
 from fl_taskarith.config.settings import Config, load
-from fl_taskarith.data.datasets import ImageSet, ImageSource, dataset_words, load_dataset
+from fl_taskarith.data import datasets
+from fl_taskarith.data.datasets import Dataset, ImageSet, ImageSource, dataset_words, load_dataset
 from fl_taskarith.errors import ConfigError, DataError
+from fl_taskarith.workspace.workspace import Workspace
 
 
 @pytest.fixture
-def cifar10_folder(tmp_path: Path) -> Path:
+def cifar10_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data-dir with a small CIFAR-10: noise around one colour per class, in the format of the published files."""
+    monkeypatch.setattr(own_dataset, "CIFAR10", replace(own_dataset.CIFAR10, train=600, test=120))
     generator = np.random.default_rng(0)
     folder = tmp_path / "data" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -63,17 +68,80 @@ def test_a_data_set_that_is_none_is_named(tmp_path: Path, name: str, problem: st
         simulate(settings(tmp_path, name))
 
 
+IMAGES, LABELS = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
+PART = ImageSet(IMAGES, LABELS)
+TWO = ImageSource("two", "", 4, 4, 2, "none", 1, lambda *_: (PART, PART, ("a", "b")))
+
+
+def load_two(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> Dataset:
+    monkeypatch.setattr(own_dataset, "TWO", replace(TWO, **changed), raising=False)
+    return load_dataset("own_dataset:TWO", Path("nowhere"), False)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize(
-    ("images", "labels"),
-    [(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), [0, 1, 0, 1]), (torch.zeros(4, 3, 32, 32), [0, 1, 0, 1]),
-     (torch.zeros(4, 3, 32, 32, dtype=torch.uint8), [0, 1, 0, 2]),
-     (torch.zeros(4, 3, 32, 32, dtype=torch.uint8), [0, 1, 0])],
+    ("part", "problem"),
+    [(ImageSet(torch.zeros(4, 8, 8, 3, dtype=torch.uint8), LABELS), r"images Tensor torch.uint8 \[4, 8, 8, 3\]"),
+     (ImageSet(IMAGES.float(), LABELS), "images Tensor torch.float32"),
+     (ImageSet(IMAGES.numpy(), LABELS), "images ndarray uint8"),  # type: ignore[arg-type]
+     (ImageSet(IMAGES[:0], LABELS[:0]), r"no {split} images \(\[0, 3, 8, 8\]\)"),
+     (ImageSet(IMAGES, torch.tensor([0, 1, 0, 2])), "labels from 0 to 2: expected 0 to 1"),
+     (ImageSet(IMAGES, LABELS[:3]), r"labels Tensor torch.int64 \[3\]: expected torch.int64 \[4\]"),
+     (ImageSet(IMAGES, LABELS.int()), "labels Tensor torch.int32"),
+     (ImageSet(IMAGES, LABELS.byte()), "labels Tensor torch.uint8"),
+     (ImageSet(IMAGES, LABELS.float()), "labels Tensor torch.float32"),
+     ((IMAGES, LABELS), "{split} set as tuple: expected an ImageSet"),
+     (ImageSet(IMAGES[:3], LABELS[:3]), "declares {split} = 4 and loads 3 of these images: declare {split} = 3")],
 )  # fmt: skip
 def test_images_and_labels_of_another_kind_are_refused(
-    images: torch.Tensor, labels: list[int], monkeypatch: pytest.MonkeyPatch
+    part: Any, problem: str, split: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = ImageSet(images, torch.tensor(labels))
-    source = ImageSource("two", "", 4, 4, 2, "none", 1, lambda *_: (part, part, ("a", "b")))
-    monkeypatch.setattr(own_dataset, "TWO", source, raising=False)
-    with pytest.raises(DataError, match="own_dataset:TWO"):
-        load_dataset("own_dataset:TWO", Path(), False)
+    loaded = (part, PART, ("a", "b")) if split == "train" else (PART, part, ("a", "b"))
+    with pytest.raises(DataError, match='dataset = "own_dataset:TWO" .*' + problem.replace("{split}", split)):
+        load_two(monkeypatch, load=lambda *_: loaded)
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [({"augmentation": "rotate"}, 'augmentation = "rotate": expected one of none, flip, crop, crop-flip'),
+     ({"augmentation": "crop", "crop_padding": 0}, "crop_padding = 0"),
+     ({"crop_padding": -1}, "crop_padding = -1"),
+     ({"classes": 3}, "declares 3 classes and loads 2 class names"),
+     ({"load": lambda *_: (PART, PART)}, "loads 2 values: expected a training set, a test set and the class names"),
+     ({"load": lambda *_: None}, "loads NoneType: expected"),
+     ({"load": lambda *_: (PART, PART, None)}, "class names None: expected a tuple of strings"),
+     ({"load": lambda *_: (PART, PART, "ab")}, 'class names "ab"'),
+     ({"load": lambda *_: (PART, PART, (3, None))}, r"class names \(3, None\)")],
+)  # fmt: skip
+def test_what_is_loaded_is_compared_with_what_is_declared(
+    changed: dict[str, Any], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match=f'dataset = "own_dataset:TWO" .*{problem}'):
+        load_two(monkeypatch, **changed)
+
+
+@pytest.mark.parametrize(
+    ("load", "problem"),
+    [(lambda folder, download: (folder / "train.npz").open(), "FileNotFoundError: .*nowhere/train.npz"),
+     (lambda folder: None, "TypeError: .* 1 positional argument but 2 were given")],
+)  # fmt: skip
+def test_what_a_loader_raises_is_told_with_its_setting(
+    load: Any, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=f'dataset = "own_dataset:TWO" raised {problem}'):
+        load_two(monkeypatch, load=load)
+
+
+def test_a_class_without_training_images_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(datasets.log, "warning", lambda text, *values: said.append(text % values))
+    assert load_two(monkeypatch).classes == ("a", "b") and not said
+    load_two(monkeypatch, classes=3, load=lambda *_: (PART, PART, ["a", "b", "empty"]))
+    assert said == ['dataset = "own_dataset:TWO" has no training image of 1 of its classes:\n  empty']
+
+
+def test_crops_that_would_move_nothing_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(own_dataset, "TWO", replace(TWO, crop_padding=0), raising=False)
+    config = replace(settings(tmp_path, "own_dataset:TWO"), validation_size=2, calibration_size=0, mask_rule="random")
+    with pytest.raises(ConfigError, match='augmentation = "crop" crops nothing of own_dataset:TWO'):
+        Workspace(replace(config, augmentation="crop"))

@@ -2,8 +2,13 @@
 
 import dataclasses
 import json
+import math
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import own_mask_rule
 import pytest
 import torch
 from conftest import augmented, final_weights
@@ -12,17 +17,21 @@ from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
 from fl_taskarith import simulate
+from fl_taskarith.cli.command import main
 from fl_taskarith.config.settings import Config, load
 from fl_taskarith.data.batches import batch_positions
 from fl_taskarith.engine.records import payload_bytes, to_record
 from fl_taskarith.engine.sequential import ensure_run_identity
 from fl_taskarith.errors import ConfigError
+from fl_taskarith.masking.anatomy import KINDS
 from fl_taskarith.masking.mask import Mask, load_mask
+from fl_taskarith.masking.rules import MaskRule
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.models.heads import RidgeStatistics
 from fl_taskarith.seeding import random_generator, torch_seed
 from fl_taskarith.training.local import set_trained
 from fl_taskarith.workspace.global_model import Frozen
+from fl_taskarith.workspace.make_mask import make_mask, server_sums
 from fl_taskarith.workspace.workspace import Workspace, workspace
 
 
@@ -156,9 +165,6 @@ def test_the_clients_mask_is_the_pooled_one(masked_config: Config) -> None:
     history = simulate(config)
     home = workspace(config)
     head = {name: final_weights(history.folder)[name] for name in HEAD_PARAMETERS}
-
-    from fl_taskarith.workspace.make_mask import make_mask
-
     pooled = make_mask(
         home,
         lambda number, alive: (
@@ -267,3 +273,110 @@ def test_arrays_of_a_mask_travel_as_flower_arrays() -> None:
     assert back.mask is not None
     assert back.mask.jaccard(mask) == 1.0
     assert torch.equal(back.weights["head.bias"], torch.ones(3))
+
+
+# a mask rule of one's own
+
+Weights = dict[str, Tensor]
+
+
+def made_by(monkeypatch: pytest.MonkeyPatch, config: Config, **given: Any) -> Mask:
+    """The mask of a rule of one's own, made of its arguments."""
+    monkeypatch.setattr(own_mask_rule, "GIVEN", MaskRule("a rule", "none", **given), raising=False)
+    home = workspace(dataclasses.replace(config, mask_rule="own_mask_rule:GIVEN"))
+    return make_mask(home, server_sums(home, {})).mask
+
+
+def magnitudes(weights: Weights, generator: np.random.Generator) -> Weights:
+    return {name: value.abs() for name, value in weights.items()}
+
+
+def test_a_rule_cannot_change_the_pretrained_weights(masked_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiling(weights: Weights, generator: np.random.Generator) -> Weights:
+        scores = magnitudes(weights, generator)
+        for value in weights.values():
+            value.mul_(0)
+        return scores
+
+    mask = made_by(monkeypatch, masked_config, scores=spoiling)
+    home = workspace(dataclasses.replace(masked_config, mask_rule="own_mask_rule:GIVEN"))
+    assert all(bool(value.any()) for name, value in home.maskable().items() if name.endswith("weight"))
+    assert mask.jaccard(made_by(monkeypatch, masked_config, scores=magnitudes)) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float16, torch.float64, torch.float8_e4m3fn], ids=str)
+def test_scores_of_every_real_type_are_ranked(
+    dtype: torch.dtype, masked_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole numbers without a sign too, whose negatives are none."""
+    one_of_two = {"scores": lambda weights, _: {name: (value > 0).to(dtype) for name, value in weights.items()}}
+    mask = made_by(monkeypatch, masked_config, keeps_largest=True, **one_of_two)
+    home = workspace(dataclasses.replace(masked_config, mask_rule="own_mask_rule:GIVEN"))
+    assert all(bool((value[mask.tensors[name]] > 0).all()) for name, value in home.maskable().items())
+
+
+SPOILT = {
+    "transposed": (lambda value: value.mT, "Tensor torch.float32 .* expected a tensor of real numbers in the weight's"),
+    "flat": (lambda value: value.flatten(), "weight's shape"),
+    "one number": (lambda value: value.mean(), r"torch.float32 \[\] as the scores of blocks.0.attn.qkv.weight"),
+    "rows": (lambda value: value.mean(1), "weight's shape"),
+    "kept dimension": (lambda value: value.mean(1, keepdim=True), "weight's shape"),
+    "bool": (lambda value: value > 0, "returned Tensor torch.bool"),
+    "complex": (lambda value: value.to(torch.complex64), "returned Tensor torch.complex64"),
+    "numpy": (lambda value: value.numpy(), "returned ndarray float32"),
+    "none": (lambda value: None, "returned NoneType as the scores"),
+    "nan": (lambda value: value * math.nan, "NaN or infinite score of blocks.0.attn.qkv.weight"),
+    "infinite": (lambda value: value / 0, "NaN or infinite score"),
+    "raises": (lambda value: value.no_such, "raised AttributeError: .*test_masked_runs.py, line"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_scores_of_another_form_are_told_by_rule_and_tensor(
+    spoil: str, masked_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoilt, message = SPOILT[spoil]
+    name = "blocks.0.attn.qkv.weight"
+
+    def scores(weights: Weights, generator: np.random.Generator) -> Weights:
+        return magnitudes(weights, generator) | {name: spoilt(weights[name])}
+
+    with pytest.raises(ConfigError, match=f'^mask-rule = "own_mask_rule:GIVEN" .*{message}'):
+        made_by(monkeypatch, masked_config, scores=scores)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [(lambda weights, _: None, "returned NoneType: expected a dictionary"),
+     (lambda weights, _: {}, "returned scores of other tensors than it was given: .* patch_embed|blocks"),
+     (lambda weights, _: magnitudes(weights, _) | {"more": torch.ones(1)}, "1 names are .*for example more"),
+     (lambda weights: {}, "raised TypeError: .* 1 positional argument")],
+)  # fmt: skip
+def test_scores_of_other_tensors_are_told(
+    scores: Any, message: str, masked_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=f'^mask-rule = "own_mask_rule:GIVEN" .*({message})'):
+        made_by(monkeypatch, masked_config, scores=scores)
+
+
+def test_a_kind_that_there_is_not_is_told_with_those_there_are(
+    masked_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=f"chooses from attention, .* among {', '.join(KINDS)}"):
+        made_by(monkeypatch, masked_config, scores=magnitudes, kinds=("q", "attention"))
+
+
+@pytest.mark.figures
+def test_a_finished_run_is_shown_without_the_module_of_its_rule(
+    masked_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as at_hand:
+        at_hand.setitem(sys.modules, "left_at_home", own_mask_rule)
+        config = dataclasses.replace(masked_config, mask_rule="left_at_home:FIRST", sensitivity_threshold=0.0)
+        folder = simulate(config).folder
+        other = simulate(dataclasses.replace(config, mask_rule="left_at_home:MIDDLING", mask_source="clients")).folder
+    assert main(["plot", str(folder), f"--output={tmp_path / 'one'}"]) == 0
+    assert main(["plot", str(folder), str(other), f"--output={tmp_path / 'both'}"]) == 0
+    assert simulate(config).folder == folder, "it is finished"
+    with pytest.raises(ConfigError, match=r'mask-rule = "left_at_home:FIRST" cannot be imported .*No module named'):
+        simulate(config, seed=5)

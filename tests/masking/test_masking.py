@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -200,9 +201,36 @@ def test_a_rule_of_ones_own_is_named_by_its_module(masked_config: Config) -> Non
         ("leastsensitive", "own"),
     ],
 )
-def test_a_mask_rule_that_is_none_is_refused(rule: str, reason: str) -> None:
+def test_a_mask_rule_that_is_none_is_refused(rule: str, reason: str, masked_config: Config) -> None:
     with pytest.raises(ConfigError, match=reason):
-        Config(mask_rule=rule)
+        simulate(dataclasses.replace(masked_config, mask_rule=rule))
+    assert not Path(masked_config.results_dir).exists(), "before a folder is made"
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [({"scores": "text"}, "scores are of type str: expected a function"),
+     ({"scores": print, "salient": True}, "on which salient has no effect"),
+     ({"scores": print, "redrawn_by_kind": True}, "on which redrawn_by_kind has no effect"),
+     ({"kinds": "q"}, "kinds are of type str: expected a tuple")],
+)  # fmt: skip
+def test_a_mask_rule_that_contradicts_itself_is_refused(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        rules.MaskRule("a rule", "none", **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("none", 'mask-rule = "none" has a meaning already'), ("shared_by_some", "no mask rule")]
+)
+def test_a_file_among_the_rules_that_is_no_rule_is_named(
+    name: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{name}.py").write_text("HELP = 1\n")
+    (tmp_path / "_helpers.py").write_text("HELP = 1\n")
+    monkeypatch.setattr(rules, "__path__", [*rules.__path__, str(tmp_path)])
+    with pytest.raises(ConfigError, match=reason) as caught:
+        rules.rules_in(tmp_path)
+    assert str(tmp_path / f"{name}.py") in str(caught.value)
 
 
 def test_every_file_of_a_rule_is_a_setting() -> None:

@@ -3,8 +3,10 @@
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
+import own_mask_rule
 import pytest
 from small_studies import SEARCHED, STUDY, FakeTraining, study_of, table
 
@@ -249,6 +251,27 @@ def test_a_table_is_made_from_folders_alone_and_says_what_was_not_run(tmp_path: 
     written = (tmp_path / "tiny" / "README.md").read_text()
     assert "| new | 1 | – | not run | 0 |" in written
     assert "| 10.90 | 1 of 3 |" in written, "one seed has no ±"
+
+
+def test_a_table_needs_no_module_of_a_mask_rule_and_a_study_to_run_does(
+    tmp_path: Path, training: FakeTraining, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = 'learning-rate = 0.1, mask-source = "clients", fisher-labels = "true"'
+    for rule in ("MIDDLING", "MISSING"):
+        (tmp_path / f"{rule}.toml").write_text(
+            STUDY + f'[[arm]]\nname = "own"\nsettings = {{ mask-rule = "left_at_home:{rule}", {settings} }}\n'
+        )
+    words = ["study", str(tmp_path / "MIDDLING.toml"), f"--results-dir={tmp_path}"]
+    with monkeypatch.context() as at_hand:
+        at_hand.setitem(sys.modules, "left_at_home", own_mask_rule)
+        assert main(words) == 0
+    (tmp_path / "tiny" / "README.md").unlink()
+    assert main([*words, "--tables"]) == 0
+    assert "| own |" in (tmp_path / "tiny" / "README.md").read_text()
+    done = len(training.runs)
+    assert main(["study", str(tmp_path / "MISSING.toml"), f"--results-dir={tmp_path / 'other'}"]) == 1
+    assert 'ConfigError: mask-rule = "left_at_home:MISSING" cannot be imported' in capsys.readouterr().err
+    assert len(training.runs) == done and not (tmp_path / "other").exists(), "not even the arms before it are run"
 
 
 def test_an_edge_is_marked_in_the_table(tmp_path: Path, training: FakeTraining) -> None:
