@@ -13,6 +13,7 @@ import torch
 from timm.models.eva import Eva, EvaAttention
 from torch import nn
 
+from fl_taskarith.config.rule import IMPORTABLE
 from fl_taskarith.errors import ConfigError, WeightsError, imported
 from fl_taskarith.models.class_token_block import compute_class_token_only
 from fl_taskarith.models.suffix import Backbone
@@ -27,7 +28,7 @@ HEAD_PARAMETERS = ("head.weight", "head.bias")
 
 def registered_name(name: str) -> str:
     """Return the name under which timm knows the model that a configuration's `model` names."""
-    return name.rpartition(":")[2]
+    return name.partition(":")[2] if IMPORTABLE.fullmatch(name) else name
 
 
 def build_model(name: str, num_classes: int, input_size: int, weights: str, download: bool, seed: int) -> Backbone:
@@ -48,7 +49,7 @@ def build_model(name: str, num_classes: int, input_size: int, weights: str, down
             its patches do not divide.
         WeightsError: the weights cannot be found, read or fitted.
     """
-    if ":" in name:
+    if IMPORTABLE.fullmatch(name):
         imported("model", name)
         name = registered_name(name)
     if not timm.is_model(name):

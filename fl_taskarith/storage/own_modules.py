@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_taskarith.config.fields import rules
+from fl_taskarith.config.rule import IMPORTABLE
 from fl_taskarith.config.settings import Config
 from fl_taskarith.errors import ConfigError, imported
 from fl_taskarith.storage.verified_files import checksum_of_file
@@ -27,7 +28,8 @@ def own_modules(config: Config) -> dict[str, str]:
         ConfigError: one cannot be imported.
     """
     settings = config.to_run_config()
-    named = {key: str(settings[key]) for key, rule in rules().items() if rule.importable and ":" in str(settings[key])}
+    named = {key: str(settings[key]) for key, rule in rules().items()
+             if rule.importable and IMPORTABLE.fullmatch(str(settings[key]))}  # fmt: skip
     return {key: _checksum(key, name) for key, name in named.items()}
 
 

@@ -39,7 +39,7 @@ from fl_taskarith.storage.client_files import (
 )
 from fl_taskarith.storage.round_zero_files import read_start, write_start
 from fl_taskarith.storage.run_folder import Logbook
-from fl_taskarith.study.results import inspect
+from fl_taskarith.study.results import inspect, read_outcome
 
 REFUSED, SAME, BEFORE = "refused by name", "mended or harmless", "the one before is used"
 
@@ -181,7 +181,7 @@ def finished_run(folder: Path, trials: int, seed: int) -> list[Tally]:
     config = dataclasses.replace(TINY, results_dir=str(folder), run_name="finished")
     run = simulate(config).folder
     mask, facts = load_mask(run / "mask.safetensors")
-    weights, rows, outcome, member = final_weights(run), numbers(run), inspect(config), members([read_run(run)])
+    weights, rows, outcome, member = final_weights(run), numbers(run), read_outcome(run), members([read_run(run)])
 
     def same_mask() -> bool:
         again, told = load_mask(run / "mask.safetensors")
@@ -193,10 +193,10 @@ def finished_run(folder: Path, trials: int, seed: int) -> list[Tally]:
         return all(torch.equal(value, weights[name]) for name, value in backbone_state(model).items())
 
     def same_record() -> bool:
-        return inspect(config) == outcome and members(find_runs([folder])) == member
+        return read_outcome(run) == outcome and inspect(config) == outcome and members(find_runs([folder])) == member
 
     tables = Tally("table of a finished run damaged")
-    try_damage(tables, run / "rounds.csv", trials, seed, lambda: numbers(run) == rows and inspect(config) == outcome)
+    try_damage(tables, run / "rounds.csv", trials, seed, lambda: numbers(run) == rows and read_outcome(run) == outcome)
     records = Tally("run.json of a finished run damaged")
     try_damage(records, run / "run.json", trials, seed, same_record, named=run.name)
     masks = Tally("mask damaged")
