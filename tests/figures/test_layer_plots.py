@@ -45,6 +45,7 @@ def test_a_run_writes_what_it_measured_of_every_matrix_and_draws_it(
     assert [call.args[3] for call in drawn.call_args_list] == [(1.0, 3)] * len(KINDS), "bars end at all three clients"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_measured_the_same(config: Config) -> None:
     config = dataclasses.replace(config, checkpoint_every=1)
     whole = simulate(config, run_name="whole").folder

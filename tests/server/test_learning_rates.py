@@ -125,6 +125,7 @@ def test_runs_that_used_to_collapse_by_default_end_above_the_ridge_head(
     assert re.search(r"points above the [\w-]+ head$", capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_search_needs_no_known_rate(tmp_path: Path) -> None:
     from fl_taskarith.cli.command import main
 

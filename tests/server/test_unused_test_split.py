@@ -157,6 +157,7 @@ name = "low"
 """
 
 
+@pytest.mark.slow
 def test_merging_does_not_look_at_the_test_split(both: Callable[..., tuple[Outcome, Outcome]], tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(ONE_SHOT)

@@ -59,6 +59,7 @@ def frozen(message: Message, context: Context) -> Message:
     return client.app(message, context)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_hands_each_client_the_state_of_the_checkpoint(
     quick_config: Config,
 ) -> None:

@@ -93,6 +93,7 @@ def test_clients_together_do_what_they_do_alone(config: Config, name: str, maske
     assert close(final_weights(alone.folder), final_weights(together.folder))
 
 
+@pytest.mark.slow
 def test_only_ghbm_sends_more_than_fedavg_and_only_down(config: Config) -> None:
     rows = {name: simulate(config, strategy=name, run_name=name).rows[-1] for name in ("fedavg", "ghbm", "local-ghbm")}
     assert rows["local-ghbm"]["downlink_bytes"] == rows["fedavg"]["downlink_bytes"]
@@ -100,6 +101,7 @@ def test_only_ghbm_sends_more_than_fedavg_and_only_down(config: Config) -> None:
     assert len({row["uplink_bytes"] for row in rows.values()}) == 1
 
 
+@pytest.mark.slow
 def test_head_rounds_change_what_is_remembered(config: Config) -> None:
     for name in ("ghbm", "local-ghbm", "fedvarp", "covariance"):
         settings = {"head": "linear", "head_rounds": 2, "sampling": "cyclic"}

@@ -124,6 +124,7 @@ def test_cluster_models_come_apart_travel_and_are_exported(quick_config: Config)
     assert exported == [f"model{best}-cluster-{number}.safetensors" for best in ("-best", "") for number in (0, 1)]
 
 
+@pytest.mark.slow
 def test_a_group_is_measured_with_the_model_of_least_validation_loss_in_it(quick_config: Config) -> None:
     config = dataclasses.replace(quick_config, client_groups="half-turn", num_clusters=2, participation=1.0, **IFCA)
     history = simulate(config)
@@ -139,6 +140,7 @@ def test_a_group_is_measured_with_the_model_of_least_validation_loss_in_it(quick
     assert history.rows[-1]["test_loss"] == pytest.approx((best[0][1] + best[1][1]) / 2, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_clients_of_cluster_models_train_one_by_one_on_images(quick_config: Config) -> None:
     config = dataclasses.replace(quick_config, client_groups="half-turn", num_clusters=2, participation=0.6)
     each_size = (dataclasses.replace(config, clients_at_once=size, run_name=f"{size}") for size in (1, 3))
