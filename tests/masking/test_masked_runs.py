@@ -366,6 +366,7 @@ def test_a_kind_that_there_is_not_is_told_with_those_there_are(
         made_by(monkeypatch, masked_config, scores=magnitudes, kinds=("q", "attention"))
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 def test_a_finished_run_is_shown_without_the_module_of_its_rule(
     masked_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -121,6 +121,7 @@ def test_a_run_that_was_cut_stops_at_the_same_round_with_the_same_models(
     assert records[0]["best"] == records[1]["best"] and records[0]["stopped_early"] == records[1]["stopped_early"]
 
 
+@pytest.mark.slow
 def test_the_best_model_is_that_of_its_round_and_everything_says_so(wavering: Config) -> None:
     run = simulate(wavering, run_name="run", test_subset=0, num_rounds=6)
     best = best_row(run.rows)

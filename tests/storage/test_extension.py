@@ -30,7 +30,7 @@ def without_evaluation(folder: Path) -> list[tuple[object, ...]]:
         pytest.param({"strategy": "scaffold"}, marks=pytest.mark.slow),
         {"strategy": "fedavgm", "sampling": "cyclic"},
         {"mask_rule": "least-sensitive", "density": 0.2},
-        {"strategy": "centralized", "num_clients": 10},
+        pytest.param({"strategy": "centralized", "num_clients": 10}, marks=pytest.mark.slow),
         pytest.param({"schedule": "plateau", "evaluate_every": 1}, marks=pytest.mark.slow),
     ],
     ids=lambda settings: "-".join(map(str, settings.values())) or "fedavg",
