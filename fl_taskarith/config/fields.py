@@ -403,3 +403,8 @@ def rules() -> dict[str, Rule]:
 def rules_by_heading() -> dict[str, dict[str, Rule]]:
     """Return the same rules under their headings, in the order of a reference."""
     return {heading: {key: rule for key, rule in rules().items() if rule.heading == heading} for heading in HEADINGS}
+
+
+ATTACK_KEYS = frozenset({"byzantine-fraction", "attack", "attack-scale"})
+ALGORITHM_KEYS = frozenset(rules_by_heading()["algorithm"]) - ATTACK_KEYS
+"""What the server does with honest clients' task vectors."""

@@ -81,8 +81,7 @@ class MergeRule:
             return self.function(task_vectors, **taken)
         with own_code("merge-rule", self.name):
             direction = self.function(task_vectors, **taken)
-        like = {name: task_vectors[0][name] for name in names_of(task_vectors)}
-        return checked_direction(direction, like, f'merge-rule = "{self.name}"')
+        return checked_direction(direction, task_vectors[0], f'merge-rule = "{self.name}"')
 
     def searched(self, task_vectors: TaskVectors) -> list[float | None]:
         """Return the values of the parameter to try; [None] without a parameter. Tensors of any shapes."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from fl_taskarith.config.fields import rules, rules_by_heading
+from fl_taskarith.config.fields import ALGORITHM_KEYS, rules
 from fl_taskarith.config.rule import Scalar
 from fl_taskarith.report.latex import Latex, escape, plain
 
@@ -44,8 +44,6 @@ def load(settings: Settings) -> str | None:
     return (steps if settings["local-steps-max"] else EQUAL) + (f", dropout {dropout}" if dropout else "")
 
 
-ATTACK_KEYS = frozenset({"byzantine-fraction", "attack", "attack-scale"})
-ALGORITHM_KEYS = frozenset(rules_by_heading()["algorithm"]) - ATTACK_KEYS
 # Settings that say one thing together, and how it is read from them.
 COMPOUND: dict[str, tuple[Callable[[Settings], Value], frozenset[str]]] = {
     "condition": (condition, frozenset({"sharding", "classes-per-client", "dirichlet-alpha"})),

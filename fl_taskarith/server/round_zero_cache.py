@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from fl_taskarith.config.fields import rules_by_heading
+from fl_taskarith.config.fields import ALGORITHM_KEYS, rules_by_heading
 from fl_taskarith.config.settings import OPERATIONAL_KEYS, Config
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.masking.calibration import Calibration
@@ -40,7 +40,7 @@ Packed = tuple[Mapping[str, Tensor], Any]
 
 # What only later rounds depend on. A setting that is not listed counts as one that round 0 depends on.
 LOCAL_KEYS = frozenset(rules_by_heading()["training"]) | {"optimizer-kernels"}
-ROUND_KEYS = frozenset(rules_by_heading()["algorithm"]) - {"byzantine-fraction", "attack", "attack-scale"} | {
+ROUND_KEYS = ALGORITHM_KEYS | {
     *("num-rounds", "participation", "sampling", "dropout", "ridge-refresh", "evaluate-every", "cluster-rule")
 }
 MASK_KEYS = frozenset(rules_by_heading()["mask"])
