@@ -134,25 +134,42 @@ def test_a_strategy_of_ones_own_gets_a_copy_of_the_weights_and_may_return_double
     assert same_bits(final_weights(own), final_weights(plain))
 
 
-def test_a_run_knows_whether_a_module_of_ones_own_has_changed(
-    quick_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("through", [False, True])
+def test_a_run_knows_whether_what_a_module_of_ones_own_imports_has_changed(
+    quick_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    through: bool,
 ) -> None:
     file = tmp_path / "edited.py"
-    code = """
+    file.write_text("""
 from fl_taskarith.strategies.fedavg import FedAvg
+
+import edited_beside.scale
 
 
 class Mine(FedAvg):
     def aggregate(self, weights, replies):
-        return {name: 1.0 * value for name, value in super().aggregate(weights, replies).items()}
-"""
-    file.write_text(code)
+        scale = edited_beside.scale.SCALE
+        return {name: scale * value for name, value in super().aggregate(weights, replies).items()}
+""")
+    beside = tmp_path / "edited_beside"
+    beside.mkdir()
+    (beside / "__init__.py").write_text("")
+    if through:
+        (beside / "scale.py").write_text("from .through import SCALE")
+        file = beside / "through.py"
+    else:
+        file = beside / "scale.py"
+    file.write_text("SCALE = 1.0")
     monkeypatch.syspath_prepend(str(tmp_path))
     settings = {"strategy": "edited:Mine", "num_rounds": 2, "schedule": "constant"}
     first = simulate(quick_config, **settings)
     assert simulate(quick_config, **settings).folder == first.folder
-    file.write_text(code.replace("1.0", "0.0"))
-    monkeypatch.delitem(sys.modules, "edited")  # as in another process
+    file.write_text("SCALE = 0.0")
+    for name in [name for name in sys.modules if name.startswith("edited")]:  # as in another process
+        monkeypatch.delitem(sys.modules, name)
     importlib.invalidate_caches()
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     with pytest.raises(CheckpointError, match="The module that strategy names, or what it loads, has changed"):
