@@ -23,7 +23,7 @@ from fl_taskarith.study.monitor import Monitor
 from fl_taskarith.study.one_run import describe_run, run_once
 from fl_taskarith.study.plan import Plan, plan_of, plans_of
 from fl_taskarith.study.results import SETTLED, Outcome, State, StudyResults, inspect, run_folder
-from fl_taskarith.study.tables import write_tables
+from fl_taskarith.study.tables import warn_of_other_arms, write_tables
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ def run_studies(studies: Sequence[Study], root: Path, jobs: int = 1, budget: flo
     for arm in (arm for study in studies for arm in study.arms):
         require_own(from_mapping(arm.settings))
     everything = [StudyResults(study, root) for study in studies]
+    for results in everything:
+        warn_of_other_arms(results)
     try:
         run_what_is_left(everything, jobs, budget)
     finally:

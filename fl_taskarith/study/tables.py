@@ -10,7 +10,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from fl_taskarith.errors import FlTaskarithError
+from fl_taskarith.errors import CheckpointError, FlTaskarithError
 from fl_taskarith.figures.layer_plots import plot_overlap
 from fl_taskarith.figures.markdown import (
     BLANK,
@@ -55,12 +55,13 @@ def write_tables(results: StudyResults) -> None:
     """
     study, frame = results.study, read_frame(results)
     rows = compare(frame)
-    if not any(row.test.n for row in rows) and _has_results(results.folder / "table.csv"):
+    if not any(row.test.n for row in rows) and _arms_in(results.folder):
         log.warning(
             "%s is left as it is: it has tables of finished runs, and no run of this study is finished in %s.",
             results.folder, results.runs,
         )  # fmt: skip
         return
+    warn_of_other_arms(results)
     make_folder(results.folder)
     shares = not all(isnan(row.retained) for row in rows)
     files = {
@@ -81,9 +82,24 @@ def write_tables(results: StudyResults) -> None:
         write_atomically(results.folder / name, text)
 
 
-def _has_results(path: Path) -> bool:
-    """Return whether there is a table.csv that counts finished runs."""
-    return any(line["n"] for line in read_csv(path, {"n": (COUNT, None)}, REMEDY, optional=True) or ())
+def warn_of_other_arms(results: StudyResults) -> None:
+    """Warn if the study's folder has tables of arms that are not the study's: another study file has the same name."""
+    others: list[str] = []
+    with suppress(CheckpointError):  # a damaged table is written anew
+        others = sorted(_arms_in(results.folder) - {arm.title for arm in results.study.arms})
+    if others:
+        log.warning(
+            "%s has tables with arms that this study file lacks: %s%s. Its tables replace them. To keep both, change "
+            "`name` in one of the files. All runs are kept: `fl-taskarith study FILE --tables` writes a file's tables "
+            "again.", results.folder, "; ".join(others[:3]), f" and {len(others) - 3} more" * (len(others) > 3),
+        )  # fmt: skip
+
+
+def _arms_in(folder: Path) -> set[str]:
+    """Return the titles of the arms of which table.csv counts finished runs; none without the file."""
+    columns = {"group": (str, None), "arm": (str, None), "n": (COUNT, None)}
+    lines = read_csv(folder / "table.csv", columns, REMEDY, optional=True) or ()
+    return {f"{line['group']}: {line['arm']}" if line["group"] else str(line["arm"]) for line in lines if line["n"]}
 
 
 def _readme(results: StudyResults, frame: StudyFrame, rows: Sequence[Comparison]) -> str:

@@ -305,3 +305,25 @@ def test_tables_are_not_replaced_by_those_of_nothing(
     with caplog.at_level("WARNING", logger="fl_taskarith"):
         write_tables(StudyResults(study, tmp_path))
     assert "left as it is" in caplog.text and (tmp_path / "tiny" / "table.csv").read_bytes() == before
+
+
+def test_tables_of_another_study_file_of_the_same_name_are_not_replaced_in_silence(
+    tmp_path: Path, training: FakeTraining, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = study_of(STUDY, tmp_path)
+    run_studies([first], tmp_path)
+    table = tmp_path / "tiny" / "table.csv"
+    before = table.read_bytes()
+    second = study_of(STUDY.replace(f'name = "{first.arms[-1].name}"', 'name = "renamed"'), tmp_path)
+    assert first.arms[-1].title not in {arm.title for arm in second.arms}
+    with caplog.at_level("WARNING", logger="fl_taskarith"):
+        run_studies([first], tmp_path)
+        assert not caplog.text
+        run_studies([second], tmp_path)
+    assert f"tables with arms that this study file lacks: {first.arms[-1].title}." in caplog.text
+    write_tables(StudyResults(first, tmp_path))
+    assert table.read_bytes() == before, "the other file's tables come back"
+    table.write_bytes(before[:-5])
+    caplog.clear()
+    write_tables(StudyResults(second, tmp_path))
+    assert not caplog.text and b"renamed" in table.read_bytes()
