@@ -27,8 +27,7 @@ against = "dense"
 
 
 @pytest.fixture(autouse=True)
-def _no_tex(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_taskarith.report.document.find_tex", lambda: None)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fl_taskarith.study.tables.plot_arms", lambda *_: [])
     monkeypatch.setattr("fl_taskarith.study.tables._figures", lambda *_: [])
 

@@ -22,12 +22,6 @@ FIGURE = b"%PDF-1.4 /MediaBox [ 0 0 200 249 ]"
 AUTHORS = '[[author]]\nname = "Ada Lovelace"\nid = "1"\n'
 
 
-@pytest.fixture(autouse=True)
-def _no_tex(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "slow" not in request.keywords:
-        monkeypatch.setattr("fl_taskarith.report.document.find_tex", lambda: None)
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A study with a figure."""
