@@ -3,7 +3,6 @@
 The others are Flower's own, on Ray, and the simulators that are installed (`simulators`).
 """
 
-import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +41,7 @@ from fl_taskarith.merging.aggregate import task_vector_norm
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 from fl_taskarith.models.suffix import Backbone
 from fl_taskarith.seeding import random_generator, torch_seed
+from fl_taskarith.server.simulate import on_ray
 from fl_taskarith.storage.files import scratch_folder
 from fl_taskarith.training.local import set_trained
 from fl_taskarith.training.schedules import step_coefficient_sum
@@ -123,7 +123,8 @@ def bench_engine(options: Namespace) -> Result:
     if options.without_ray:
         compare(None)
     else:
-        _with_ray(compare, options.clients, actors, on_gpu=device.type == "cuda")
+        resources = {"num_cpus": 1, "num_gpus": 1.0 / actors if device.type == "cuda" else 0.0}
+        on_ray(compare, app, options.clients, actors, resources)
     per_round = figures["seconds_per_round"] = medians(figures["seconds"], ROUNDS)
     first = figures["first_turn_seconds"]
     notes = {name: f"per round, {seconds / per_round['ours']:.2f} x ours"
@@ -201,25 +202,3 @@ def _training(options: Namespace, clock: Clock) -> dict[str, Any]:
 def _task_vector(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights - start by name, in their shapes, for the names of `start`."""
     return {name: weights[name].detach() - value for name, value in start.items()}
-
-
-def _with_ray(work: Callable[[Grid], None], clients: int, actors: int, on_gpu: bool) -> None:
-    """Call `work` as the ServerApp of a Flower simulation of our ClientApp."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    from flwr.serverapp import ServerApp
-    from flwr.simulation import run_simulation
-
-    server_app = ServerApp()
-
-    @server_app.main()
-    def main(grid: Grid, context: Context) -> None:
-        work(grid)
-
-    resources = {"num_cpus": 1, "num_gpus": 1.0 / actors if on_gpu else 0.0}
-    run_simulation(
-        server_app,
-        app,
-        num_supernodes=clients,
-        backend_config={"init_args": {"num_cpus": actors}, "client_resources": {**resources}},
-    )

@@ -20,7 +20,7 @@ from fl_taskarith.describe.mask_report import anatomy_table, overlap_table, read
 from fl_taskarith.describe.sensitivity_plot import describe_sensitivity, plot_sensitivity, scores_by_kind, zero_lines
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.masking.calibration import Sums
-from fl_taskarith.masking.mask import Mask, Spread, between_pairs, chance_overlap, jaccard_matrix
+from fl_taskarith.masking.mask import Mask, between_pairs, chance_overlap, jaccard_matrix
 from fl_taskarith.server.launch import describe, make_run, show_log
 from fl_taskarith.server.learning_rates import with_known_rate
 from fl_taskarith.storage.files import (
@@ -182,23 +182,27 @@ def _of_clients(home: Workspace, head: Weights, mask: Mask, clients: int) -> dic
     report: dict[str, Any] = {
         "number": clients,
         "densities": densities,
-        "with_mask": {**dataclasses.asdict(Spread.of(overlaps)), "each": overlaps},
-        "with_mask_by_chance": Spread.of([chance_overlap(own, mask.density) for own in densities]).mean,
+        "with_mask": {**_spread(overlaps), "each": overlaps},
+        "with_mask_by_chance": _spread([chance_overlap(own, mask.density) for own in densities])["mean"],
         "pairwise": None,
         "seconds": time.perf_counter() - started,
     }
     print(f"\nJaccard overlap of {clients} clients' own masks".ljust(47) + "     mean      min      max  by chance")
-    _print_spread("with the mask above", Spread.of(overlaps), report["with_mask_by_chance"])
+    _print_spread("with the mask above", _spread(overlaps), report["with_mask_by_chance"])
     if clients > 1:
-        pairs = Spread.of(between_pairs(matrix))
-        chance = Spread.of(between_pairs([[chance_overlap(one, other) for other in densities] for one in densities]))
-        report["pairwise"] = {**dataclasses.asdict(pairs), "by_chance": chance.mean, "matrix": matrix}
-        _print_spread("with one another", pairs, chance.mean)
+        pairs = _spread(between_pairs(matrix))
+        chance = _spread(between_pairs([[chance_overlap(one, other) for other in densities] for one in densities]))
+        report["pairwise"] = {**pairs, "by_chance": chance["mean"], "matrix": matrix}
+        _print_spread("with one another", pairs, chance["mean"])
     return report
 
 
-def _print_spread(name: str, spread: Spread, by_chance: float) -> None:
-    print(f"{name:46}{spread.mean:9.4f}{spread.min:9.4f}{spread.max:9.4f}{by_chance:11.4f}")
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
+
+
+def _print_spread(name: str, spread: Mapping[str, float], by_chance: float) -> None:
+    print(f"{name:46}{spread['mean']:9.4f}{spread['min']:9.4f}{spread['max']:9.4f}{by_chance:11.4f}")
 
 
 def _check(config: Config, clients: int) -> None:

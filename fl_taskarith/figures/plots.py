@@ -16,8 +16,9 @@ from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.figures.panels import Row, legend_below, match, open_rows, spread
-from fl_taskarith.figures.run_groups import RunRecord, read_run
+from fl_taskarith.figures.run_groups import RunRecord
 from fl_taskarith.storage.files import write_atomically
 
 # Okabe & Ito (2008): told apart by every common form of colour blindness; line styles tell them apart in grey print.
@@ -74,13 +75,9 @@ def draw_rows(
     return figure
 
 
-def plot_curves(folder: Path, output: Path) -> list[Path]:
-    """Draw `curves` of one run; writes output.png and output.pdf.
-
-    Raises:
-        CheckpointError: the folder holds no readable rounds.csv, or the output cannot be written.
-    """
-    return save_figure(curves(read_run(folder)), output)
+def course_figure(run: RunRecord) -> Figure:
+    """Draw accuracy and losses of a run, or on regression data distances to the truth, against rounds."""
+    return distances([run]) if run.settings["dataset"] == REGRESSION else curves(run)
 
 
 def curves(run: RunRecord) -> Figure:
@@ -111,15 +108,6 @@ def curves(run: RunRecord) -> Figure:
                 axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, columnspacing=1.0)
         figure.suptitle(fill(run.title, TITLE_CHARACTERS), fontsize=9)
     return figure
-
-
-def plot_distances(folders: Sequence[Path], output: Path) -> list[Path]:
-    """Draw `distances` of runs on regression data; writes output.png and output.pdf.
-
-    Raises:
-        CheckpointError: a folder holds no readable rounds.csv, or the output cannot be written.
-    """
-    return save_figure(distances([read_run(folder) for folder in folders]), output)
 
 
 def distances(runs: Sequence[RunRecord]) -> Figure:

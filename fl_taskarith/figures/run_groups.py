@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas
 
-from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.settings import IDENTITY_KEYS, from_mapping
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.figures.setting_words import SEED_KEYS, Settings, labels, run_words
@@ -88,11 +87,6 @@ def read_run(folder: Path) -> RunRecord:
     if not (folder / "rounds.csv").exists() and (packed := packed_run(folder)) is not None:
         return RunRecord(folder, packed.rows, packed.record)
     return RunRecord(folder, tuple(read_rounds(folder)))
-
-
-def has_regression_data(folder: Path) -> bool:
-    """Return whether the run in `folder` is on regression data, which has distances to the truth and no accuracy."""
-    return RunRecord(folder, ()).settings["dataset"] == REGRESSION
 
 
 def find_runs(folders: Sequence[Path]) -> list[RunRecord]:

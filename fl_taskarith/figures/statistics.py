@@ -184,11 +184,14 @@ def holm(p: Sequence[float]) -> list[float]:
 def verdict_on(pairs: Paired, p: float, margin: float = MARGIN) -> str:
     """Return "equivalent within MARGIN", "different", where `p` (perhaps adjusted) is at most 5 %, or "cannot tell".
 
-    A difference that is within the margin and yet not 0 is called equivalent: its interval shows the rest.
+    A difference that is within the margin and yet not 0 is called equivalent: its interval shows the rest. Of one seed
+    or two, the number of seeds stands behind "different": p is too small where seeds differ more than images explain.
     """
     if pairs.equivalent(margin):
         return f"equivalent within {margin:g}"
-    return "different" if p <= 1 - CONFIDENCE and pairs.over else "cannot tell"
+    if p > 1 - CONFIDENCE or not pairs.over:
+        return "cannot tell"
+    return "different" if pairs.n >= FEWEST else f"different (n = {pairs.n})"
 
 
 def judge_family(pairs: Sequence[Paired], untuned: Sequence[bool]) -> list[tuple[float, str]]:

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from fl_taskarith.errors import CheckpointError, printable
-from fl_taskarith.storage.files import write_atomically
-from fl_taskarith.storage.tensor_file import check_seal, sealed, without_seal
+from fl_taskarith.storage.tensor_file import check_seal, without_seal, write_sealed
 
 Shapes = Mapping[str, torch.Size | tuple[int, ...]]
 
@@ -145,7 +144,7 @@ def save_mask(path: Path, mask: Mask, facts: Mapping[str, str]) -> None:
     """
     shapes = {name: list(tensor.shape) for name, tensor in mask.tensors.items()}
     metadata = {**facts, "shapes": json.dumps(shapes)}
-    write_atomically(path, sealed(mask.packed(), metadata))
+    write_sealed(path, mask.packed(), metadata)
 
 
 def load_mask(path: Path) -> tuple[Mask, dict[str, str]]:
@@ -185,26 +184,6 @@ def _shapes(table: Any) -> dict[str, tuple[int, ...]]:
         if not isinstance(shape, list) or not all(type(side) is int and side > 0 for side in shape):
             raise ValueError(f"{name} is given the shape {shape}")
     return {name: tuple(shape) for name, shape in table.items()}
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and extremes of some numbers."""
-
-    mean: float
-    min: float
-    max: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Describe at least one number.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if not values:
-            raise ValueError("no numbers to describe")
-        return cls(sum(values) / len(values), min(values), max(values))
 
 
 def chance_overlap(density: float, other: float) -> float:

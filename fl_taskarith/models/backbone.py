@@ -19,8 +19,7 @@ from fl_taskarith.models.class_token_block import compute_class_token_only
 from fl_taskarith.models.suffix import Backbone
 from fl_taskarith.models.vit_glyph import VIT_GLYPH_WEIGHTS
 from fl_taskarith.models.weights import load_weights
-from fl_taskarith.storage.files import write_atomically
-from fl_taskarith.storage.tensor_file import sealed
+from fl_taskarith.storage.tensor_file import write_sealed
 from fl_taskarith.storage.verified_files import checksum_of_file
 
 HEAD_PARAMETERS = ("head.weight", "head.bias")
@@ -152,7 +151,7 @@ def export_model(model: Backbone, path: Path, classes: Sequence[str], facts: Map
         **facts,
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_atomically(path, sealed(tensors, metadata))
+    write_sealed(path, tensors, metadata)
 
 
 def pretrained_settings(model: Backbone) -> dict[str, Any]:

@@ -228,7 +228,8 @@ def _headlines(sections: Sequence[Section]) -> list[tuple[str, Latex]]:
     """Return the titles and texts of the few findings that the abstract has room for."""
     order = {name: place for place, name in enumerate(wording("HEADLINE_ORDER"))}
     ordered = sorted(sections, key=lambda section: order[section.name])
-    told = [(section.title, claim.text) for section in ordered for claim in section.claims if claim.status == "told"]
+    told = [(section.title, claim.text) for section in ordered for claim in section.claims
+            if claim.status == "told" and claim.headline]  # fmt: skip
     first = {title: text for title, text in reversed(told)}  # of each section
     return [(title, first[title]) for title in dict.fromkeys(title for title, _ in told)][: wording("HEADLINES")]
 

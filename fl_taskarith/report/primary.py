@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fl_taskarith.figures.statistics import judge_family
+from fl_taskarith.figures.statistics import FEWEST, judge_family
 from fl_taskarith.report.contrasts import difference
 from fl_taskarith.report.latex import Latex, escape, listed
 from fl_taskarith.report.read_results import MeasuredArm, StudyFolder
@@ -28,7 +28,7 @@ def primary(section: Section, studies: Sequence[StudyFolder]) -> None:
                 whether = say("whether", name, than)
                 section.claims.append(Claim(finding, "undecided", points, say("undecided", each), whether, table))
             else:
-                section.claims.append(Claim(finding, "told", points, table=table))
+                section.claims.append(Claim(finding, "told", points, table=table, headline=each.n >= FEWEST))
 
 
 def _name(arm: MeasuredArm, study: StudyFolder) -> Latex:

@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from fl_taskarith.config.toml import read_text
 from fl_taskarith.errors import ConfigError
 from fl_taskarith.figures.setting_words import solved_head_words
-from fl_taskarith.figures.statistics import NO_WIDTH, Paired, seed_words, summarise
+from fl_taskarith.figures.statistics import FEWEST, NO_WIDTH, Paired, seed_words, summarise
 from fl_taskarith.report.contrasts import Arms, difference, gain, surviving_holm, verdict
 from fl_taskarith.report.latex import Latex, escape, number, plain
 from fl_taskarith.report.read_results import MeasuredArm
@@ -32,6 +32,7 @@ class Claim(NamedTuple):
         finding: in words, as the conclusion lists it; `open_question` takes its place where it is undecided.
         points: its numbers. detail: what a reader of them may want to know; not in the abstract.
         table: the label of the table that it rests on, if any.
+        headline: whether the abstract may state it: not where it rests on fewer than three seeds.
     """
 
     finding: Latex
@@ -40,6 +41,7 @@ class Claim(NamedTuple):
     detail: Latex = Latex()
     open_question: Latex = Latex()
     table: Latex = Latex()
+    headline: bool = True
 
     @property
     def text(self) -> Latex:
@@ -147,7 +149,8 @@ class Section:
                 Claim(finding, "undecided", say("points", pairs), say("undecided", pairs), whether, table)
             )
         else:
-            self.claims.append(Claim(finding, "told", say("points", pairs), table=table))
+            told = Claim(finding, "told", say("points", pairs), table=table, headline=pairs.n >= FEWEST)
+            self.claims.append(told)
 
     @property
     def status(self) -> Status:

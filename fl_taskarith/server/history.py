@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl_taskarith.config.choices import REGRESSION
 from fl_taskarith.config.rule import shown
 from fl_taskarith.errors import CheckpointError, ConfigError
 from fl_taskarith.server.course import gain
@@ -80,11 +79,10 @@ class History:
         """Return a figure of accuracy and losses against rounds, or of distances to the truth on regression data."""
         from matplotlib import pyplot
 
-        from fl_taskarith.figures.plots import curves, distances
+        from fl_taskarith.figures.plots import course_figure
         from fl_taskarith.figures.run_groups import read_run
 
-        run = read_run(self.folder)
-        figure = distances([run]) if self.settings["dataset"] == REGRESSION else curves(run)
+        figure = course_figure(read_run(self.folder))
         pyplot.close(figure)  # else a notebook shows it twice
         return figure
 

@@ -257,10 +257,7 @@ def _choose_engine(config: Config, client_app: ClientCallable, grid: Grid | None
 
 def draw_curves(folder: Path) -> None:
     """Draw curves.png and curves.pdf in a run's folder."""
-    from fl_taskarith.figures.plots import plot_curves, plot_distances
-    from fl_taskarith.figures.run_groups import has_regression_data
+    from fl_taskarith.figures.plots import course_figure, save_figure
+    from fl_taskarith.figures.run_groups import read_run
 
-    if has_regression_data(folder):
-        plot_distances([folder], folder / "curves")
-    else:
-        plot_curves(folder, folder / "curves")
+    save_figure(course_figure(read_run(folder)), folder / "curves")

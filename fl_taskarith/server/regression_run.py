@@ -22,9 +22,8 @@ from fl_taskarith.mixtures.matching import (
 from fl_taskarith.server.interruption import finishing_rounds
 from fl_taskarith.server.run import Progress, overhead, record_round
 from fl_taskarith.storage.checkpoint import Checkpoint
-from fl_taskarith.storage.files import write_atomically
 from fl_taskarith.storage.run_folder import Logbook, Row
-from fl_taskarith.storage.tensor_file import sealed
+from fl_taskarith.storage.tensor_file import write_sealed
 from fl_taskarith.strategies.fedavg import FedAvg
 from fl_taskarith.training.schedules import learning_rate
 from fl_taskarith.workspace.regression_data import adversary_of, mixture_of
@@ -75,8 +74,8 @@ class MixtureRun:
             )
         self.logbook.note(rounds=self.logbook.rows[-1]["round"], converged=self.strategy.converged)
         if self.config.save_model:
-            content = sealed({"theta": self.theta, "truth": self.mixture.truth}, self.logbook.owner)
-            write_atomically(self.logbook.output("model.safetensors"), content)
+            tensors = {"theta": self.theta, "truth": self.mixture.truth}
+            write_sealed(self.logbook.output("model.safetensors"), tensors, self.logbook.owner)
 
     def _after_round(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord) -> None:
         started = time.perf_counter()

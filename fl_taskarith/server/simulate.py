@@ -2,8 +2,9 @@
 
 import logging
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tqdm.auto import tqdm
 
@@ -24,6 +25,10 @@ from fl_taskarith.storage.paths import conf_file
 from fl_taskarith.storage.progress import is_watched
 from fl_taskarith.storage.run_folder import Row
 from fl_taskarith.workspace.machine import available_threads, choose_device, on_this_machine
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid
 
 log = logging.getLogger("fl_taskarith")
 
@@ -84,7 +89,28 @@ def _finished(config: Config) -> Path | None:
 
 
 def _run_on_ray(config: Config, progress: Progress, deadline: float | None, starts: Starts | None) -> History:
-    """The same on Flower's simulation engine; its run_simulation raises what the ServerApp raises."""
+    """The same on Flower's simulation engine, in one actor that has all cores: clients take turns."""
+    histories: list[History] = []
+
+    def work(grid: "Grid") -> None:
+        histories.append(run_federation(config, client_app, grid, progress, deadline, starts))
+
+    cores = available_threads()
+    on_gpu = choose_device(config.device).type == "cuda"
+    on_ray(work, client_app, config.num_clients, cores, {"num_cpus": cores, "num_gpus": 1.0 if on_gpu else 0.0})
+    return histories[0]
+
+
+def on_ray(
+    work: Callable[["Grid"], None], app: "ClientApp", clients: int, cores: int, client_resources: Mapping[str, float]
+) -> None:
+    """Call `work` as the ServerApp of a Flower simulation; what it raises is raised here.
+
+    Args:
+        clients: virtual clients, each of which runs `app`.
+        cores: that Ray may use.
+        client_resources: num_cpus and num_gpus of an actor, which runs one client at a time.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from flwr.app import Context
@@ -92,24 +118,17 @@ def _run_on_ray(config: Config, progress: Progress, deadline: float | None, star
     from flwr.simulation import run_simulation
 
     server_app = ServerApp()
-    histories: list[History] = []
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        histories.append(run_federation(config, client_app, grid, progress, deadline, starts))
+        work(grid)
 
-    cores = available_threads()  # one actor that has them all: clients take turns, as in the sequential engine
-    on_gpu = choose_device(config.device).type == "cuda"
     run_simulation(
         server_app,
-        client_app,
-        num_supernodes=config.num_clients,
-        backend_config={
-            "init_args": {"num_cpus": cores},
-            "client_resources": {"num_cpus": cores, "num_gpus": 1.0 if on_gpu else 0.0},
-        },
+        app,
+        num_supernodes=clients,
+        backend_config={"init_args": {"num_cpus": cores}, "client_resources": {**client_resources}},
     )
-    return histories[0]
 
 
 class _ProgressBar:

@@ -35,5 +35,6 @@ def _of_runs(results: Path) -> Iterator[tuple[Path, str]]:
 
 
 if __name__ == "__main__":
-    record = {"by": "the authors of fl_taskarith", "runs": shipped_digests(Path(sys.argv[1]))}
+    runs = {family: " ".join(digests) for family, digests in shipped_digests(Path(sys.argv[1])).items()}
+    record = {"by": "the authors of fl_taskarith", "runs": runs}
     write_atomically(shipped_file(LIST), json.dumps(record, indent=1) + "\n")

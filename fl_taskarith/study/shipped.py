@@ -70,4 +70,4 @@ def digest(name: str, test_percent: float | None, seconds: float | None) -> str:
 @functools.cache
 def _known() -> frozenset[str]:
     families = json.loads(shipped_file(LIST).read_text(encoding="utf-8"))["runs"]
-    return frozenset(digest for digests in families.values() for digest in digests)
+    return frozenset(digest for digests in families.values() for digest in digests.split())

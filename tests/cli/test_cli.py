@@ -10,7 +10,7 @@ from fl_taskarith.cli.command import COMMANDS, main
 from fl_taskarith.config.fields import HEADINGS, rules
 from fl_taskarith.config.settings import load, parse_overrides
 from fl_taskarith.errors import CheckpointError, ConfigError
-from fl_taskarith.figures.plots import plot_curves
+from fl_taskarith.figures.run_groups import read_run
 from fl_taskarith.storage.paths import checkout, resolve, results_root, shipped_file
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +104,7 @@ def test_plot_draws_several_runs_into_one_figure(tmp_path: Path, capsys: pytest.
 
 def test_plot_of_a_folder_without_results_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"rounds\.csv"):
-        plot_curves(tmp_path, tmp_path / "curves")
+        read_run(tmp_path)
 
 
 def test_results_lie_in_the_installed_checkout_wherever_the_process_stands(
@@ -149,7 +149,7 @@ def test_an_output_that_is_there_is_replaced_only_on_demand(
         "describe.masks.workspace",
         "describe.masks.read_mask",
         "describe.shard_histogram.class_histogram",
-        "figures.plots.plot_curves",
+        "figures.plots.curves",
     ):
         monkeypatch.setattr(f"fl_taskarith.{place}", unneeded)
     monkeypatch.setattr("fl_taskarith.models.glyph_pretraining.pretrain_glyph", unneeded)

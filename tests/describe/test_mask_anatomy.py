@@ -22,7 +22,7 @@ from fl_taskarith.describe.sensitivity_plot import (
     zero_lines,
 )
 from fl_taskarith.masking.anatomy import KINDS, density_by_kind, density_by_layer, key_biases, parts
-from fl_taskarith.masking.mask import Mask, Spread, between_pairs, chance_overlap, jaccard_matrix
+from fl_taskarith.masking.mask import Mask, between_pairs, chance_overlap, jaccard_matrix
 from fl_taskarith.models.backbone import HEAD_PARAMETERS
 
 MODELS = {
@@ -100,9 +100,6 @@ def test_overlap_equals_what_a_hand_counts() -> None:
     third = 1 / 3
     assert jaccard_matrix(masks) == [[1, third, 0, 1], [third, 1, 0, third], [0, 0, 1, 0], [1, third, 0, 1]]
     assert between_pairs([[1, 2, 3], [4, 5, 6], [7, 8, 9]]) == [2, 3, 6]
-    assert Spread.of([1.0, 2.0, 6.0]) == Spread(3.0, 1.0, 6.0)
-    with pytest.raises(ValueError, match="no numbers"):
-        Spread.of([])
     assert chance_overlap(0.1, 0.1) == pytest.approx(1 / 19)
     assert chance_overlap(0.5, 1.0) == 0.5
     assert chance_overlap(0.0, 0.3) == 0.0

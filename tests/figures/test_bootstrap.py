@@ -140,6 +140,14 @@ def test_equivalence_is_two_one_sided_tests(values: list[float], said: str) -> N
     assert verdict_on(pairs, pairs.p) == said
 
 
+@pytest.mark.parametrize(("seeds", "said"), [(1, "different (n = 1)"), (2, "different (n = 2)"), (3, "different")])
+def test_the_verdict_on_few_seeds_names_their_number(seeds: int, said: str) -> None:
+    first, second = right(seeds, 1000, 0.5, chance=1), right(seeds, 1000, chance=2)
+    pairs = paired(percent(first), percent(second), first, second)
+    assert pairs.p < 0.01
+    assert verdict_on(pairs, pairs.p) == said
+
+
 def test_a_difference_that_its_family_does_not_bear_out_is_not_told() -> None:
     pairs = paired({0: 2.0, 1: 2.3, 2: 1.0}, dict.fromkeys(range(3), 0.0))
     assert verdict_on(pairs, 0.04) == "different"

@@ -281,7 +281,7 @@ def test_many_runs_on_regression_data_are_spread_over_rows(tmp_path: Path, monke
         folders.append(logbook.folder)
     shown: list[Figure] = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, output: shown.append(figure) or [output])
-    plots.plot_distances(folders, tmp_path / "distances")
+    plots.save_figure(plots.distances([read_run(folder) for folder in folders]), tmp_path / "distances")
     assert [len(axes.lines) for axes in shown[0].axes] == [5, 5, 4, 4], "seven others, and the first in both rows"
     assert {line.get_label() for line in shown[0].axes[0].lines} | {
         line.get_label() for line in shown[0].axes[2].lines
@@ -294,7 +294,7 @@ def test_a_squared_loss_is_not_drawn_as_cross_entropy(tmp_path: Path, monkeypatc
         logbook.write_round({"round": 1, "test_accuracy": 0.5, "train_loss": 0.2, "test_loss": 1.0, "clients": 2})
     shown: list[Figure] = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, output: shown.append(figure) or [output])
-    plots.plot_curves(logbook.folder, tmp_path / "curves")
+    plots.save_figure(plots.course_figure(read_run(logbook.folder)), tmp_path / "curves")
     _, cross_entropy, squared = shown[0].axes
     assert [line.get_label() for line in cross_entropy.lines] == ["test"]
     assert [line.get_label() for line in squared.lines] == ["training (mean of clients)"]

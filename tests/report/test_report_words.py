@@ -24,6 +24,7 @@ from fl_taskarith.report.contrasts import (
     twin,
     verdict,
 )
+from fl_taskarith.report.document import _headlines
 from fl_taskarith.report.latex import Latex, escape, number
 from fl_taskarith.report.read_results import MeasuredArm
 from fl_taskarith.report.sentences import Compared, Section, lay_out, say, sentence
@@ -128,6 +129,18 @@ def test_claims_are_worded_by_the_interval(values: list[float], expected: str, s
         assert "one seed has no interval" in made.detail
     if len(values) == 2:
         assert "two seeds have no interval" in made.detail
+
+
+def test_two_seeds_are_told_in_their_section_but_not_in_the_abstract() -> None:
+    images = np.random.default_rng(0).random(2000)
+    better, worse = (np.stack([images < share] * 3).astype(float) for share in (0.6, 0.5))
+    section = Section("strategies", "title", "question")
+    for seeds in (2, 3):
+        values = [dict(enumerate(100 * each[:seeds].mean(1))) for each in (better, worse)]
+        correct = [dict(enumerate(each[:seeds])) for each in (better, worse)]
+        section.claim(f"of {seeds}", paired(*values, *correct), "the other")
+    assert [claim.status for claim in section.claims] == ["told", "told"]
+    assert [text for _, text in _headlines([section])] == [section.claims[1].text]
 
 
 def test_a_table_has_the_verdict_on_every_difference_and_its_sentence_counts_them() -> None:

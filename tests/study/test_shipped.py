@@ -32,7 +32,7 @@ def test_every_committed_run_is_listed_and_its_tables_say_so() -> None:
     found = shipped_digests(results)
     assert "digits" in found and "cifar100" in found
     for family, digests in record["runs"].items():
-        missing = set(digests) - set(found.get(family, ()))
+        missing = set(digests.split()) - set(found.get(family, ()))
         assert not missing, "committed results are gone"
     tables = [path for path in results.rglob("runs.csv") if (path.parent / "settings.json").exists()]
     assert len(tables) >= 11

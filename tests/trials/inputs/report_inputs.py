@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from report_studies import MIXED, write_study
 from small_studies import STUDY, FakeTraining, study_of
 
-from fl_taskarith.figures.run_groups import find_runs, has_regression_data, members
+from fl_taskarith.config.choices import REGRESSION
+from fl_taskarith.figures.run_groups import find_runs, members
 from fl_taskarith.one_shot.benchmark_file import OneShot, load_one_shot
 from fl_taskarith.one_shot.benchmark_tables import (
     accuracy_table,
@@ -131,7 +132,7 @@ def _plot(prepared: Prepared, drawn: random.Random, folder: Path) -> Made:
         runs = find_runs([folder / "results"])
         assert len(runs) >= 4, "a run was left out that says it is finished"
         for run in runs:
-            assert run.title and run.training_loss and not has_regression_data(run.folder)
+            assert run.title and run.training_loss and run.settings["dataset"] != REGRESSION
         for member in members(runs):
             assert 0 <= member.last_percent().mean <= 100 or not member.last_percent().n
             member.curve("val_accuracy", 100)
