@@ -41,6 +41,7 @@ def plot_overlap(members: Sequence[Member], output: Path) -> list[Path]:
                 if found := lines[labels[place]].get(kind, {}):
                     look = {**line_look(turn), "label": labels[place]}
                     draw_bars(axes, list(found), list(found.values()), (1.0, heard[labels[place]]), **look)
+            axes.set_ylim(0.5, max(heard[label] for label in labels) + 0.5)  # of all panels: heights compare
             axes.set_title(words, fontsize=9)
             axes.set_xlabel("block")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

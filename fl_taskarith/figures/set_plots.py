@@ -16,7 +16,7 @@ from fl_taskarith.figures.panels import Row, draw_bars, runs_note, spread
 from fl_taskarith.figures.plots import COLOURS, MARKERS, STYLE, STYLES, draw_rows, line_look, save_figure
 from fl_taskarith.figures.run_groups import Member
 from fl_taskarith.figures.set_curves import is_idle, plot_bands
-from fl_taskarith.figures.setting_words import mask_words, mean_local_steps, sharding_words
+from fl_taskarith.figures.setting_words import evenness, mask_words, mean_local_steps, sharding_words
 from fl_taskarith.figures.statistics import Summary
 
 SWEPT = {"density": "density (share of weights updated)", "calibration-rounds": "calibration rounds R"}
@@ -228,12 +228,6 @@ def _places(members: Sequence[Member]) -> dict[Place, Member]:
 
 def _axes_of(places: Mapping[Place, Member]) -> tuple[list[str], list[float], list[str]]:
     """Return shardings (from few classes per client to iid), local steps and masks."""
-
-    def evenness(place: Place) -> tuple[int, float]:
-        settings = places[place].settings
-        kind = str(settings["sharding"])
-        by = {"classes": "classes-per-client", "dirichlet": "dirichlet-alpha"}
-        return (2, 0.0) if kind == "iid" else (int(kind == "classes"), float(settings[by[kind]]))
-
-    shardings = list(dict.fromkeys(place.sharding for place in sorted(places, key=evenness)))
+    by_evenness = sorted(places, key=lambda place: evenness(places[place].settings))
+    shardings = list(dict.fromkeys(place.sharding for place in by_evenness))
     return shardings, sorted({place.steps for place in places}), list(dict.fromkeys(place.mask for place in places))

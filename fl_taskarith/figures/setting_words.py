@@ -22,6 +22,13 @@ def sharding_words(settings: Settings) -> str:
     return SHARDING_WORDS[str(settings["sharding"])].format(**settings)
 
 
+def evenness(settings: Settings) -> tuple[int, float]:
+    """Return what divisions of the data are sorted by: Dirichlet by α, then by classes per client, then iid."""
+    kind = str(settings["sharding"])
+    by = {"classes": "classes-per-client", "dirichlet": "dirichlet-alpha"}
+    return (2, 0.0) if kind == "iid" else (int(kind == "classes"), float(settings[by[kind]]))
+
+
 def mask_words(settings: Settings) -> str:
     """For example "all weights" or "random, density 0.1"."""
     rule = settings["mask-rule"]

@@ -36,7 +36,7 @@ from fl_taskarith.study.results import State, StudyResults
 from fl_taskarith.study.search import DIVERGED, Search, also_words
 from fl_taskarith.study.shipped import is_shipped, origin_words
 from fl_taskarith.study.study_file import shown_setting
-from fl_taskarith.study.table_plots import plot_arms
+from fl_taskarith.study.table_plots import plot_arms, plot_groups
 
 TEMPLATE = Path(__file__).with_name("tables.md.j2")
 
@@ -108,15 +108,19 @@ def _readme(results: StudyResults, frame: StudyFrame, rows: Sequence[Comparison]
     for name in study.groups:
         own = [row for row in rows if row.results.arm.group == name]
         file = f"accuracy-{names[name]}" if name else "accuracy"
-        figures = (
-            [("test accuracy", f"{file}.png")] if plot_arms(own, name or study.title, results.folder / file) else []
-        )
-        reference = next((row.results.arm.label for row in own if row.is_reference), "")
-        for kind, draw in (("curves", partial(plot_bands, reference=reference)), ("overlap", plot_overlap)):
-            figures += _figures(results, own, file.replace("accuracy", kind, 1), draw, True)
+        figures: Figures = []
+        if len(own) == 1 or sum(row.test.n > 0 for row in own) > 1:  # of one arm among others there is nothing to see
+            if plot_arms(own, name or study.title, results.folder / file):
+                figures.append(("test accuracy", f"{file}.png"))
+            reference = next((row.results.arm.label for row in own if row.is_reference), "")
+            for kind, draw in (("curves", partial(plot_bands, reference=reference)), ("overlap", plot_overlap)):
+                figures += _figures(results, own, file.replace("accuracy", kind, 1), draw, True)
         groups.append({"name": name, "table": arm_table(study, own), "notes": _failures(own) + _lost(own, study),
                        "figures": figures, "stopped": any(row.results.stops for row in own)})  # fmt: skip
     whole = {"heat-map": plot_heat_map, "drift": plot_drift} | {key: partial(_plot_sweep, key) for key in SWEPT}
+    across: Figures = []
+    if plot_groups(rows, results.folder / "groups"):
+        across.append(("test accuracy by group", "groups.png"))
     own_searches: dict[Search, list[str]] = {}
     for arm in study.arms:
         if arm.search is not None and study.searched(arm) is not None:
@@ -130,7 +134,7 @@ def _readme(results: StudyResults, frame: StudyFrame, rows: Sequence[Comparison]
         study=study,
         origin=origin_words(sum(shipped), len(shipped)),
         groups=groups,
-        figures=[each for name, draw in whole.items() for each in _figures(results, rows, name, draw)],
+        figures=across + [each for name, draw in whole.items() for each in _figures(results, rows, name, draw)],
         primary=primary_table(study, compare_primary(frame)) if study.primary else "",
         over={
             pairs.over
@@ -207,7 +211,7 @@ def arm_table(study: Study, rows: Sequence[Comparison]) -> str:
         _Column(f"difference to {reference} [95 % CI]",
                 lambda row: BLANK if row.difference is None else mean_with_interval(row.difference)),
         _Column("detectable", lambda row: BLANK if row.difference is None else number(row.difference.detectable)),
-        _Column("‖τ‖, last round", lambda row: mean_with_sd(row.norm, 3)),
+        _Column("‖θ − θ₀‖, last round", lambda row: mean_with_sd(row.norm, 3)),
         _Column("uplink MB per round", lambda row: number(row.uplink.mean)),
     ]  # fmt: skip
     cells = [(column, [column.cell(row) for row in rows]) for column in columns]
@@ -306,7 +310,7 @@ def _arm_record(study: Study, row: Comparison, with_retained: bool) -> dict[str,
     for name, summary in (("test_percent", row.test), ("val_percent", row.val), ("task_vector_norm", row.norm)):
         record |= {name: summary.mean, f"{name}_sd": summary.sd}
     for name, pairs in (("gain", row.gain), ("difference", row.difference)):
-        parts = ("mean", "sd", "low", "high", "detectable", "n")
+        parts = ("mean", "sd", "low", "high", "over", "detectable", "n")
         record |= {f"{name}_{part}": None if pairs is None else getattr(pairs, part) for part in parts}
     if with_retained:
         record["gain_retained_percent"] = row.retained

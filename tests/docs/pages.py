@@ -183,7 +183,8 @@ def diff(a: pandas.Series, b: pandas.Series, digits: int = 1, signed: bool = Fal
 
 def gap(a: pandas.Series, b: pandas.Series, digits: int = 1) -> str:
     """Write the mean of a - b over common seeds, without an interval."""
-    return f"{(a - b).dropna().mean():.{digits}f}"
+    common = [key for key in a.index if key in b.index]
+    return f"{(a[common] - b[common]).mean():.{digits}f}"
 
 
 def survivors(pairs: Sequence[tuple[pandas.Series, pandas.Series]]) -> int:
@@ -304,6 +305,8 @@ def main(words: Sequence[str]) -> int:
             page.write_text(text, encoding="utf-8")
             if page.name == "findings.md":
                 insert_findings(page.with_name("README.md"), text)
+    if not stale:
+        print("All pages say what the tables say.")
     return 1 if stale and not write else 0
 
 

@@ -139,7 +139,7 @@ def test_where_images_are_known_intervals_are_over_them_too(
     assert (first["images"], len(first[CORRECT])) == (str(IMAGES), IMAGES // 4)
     text = (tmp_path / "tiny" / "README.md").read_text()
     assert ("says nothing of other seeds" in text) is (over == "images")
-    assert ("seeds are resampled" in text) is (over != "images")
+    assert ("both are resampled" in text) is (over != "images")
 
 
 def test_two_seeds_without_images_have_no_interval_in_the_tables(

@@ -1,5 +1,6 @@
 """Study files, and the tables that are made of their runs."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -15,7 +16,7 @@ from fl_taskarith.errors import (
     ConfigError,
 )
 from fl_taskarith.study.results import StudyResults
-from fl_taskarith.study.runner import run_studies
+from fl_taskarith.study.runner import run_studies, run_what_is_left
 from fl_taskarith.study.study_file import load_studies, load_study
 from fl_taskarith.study.tables import write_tables
 
@@ -287,10 +288,21 @@ def test_a_figure_is_drawn_for_every_group(tmp_path: Path, training: FakeTrainin
     groups = '[[group]]\nname = "iid"\nsettings = { sharding = "iid" }\n[[group]]\nname = "Nc = 2"\n'
     run_studies([study_of(STUDY + groups, tmp_path)], tmp_path)
     folder = tmp_path / "tiny"
-    for name in ("accuracy-iid", "accuracy-nc-2"):
+    for name in ("accuracy-iid", "accuracy-nc-2", "groups"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert f"({name}.png)" in (folder / "README.md").read_text()
+
+
+@pytest.mark.figures
+def test_a_lone_arm_among_arms_that_were_not_run_has_no_figure(tmp_path: Path, training: FakeTraining) -> None:
+    study = study_of(STUDY, tmp_path)
+    only = dataclasses.replace(study, arms=study.arms[:1])
+    run_what_is_left([StudyResults(only, tmp_path)])
+    write_tables(StudyResults(study, tmp_path))
+    assert not list((tmp_path / "tiny").glob("*.png"))
+    write_tables(StudyResults(only, tmp_path))
+    assert (tmp_path / "tiny" / "accuracy.png").exists() and not (tmp_path / "tiny" / "groups.png").exists()
 
 
 def test_tables_are_not_replaced_by_those_of_nothing(
