@@ -48,11 +48,18 @@ def mean_with_interval(difference: Paired, digits: int = 2) -> str:
     """
     mean = number(difference.mean, digits, "+")
     if difference.has_width:
-        return f"{mean} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+        return f"{mean} [{bound(difference.low, digits)}, {bound(difference.high, digits)}]"
     if difference.over:
         return f"{mean} (all seeds alike)"
     each = ", ".join(number(value, digits, "+") for value in difference.values)
     return f"{mean} ({each})" if difference.n > 1 else mean
+
+
+def bound(value: float, digits: int = 2, sign: str = "+") -> str:
+    """Return an end of an interval with so many decimals, or with up to 4 where fewer would hide its side of 0."""
+    while value and digits < 4 and round(value, digits) == 0:
+        digits += 1
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # no -0.00
 
 
 def render_markdown(template: Path, **variables: Any) -> str:

@@ -23,6 +23,7 @@ import numpy as np
 import pandas
 from scipy import stats
 
+from fl_taskarith.figures.markdown import bound
 from fl_taskarith.figures.statistics import FEWEST, holm, paired, run_key
 from fl_taskarith.report.read_results import MeasuredArm, read_study
 
@@ -160,10 +161,10 @@ class StudyTables:
 def interval(mean: float, low: float, high: float, digits: int = 1, signed: bool = False) -> str:
     """Write a mean with its interval, for example "3.1 [2.2, 4.0]"."""
     sign = "+" if signed else ""
-    parts = [f"{round(value, digits) + 0.0:{sign}.{digits}f}" for value in (mean, low, high)]  # no -0.0
+    middle = f"{round(mean, digits) + 0.0:{sign}.{digits}f}"  # no -0.0
     if low == high:
-        return f"{parts[0]} (all seeds alike)"
-    return f"{parts[0]} [{parts[1]}, {parts[2]}]"
+        return f"{middle} (all seeds alike)"
+    return f"{middle} [{bound(low, digits, sign)}, {bound(high, digits, sign)}]"
 
 
 def acc(values: pandas.Series, digits: int = 2) -> str:
