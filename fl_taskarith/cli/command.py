@@ -230,7 +230,8 @@ def _search(parsed: argparse.Namespace) -> None:
     low = search_from(config) if parsed.low is None else parsed.low
     high = float(f"{low * 10**DECADES:.3g}") if parsed.high is None else parsed.high
     seeds = tuple(parsed.seeds)
-    search = Search(low, high, parsed.per_decade, tuple(parsed.rounds), parsed.keep, seeds, parsed.by)
+    rounds, bracket = tuple(parsed.rounds), not parsed.no_bracket
+    search = Search(low, high, parsed.per_decade, rounds, parsed.keep, seeds, parsed.by, bracket=bracket)
     path, choice = search_rate(config, search, results_root(parsed.results_dir), parsed.jobs, parsed.budget)
     print(path)
     if choice is None:

@@ -163,13 +163,17 @@ def test_search_chooses_one_configurations_rate_and_goes_on_where_it_stopped(
         ["search", "num-clients=10", "mask-rule=none"],
         ["--from", "1e-3", "--to", "10", "--rounds", "1", "2", "--results-dir", str(tmp_path)],
     )
-    assert main([*words, *command]) == 0
+    assert main([*words, *command, "--no-bracket"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "learning-rate = 0.1"
     assert [(run.learning_rate, run.num_rounds) for run in training.runs[9:]] == [(0.1, 2), (0.316, 2)]
     (found,) = tmp_path.glob("search/*/search.csv")
     assert [row["learning_rate"] for row in table(found) if row["chosen"] == "True"] == ["0.1", "0.1"]
     assert main([*words, *command]) == 0
-    assert len(training.runs) == 11
+    assert [(run.learning_rate, run.num_rounds) for run in training.runs[11:]] == [(0.0316, 2)], (
+        "the winner's neighbour"
+    )
+    assert main([*words, *command]) == 0
+    assert len(training.runs) == 12
     training.accuracy = lambda run: run.learning_rate / 100
     assert main([*words, "local-steps=2", *command]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "learning-rate = 10 (an end of the grid: not tuned)"
