@@ -85,9 +85,17 @@ class StudyTables:
 
     def contrast(self, key: str, against: str, digits: int = 2) -> str:
         """Return a contrast of primary.csv in points, named before the runs, with its 95 % interval."""
+        row = self._primary(key, against)
+        return interval(row["mean"], row.low, row.high, digits, signed=True)
+
+    def p(self, key: str, against: str) -> float:
+        """Return the p value of a contrast of primary.csv, as Holm adjusts it."""
+        return float(self._primary(key, against).p_holm)
+
+    def _primary(self, key: str, against: str) -> pandas.Series:
         rows = self._rows(pandas.read_csv(self.folder / "primary.csv"), key)
         (row,) = [row for _, row in rows.iterrows() if f"{row.against_group}: {row.against}" == against]
-        return interval(row["mean"], row.low, row.high, digits, signed=True)
+        return row
 
     def rate(self, *keys: str) -> str:
         """Return the learning rate that all of these arms ran at."""
