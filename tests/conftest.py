@@ -195,6 +195,7 @@ def no_table_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """Tables without their figures, but in tests marked `figures`."""
     if "figures" not in request.keywords:
         monkeypatch.setattr("fl_taskarith.study.tables.plot_arms", lambda rows, title, output: [])
+        monkeypatch.setattr("fl_taskarith.study.tables.plot_groups", lambda rows, output: [])
         monkeypatch.setattr("fl_taskarith.study.tables._figures", lambda *_: [])
 
 
@@ -202,3 +203,10 @@ def no_table_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 def _one_thread() -> None:
     """Of each of the two processes that share the two cores; of what is this small, two would mostly wait."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_tex(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typesetting takes seconds: only tests marked `slow` do it."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr("fl_taskarith.report.document.find_tex", lambda: None)

@@ -20,6 +20,8 @@ from report_text import prose, report
 
 from fl_taskarith.report.document import write_report
 
+pytestmark = pytest.mark.usefixtures("no_tex")
+
 
 def test_questions_are_answered_by_the_numbers(tmp_path: Path) -> None:
     def accuracy(settings: Settings, seed: int) -> float:

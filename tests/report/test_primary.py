@@ -12,6 +12,8 @@ from fl_taskarith.report.document import write_report
 from fl_taskarith.report.read_results import read_study
 from fl_taskarith.study.runner import run_studies
 
+pytestmark = pytest.mark.usefixtures("no_tex", "no_table_figures")
+
 SEEDS = "seeds = [0, 1]\nshard-seeds = [0, 1, 2]"
 CONTRASTS = """
 [[arm]]
@@ -24,12 +26,6 @@ against = "dense"
 arm = "twin"
 against = "dense"
 """
-
-
-@pytest.fixture(autouse=True)
-def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_taskarith.study.tables.plot_arms", lambda *_: [])
-    monkeypatch.setattr("fl_taskarith.study.tables._figures", lambda *_: [])
 
 
 def accuracy(config: Config) -> float:

@@ -31,8 +31,16 @@ from fl_taskarith.report.typeset import find_tex, typeset
 from fl_taskarith.storage.paths import shipped_file
 from fl_taskarith.study.study_file import load_study
 
+pytestmark = pytest.mark.usefixtures("no_tex")
+
 TEX = find_tex()
 AUTHORS = '[[author]]\nname = "Ada Lovelace"\nid = "s_123"\naffiliation = "R&D"\n[[author]]\nname = "Ōno"\nid = "7"\n'
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All seven studies."""
+    return write_studies(tmp_path_factory.mktemp("digits"))
 
 
 def computed(root: Path, studies: Iterable[str] = STUDIES) -> set[str]:

@@ -17,6 +17,8 @@ from fl_taskarith.report.generated import MANIFEST
 from fl_taskarith.report.read_results import read_study
 from fl_taskarith.report.typeset import Typeset, find_tex
 
+pytestmark = pytest.mark.usefixtures("no_tex")
+
 TEX = find_tex()
 FIGURE = b"%PDF-1.4 /MediaBox [ 0 0 200 249 ]"
 AUTHORS = '[[author]]\nname = "Ada Lovelace"\nid = "1"\n'
