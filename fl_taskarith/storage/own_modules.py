@@ -23,8 +23,8 @@ _read: dict[str, tuple[ModuleSpec | None, str]] = {}  # by module: as it was whe
 def own_modules(config: Config) -> dict[str, str]:
     """Return the SHA-256 of each module that a setting names as "module:name", by that setting.
 
-    It covers the module's file and the files it imports that lie beside it, directly or through one another. It is that
-    of the code in memory: a file that is edited after its import counts once the module is imported again.
+    It covers the module's file and, unless it is installed, the files it imports that lie beside it, directly or through
+    one another. It is that of the code in memory: a file that is edited after its import counts once the module is imported again.
 
     Raises:
         ConfigError: one cannot be imported.
@@ -60,9 +60,14 @@ def _checksum(key: str, name: str) -> str:
 
 
 def _files(module: str) -> list[Path]:
-    """Return the files of an imported module and of all it imports from its own package or its own folder."""
+    """Return the files of an imported module and of all it imports from its own package or its own folder.
+
+    Of an installed package, which may be large and is not edited, only the module's own file.
+    """
     top = module.partition(".")[0]
     tree = (_file(top) or Path()).parent
+    if "site-packages" in tree.parts:
+        return [file for file in (_file(module),) if file is not None]
     files: dict[str, Path | None] = {}
     to_read = [module]
     while to_read:
