@@ -23,8 +23,9 @@ _read: dict[str, tuple[ModuleSpec | None, str]] = {}  # by module: as it was whe
 def own_modules(config: Config) -> dict[str, str]:
     """Return the SHA-256 of each module that a setting names as "module:name", by that setting.
 
-    It covers the module's file and, unless it is installed, the files it imports that lie beside it, directly or through
-    one another. It is that of the code in memory: a file that is edited after its import counts once the module is imported again.
+    It covers the module's file and, unless it is installed, the files it imports that lie beside it, directly or
+    through one another. It is that of the code in memory: a file that is edited after its import counts once the module
+    is imported again.
 
     Raises:
         ConfigError: one cannot be imported.
