@@ -151,7 +151,7 @@ def _pretrain_glyph(parsed: argparse.Namespace) -> None:
 
 def _plot(parsed: argparse.Namespace) -> None:
     from fl_taskarith.config.choices import REGRESSION
-    from fl_taskarith.figures.plots import course_figure, distances, save_figure
+    from fl_taskarith.figures.plots import curves, distances, save_figure
     from fl_taskarith.figures.run_groups import find_runs, members
     from fl_taskarith.figures.set_plots import plot_set, possible_figures
     from fl_taskarith.storage.files import make_folder, require_new
@@ -165,7 +165,7 @@ def _plot(parsed: argparse.Namespace) -> None:
     if all(run.settings["dataset"] == REGRESSION for run in runs):
         paths = save_figure(distances(runs), output)
     elif len(runs) == 1:
-        paths = save_figure(course_figure(runs[0]), output)
+        paths = save_figure(curves(runs[0]), output)
     else:
         if len(lines := members(runs)) > MANY_LINES:
             print(f"{len(lines)} lines of {len(runs)} runs are hard to read and take minutes: name fewer folders.",
